@@ -1,0 +1,44 @@
+"""The errors that a user meets: each is one line that says what is wrong and how to mend it."""
+
+
+class PipelocalError(Exception):
+    """Base of every error that pipelocal raises on purpose."""
+
+
+class UserError(PipelocalError, ValueError):
+    """Input that cannot be used. The text says what was given, what is wanted and how to mend it."""
+
+
+class DataError(UserError):
+    """A data set that is missing, incomplete or corrupt."""
+
+
+class StageError(PipelocalError, RuntimeError):
+    """A stage could not go on.
+
+    Args:
+        reason: one line, without the name of the stage.
+        stage: number of the stage, from 1.
+        batch: number of the batch (the stream's own count, from 0), or None outside the stream.
+        symptom: True if the cause most likely lies elsewhere (a lost connection, an input that was
+            already bad); a symptom gives way to the cause when another rank reports one.
+    """
+
+    def __init__(
+        self, reason: str, *, stage: int, batch: int | None = None, symptom: bool = False
+    ) -> None:
+        self.reason = reason
+        self.stage = stage
+        self.batch = batch
+        self.symptom = symptom
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        where = f"stage {self.stage}"
+        if self.batch is not None:
+            where += f", batch {self.batch}"
+        return f"{where}: {self.reason}"
+
+
+class Interrupted(PipelocalError):
+    """Another rank failed; the text is that rank's own account."""
