@@ -1,0 +1,88 @@
+"""Models as chains of named units, and the registry of the ready ones.
+
+A user's own model is named ``package.module:function`` (or ``path/to/file.py:function``). The
+function is called with ``(input_shape, classes)`` and returns a :class:`Chain` or an
+``nn.Sequential`` whose last child is the classifier.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from pipelocal.errors import UserError
+from pipelocal.models.chain import Chain, Shape, Unit
+from pipelocal.models.mlp import mlp
+from pipelocal.models.resnet import resnet
+from pipelocal.registry import Registry
+from pipelocal.seeding import seeded
+
+ModelBuilder = Callable[[Shape, int], Chain]
+"""Called with the shape of one sample and the number of classes."""
+
+MODELS: Registry[ModelBuilder] = Registry("model")
+MODELS.register("mlp")(mlp)
+for _depth in (8, 20, 32, 110):
+    MODELS.register(f"resnet{_depth}")(partial(resnet, _depth))
+
+
+def build_chain(name: str, *, input_shape: Shape, classes: int, seed: int) -> Chain:
+    """The chain called ``name`` in the registry, or made by the user's function ``module:function``.
+
+    Raises:
+        UserError: no such model, or the user's function cannot be imported or makes no chain.
+    """
+    if ":" not in name:
+        return MODELS.get(name)(input_shape, classes)
+    function = _import_function(name)
+    # A ready-made nn.Sequential draws its parameters here: every rank must draw the same.
+    with seeded(seed, "model", name):
+        try:
+            model = function(input_shape, classes)
+        except Exception as error:
+            raise UserError(f"model '{name}': {type(error).__name__}: {error}") from error
+    if isinstance(model, nn.Sequential):
+        return Chain.from_sequential(model, input_shape=input_shape, classes=classes)
+    if isinstance(model, Chain):
+        return model
+    raise UserError(
+        f"model '{name}' returned {type(model).__name__}: return a pipelocal Chain or an nn.Sequential"
+    )
+
+
+def check_model_name(name: str) -> None:
+    """A :class:`UserError` if ``name`` cannot be a model; reads no file."""
+    if ":" not in name:
+        MODELS.get(name)
+
+
+def _import_function(name: str) -> Callable[[Shape, int], object]:
+    place, _, attribute = name.rpartition(":")
+    try:
+        module = (
+            _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        )
+        function = getattr(module, attribute)
+    except Exception as error:
+        raise UserError(
+            f"model '{name}' cannot be imported ({error}): give package.module:function or file.py:function"
+        ) from error
+    if not callable(function):
+        raise UserError(f"model '{name}' is no function but a {type(function).__name__}")
+    return function  # type: ignore[no-any-return]
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no Python file at {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+__all__ = ["MODELS", "Chain", "ModelBuilder", "Shape", "Unit", "build_chain", "check_model_name"]

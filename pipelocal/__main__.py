@@ -1,0 +1,6 @@
+"""``python -m pipelocal`` is the same as ``pipelocal``."""
+
+from pipelocal.cli import main
+
+if __name__ == "__main__":
+    main()

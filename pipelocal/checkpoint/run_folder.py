@@ -1,0 +1,132 @@
+"""The run folder: options, metrics, summary and the stages' weights.
+
+::
+
+    runs/first/
+      config.toml        the resolved options
+      metrics.jsonl      a line per stage and interval, and per stage and evaluation
+      summary.json       written last: a folder without it holds an unfinished run
+      stages/stage-1.pt  body, head and optimizer of a stage; loads with weights_only=True
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelocal.config import TrainConfig, load_toml, to_toml
+from pipelocal.errors import UserError
+
+
+class RunFolder:
+    """Paths and file formats of a run.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.metrics = self.path / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> RunFolder:
+        """Make the folder of a new run and write its options.
+
+        Raises:
+            UserError: the folder holds something already, or cannot be made.
+        """
+        folder = cls(config.out) if config.out else cls(_free_default(config))
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            if any(folder.path.iterdir()):
+                what = "another run" if (folder.path / "config.toml").exists() else "other files"
+                raise UserError(
+                    f"--out {folder.path} already holds {what}: give a folder that is new or empty"
+                )
+            _write_atomically(folder.path / "config.toml", to_toml(config).encode())
+        except OSError as error:
+            raise UserError(
+                f"--out {folder.path} cannot be made: {error.strerror or error}"
+            ) from error
+        return folder
+
+    @classmethod
+    def open(cls, path: str) -> RunFolder:
+        """The folder of a finished run.
+
+        Raises:
+            UserError: there is no finished run.
+        """
+        folder = cls(path)
+        if not (folder.path / "config.toml").is_file():
+            raise UserError(f"{path} is no run folder: give the --out folder of a training run")
+        if not (folder.path / "summary.json").is_file():
+            raise UserError(f"the run in {path} did not finish: it has no summary.json")
+        return folder
+
+    def config(self) -> TrainConfig:
+        """The run's options."""
+        return load_toml(str(self.path / "config.toml"))
+
+    def save_stage(self, stage: int, state: dict[str, Any]) -> None:
+        """Write a stage's state; the file is whole or not there."""
+        path = self._stage_path(stage)
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        _move_into_place(temporary, path)
+
+    def load_stage(self, stage: int) -> dict[str, Any]:
+        """A stage's state, on the CPU.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        path = self._stage_path(stage)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{path} cannot be read ({reason}): train the run again") from error
+        return state
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write ``summary.json``."""
+        _write_atomically(
+            self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode()
+        )
+
+    def write_traceback(self, rank: int, error: BaseException) -> Path:
+        """Keep the whole traceback of an unforeseen error beside the run."""
+        path = self.path / f"error-rank-{rank}.txt"
+        path.write_text("".join(traceback.format_exception(error)))
+        return path
+
+    def _stage_path(self, stage: int) -> Path:
+        return self.path / "stages" / f"stage-{stage}.pt"
+
+
+def _free_default(config: TrainConfig) -> Path:
+    name = f"{Path(config.model.partition(':')[0]).stem}-{config.data}-{config.objective}"
+    number = 1
+    while (path := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return path
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    _move_into_place(temporary, path)
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,137 @@
+"""The command line: ``pipelocal train | evaluate | export``.
+
+::
+
+    pipelocal train --stages 4 --out runs/one
+    torchrun --standalone --nproc-per-node 4 -m pipelocal train --stages 4 --out runs/first
+    pipelocal evaluate runs/first
+    pipelocal export runs/first --to model.pt
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import tyro
+
+from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig, load_toml
+from pipelocal.errors import Interrupted, PipelocalError, UserError
+
+Command = (
+    Annotated[TrainConfig, tyro.conf.subcommand("train")]
+    | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
+    | Annotated[ExportConfig, tyro.conf.subcommand("export")]
+)
+
+USER_ERROR, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+
+
+class Terminated(PipelocalError):
+    """This process was asked to end."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and end the process with its exit code."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    code = run(list(sys.argv[1:] if arguments is None else arguments))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and _world_size() > 1:
+        # Transfers with a lost rank cannot be called back, and would keep the process alive.
+        os._exit(code)
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; its exit code, with one line on standard error if it is not 0."""
+    try:
+        _dispatch(_parse(arguments))
+    except UserError as error:
+        return _say("error", error, USER_ERROR)
+    except Interrupted as error:
+        return _say("stopped", error, FAILURE)
+    except Terminated as error:
+        return _say("stopped", error, TERMINATED)
+    except KeyboardInterrupt:
+        return _say("stopped", "interrupted by the user", INTERRUPTED)
+    except PipelocalError as error:
+        return _say("error", error, FAILURE)
+    except Exception as error:
+        if os.environ.get("PIPELOCAL_TRACEBACK"):
+            raise
+        what = f"{type(error).__name__}: {error} (PIPELOCAL_TRACEBACK=1 shows where)"
+        return _say("error", what, FAILURE)
+    return 0
+
+
+def _parse(arguments: list[str]) -> TrainConfig | EvaluateConfig | ExportConfig:
+    """Options from the command line, over those of a ``--config`` file, over the defaults."""
+    quiet = int(os.environ.get("RANK", "0")) > 0
+    if arguments[:1] == ["train"]:
+        path = _config_path(arguments)
+        return tyro.cli(
+            TrainConfig,
+            prog="pipelocal train",
+            args=arguments[1:],
+            default=load_toml(path) if path else TrainConfig(),
+            console_outputs=not quiet,
+        )
+    return tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="pipelocal",
+        description="Pipeline-parallel training without a global backward pass.",
+        args=arguments,
+        console_outputs=not quiet,
+    )
+
+
+def _config_path(arguments: list[str]) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument == "--config" and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+    return None
+
+
+def _dispatch(command: TrainConfig | EvaluateConfig | ExportConfig) -> None:
+    if isinstance(command, TrainConfig):
+        from pipelocal.train import train
+
+        train(command)
+        return
+    # Only training needs ranks.
+    from pipelocal.evaluate import evaluate, export
+
+    if isinstance(command, ExportConfig):
+        count = export(command)
+        print(f"{command.to}: {count} tensors of the uncut model of {command.run}")
+        return
+    result = evaluate(command)
+    if command.json:
+        print(json.dumps(result, indent=2))
+        return
+    for stage in result["stages"]:
+        print(f"stage {stage['stage']:>3}  {stage['units']:<24} accuracy {stage['accuracy']:.4f}")
+    print(f"ensemble of heads                   accuracy {result['ensemble_accuracy']:.4f}")
+
+
+def _say(what: str, error: object, code: int) -> int:
+    text = " ".join(str(error).split())
+    rank = f" (rank {os.environ['RANK']})" if _world_size() > 1 else ""
+    print(f"pipelocal{rank}: {what}: {text}", file=sys.stderr)
+    return code
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated("terminated by a signal")

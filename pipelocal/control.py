@@ -1,0 +1,144 @@
+"""The control plane: facts, records and failures, over the store and never over the data edges.
+
+Everything is JSON. Nothing here waits without looking whether another rank has failed.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import torch.distributed as dist
+
+from pipelocal.errors import Interrupted, PipelocalError, StageError, UserError
+from pipelocal.world import World
+
+WATCH_INTERVAL_S = 0.25
+CAUSE_PATIENCE_S = 1.5
+"""How long a symptom (a lost connection) waits for another rank to report the cause."""
+
+FAILURE = "failure"
+
+
+class ControlPlane:
+    """One rank's view of the control plane. A thread of its own watches for failures.
+
+    Args:
+        world: the ranks and their store.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._store: dist.Store = world.store
+        self._posted = 0
+        self._taken = [0] * world.size
+        self._account: str | None = None
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="control", daemon=True)
+        if world.size > 1:
+            self._watcher.start()
+
+    def put(self, key: str, value: Any) -> None:
+        """Publish a fact; ``value`` is anything that JSON can hold."""
+        self._store.set(key, json.dumps(value))
+
+    def wait_for(self, key: str, *, timeout_s: float) -> Any:
+        """The fact under ``key``, as soon as some rank has published it.
+
+        Raises:
+            Interrupted: another rank failed in the meantime.
+            UserError: nobody published it in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self._store.check([key]):
+            self.check()
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"waited {timeout_s:g} s for '{key}' from another rank: "
+                    f"check that all ranks were started with the same options"
+                )
+            time.sleep(0.01)
+        return json.loads(self._store.get(key))
+
+    def check(self) -> None:
+        """Raise :class:`Interrupted` if another rank has reported a failure."""
+        if self._account is not None:
+            raise Interrupted(self._account)
+
+    def fail(self, error: BaseException, *, grace_s: float = CAUSE_PATIENCE_S) -> str:
+        """Tell all ranks that this one cannot go on; the first account given is everyone's.
+
+        Returns:
+            The account that counts: this rank's own, or that of the rank that was first.
+        """
+        account = self._describe(error)
+        symptom = isinstance(error, StageError) and error.symptom
+        deadline = time.monotonic() + (grace_s if symptom else 0)
+        try:
+            while not self._store.check([FAILURE]) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            return self._store.compare_set(FAILURE, "", account).decode()
+        except RuntimeError:  # the store is gone, with whoever kept it
+            return account
+
+    def failure(self) -> str | None:
+        """The account of the first failure, if there is one."""
+        try:
+            return self._store.get(FAILURE).decode() if self._store.check([FAILURE]) else None
+        except RuntimeError:
+            return self._account
+
+    def post(self, record: dict[str, Any]) -> None:
+        """Send a record to rank 0."""
+        self.put(f"record/{self.world.rank}/{self._posted}", record)
+        self._posted += 1
+
+    def take_records(self) -> list[dict[str, Any]]:
+        """The records that came since the last call, in each rank's order; for rank 0."""
+        records = []
+        for rank in range(self.world.size):
+            while self._store.check([key := f"record/{rank}/{self._taken[rank]}"]):
+                records.append(json.loads(self._store.get(key)))
+                self._store.delete_key(key)
+                self._taken[rank] += 1
+        return records
+
+    def leave(self, *, timeout_s: float = 30.0) -> None:
+        """Wait until no rank needs the store any more, then stop watching."""
+        size = self.world.size
+        if size > 1:
+            if self.world.rank == 0:
+                self.put("goodbye", True)
+                deadline = time.monotonic() + timeout_s
+                while self._store.add("left", 0) < size - 1 and time.monotonic() < deadline:
+                    self.check()
+                    time.sleep(0.01)
+            else:
+                self.wait_for("goodbye", timeout_s=timeout_s)
+                self.stop_watching()
+                self._store.add("left", 1)
+        self.stop_watching()
+
+    def stop_watching(self) -> None:
+        """Stop the thread that watches for failures."""
+        self._closing.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._closing.wait(WATCH_INTERVAL_S):
+            try:
+                if self._store.check([FAILURE]):
+                    self._account = self._store.get(FAILURE).decode()
+                    return
+            except RuntimeError:
+                self._account = "lost the control store: the rank or the agent that kept it is gone"
+                return
+
+    def _describe(self, error: BaseException) -> str:
+        rank = f"rank {self.world.rank}, " if self.world.size > 1 else ""
+        if isinstance(error, PipelocalError):
+            return f"{rank}{error}"
+        return f"{rank}{type(error).__name__}: {error}"

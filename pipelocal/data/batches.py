@@ -1,0 +1,126 @@
+"""Batches in an order that a resumed run meets again, bit for bit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelocal.data.augment import random_crop_flip
+from pipelocal.data.dataset import ArrayDataset, is_image
+from pipelocal.errors import UserError
+from pipelocal.seeding import derive_seed
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples with what belongs to them.
+
+    Attributes:
+        x: ``[B, *sample_shape]``, float32, normalised per channel, contiguous.
+        target: ``[B]``, int64, the class.
+        ids: ``[B]``, int64, index of the sample in its part of the data set.
+    """
+
+    x: Tensor
+    target: Tensor
+    ids: Tensor
+
+
+class BatchStream:
+    """Batches of a data set in memory.
+
+    What :meth:`train` yields depends on the data, ``batch_size``, ``seed``, ``epoch`` and the
+    step alone, never on what was read before: a run may stop and go on anywhere.
+
+    Args:
+        dataset: where the samples come from.
+        batch_size: samples in a batch, 1 to the size of the training set.
+        seed: of the order and of the augmentation.
+        drop_last: leave out the last training batch if it is smaller than ``batch_size``. The test
+            set is always read whole.
+        augment: crop and flip the training samples; None does what the data set proposes.
+
+    Raises:
+        UserError: ``batch_size`` is out of range, or ``augment`` is asked for samples that are no
+            images.
+    """
+
+    def __init__(
+        self,
+        dataset: ArrayDataset,
+        *,
+        batch_size: int,
+        seed: int,
+        drop_last: bool = False,
+        augment: bool | None = None,
+    ) -> None:
+        size = len(dataset.train_x)
+        if not 1 <= batch_size <= size:
+            raise UserError(
+                f"batch size {batch_size} for a training set of {size} samples: "
+                f"give a batch size from 1 to {size}"
+            )
+        self._augment = dataset.augment if augment is None else augment
+        if self._augment and not is_image(dataset.info.sample_shape):
+            raise UserError(
+                f"augmentation for samples of shape {dataset.info.sample_shape} of data set "
+                f"'{dataset.info.name}': crops and flips need (channels, height, width); "
+                f"turn it off"
+            )
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._seed = seed
+        whole, rest = divmod(size, batch_size)
+        self.steps_per_epoch = whole + (1 if rest and not drop_last else 0)
+        """Number of batches that a whole epoch yields."""
+        self.test_batches_per_pass = -(-len(dataset.test_x) // batch_size)
+        """Number of batches that :meth:`test` yields."""
+
+        unit = 255.0 if dataset.train_x.dtype == torch.uint8 else 1.0
+        per_channel = (-1, *[1] * (len(dataset.info.sample_shape) - 1))
+        mean = torch.tensor(dataset.mean, dtype=torch.float64).view(per_channel)
+        std = torch.tensor(dataset.std, dtype=torch.float64).view(per_channel)
+        self._centre = (mean * unit).float()
+        self._scale = (1 / (std * unit)).float()
+
+    def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The training batches of one epoch, from step ``start`` on.
+
+        Args:
+            epoch: number of the epoch; each has an order and an augmentation of its own.
+            start: the first step to yield, 0 to ``steps_per_epoch`` (which yields none).
+
+        Raises:
+            UserError: ``start`` is out of range; raised here, not at the first batch.
+        """
+        if not 0 <= start <= self.steps_per_epoch:
+            raise UserError(
+                f"start at step {start} of an epoch of {self.steps_per_epoch} steps: "
+                f"give 0 to {self.steps_per_epoch}, and resume with the batch size of the first run"
+            )
+        return self._train_from(epoch, start)
+
+    def _train_from(self, epoch: int, start: int) -> Iterator[Batch]:
+        data = self._dataset
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
+        order = torch.randperm(len(data.train_x), generator=generator)
+        for step in range(start, self.steps_per_epoch):
+            ids = order[step * self._batch_size : (step + 1) * self._batch_size].clone()
+            x = data.train_x[ids]
+            if self._augment:
+                x = random_crop_flip(x, seed=derive_seed(self._seed, "augment", epoch, step))
+            yield Batch(self._normalise(x), data.train_y[ids], ids)
+
+    def test(self) -> Iterator[Batch]:
+        """The test batches in the order of the test set, the last with its true size."""
+        data = self._dataset
+        for first in range(0, len(data.test_x), self._batch_size):
+            here = slice(first, first + self._batch_size)
+            target = data.test_y[here].clone()
+            ids = torch.arange(first, first + len(target))
+            yield Batch(self._normalise(data.test_x[here]), target, ids)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        # Not in place: .float() of a float32 slice is the data set's own memory.
+        return (x.float() - self._centre).mul_(self._scale).contiguous()

@@ -1,0 +1,114 @@
+"""A classification data set that lies in memory."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelocal.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInfo:
+    """What is known of a data set before a file is read.
+
+    Attributes:
+        name: the name in the registry.
+        sample_shape: shape of one sample, channels first, such as ``(3, 32, 32)``.
+        classes: number of classes; labels are ``0 .. classes - 1``.
+    """
+
+    name: str
+    sample_shape: tuple[int, ...]
+    classes: int
+
+    def __post_init__(self) -> None:
+        if not self.sample_shape or min(self.sample_shape) < 1 or self.classes < 1:
+            raise DataError(
+                f"data set '{self.name}': sample shape {self.sample_shape} and {self.classes} "
+                f"classes; give at least one dimension, all of them positive, and one class"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ArrayDataset:
+    """A training and a test part, checked when made.
+
+    Attributes:
+        info: name, sample shape and number of classes.
+        train_x: ``[N, *sample_shape]``, uint8 or floating. uint8 means 0 to 255 for 0 to 1.
+        train_y: ``[N]``, int64.
+        test_x: ``[M, *sample_shape]``, of the dtype of ``train_x``.
+        test_y: ``[M]``, int64.
+        mean: per channel (first dimension of a sample), of the data scaled to [0, 1] if it is
+            uint8, else of the data as it is.
+        std: per channel, in the same scale.
+        augment: the training part is meant to be augmented by default: random crop after zero
+            padding by 4 pixels, random horizontal flip.
+
+    Raises:
+        DataError: numbers of samples and labels differ, a label is out of range, a shape or dtype
+            is not as said above, a value is not finite, or ``mean`` or ``std`` cannot be used.
+    """
+
+    info: DataInfo
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_part("training", self.train_x, self.train_y)
+        self._check_part("test", self.test_x, self.test_y)
+        if self.test_x.dtype != self.train_x.dtype:
+            raise self._error(
+                f"training samples are {self.train_x.dtype} but test samples "
+                f"{self.test_x.dtype}; give both the same dtype"
+            )
+        channels = self.info.sample_shape[0]
+        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+            raise self._error(
+                f"mean {self.mean} and std {self.std}; give one of each for {channels} channel(s), "
+                f"every std positive"
+            )
+        if self.augment and not is_image(self.info.sample_shape):
+            raise self._error(
+                f"augment=True for samples of shape {self.info.sample_shape}; crops and flips need "
+                f"(channels, height, width): set augment=False"
+            )
+
+    def _check_part(self, part: str, x: Tensor, y: Tensor) -> None:
+        if x.dtype != torch.uint8 and not x.is_floating_point():
+            raise self._error(f"{part} samples are {x.dtype}; give uint8 or a floating dtype")
+        if tuple(x.shape[1:]) != self.info.sample_shape:
+            raise self._error(
+                f"{part} samples have shape {tuple(x.shape[1:])}; "
+                f"the data set is described with {self.info.sample_shape}"
+            )
+        if y.dtype != torch.int64 or y.ndim != 1:
+            raise self._error(
+                f"{part} labels are {y.dtype} of shape {tuple(y.shape)}; give int64 of shape [N]"
+            )
+        if len(x) != len(y) or len(x) == 0:
+            raise self._error(
+                f"{len(x)} {part} samples but {len(y)} labels; give as many of both, at least one"
+            )
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= self.info.classes:
+            raise self._error(
+                f"{part} labels run from {low} to {high}; "
+                f"{self.info.classes} classes allow 0 to {self.info.classes - 1}"
+            )
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise self._error(f"{part} samples hold NaN or infinity; give finite values only")
+
+    def _error(self, reason: str) -> DataError:
+        return DataError(f"data set '{self.info.name}': {reason}")
+
+
+def is_image(sample_shape: tuple[int, ...]) -> bool:
+    """True for ``(channels, height, width)``, the shape that can be cropped and flipped."""
+    return len(sample_shape) == 3

@@ -1,0 +1,131 @@
+"""Evaluation and export of a finished run, in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelocal.build import Blueprint
+from pipelocal.checkpoint.run_folder import RunFolder
+from pipelocal.config import EvaluateConfig, ExportConfig
+from pipelocal.data import load_dataset
+from pipelocal.data.batches import BatchStream
+from pipelocal.errors import UserError
+from pipelocal.pipeline.source import Source
+from pipelocal.pipeline.worker import Worker
+from pipelocal.train import run_stream
+from pipelocal.transport.contract import edge_contract
+from pipelocal.transport.edge import Receiver
+from pipelocal.transport.inprocess import InProcessEdge
+from pipelocal.world import World
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Accuracy of every head of a finished run on its test data.
+
+    Returns:
+        ``eval_accuracy`` (last head), ``ensemble_accuracy`` and ``stages``, a list with ``stage``,
+        ``units``, ``loss`` and ``accuracy``.
+
+    Raises:
+        UserError: no finished run, or its data cannot be read.
+    """
+    folder = RunFolder.open(config.run)
+    run = folder.config()
+    torch.set_num_threads(run.threads)
+    device = World.alone().device(config.device)
+    blueprint = Blueprint.draw(run)
+    dataset = load_dataset(run.data, root=config.data_root or run.data_root, seed=run.seed)
+    batches = BatchStream(dataset, batch_size=config.batch_size or run.batch_size, seed=run.seed)
+    records: list[dict[str, Any]] = []
+    workers = []
+    incoming: Receiver = Source(batches, None, device)
+    for number in range(1, run.stage_count + 1):
+        stage = blueprint.build_stage(number, run, device=device, total_steps=1)
+        _load(stage.body, folder.load_stage(number)["body"], folder, number)
+        _load(stage.head, folder.load_stage(number)["head"], folder, number)
+        outgoing = InProcessEdge(
+            edge_contract(
+                source=number,
+                feature_shape=blueprint.output_shape(number),
+                target_shape=(),
+                classes=blueprint.chain.classes,
+                max_rows=run.batch_size,
+                with_delta=False,
+            )
+        )
+        workers.append(
+            Worker(
+                stage=stage,
+                device=device,
+                incoming=incoming,
+                outgoing=outgoing if number < run.stage_count else None,
+                sends_delta=False,
+                report=records.append,
+                log_every=1,
+            )
+        )
+        incoming = outgoing
+    run_stream(workers, lambda: None)
+    return {
+        "eval_accuracy": records[-1]["accuracy"],
+        "ensemble_accuracy": records[-1]["ensemble_accuracy"],
+        "stages": [
+            {
+                "stage": record["stage"],
+                "units": blueprint.units(record["stage"]),
+                "loss": record["loss"],
+                "accuracy": record["accuracy"],
+            }
+            for record in records
+        ],
+    }
+
+
+def plain_state_dict(run: str) -> dict[str, Tensor]:
+    """The uncut model of a finished run, by its own names and without auxiliary heads.
+
+    Raises:
+        UserError: no finished run, or a damaged file.
+    """
+    folder = RunFolder.open(run)
+    config = folder.config()
+    blueprint = Blueprint.draw(config)
+    state: dict[str, Tensor] = {}
+    for number in range(1, config.stage_count + 1):
+        stage = folder.load_stage(number)
+        state.update(stage["body"])
+        if number == config.stage_count:
+            prefix = blueprint.chain.classifier.name
+            state.update({f"{prefix}.{name}": value for name, value in stage["head"].items()})
+    return state
+
+
+def export(config: ExportConfig) -> int:
+    """Write :func:`plain_state_dict` to a file; returns the number of tensors.
+
+    Raises:
+        UserError: no finished run, or the file cannot be written.
+    """
+    state = plain_state_dict(config.run)
+    try:
+        torch.save(state, config.to)
+    except (OSError, RuntimeError) as error:
+        Path(config.to).unlink(missing_ok=True)
+        raise UserError(f"--to {config.to} cannot be written: {error}") from error
+    return len(state)
+
+
+def _load(
+    module: torch.nn.Module, state: dict[str, Tensor], folder: RunFolder, number: int
+) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"stage {number} of {folder.path} does not fit its model: {reason}"
+        ) from error

@@ -1,0 +1,143 @@
+"""A model as a chain of named units: the only form in which it can be cut."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipelocal.errors import UserError
+from pipelocal.seeding import seeded
+
+Shape = tuple[int, ...]
+"""A shape without its batch dimension."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One link of the chain: the smallest piece that a stage can hold.
+
+    Only a recipe, so that a rank builds the units of its own stages and no others.
+    """
+
+    name: str
+    """Prefix of the unit's parameters in the whole model's state dict; no dots."""
+    build: Callable[[], nn.Module]
+    """Makes the module, drawing its first parameters from torch's generator."""
+
+
+class Chain:
+    """A network ``unit_1, ..., unit_n, classifier``, each fed by the one before.
+
+    The classifier is the model's own last piece. It is never cut off: it serves as the head of
+    the last stage, so that the bodies of all stages and this one head are the whole model.
+
+    Args:
+        units: the links in order; at least one.
+        classifier: makes logits from the last unit's output.
+        input_shape: shape of one sample, without the batch dimension.
+        classes: number of classes.
+        input_dtype: dtype of the samples.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        *,
+        classifier: Unit,
+        input_shape: Shape,
+        classes: int,
+        input_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if not units:
+            raise UserError("the model has no units before its classifier: nothing can be cut")
+        names = [unit.name for unit in (*units, classifier)]
+        doubled = {name for name in names if names.count(name) > 1}
+        if doubled:
+            raise UserError(f"unit names must differ, but {sorted(doubled)} occur more than once")
+        self.units = tuple(units)
+        self.classifier = classifier
+        self.input_shape = input_shape
+        self.input_dtype = input_dtype
+        self.classes = classes
+
+    @classmethod
+    def from_sequential(cls, model: nn.Sequential, *, input_shape: Shape, classes: int) -> Chain:
+        """Any ``nn.Sequential``: each child is a unit, the last one the classifier.
+
+        Parameters keep the values that they have in ``model``; state dict names are the model's own.
+        """
+        children = list(model.named_children())
+        if len(children) < 2:
+            raise UserError(
+                f"a sequential model needs at least two children (a unit and the classifier), "
+                f"this one has {len(children)}"
+            )
+        # Each build gives a copy, so that stages trained from one model never share parameters.
+        units = [
+            Unit(name=name, build=lambda child=child: copy.deepcopy(child))
+            for name, child in children
+        ]
+        return cls(units[:-1], classifier=units[-1], input_shape=input_shape, classes=classes)
+
+    def build(self, start: int, stop: int, *, seed: int) -> nn.Sequential:
+        """The units ``start..stop-1`` as one module; the state dict names are the whole model's.
+
+        Each unit is drawn from its own seed, so its first parameters are the same wherever the
+        model is cut.
+        """
+        return _assemble(self.units[start:stop], seed)
+
+    def build_classifier(self, *, seed: int) -> nn.Module:
+        """The classifier alone, drawn from its own seed."""
+        return _build_unit(self.classifier, seed)
+
+    def build_whole(self, *, seed: int) -> nn.Sequential:
+        """The uncut model, as a plain module with the classifier in its place."""
+        return _assemble((*self.units, self.classifier), seed)
+
+    def shapes(self) -> list[Shape]:
+        """Output shape of each unit, without the batch dimension, found on the meta device.
+
+        Raises:
+            UserError: a unit cannot take what the unit before it makes; names the unit.
+        """
+        sample = torch.empty((2, *self.input_shape), dtype=self.input_dtype, device="meta")
+        shapes: list[Shape] = []
+        for unit in (*self.units, self.classifier):
+            before = tuple(sample.shape[1:])
+            try:
+                with torch.device("meta"):
+                    module = unit.build().to("meta")
+                    out = module(sample)
+            except Exception as error:
+                raise UserError(
+                    f"unit '{unit.name}' does not take an input of shape {before}: {error}"
+                ) from error
+            if not isinstance(out, Tensor) or out.shape[:1] != (2,):
+                raise UserError(
+                    f"unit '{unit.name}' must return one tensor with the batch dimension first, "
+                    f"not {type(out).__name__}: give units that pass on a single tensor"
+                )
+            sample = out
+            shapes.append(tuple(out.shape[1:]))
+        logits = shapes.pop()
+        if logits[-1:] != (self.classes,):
+            raise UserError(
+                f"the classifier '{self.classifier.name}' makes outputs of shape {logits}, but the "
+                f"data has {self.classes} classes: the last dimension must be {self.classes}"
+            )
+        return shapes
+
+
+def _build_unit(unit: Unit, seed: int) -> nn.Module:
+    with seeded(seed, "unit", unit.name):
+        return unit.build()
+
+
+def _assemble(units: Sequence[Unit], seed: int) -> nn.Sequential:
+    return nn.Sequential(OrderedDict((unit.name, _build_unit(unit, seed)) for unit in units))

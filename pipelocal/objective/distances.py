@@ -1,0 +1,42 @@
+"""Distances between a stage's input gradient and the output gradient of the stage before it.
+
+Each takes per-sample gradients of the per-sample loss, ``eta`` and ``delta``, both ``[B, F]``, and
+returns their mean distance as a scalar. Per-sample means that a batch-mean loss's gradients were
+multiplied by B first: otherwise a squared distance would carry 1/B² and its weight would depend on
+the batch size.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pipelocal.registry import Registry
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+DISTANCES: Registry[Distance] = Registry("distance")
+
+SMALLEST_NORM = 1e-12
+"""Gradients shorter than this count as this long, so that a sample without a gradient gives no NaN."""
+
+
+@DISTANCES.register("cosine")
+def cosine(eta: Tensor, delta: Tensor) -> Tensor:
+    """One minus the cosine, from 0 (same direction) to 2; free of both lengths."""
+    eta_norm = torch.linalg.vector_norm(eta, dim=1).clamp_min(SMALLEST_NORM)
+    delta_norm = torch.linalg.vector_norm(delta, dim=1).clamp_min(SMALLEST_NORM)
+    return (1 - (eta / eta_norm[:, None] * (delta / delta_norm[:, None])).sum(1)).mean()
+
+
+@DISTANCES.register("relative")
+def relative(eta: Tensor, delta: Tensor) -> Tensor:
+    """Squared L2 distance in units of delta's squared length."""
+    scale = torch.linalg.vector_norm(delta, dim=1).clamp_min(SMALLEST_NORM)
+    return ((eta - delta) / scale[:, None]).square().sum(1).mean()
+
+
+@DISTANCES.register("squared")
+def squared(eta: Tensor, delta: Tensor) -> Tensor:
+    """Squared L2 distance of the per-sample gradients."""
+    return (eta - delta).square().sum(1).mean()

@@ -1,0 +1,51 @@
+"""Finds out before training whether a stage can be differentiated twice, as exact SGR needs."""
+
+import copy
+
+import torch
+from torch import Tensor, autograd, nn
+
+from pipelocal.errors import UserError
+from pipelocal.seeding import seeded
+
+
+def check_double_backward(
+    body: nn.Sequential, head: nn.Module, x_shape: tuple[int, ...], *, stage: int
+) -> None:
+    """Differentiate a copy of the stage twice on two random samples.
+
+    Args:
+        body: the stage's units.
+        head: its head.
+        x_shape: shape of one input, without the batch dimension.
+        stage: number of the stage, for the error.
+
+    Raises:
+        UserError: a unit's gradient cannot be differentiated; names the unit and what to do.
+    """
+    parameter = next(iter([*body.parameters(), *head.parameters()]), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    with seeded(0, "probe"):
+        x = torch.randn((2, *x_shape), device=device)
+        # Copies: a probe must move neither gradients nor BatchNorm's running statistics.
+        for name, unit in [*copy.deepcopy(body).named_children(), ("head", copy.deepcopy(head))]:
+            unit.train()
+            try:
+                x = _differentiate_twice(unit, x)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0].rstrip(".")
+                raise UserError(
+                    f"stage {stage}: unit '{name}' cannot be differentiated twice ({reason}), which --objective "
+                    f"sgr needs: choose --objective greedy, or build the unit from operations "
+                    f"that have a double backward (for attention: "
+                    f"torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
+                ) from error
+
+
+def _differentiate_twice(unit: nn.Module, x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    out: Tensor = unit(x)
+    (gradient,) = autograd.grad(out.square().sum(), x, create_graph=True)
+    if gradient.requires_grad:
+        gradient.square().sum().backward()  # type: ignore[no-untyped-call]
+    return out.detach()

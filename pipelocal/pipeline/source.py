@@ -1,0 +1,92 @@
+"""The start of the stream: what the first stage receives, in place of a stage before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pipelocal.data.batches import Batch, BatchStream
+from pipelocal.transport.header import Header, Kind
+from pipelocal.transport.inprocess import HandedBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long to train and when to evaluate.
+
+    The stream, with two epochs of three batches and an evaluation of two after each::
+
+        T T T  E E #  T T T  E E #  end        T train, E evaluate, # evaluation over
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    max_steps: int | None
+    """Stop after this many training batches, also in the middle of an epoch; None for no limit."""
+    evaluate_every: int
+    """Evaluate after every so many epochs, and always at the end."""
+
+    @property
+    def total_steps(self) -> int:
+        """Training batches in all."""
+        steps = self.epochs * self.steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    @property
+    def epochs_begun(self) -> int:
+        """Epochs of which at least one batch is trained on."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
+
+class Source:
+    """Deals the batches of a data set as events.
+
+    Args:
+        batches: the data.
+        plan: how long to train; None to evaluate once and end.
+        device: where the first stage computes.
+    """
+
+    waited_s = 0.0
+    received_bytes = 0
+
+    def __init__(self, batches: BatchStream, plan: Plan | None, device: torch.device) -> None:
+        self._batches = batches
+        self._plan = plan
+        self._device = device
+        self._number = 0
+        self._events = self._evaluation(0) if plan is None else self._training(plan)
+
+    def receive(self) -> HandedBatch:
+        """The next event; after the last batch, and for ever, the end of the stream."""
+        return next(self._events, None) or self._event(Kind.END, 0)
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _training(self, plan: Plan) -> Iterator[HandedBatch]:
+        left = plan.total_steps
+        for epoch in range(plan.epochs_begun):
+            for batch in self._batches.train(epoch):
+                if left == 0:
+                    break
+                left -= 1
+                yield self._event(Kind.TRAIN, epoch, batch)
+            if (epoch + 1) % plan.evaluate_every == 0 or left == 0:
+                yield from self._evaluation(epoch)
+
+    def _evaluation(self, epoch: int) -> Iterator[HandedBatch]:
+        for batch in self._batches.test():
+            yield self._event(Kind.EVALUATE, epoch, batch)
+        yield self._event(Kind.EVALUATED, epoch)
+
+    def _event(self, kind: Kind, epoch: int, batch: Batch | None = None) -> HandedBatch:
+        rows = 0 if batch is None else len(batch.target)
+        handed = HandedBatch(Header(kind=kind, number=self._number, rows=rows, epoch=epoch))
+        self._number += 1
+        if batch is not None:
+            for name, tensor in (("x", batch.x), ("target", batch.target), ("ids", batch.ids)):
+                handed.tensors[name] = tensor.to(self._device, non_blocking=True)
+        return handed

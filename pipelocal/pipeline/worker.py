@@ -1,0 +1,233 @@
+"""One stage at work: takes the stream's events from one edge and passes them on to the next.
+
+A training batch, from left to right in time; ``>`` marks what leaves for the next stage::
+
+    receive x | forward > x, target, ids | head backward > delta | receive delta, reconcile | update
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelocal.errors import PipelocalError, StageError
+from pipelocal.objective.local import cross_entropy
+from pipelocal.stage import Stage, count_correct
+from pipelocal.telemetry.memory import SavedBytes, resident_bytes
+from pipelocal.telemetry.meter import Meter
+from pipelocal.telemetry.tally import Reading, Tally
+from pipelocal.transport.edge import IncomingBatch, Receiver, Sender
+from pipelocal.transport.header import Header, Kind
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class Worker:
+    """Runs one stage.
+
+    Args:
+        stage: the stage.
+        device: where it computes.
+        incoming: the edge from the stage before, or the source.
+        outgoing: the edge to the next stage; None on the last.
+        sends_delta: whether the next stage wants this one's output gradient.
+        report: takes the records of this stage.
+        log_every: training batches between two records.
+    """
+
+    def __init__(
+        self,
+        *,
+        stage: Stage,
+        device: torch.device,
+        incoming: Receiver,
+        outgoing: Sender | None,
+        sends_delta: bool,
+        report: Report,
+        log_every: int,
+    ) -> None:
+        self.stage = stage
+        self.incoming = incoming
+        self.outgoing = outgoing
+        self.meter = Meter()
+        self.peak_memory_bytes: int | None = None
+        self.last_train: Reading | None = None
+        self.last_evaluation: Reading | None = None
+        self.ensemble_accuracy: float | None = None
+        self._device = device
+        self._sends_delta = sends_delta
+        self._report = report
+        self._log_every = log_every
+        # Reading a loss makes the host wait for a CUDA device, so there it is done rarely.
+        self._check_every = 1 if device.type == "cpu" else log_every
+        self._train_tally = Tally(device)
+        self._evaluation_tally = Tally(device)
+        self._ensemble_correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._ensemble_predictions = 0
+
+    def advance(self) -> bool:
+        """Meet one event; False after the end of the stream.
+
+        Raises:
+            StageError: the stage cannot go on; names stage and batch.
+        """
+        started, waited = time.perf_counter(), self._waited_s()
+        batch = self.incoming.receive()
+        header = batch.header
+        try:
+            if header.kind == Kind.TRAIN:
+                self._train(batch)
+            elif header.kind == Kind.EVALUATE:
+                self._evaluate(batch)
+            else:
+                self._pass_on(header, {})
+                if header.kind == Kind.EVALUATED:
+                    self._finish_evaluation(header)
+        except StageError as error:
+            raise StageError(
+                error.reason,
+                stage=self.stage.number,
+                batch=header.number if error.batch is None else error.batch,
+                symptom=error.symptom,
+            ) from error
+        except PipelocalError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise StageError(reason, stage=self.stage.number, batch=header.number) from error
+        batch.release()
+        self.meter.add_busy(time.perf_counter() - started - (self._waited_s() - waited))
+        if header.kind == Kind.TRAIN:
+            self._after_training_batch(header)
+        if header.kind == Kind.END and self.outgoing is not None:
+            self.outgoing.drain()
+        return header.kind != Kind.END
+
+    def close(self) -> None:
+        """Close both edges."""
+        self.incoming.close()
+        if self.outgoing is not None:
+            self.outgoing.close()
+
+    def _train(self, batch: IncomingBatch) -> None:
+        stage, outgoing = self.stage, self.outgoing
+        memory = SavedBytes() if self.peak_memory_bytes is None else None
+        with memory.counting() if memory else nullcontext():
+            output = stage.forward(batch.get("x"))
+            target, ids = batch.get("target"), batch.get("ids")
+            if outgoing is not None:
+                outgoing.begin(batch.header)
+                outgoing.send("x", output)
+                # Copies: what came in lies in memory that is used again once this batch is over.
+                outgoing.send("target", target.clone())
+                outgoing.send("ids", ids.clone())
+            delta = stage.output_gradient(target)
+            if outgoing is not None:
+                if self._sends_delta:
+                    outgoing.send("delta", delta)
+                outgoing.finish()
+            stage.reconcile(batch.get("delta") if stage.wants_delta else None)
+        metrics = stage.metrics(target)
+        stage.update()
+        if memory:
+            self.peak_memory_bytes = memory.bytes_beyond(stage) + resident_bytes(stage)
+        self._train_tally.add(
+            batch=batch.header.number,
+            rows=batch.header.rows,
+            loss=metrics.loss,
+            correct=metrics.correct,
+            predictions=metrics.predictions,
+            reconciliation=metrics.reconciliation,
+        )
+        if stage.steps % self._check_every == 0:
+            self._check_finite(batch.get("x"))
+
+    def _after_training_batch(self, header: Header) -> None:
+        self.meter.trained(header.rows)
+        if self.stage.steps % self._log_every == 0:
+            self._report_training(header.epoch)
+
+    def _check_finite(self, x: Tensor) -> None:
+        """Raise a :class:`StageError` if some loss so far was NaN or infinite."""
+        bad = self._train_tally.first_bad_batch()
+        if bad is not None:
+            raise StageError(
+                "the loss is NaN or infinite: lower --lr, add --warmup-steps, or look at the data",
+                stage=self.stage.number,
+                batch=bad,
+                # What came in bad was the fault of the stage before, which says so itself.
+                symptom=self.stage.number > 1 and not bool(torch.isfinite(x).all()),
+            )
+
+    def _report_training(self, epoch: int) -> None:
+        self.last_train = self._train_tally.read_and_reset()
+        rate, busy = self.meter.read_window()
+        self._report(
+            {
+                "event": "train",
+                "stage": self.stage.number,
+                "epoch": epoch + 1,
+                "step": self.stage.steps,
+                "loss": self.last_train.loss,
+                "accuracy": self.last_train.accuracy,
+                "reconciliation": self.last_train.reconciliation,
+                "learning_rate": self.stage.optimizer.param_groups[0]["lr"],
+                "samples_per_second": rate,
+                "busy_fraction": busy,
+                "peak_memory_bytes": self.peak_memory_bytes,
+            }
+        )
+
+    def _evaluate(self, batch: IncomingBatch) -> None:
+        if self._train_tally.rows:  # the epoch's rest, before its evaluation
+            self._check_finite(batch.get("x"))
+            self._report_training(batch.header.epoch)
+        target = batch.get("target")
+        output, logits = self.stage.evaluate(batch.get("x"))
+        votes = logits.softmax(-1)
+        if self.stage.number > 1:
+            votes += batch.get("votes")
+        self._pass_on(batch.header, {"x": output, "target": target.clone(), "votes": votes})
+        self._evaluation_tally.add(
+            batch=batch.header.number,
+            rows=batch.header.rows,
+            loss=cross_entropy(logits, target),
+            correct=count_correct(logits, target),
+            predictions=target.numel(),
+        )
+        if self.outgoing is None:
+            self._ensemble_correct += count_correct(votes, target)
+            self._ensemble_predictions += target.numel()
+
+    def _finish_evaluation(self, header: Header) -> None:
+        reading = self.last_evaluation = self._evaluation_tally.read_and_reset()
+        record = {
+            "event": "evaluate",
+            "stage": self.stage.number,
+            "epoch": header.epoch + 1,
+            "step": self.stage.steps,
+            "loss": reading.loss,
+            "accuracy": reading.accuracy,
+        }
+        if self.outgoing is None:
+            self.ensemble_accuracy = self._ensemble_correct.item() / self._ensemble_predictions
+            self._ensemble_correct.zero_()
+            self._ensemble_predictions = 0
+            record["ensemble_accuracy"] = self.ensemble_accuracy
+        self._report(record)
+        self.meter.evaluated()
+
+    def _pass_on(self, header: Header, tensors: dict[str, Tensor]) -> None:
+        if self.outgoing is not None:
+            self.outgoing.begin(header)
+            for name, tensor in tensors.items():
+                self.outgoing.send(name, tensor)
+            self.outgoing.finish()
+
+    def _waited_s(self) -> float:
+        return self.incoming.waited_s + (self.outgoing.waited_s if self.outgoing else 0.0)

@@ -1,0 +1,203 @@
+"""One gradient-isolated stage: body, head, objective and optimizer.
+
+A stage knows nothing of ranks. It meets each batch in four steps, which :meth:`Stage.step` runs in
+a row and a pipeline runs with its transfers in between::
+
+    forward(x)               -> out      body only; out can leave at once
+    output_gradient(target)  -> delta    head and local loss, then back to out; delta can leave
+    reconcile(delta of the stage before) the rest of the backward pass
+    update()                             optimizer and schedule
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelocal.errors import StageError
+from pipelocal.objective.local import LocalPass, Objective, cross_entropy
+from pipelocal.seeding import derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """What one batch showed; scalars on the stage's device, means over the batch."""
+
+    loss: Tensor
+    correct: Tensor
+    """Number of right predictions."""
+    predictions: int
+    reconciliation: Tensor | None
+    """Distance between eta and delta, None where the objective has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """A stage's answer to one batch."""
+
+    output: Tensor
+    """Detached and contiguous, ``[B, ...]``: the next stage's input."""
+    output_gradient: Tensor
+    """delta, of the output's shape and dtype."""
+    metrics: StepMetrics
+
+
+class Stage:
+    """Body and head with their local training.
+
+    Args:
+        number: position in the network, from 1.
+        body: the units, in order.
+        head: makes logits ``[B, ..., classes]`` from the body's output.
+        objective: what is minimised.
+        optimizer: over the parameters of body and head.
+        scheduler: stepped once per batch; None for a constant learning rate.
+        seed: the run's seed. Dropout and the like draw from a seed made of this, the stage and the
+            step, so they do not depend on what else the process does.
+    """
+
+    def __init__(
+        self,
+        *,
+        number: int,
+        body: nn.Sequential,
+        head: nn.Module,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.number = number
+        self.body = body
+        self.head = head
+        self.objective = objective
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.steps = 0
+        self._seed = seed
+        self._pass: LocalPass | None = None
+        self._logits: Tensor | None = None
+        self._loss: Tensor | None = None
+        self._reconciliation: Tensor | None = None
+        disable_inplace(body)
+        disable_inplace(head)
+        self._train_mode: bool | None = None
+
+    @property
+    def wants_delta(self) -> bool:
+        """Whether the stage before must send its output gradient along."""
+        return self.objective.wants_delta
+
+    def step(self, x: Tensor, target: Tensor, delta: Tensor | None = None) -> StepResult:
+        """Train on one batch.
+
+        Args:
+            x: input ``[B, ...]``.
+            target: labels ``[B]`` (or ``[B, T]``), int64.
+            delta: output gradient of the stage before, of x's shape; only if :attr:`wants_delta`.
+        """
+        output = self.forward(x)
+        output_gradient = self.output_gradient(target)
+        self.reconcile(delta)
+        metrics = self.metrics(target)
+        self.update()
+        return StepResult(output=output, output_gradient=output_gradient, metrics=metrics)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the body; the detached output, which must not be changed until :meth:`update`."""
+        self._set_train_mode(True)
+        torch.manual_seed(derive_seed(self._seed, "step", self.number, self.steps))
+        leaf = x.detach().requires_grad_(self.wants_delta)
+        out = self.body(leaf)
+        self._pass = LocalPass(x=leaf, out=out)
+        return _own_memory(out.detach(), x)
+
+    def output_gradient(self, target: Tensor) -> Tensor:
+        """Local loss and its gradient at the output (delta, per batch mean)."""
+        local = self._require_pass()
+
+        def loss_of(out: Tensor) -> Tensor:
+            logits = self.head(out)
+            self._logits = logits.detach()
+            return cross_entropy(logits, target)
+
+        version = local.out._version
+        self._loss, delta = self.objective.head_backward(local, loss_of)
+        if local.out._version != version:
+            raise StageError(
+                "the head changes the stage's output in place, while the output is on its way to "
+                "the next stage: use an operation that is not in place",
+                stage=self.number,
+            )
+        return delta.contiguous()
+
+    def reconcile(self, delta: Tensor | None) -> None:
+        """Complete the gradients of all parameters, with delta of the stage before if wanted."""
+        self._reconciliation = self.objective.body_backward(self._require_pass(), delta)
+
+    def metrics(self, target: Tensor) -> StepMetrics:
+        """What this batch showed; after :meth:`reconcile`."""
+        assert self._logits is not None and self._loss is not None
+        return StepMetrics(
+            loss=self._loss,
+            correct=count_correct(self._logits, target),
+            predictions=target.numel(),
+            reconciliation=self._reconciliation,
+        )
+
+    def update(self) -> None:
+        """Optimizer and schedule; then the batch is over and nothing of it is kept."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.steps += 1
+        self._pass = self._logits = self._loss = self._reconciliation = None
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The output and the head's logits, in evaluation mode; nothing is trained."""
+        self._set_train_mode(False)
+        out = self.body(x)
+        return _own_memory(out, x), self.head(out)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Body, head, optimizer and step count; loads with ``weights_only=True``."""
+        return {
+            "body": self.body.state_dict(),
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+        }
+
+    def _require_pass(self) -> LocalPass:
+        assert self._pass is not None, "forward comes first"
+        return self._pass
+
+    def _set_train_mode(self, train: bool) -> None:
+        if self._train_mode != train:
+            self.body.train(train)
+            self.head.train(train)
+            self._train_mode = train
+
+
+def count_correct(logits: Tensor, target: Tensor) -> Tensor:
+    """Number of right predictions as a scalar; logits ``[..., classes]``, target ``[...]``."""
+    return (logits.argmax(-1) == target).sum()
+
+
+def _own_memory(out: Tensor, x: Tensor) -> Tensor:
+    """Contiguous and apart from the input, whose memory is used again while ``out`` travels."""
+    out = out.contiguous()
+    shared = out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    return out.clone() if shared else out
+
+
+def disable_inplace(module: nn.Module) -> None:
+    """Turn ``inplace=True`` off: a stage's input and output are shared with transfers under way."""
+    for part in module.modules():
+        if getattr(part, "inplace", False) is True:
+            part.inplace = False  # type: ignore[assignment]

@@ -1,0 +1,68 @@
+"""How many bytes a stage holds, counted from its tensors: exact, and the same on every device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from pipelocal.stage import Stage
+
+
+class SavedBytes:
+    """Counts the distinct storages that autograd keeps for the backward pass.
+
+    A tensor that is saved twice, or whose memory another saved tensor shares, counts once.
+    """
+
+    def __init__(self) -> None:
+        self._storages: dict[int, int] = {}
+        self._kept: list[Tensor] = []  # an address could be used again if its tensor were gone
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what is saved within this block."""
+
+        def save(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._storages:
+                self._storages[storage.data_ptr()] = storage.nbytes()
+                self._kept.append(tensor.detach())
+            return tensor
+
+        with saved_tensors_hooks(save, lambda tensor: tensor):
+            yield
+
+    def bytes_beyond(self, stage: Stage) -> int:
+        """Bytes counted, without the stage's own parameters and buffers; forgets the tensors."""
+        own = {tensor.untyped_storage().data_ptr() for tensor in _model_tensors(stage)}
+        self._kept.clear()
+        return sum(size for address, size in self._storages.items() if address not in own)
+
+
+def resident_bytes(stage: Stage) -> int:
+    """Bytes of parameters, buffers, optimizer state and, once trained, gradients at their peak."""
+    state = [
+        value
+        for values in stage.optimizer.state.values()
+        for value in values.values()
+        if isinstance(value, Tensor)
+    ]
+    gradients = [p for module in (stage.body, stage.head) for p in module.parameters()]
+    return sum(t.numel() * t.element_size() for t in [*_model_tensors(stage), *state, *gradients])
+
+
+def device_peak_bytes(device: torch.device) -> int | None:
+    """Peak of what this process allocated on a CUDA device; None on the CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def _model_tensors(stage: Stage) -> list[Tensor]:
+    return [
+        tensor
+        for module in (stage.body, stage.head)
+        for tensor in (*module.parameters(), *module.buffers())
+    ]

@@ -1,0 +1,115 @@
+"""Rank 0's part of telemetry: takes all stages' records, keeps them and shows them."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipelocal.telemetry.view import Progress, StageRow, View
+
+POLL_S = 0.2
+
+
+class Reporter:
+    """Writes ``metrics.jsonl`` and feeds the view, on a thread of its own.
+
+    Args:
+        take: gives the records that came since the last call.
+        on_error: told once if a record cannot be written; the reporter then stops.
+        metrics: the file to append to.
+        view: what the user looks at.
+        rows: a row per stage, in order, as they are before training.
+        total_steps: training batches in all.
+        epochs: epochs in all.
+    """
+
+    def __init__(
+        self,
+        *,
+        take: Callable[[], list[dict[str, Any]]],
+        on_error: Callable[[Exception], object],
+        metrics: Path,
+        view: View,
+        rows: list[StageRow],
+        total_steps: int,
+        epochs: int,
+    ) -> None:
+        self.finals: list[dict[str, Any]] = []
+        self._take = take
+        self._on_error = on_error
+        self._metrics = metrics
+        self.view = view
+        self._rows = rows
+        self._total_steps = total_steps
+        self._epochs = epochs
+        self._epoch = 1
+        self._phase = "train"
+        self._started = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take what is still there and end the thread."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with self._metrics.open("a") as file:
+                last_round = False
+                while True:
+                    for record in self._take():
+                        self._meet(record)
+                        file.write(json.dumps(record) + "\n")
+                    file.flush()
+                    self.view.update(self._rows, self._progress())
+                    if last_round:
+                        return
+                    last_round = self._stop.wait(POLL_S)
+        except Exception as error:
+            self._on_error(error)
+
+    def _meet(self, record: dict[str, Any]) -> None:
+        record["time_s"] = round(time.monotonic() - self._started, 3)
+        row = self._rows[record["stage"] - 1]
+        if record["event"] == "train":
+            changes = {
+                key: record[key]
+                for key in (
+                    "step",
+                    "loss",
+                    "accuracy",
+                    "samples_per_second",
+                    "busy_fraction",
+                    "peak_memory_bytes",
+                )
+            }
+        elif record["event"] == "evaluate":
+            changes = {"eval_accuracy": record["accuracy"]}
+        else:
+            self.finals.append(record)
+            return
+        self._rows[record["stage"] - 1] = replace(row, **changes)
+        if record["stage"] == len(self._rows):
+            self._epoch = record["epoch"]
+            self._phase = "eval" if record["event"] == "evaluate" else "train"
+
+    def _progress(self) -> Progress:
+        return Progress(
+            step=min(row.step for row in self._rows),
+            total_steps=self._total_steps,
+            epoch=self._epoch,
+            epochs=self._epochs,
+            phase=self._phase,
+            elapsed_s=time.monotonic() - self._started,
+        )

@@ -1,0 +1,124 @@
+"""What the two ends of an edge agree on, once, before the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from pipelocal.errors import UserError
+from pipelocal.transport.header import Kind
+
+WIRE_DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One tensor of a batch."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Shape of one row, without the batch dimension."""
+    dtype: str
+    """Name of the dtype, such as ``float32``; the same on the wire."""
+    kinds: tuple[str, ...]
+    """Names of the kinds of batch that carry it."""
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch's own."""
+        return WIRE_DTYPES[self.dtype]
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one row on the wire."""
+        return prod(self.shape) * self.torch_dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """The ordered messages of an edge.
+
+    ``x`` comes first, so that the receiving stage can start its forward pass while the rest is
+    under way, and ``delta`` last, because it is made last::
+
+        TRAIN     x  target  ids  delta       (delta only where the next stage wants it)
+        EVALUATE  x  target  votes
+    """
+
+    source: int
+    """Number of the sending stage."""
+    target: int
+    """Number of the receiving stage; always ``source + 1``: nothing flows back."""
+    max_rows: int
+    messages: tuple[Message, ...]
+
+    def of_kind(self, kind: Kind) -> list[Message]:
+        """The messages that follow a header of this kind, in order."""
+        return [message for message in self.messages if kind.name in message.kinds]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain types."""
+        return asdict(self)
+
+    def check_equal(self, theirs: Mapping[str, Any], *, own_end: str, other_end: str) -> None:
+        """Compare with the other end's :meth:`to_json`.
+
+        Raises:
+            UserError: they differ; names both sides and what differs.
+        """
+        ours = _as_lists(self.to_json())
+        if ours == theirs:
+            return
+        differing = [key for key in ours if ours[key] != theirs.get(key)]
+        raise UserError(
+            f"edge {self.source} -> {self.target}: the two ends disagree on {', '.join(differing)}: "
+            f"{own_end} has {[ours[key] for key in differing]}, "
+            f"{other_end} has {[theirs.get(key) for key in differing]}; "
+            f"start every rank with the same options and the same version of pipelocal"
+        )
+
+
+def edge_contract(
+    *,
+    source: int,
+    feature_shape: Sequence[int],
+    target_shape: Sequence[int],
+    classes: int,
+    max_rows: int,
+    with_delta: bool,
+) -> Contract:
+    """The contract of the edge from stage ``source`` to the next.
+
+    Args:
+        source: number of the sending stage.
+        feature_shape: shape of one row of its output.
+        target_shape: shape of one row of the labels, ``()`` for one label a sample.
+        classes: number of classes.
+        max_rows: rows of a full batch.
+        with_delta: whether the receiving stage reconciles.
+    """
+    feature, label = tuple(feature_shape), tuple(target_shape)
+    both, train, evaluate = ("TRAIN", "EVALUATE"), ("TRAIN",), ("EVALUATE",)
+    messages = [
+        Message(name="x", shape=feature, dtype="float32", kinds=both),
+        Message(name="target", shape=label, dtype="int64", kinds=both),
+        Message(name="ids", shape=(), dtype="int64", kinds=train),
+        # Sum of the heads' class probabilities so far, so that the last stage knows the ensemble.
+        Message(name="votes", shape=(*label, classes), dtype="float32", kinds=evaluate),
+    ]
+    if with_delta:
+        messages.append(Message(name="delta", shape=feature, dtype="float32", kinds=train))
+    return Contract(source=source, target=source + 1, max_rows=max_rows, messages=tuple(messages))
+
+
+def _as_lists(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {key: _as_lists(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_lists(item) for item in value]
+    return value

@@ -1,0 +1,290 @@
+"""The two ends of an edge between ranks: a thread each, a bounded window, no waiting without a way out.
+
+::
+
+    sending rank                                     receiving rank
+    compute thread          edge thread              edge thread           compute thread
+    begin, send, finish ->  [queue, <= window]  ==>  [ring of 2 slots]  -> receive, get, release
+
+The transfers wait on threads of their own, so that they go on while the model computes, and so that
+the compute thread only ever waits on a condition that a failure elsewhere can break.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pipelocal.errors import StageError
+from pipelocal.transport.contract import Contract
+from pipelocal.transport.edge import Check
+from pipelocal.transport.header import Header, Kind
+from pipelocal.transport.wires import Token, WaitReceived, WaitSent, Wire
+
+POLL_S = 0.1
+"""How often a wait looks whether it is in vain."""
+
+RING_SLOTS = 2
+"""One batch in use and one arriving."""
+
+
+class _Endpoint:
+    """What both ends share: a thread, its failure, and waits that can be broken."""
+
+    def __init__(
+        self, contract: Contract, wire: Wire, *, own: int, peer: str, check: Check, timeout_s: float
+    ) -> None:
+        self.waited_s = 0.0
+        self._contract = contract
+        self._wire = wire
+        self._own = own
+        self._peer = peer
+        self._check = check
+        self._timeout_s = timeout_s
+        self._changed = threading.Condition()
+        self._failure: str | None = None
+        self._closed = False
+        self._thread = threading.Thread(
+            target=self._guarded, name=f"edge {contract.source}->{contract.target}", daemon=True
+        )
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _guarded(self) -> None:
+        try:
+            if self._wire.device.type == "cuda":
+                torch.cuda.set_device(self._wire.device)
+            self._run()
+        except Exception as error:
+            # The process may be on its way out; then nobody reads this.
+            reason = str(error).strip().splitlines()
+            with self._changed:
+                self._failure = reason[0] if reason else type(error).__name__
+                self._changed.notify_all()
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+    def _wait_for(self, condition: Callable[[], bool], what: str, batch: int | None) -> None:
+        """Wait, with the lock held, until ``condition``; an error if that can no longer be."""
+        started = time.monotonic()
+        while not condition():
+            if self._failure is not None:
+                raise StageError(
+                    f"lost the connection to {self._peer} ({self._failure})",
+                    stage=self._own,
+                    batch=batch,
+                    symptom=True,
+                )
+            self._check()
+            if time.monotonic() - started > self._timeout_s:
+                raise StageError(
+                    f"{what} {self._peer} for {self._timeout_s:g} s: it hangs or is too slow "
+                    f"(--timeout sets the patience)",
+                    stage=self._own,
+                    batch=batch,
+                    symptom=True,
+                )
+            self._changed.wait(POLL_S)
+        self.waited_s += time.monotonic() - started
+
+
+class RemoteSender(_Endpoint):
+    """The sending end.
+
+    Args:
+        contract: what the edge carries.
+        wire: how.
+        window: most batches that are sent but not yet taken by the other end.
+        peer: name of the other end, for error messages.
+        check: raises when another rank has failed.
+        timeout_s: longest wait for room in the window, in seconds.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        wire: Wire,
+        *,
+        window: int,
+        peer: str,
+        check: Check,
+        timeout_s: float,
+    ) -> None:
+        super().__init__(
+            contract, wire, own=contract.source, peer=peer, check=check, timeout_s=timeout_s
+        )
+        self.sent_bytes = 0
+        self._window = window
+        self._unfinished = 0
+        self._batch: int | None = None
+        self._expected: deque[str] = deque()
+        self._index = {m.name: i + 1 for i, m in enumerate(contract.messages)}
+        self._queue: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._thread.start()
+
+    def begin(self, header: Header) -> None:
+        self._batch = header.number
+        with self._changed:
+            self._wait_for(lambda: self._unfinished < self._window, "no room towards", self._batch)
+            self._unfinished += 1
+        self._expected = deque(m.name for m in self._contract.of_kind(header.kind))
+        self._queue.put(header)
+
+    def send(self, name: str, tensor: Tensor) -> None:
+        assert self._expected and self._expected[0] == name, (
+            f"the contract wants {list(self._expected)} next, not {name}"
+        )
+        self._expected.popleft()
+        self.sent_bytes += tensor.numel() * tensor.element_size()
+        tensor = tensor.detach().contiguous()
+        self._queue.put((self._index[name], tensor, self._wire.mark()))
+
+    def finish(self) -> None:
+        assert not self._expected, f"not sent: {list(self._expected)}"
+        self._queue.put(None)
+
+    def drain(self) -> None:
+        with self._changed:
+            self._wait_for(lambda: self._unfinished == 0, "nothing taken by", self._batch)
+
+    def close(self) -> None:
+        super().close()
+        self._queue.put(CLOSE)
+
+    def _run(self) -> None:
+        underway: list[tuple[WaitSent, Tensor]] = []
+        while (job := self._queue.get()) is not CLOSE:
+            if isinstance(job, Header):
+                encoded = job.encode()
+                underway.append((self._wire.post_header(encoded), encoded))
+            elif isinstance(job, tuple):
+                index, tensor, ready = job
+                underway.append((self._wire.post_send(tensor, ready, index), tensor))
+            else:
+                for wait, _ in underway:
+                    wait()
+                underway.clear()  # only now may the tensors' memory be used again
+                with self._changed:
+                    self._unfinished -= 1
+                    self._changed.notify_all()
+
+
+class _Close:
+    """Tells a sender's thread to end."""
+
+
+CLOSE = _Close()
+
+_Job = Header | tuple[int, Tensor, Token] | None | _Close
+"""A batch's header, one of its tensors with its place in the contract, its end, or the thread's."""
+
+
+class RemoteReceiver(_Endpoint):
+    """The receiving end; arguments as for :class:`RemoteSender`."""
+
+    def __init__(
+        self, contract: Contract, wire: Wire, *, peer: str, check: Check, timeout_s: float
+    ) -> None:
+        super().__init__(
+            contract, wire, own=contract.target, peer=peer, check=check, timeout_s=timeout_s
+        )
+        self.received_bytes = 0
+        self._next_number = 0
+        self._arriving: deque[ArrivingBatch] = deque()
+        self._free: deque[_Slot] = deque(
+            _Slot(contract, wire.device, wire.mark()) for _ in range(RING_SLOTS)
+        )
+        self._thread.start()
+
+    def receive(self) -> ArrivingBatch:
+        with self._changed:
+            self._wait_for(lambda: bool(self._arriving), "nothing from", self._next_number)
+            batch = self._arriving.popleft()
+        if batch.header.number != self._next_number:
+            raise StageError(
+                f"batch {batch.header.number} came from {self._peer} where "
+                f"{self._next_number} was next: a batch was lost",
+                stage=self._own,
+                batch=self._next_number,
+            )
+        self._next_number += 1
+        return batch
+
+    def wait_for_tensor(self, batch: ArrivingBatch, name: str) -> None:
+        """Wait until one tensor of a batch is there."""
+        with self._changed:
+            self._wait_for(lambda: name in batch.arrived, "nothing from", batch.header.number)
+        self._wire.join(batch.arrived[name])
+
+    def give_back(self, slot: _Slot) -> None:
+        """A slot may be filled again once the device is past what it was asked so far."""
+        slot.free = self._wire.mark()
+        with self._changed:
+            self._free.append(slot)
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            header = Header.decode(self._wire.receive_header())
+            messages = self._contract.of_kind(header.kind)
+            with self._changed:
+                while not self._free and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                slot = self._free.popleft()
+                batch = ArrivingBatch(self, header, slot)
+                self._arriving.append(batch)
+                self._changed.notify_all()
+            waits: list[tuple[str, WaitReceived]] = []
+            for index, message in enumerate(self._contract.messages, start=1):
+                if message in messages:
+                    buffer = slot.buffers[message.name][: header.rows]
+                    self.received_bytes += buffer.numel() * buffer.element_size()
+                    waits.append((message.name, self._wire.post_receive(buffer, slot.free, index)))
+            for name, wait in waits:
+                token = wait()
+                with self._changed:
+                    batch.arrived[name] = token
+                    self._changed.notify_all()
+            if header.kind == Kind.END:
+                return
+
+
+class _Slot:
+    """Memory for one batch."""
+
+    def __init__(self, contract: Contract, device: torch.device, free: Token) -> None:
+        self.free = free
+        self.buffers = {
+            m.name: torch.empty((contract.max_rows, *m.shape), dtype=m.torch_dtype, device=device)
+            for m in contract.messages
+        }
+
+
+class ArrivingBatch:
+    """A batch in a slot of the ring."""
+
+    def __init__(self, receiver: RemoteReceiver, header: Header, slot: _Slot) -> None:
+        self.header = header
+        self.arrived: dict[str, Token] = {}
+        self._receiver = receiver
+        self._slot = slot
+
+    def get(self, name: str) -> Tensor:
+        self._receiver.wait_for_tensor(self, name)
+        return self._slot.buffers[name][: self.header.rows]
+
+    def release(self) -> None:
+        # A header without tensors may still be waited for by nobody: its slot is simply free.
+        self._receiver.give_back(self._slot)

@@ -1,0 +1,185 @@
+"""How one tensor crosses from one rank to another: gloo, gloo through pinned memory, NCCL.
+
+A wire serves one directed edge. All three work alike, so that what queues and bounds the transfers
+(:mod:`pipelocal.transport.remote`) is written once:
+
+- ``mark()`` and ``join(token)`` are called where the model computes. A token stands for "all that
+  was asked of the device up to here"; on the CPU it is None, because there nothing is deferred.
+- ``post_send`` and ``post_receive`` are called on the edge's own thread, start a transfer and give
+  a function that waits for it.
+
+========== ============== ============ =============================================================
+wire       tensors on     headers      remark
+========== ============== ============ =============================================================
+GlooWire   CPU            gloo         bytes go from and to the tensors themselves
+PinnedWire CUDA           gloo         staged through pinned host memory; works where NCCL does not
+NcclWire   CUDA           gloo         device to device, on a stream of its own
+========== ============== ============ =============================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelocal.transport.header import HEADER_LENGTH
+
+Token = torch.cuda.Event | None
+WaitSent = Callable[[], None]
+WaitReceived = Callable[[], Token]
+
+HEADER_TAG = 0
+"""Tensors use the tags 1, 2, ... by their place in the contract (gloo only; NCCL goes by order)."""
+
+
+class Wire(Protocol):
+    """One direction between two ranks."""
+
+    device: torch.device
+
+    def mark(self) -> Token:
+        """What the device has been asked so far, by the calling thread."""
+
+    def join(self, token: Token) -> None:
+        """The device goes on, for the calling thread, only after ``token``; the host does not wait."""
+
+    def post_header(self, header: Tensor) -> WaitSent:
+        """Start sending int64 ``[5]`` on the CPU."""
+
+    def receive_header(self) -> Tensor:
+        """Wait for a header."""
+
+    def post_send(self, tensor: Tensor, ready: Token, index: int) -> WaitSent:
+        """Start sending a contiguous tensor once the device is past ``ready``."""
+
+    def post_receive(self, buffer: Tensor, free: Token, index: int) -> WaitReceived:
+        """Start filling a contiguous buffer once the device is past ``free``."""
+
+
+class GlooWire:
+    """CPU tensors over gloo.
+
+    Args:
+        peer: global rank of the other end.
+        group: a gloo group of the two ranks that no other edge uses.
+    """
+
+    def __init__(self, peer: int, group: dist.ProcessGroup) -> None:
+        self.device = torch.device("cpu")
+        self._peer = peer
+        self._group = group
+
+    def mark(self) -> Token:
+        return None
+
+    def join(self, token: Token) -> None:
+        pass
+
+    def post_header(self, header: Tensor) -> WaitSent:
+        return self.post_send(header, None, HEADER_TAG)
+
+    def receive_header(self) -> Tensor:
+        header = torch.empty(HEADER_LENGTH, dtype=torch.int64)
+        self.post_receive(header, None, HEADER_TAG)()
+        return header
+
+    def post_send(self, tensor: Tensor, ready: Token, index: int) -> WaitSent:  # noqa: ARG002
+        work = dist.isend(tensor, self._peer, group=self._group, tag=index)
+        assert work is not None
+        return lambda: _finish(work)
+
+    def post_receive(self, buffer: Tensor, free: Token, index: int) -> WaitReceived:  # noqa: ARG002
+        work = dist.irecv(buffer, self._peer, group=self._group, tag=index)
+        assert work is not None
+        return lambda: _finish(work)
+
+
+class PinnedWire(GlooWire):
+    """CUDA tensors over gloo, staged through pinned host memory on a stream of its own."""
+
+    def __init__(self, peer: int, group: dist.ProcessGroup, device: torch.device) -> None:
+        super().__init__(peer, group)
+        self.device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def mark(self) -> Token:
+        return torch.cuda.current_stream(self.device).record_event()
+
+    def join(self, token: Token) -> None:
+        if token is not None:
+            torch.cuda.current_stream(self.device).wait_event(token)
+
+    def post_send(self, tensor: Tensor, ready: Token, index: int) -> WaitSent:
+        if tensor.device.type == "cpu":
+            return super().post_send(tensor, None, index)
+        with torch.cuda.stream(self._stream):
+            self.join(ready)
+            staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            staged.copy_(tensor, non_blocking=True)
+            self._stream.record_event().synchronize()  # this edge's thread waits, nothing else
+        return super().post_send(staged, None, index)
+
+    def post_receive(self, buffer: Tensor, free: Token, index: int) -> WaitReceived:
+        if buffer.device.type == "cpu":
+            return super().post_receive(buffer, None, index)
+        staged = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
+        wait = super().post_receive(staged, None, index)
+
+        def finish() -> Token:
+            wait()
+            with torch.cuda.stream(self._stream):
+                self.join(free)
+                buffer.copy_(staged, non_blocking=True)
+                copied = self._stream.record_event()
+            copied.synchronize()  # before the pinned memory goes back to its pool
+            return copied
+
+        return finish
+
+
+class NcclWire(PinnedWire):
+    """CUDA tensors over NCCL, on a stream of its own; headers go by gloo on the host.
+
+    Args:
+        peer: global rank of the other end.
+        group: a gloo group of the two ranks, for headers.
+        device: the CUDA device of this rank.
+        nccl_group: an NCCL group of the two ranks that no other edge uses.
+    """
+
+    def __init__(
+        self,
+        peer: int,
+        group: dist.ProcessGroup,
+        device: torch.device,
+        nccl_group: dist.ProcessGroup,
+    ) -> None:
+        super().__init__(peer, group, device)
+        self._nccl_group = nccl_group
+
+    def post_send(self, tensor: Tensor, ready: Token, index: int) -> WaitSent:
+        if tensor.device.type == "cpu":
+            return super().post_send(tensor, ready, index)
+        with torch.cuda.stream(self._stream):
+            self.join(ready)
+            _finish(dist.isend(tensor, self._peer, group=self._nccl_group))  # blocks the stream
+            sent = self._stream.record_event()
+        return sent.synchronize
+
+    def post_receive(self, buffer: Tensor, free: Token, index: int) -> WaitReceived:
+        if buffer.device.type == "cpu":
+            return super().post_receive(buffer, free, index)
+        with torch.cuda.stream(self._stream):
+            self.join(free)
+            _finish(dist.irecv(buffer, self._peer, group=self._nccl_group))
+            arrived = self._stream.record_event()
+        return lambda: arrived
+
+
+def _finish(work: dist.Work | None) -> None:
+    assert work is not None
+    work.wait()
