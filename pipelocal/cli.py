@@ -83,7 +83,7 @@ def _parse(arguments: list[str]) -> TrainConfig | EvaluateConfig | ExportConfig:
             console_outputs=not quiet,
         )
     return tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         prog="pipelocal",
         description="Pipeline-parallel training without a global backward pass.",
         args=arguments,

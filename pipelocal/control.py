@@ -19,6 +19,9 @@ WATCH_INTERVAL_S = 0.25
 CAUSE_PATIENCE_S = 1.5
 """How long a symptom (a lost connection) waits for another rank to report the cause."""
 
+START_TIMEOUT_S = 300.0
+"""How long ranks wait for each other before the first batch."""
+
 FAILURE = "failure"
 
 
@@ -79,7 +82,8 @@ class ControlPlane:
         try:
             while not self._store.check([FAILURE]) and time.monotonic() < deadline:
                 time.sleep(0.02)
-            return self._store.compare_set(FAILURE, "", account).decode()
+            won: bytes = self._store.compare_set(FAILURE, "", account)
+            return won.decode()
         except RuntimeError:  # the store is gone, with whoever kept it
             return account
 

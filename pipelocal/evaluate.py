@@ -14,12 +14,9 @@ from pipelocal.config import EvaluateConfig, ExportConfig
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.errors import UserError
+from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.source import Source
-from pipelocal.pipeline.worker import Worker
-from pipelocal.train import run_stream
-from pipelocal.transport.contract import edge_contract
-from pipelocal.transport.edge import Receiver
-from pipelocal.transport.inprocess import InProcessEdge
+from pipelocal.pipeline.worker import run_stream
 from pipelocal.world import World
 
 
@@ -40,35 +37,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     blueprint = Blueprint.draw(run)
     dataset = load_dataset(run.data, root=config.data_root or run.data_root, seed=run.seed)
     batches = BatchStream(dataset, batch_size=config.batch_size or run.batch_size, seed=run.seed)
-    records: list[dict[str, Any]] = []
-    workers = []
-    incoming: Receiver = Source(batches, None, device)
+    stages = []
     for number in range(1, run.stage_count + 1):
         stage = blueprint.build_stage(number, run, device=device, total_steps=1)
-        _load(stage.body, folder.load_stage(number)["body"], folder, number)
-        _load(stage.head, folder.load_stage(number)["head"], folder, number)
-        outgoing = InProcessEdge(
-            edge_contract(
-                source=number,
-                feature_shape=blueprint.output_shape(number),
-                target_shape=(),
-                classes=blueprint.chain.classes,
-                max_rows=run.batch_size,
-                with_delta=False,
-            )
-        )
-        workers.append(
-            Worker(
-                stage=stage,
-                device=device,
-                incoming=incoming,
-                outgoing=outgoing if number < run.stage_count else None,
-                sends_delta=False,
-                report=records.append,
-                log_every=1,
-            )
-        )
-        incoming = outgoing
+        state = folder.load_stage(number)
+        _load(stage.body, state["body"], folder, number)
+        _load(stage.head, state["head"], folder, number)
+        stages.append(stage)
+    records: list[dict[str, Any]] = []
+    assembly = Assembly(run, blueprint, device, report=records.append)
+    workers = assembly.workers(stages, Source(batches, None, device), None)
     run_stream(workers, lambda: None)
     return {
         "eval_accuracy": records[-1]["accuracy"],

@@ -140,7 +140,8 @@ class Stage:
 
     def metrics(self, target: Tensor) -> StepMetrics:
         """What this batch showed; after :meth:`reconcile`."""
-        assert self._logits is not None and self._loss is not None
+        assert self._logits is not None
+        assert self._loss is not None
         return StepMetrics(
             loss=self._loss,
             correct=count_correct(self._logits, target),

@@ -10,36 +10,30 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
-import psutil
 import torch
 import torch.distributed as dist
 
 from pipelocal.build import Blueprint
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import TrainConfig
-from pipelocal.control import ControlPlane
+from pipelocal.control import START_TIMEOUT_S, ControlPlane
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.errors import Interrupted, PipelocalError, UserError
+from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.placement import place
 from pipelocal.pipeline.source import Plan, Source
-from pipelocal.pipeline.worker import Worker
+from pipelocal.pipeline.worker import run_stream
 from pipelocal.stage import Stage
-from pipelocal.telemetry.memory import device_peak_bytes
 from pipelocal.telemetry.reporter import Reporter
+from pipelocal.telemetry.summary import describe, final_record, summarise
 from pipelocal.telemetry.view import StageRow, make_view
-from pipelocal.transport.connect import Link, connect
-from pipelocal.transport.contract import Contract, edge_contract
 from pipelocal.transport.edge import Receiver, Sender
-from pipelocal.transport.inprocess import InProcessEdge
-from pipelocal.transport.remote import RemoteReceiver, RemoteSender
-from pipelocal.transport.wires import Wire
-from pipelocal.world import World, describe_device
+from pipelocal.world import World
 
-START_TIMEOUT_S = 300.0
 FINISH_TIMEOUT_S = 600.0
 
 
@@ -72,8 +66,7 @@ def train(
     control = ControlPlane(world)
     run = _Run(config, blueprint, placement, world, device, control)
     with _failures_told(control, run):
-        summary = run.execute(stream or sys.stdout)
-    return summary
+        return run.execute(stream or sys.stdout)
 
 
 def _check_placement(config: TrainConfig, world: World) -> list[range]:
@@ -133,6 +126,7 @@ class _Run:
         self.device = device
         self.control = control
         self.folder: RunFolder | None = None
+        self.assembly = Assembly(config, blueprint, device, report=control.post)
 
     def execute(self, stream: TextIO) -> dict[str, Any] | None:
         """Set up, train, save, and leave together."""
@@ -145,8 +139,10 @@ class _Run:
         )
         folder = self.folder = RunFolder(facts.folder)
         stages = self._build_stages(plan)
-        source = Source(batches, plan, self.device) if batches else None
-        workers = self._build_workers(stages, source)
+        before, after = self._open_edges(stages[0].number, stages[-1].number)
+        incoming = Source(batches, plan, self.device) if batches else before
+        assert incoming is not None
+        workers = self.assembly.workers(stages, incoming, after)
         reporter = self._reporter(folder, plan, stream) if self.world.rank == 0 else None
         try:
             if reporter:
@@ -156,8 +152,14 @@ class _Run:
             seconds = time.perf_counter() - started
             for worker in workers:
                 folder.save_stage(worker.stage.number, worker.stage.state_dict())
-                self.control.post(self._final_record(worker))
-            summary = self._summarise(folder, plan, reporter, seconds) if reporter else None
+                self.control.post(final_record(worker, self.world.rank, self.device))
+            summary = None
+            if reporter:
+                finals = self._finals(reporter)
+                summary = summarise(self.config, self.world.size, seconds, finals)
+                folder.write_summary(summary)
+                reporter.stop()
+                reporter.view.message(describe(summary, folder.path))
             self.control.leave()
         finally:
             if reporter:
@@ -183,7 +185,7 @@ class _Run:
             steps_per_epoch=batches.steps_per_epoch,
             train_samples=len(dataset.train_x),
         )
-        self.control.put("facts", facts.__dict__)
+        self.control.put("facts", asdict(facts))
         return batches, facts
 
     def _build_stages(self, plan: Plan) -> list[Stage]:
@@ -194,92 +196,17 @@ class _Run:
             for number in self.placement[self.world.rank]
         ]
 
-    def _contract(self, source: int) -> Contract:
-        """The contract of the edge from stage ``source`` to the next."""
-        return edge_contract(
-            source=source,
-            feature_shape=self.blueprint.output_shape(source),
-            target_shape=(),
-            classes=self.blueprint.chain.classes,
-            max_rows=self.config.batch_size,
-            with_delta=self.config.objective == "sgr",
-        )
-
-    def _build_workers(self, stages: list[Stage], source: Source | None) -> list[Worker]:
-        first, last = stages[0].number, stages[-1].number
-        receiver, sender = self._connect(first, last)
-        incoming: Receiver | None = source or receiver
-        workers = []
-        for stage in stages:
-            assert incoming is not None
-            inside = InProcessEdge(self._contract(stage.number)) if stage.number != last else None
-            outgoing: Sender | None = inside or sender
-            workers.append(
-                Worker(
-                    stage=stage,
-                    device=self.device,
-                    incoming=incoming,
-                    outgoing=outgoing,
-                    sends_delta=self.config.objective == "sgr",
-                    report=self.control.post,
-                    log_every=self.config.log_every,
-                )
-            )
-            incoming = inside
-        return workers
-
-    def _connect(self, first: int, last: int) -> tuple[RemoteReceiver | None, RemoteSender | None]:
-        """The edges to the ranks before and after this one, where there are any."""
-        rank, config = self.world.rank, self.config
-        links = []
-        if rank > 0:
-            links.append(
-                Link(contract=self._contract(first - 1), own_rank=rank, peer_rank=rank - 1)
-            )
-        if rank < self.world.size - 1:
-            links.append(Link(contract=self._contract(last), own_rank=rank, peer_rank=rank + 1))
-        if not links:
+    def _open_edges(self, first: int, last: int) -> tuple[Receiver | None, Sender | None]:
+        """The edges from and to this rank's neighbours; ``first`` and ``last`` are its stages."""
+        if self.world.size == 1:
             return None, None
         dist.init_process_group(
             "gloo",
             store=dist.PrefixStore("group", self.world.store),
-            rank=rank,
+            rank=self.world.rank,
             world_size=self.world.size,
         )
-        wires = connect(
-            links,
-            device=self.device,
-            device_name=describe_device(self.device),
-            edge=config.edge,
-            put=self.control.put,
-            wait_for=lambda key: self.control.wait_for(key, timeout_s=START_TIMEOUT_S),
-        )
-        receiver = sender = None
-        for link, wire in zip(links, wires, strict=True):
-            if link.sending:
-                sender = self._sender(link, wire)
-            else:
-                receiver = self._receiver(link, wire)
-        return receiver, sender
-
-    def _sender(self, link: Link, wire: Wire) -> RemoteSender:
-        return RemoteSender(
-            link.contract,
-            wire,
-            window=self.config.window,
-            peer=link.peer_name,
-            check=self.control.check,
-            timeout_s=self.config.timeout,
-        )
-
-    def _receiver(self, link: Link, wire: Wire) -> RemoteReceiver:
-        return RemoteReceiver(
-            link.contract,
-            wire,
-            peer=link.peer_name,
-            check=self.control.check,
-            timeout_s=self.config.timeout,
-        )
+        return self.assembly.remote_edges(self.world, self.control, first, last)
 
     def _reporter(self, folder: RunFolder, plan: Plan, stream: TextIO) -> Reporter:
         rows = [
@@ -304,31 +231,8 @@ class _Run:
             epochs=plan.epochs_begun,
         )
 
-    def _final_record(self, worker: Worker) -> dict[str, Any]:
-        train, evaluation = worker.last_train, worker.last_evaluation
-        return {
-            "event": "final",
-            "stage": worker.stage.number,
-            "rank": self.world.rank,
-            "units": self.blueprint.units(worker.stage.number),
-            "loss": train and train.loss,
-            "accuracy": train and train.accuracy,
-            "eval_accuracy": evaluation and evaluation.accuracy,
-            "ensemble_accuracy": worker.ensemble_accuracy,
-            "steps": worker.stage.steps,
-            "samples_per_second": worker.meter.samples_per_second,
-            "busy_fraction": worker.meter.busy_fraction,
-            "peak_memory_bytes": worker.peak_memory_bytes,
-            "process_memory_bytes": psutil.Process().memory_info().rss,
-            "device_peak_bytes": device_peak_bytes(self.device),
-            "sent_bytes": worker.outgoing.sent_bytes if worker.outgoing else 0,
-            "received_bytes": worker.incoming.received_bytes,
-        }
-
-    def _summarise(
-        self, folder: RunFolder, plan: Plan, reporter: Reporter, seconds: float
-    ) -> dict[str, Any]:
-        """Wait for all stages' last records and write the summary."""
+    def _finals(self, reporter: Reporter) -> list[dict[str, Any]]:
+        """All stages' last records, as soon as every stage is saved."""
         deadline = time.monotonic() + FINISH_TIMEOUT_S
         while len(reporter.finals) < self.config.stage_count:
             self.control.check()
@@ -337,44 +241,4 @@ class _Run:
                     f"waited {FINISH_TIMEOUT_S:g} s for the other ranks to save their stages"
                 )
             time.sleep(0.01)
-        stages = sorted(reporter.finals, key=lambda record: int(record["stage"]))
-        last = stages[-1]
-        summary = {
-            "model": self.config.model,
-            "data": self.config.data,
-            "objective": self.config.objective,
-            "seed": self.config.seed,
-            "world_size": self.world.size,
-            "device": self.device.type,
-            "torch": torch.__version__,
-            "steps": plan.total_steps,
-            "seconds": seconds,
-            "samples_per_second": last["samples_per_second"],
-            "eval_accuracy": last["eval_accuracy"],
-            "ensemble_accuracy": last["ensemble_accuracy"],
-            "stages": [
-                {
-                    k: v
-                    for k, v in stage.items()
-                    if k not in ("event", "time_s", "ensemble_accuracy")
-                }
-                for stage in stages
-            ],
-        }
-        folder.write_summary(summary)
-        reporter.stop()
-        reporter.view.message(
-            f"accuracy {summary['eval_accuracy']:.4f} (last head), "
-            f"{summary['ensemble_accuracy']:.4f} (ensemble) after {plan.total_steps} batches "
-            f"in {seconds:.1f} s; run folder {folder.path}"
-        )
-        return summary
-
-
-def run_stream(workers: list[Worker], check: Any) -> None:
-    """Let the stages of this rank take turns, one event each, until the stream ends."""
-    running = True
-    while running:
-        check()
-        for worker in workers:
-            running = worker.advance()
+        return reporter.finals

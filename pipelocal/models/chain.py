@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -78,10 +79,7 @@ class Chain:
                 f"this one has {len(children)}"
             )
         # Each build gives a copy, so that stages trained from one model never share parameters.
-        units = [
-            Unit(name=name, build=lambda child=child: copy.deepcopy(child))
-            for name, child in children
-        ]
+        units = [Unit(name=name, build=partial(copy.deepcopy, child)) for name, child in children]
         return cls(units[:-1], classifier=units[-1], input_shape=input_shape, classes=classes)
 
     def build(self, start: int, stop: int, *, seed: int) -> nn.Sequential:

@@ -1,6 +1,7 @@
 """A multi-layer perceptron over flattened samples."""
 
 import math
+from functools import partial
 
 from torch import nn
 
@@ -24,7 +25,7 @@ def mlp(input_shape: Shape, classes: int) -> Chain:
     units = [
         Unit(
             name=f"layer{i + 1}",
-            build=lambda i=i: _layer(features if i == 0 else WIDTH, first=i == 0),
+            build=partial(_layer, features if i == 0 else WIDTH, first=i == 0),
         )
         for i in range(HIDDEN_LAYERS)
     ]

@@ -12,6 +12,8 @@ The stem and each block are units. Shortcuts that change shape are 1x1 convoluti
 option B) rather than padded zeros, so that every unit is an ordinary module.
 """
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -65,18 +67,13 @@ def resnet(depth: int, input_shape: Shape, classes: int) -> Chain:
     blocks_per_width, rest = divmod(depth - 2, 6)
     assert rest == 0, f"depth must be 6n + 2, not {depth}"
     channels = input_shape[0]
-    units = [Unit(name="stem", build=lambda: Stem(channels))]
+    units = [Unit(name="stem", build=partial(Stem, channels))]
     inputs = WIDTHS[0]
     for outputs in WIDTHS:
         for i in range(blocks_per_width):
             stride = 2 if i == 0 and outputs != WIDTHS[0] else 1
-
-            def build(
-                inputs: int = inputs, outputs: int = outputs, stride: int = stride
-            ) -> nn.Module:
-                return BasicBlock(inputs, outputs, stride=stride)
-
+            build = partial(BasicBlock, inputs, outputs, stride=stride)
             units.append(Unit(name=f"block{len(units)}", build=build))
             inputs = outputs
-    classifier = Unit(name="classifier", build=lambda: PooledLinear((WIDTHS[-1], 1, 1), classes))
+    classifier = Unit(name="classifier", build=partial(PooledLinear, (WIDTHS[-1], 1, 1), classes))
     return Chain(units, classifier=classifier, input_shape=input_shape, classes=classes)

@@ -26,14 +26,16 @@ def cosine(eta: Tensor, delta: Tensor) -> Tensor:
     """One minus the cosine, from 0 (same direction) to 2; free of both lengths."""
     eta_norm = torch.linalg.vector_norm(eta, dim=1).clamp_min(SMALLEST_NORM)
     delta_norm = torch.linalg.vector_norm(delta, dim=1).clamp_min(SMALLEST_NORM)
-    return (1 - (eta / eta_norm[:, None] * (delta / delta_norm[:, None])).sum(1)).mean()
+    cosines: Tensor = (eta / eta_norm[:, None] * (delta / delta_norm[:, None])).sum(1)
+    return (1 - cosines).mean()
 
 
 @DISTANCES.register("relative")
 def relative(eta: Tensor, delta: Tensor) -> Tensor:
     """Squared L2 distance in units of delta's squared length."""
     scale = torch.linalg.vector_norm(delta, dim=1).clamp_min(SMALLEST_NORM)
-    return ((eta - delta) / scale[:, None]).square().sum(1).mean()
+    relative_error: Tensor = (eta - delta) / scale[:, None]
+    return relative_error.square().sum(1).mean()
 
 
 @DISTANCES.register("squared")

@@ -35,8 +35,8 @@ def check_double_backward(
             except RuntimeError as error:
                 reason = str(error).splitlines()[0].rstrip(".")
                 raise UserError(
-                    f"stage {stage}: unit '{name}' cannot be differentiated twice ({reason}), which --objective "
-                    f"sgr needs: choose --objective greedy, or build the unit from operations "
+                    f"stage {stage}: unit '{name}' cannot be differentiated twice ({reason}), which "
+                    f"--objective sgr needs: choose --objective greedy, or build the unit from operations "
                     f"that have a double backward (for attention: "
                     f"torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
                 ) from error

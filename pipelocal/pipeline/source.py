@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +66,7 @@ class Source:
     def close(self) -> None:
         self._events.close()
 
-    def _training(self, plan: Plan) -> Iterator[HandedBatch]:
+    def _training(self, plan: Plan) -> Generator[HandedBatch]:
         left = plan.total_steps
         for epoch in range(plan.epochs_begun):
             for batch in self._batches.train(epoch):
@@ -77,7 +77,7 @@ class Source:
             if (epoch + 1) % plan.evaluate_every == 0 or left == 0:
                 yield from self._evaluation(epoch)
 
-    def _evaluation(self, epoch: int) -> Iterator[HandedBatch]:
+    def _evaluation(self, epoch: int) -> Generator[HandedBatch]:
         for batch in self._batches.test():
             yield self._event(Kind.EVALUATE, epoch, batch)
         yield self._event(Kind.EVALUATED, epoch)

@@ -8,7 +8,7 @@ A training batch, from left to right in time; ``>`` marks what leaves for the ne
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipelocal.stage import Stage, count_correct
 from pipelocal.telemetry.memory import SavedBytes, resident_bytes
 from pipelocal.telemetry.meter import Meter
 from pipelocal.telemetry.tally import Reading, Tally
-from pipelocal.transport.edge import IncomingBatch, Receiver, Sender
+from pipelocal.transport.edge import Check, IncomingBatch, Receiver, Sender
 from pipelocal.transport.header import Header, Kind
 
 Report = Callable[[dict[str, Any]], None]
@@ -231,3 +231,12 @@ class Worker:
 
     def _waited_s(self) -> float:
         return self.incoming.waited_s + (self.outgoing.waited_s if self.outgoing else 0.0)
+
+
+def run_stream(workers: Sequence[Worker], check: Check) -> None:
+    """Let the stages of this rank take turns, one event each, until the stream ends."""
+    running = True
+    while running:
+        check()
+        for worker in workers:
+            running = worker.advance()

@@ -141,10 +141,8 @@ class RemoteSender(_Endpoint):
         self._queue.put(header)
 
     def send(self, name: str, tensor: Tensor) -> None:
-        assert self._expected and self._expected[0] == name, (
-            f"the contract wants {list(self._expected)} next, not {name}"
-        )
-        self._expected.popleft()
+        wanted = self._expected.popleft() if self._expected else None
+        assert wanted == name, f"the contract wants {wanted} next, not {name}"
         self.sent_bytes += tensor.numel() * tensor.element_size()
         tensor = tensor.detach().contiguous()
         self._queue.put((self._index[name], tensor, self._wire.mark()))

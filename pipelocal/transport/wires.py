@@ -104,10 +104,10 @@ class PinnedWire(GlooWire):
     def __init__(self, peer: int, group: dist.ProcessGroup, device: torch.device) -> None:
         super().__init__(peer, group)
         self.device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def mark(self) -> Token:
-        return torch.cuda.current_stream(self.device).record_event()
+        return _record_event(torch.cuda.current_stream(self.device))
 
     def join(self, token: Token) -> None:
         if token is not None:
@@ -120,7 +120,7 @@ class PinnedWire(GlooWire):
             self.join(ready)
             staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             staged.copy_(tensor, non_blocking=True)
-            self._stream.record_event().synchronize()  # this edge's thread waits, nothing else
+            _record_event(self._stream).synchronize()  # this edge's thread waits, nothing else
         return super().post_send(staged, None, index)
 
     def post_receive(self, buffer: Tensor, free: Token, index: int) -> WaitReceived:
@@ -134,7 +134,7 @@ class PinnedWire(GlooWire):
             with torch.cuda.stream(self._stream):
                 self.join(free)
                 buffer.copy_(staged, non_blocking=True)
-                copied = self._stream.record_event()
+                copied = _record_event(self._stream)
             copied.synchronize()  # before the pinned memory goes back to its pool
             return copied
 
@@ -167,7 +167,7 @@ class NcclWire(PinnedWire):
         with torch.cuda.stream(self._stream):
             self.join(ready)
             _finish(dist.isend(tensor, self._peer, group=self._nccl_group))  # blocks the stream
-            sent = self._stream.record_event()
+            sent = _record_event(self._stream)
         return sent.synchronize
 
     def post_receive(self, buffer: Tensor, free: Token, index: int) -> WaitReceived:
@@ -176,8 +176,13 @@ class NcclWire(PinnedWire):
         with torch.cuda.stream(self._stream):
             self.join(free)
             _finish(dist.irecv(buffer, self._peer, group=self._nccl_group))
-            arrived = self._stream.record_event()
+            arrived = _record_event(self._stream)
         return lambda: arrived
+
+
+def _record_event(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    event: torch.cuda.Event = stream.record_event()
+    return event
 
 
 def _finish(work: dist.Work | None) -> None:

@@ -1,0 +1,122 @@
+"""Joins stages and edges: gives every stage of a rank its worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pipelocal.build import Blueprint
+from pipelocal.config import TrainConfig
+from pipelocal.control import START_TIMEOUT_S, ControlPlane
+from pipelocal.pipeline.worker import Report, Worker
+from pipelocal.stage import Stage
+from pipelocal.transport.connect import Link, connect
+from pipelocal.transport.contract import Contract, edge_contract
+from pipelocal.transport.edge import Receiver, Sender
+from pipelocal.transport.inprocess import InProcessEdge
+from pipelocal.transport.remote import RemoteReceiver, RemoteSender
+from pipelocal.world import World, describe_device
+
+
+class Assembly:
+    """Makes the edges and the workers of one rank.
+
+    Args:
+        config: the run's options.
+        blueprint: the cut model.
+        device: this rank's device.
+        report: takes the records of the stages.
+    """
+
+    def __init__(
+        self, config: TrainConfig, blueprint: Blueprint, device: torch.device, *, report: Report
+    ) -> None:
+        self._config = config
+        self._blueprint = blueprint
+        self._device = device
+        self._report = report
+        self._with_delta = config.objective == "sgr"
+
+    def contract(self, source: int) -> Contract:
+        """The contract of the edge from stage ``source`` to the next."""
+        return edge_contract(
+            source=source,
+            feature_shape=self._blueprint.output_shape(source),
+            target_shape=(),
+            classes=self._blueprint.chain.classes,
+            max_rows=self._config.batch_size,
+            with_delta=self._with_delta,
+        )
+
+    def workers(
+        self, stages: Sequence[Stage], incoming: Receiver, outgoing: Sender | None
+    ) -> list[Worker]:
+        """A worker per stage, with in-process edges between them.
+
+        Args:
+            stages: the rank's stages, in order.
+            incoming: what feeds the first of them.
+            outgoing: where the last one sends; None at the end of the network.
+        """
+        edges = [InProcessEdge(self.contract(stage.number)) for stage in stages[:-1]]
+        receivers, senders = [incoming, *edges], [*edges, outgoing]
+        return [
+            Worker(
+                stage=stage,
+                device=self._device,
+                incoming=receiver,
+                outgoing=sender,
+                sends_delta=self._with_delta,
+                report=self._report,
+                log_every=self._config.log_every,
+            )
+            for stage, receiver, sender in zip(stages, receivers, senders, strict=True)
+        ]
+
+    def remote_edges(
+        self, world: World, control: ControlPlane, first: int, last: int
+    ) -> tuple[RemoteReceiver | None, RemoteSender | None]:
+        """The edges to the ranks before and after this one, where there are any.
+
+        Args:
+            world: the ranks.
+            control: for the agreement on the contracts, and to learn of failures.
+            first: number of this rank's first stage.
+            last: number of its last stage.
+        """
+        rank, config = world.rank, self._config
+        links = []
+        if rank > 0:
+            before = self.contract(first - 1)
+            links.append(Link(contract=before, own_rank=rank, peer_rank=rank - 1))
+        if rank < world.size - 1:
+            links.append(Link(contract=self.contract(last), own_rank=rank, peer_rank=rank + 1))
+        wires = connect(
+            links,
+            device=self._device,
+            device_name=describe_device(self._device),
+            edge=config.edge,
+            put=control.put,
+            wait_for=lambda key: control.wait_for(key, timeout_s=START_TIMEOUT_S),
+        )
+        receiver = sender = None
+        for link, wire in zip(links, wires, strict=True):
+            if link.sending:
+                sender = RemoteSender(
+                    link.contract,
+                    wire,
+                    window=config.window,
+                    peer=link.peer_name,
+                    check=control.check,
+                    timeout_s=config.timeout,
+                )
+            else:
+                receiver = RemoteReceiver(
+                    link.contract,
+                    wire,
+                    peer=link.peer_name,
+                    check=control.check,
+                    timeout_s=config.timeout,
+                )
+        return receiver, sender

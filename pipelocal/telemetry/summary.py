@@ -1,0 +1,76 @@
+"""What a run comes to: the stages' last records and ``summary.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from pipelocal.config import TrainConfig
+from pipelocal.pipeline.worker import Worker
+from pipelocal.telemetry.memory import device_peak_bytes
+
+
+def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, Any]:
+    """A stage's last record. Memory in bytes, fractions from 0 to 1."""
+    train, evaluation = worker.last_train, worker.last_evaluation
+    return {
+        "event": "final",
+        "stage": worker.stage.number,
+        "rank": rank,
+        "loss": train and train.loss,
+        "accuracy": train and train.accuracy,
+        "reconciliation": train and train.reconciliation,
+        "eval_accuracy": evaluation and evaluation.accuracy,
+        "ensemble_accuracy": worker.ensemble_accuracy,
+        "steps": worker.stage.steps,
+        "samples_per_second": worker.meter.samples_per_second,
+        "busy_fraction": worker.meter.busy_fraction,
+        "peak_memory_bytes": worker.peak_memory_bytes,
+        "process_memory_bytes": psutil.Process().memory_info().rss,
+        "device_peak_bytes": device_peak_bytes(device),
+        "sent_bytes": worker.outgoing.sent_bytes if worker.outgoing else 0,
+        "received_bytes": worker.incoming.received_bytes,
+    }
+
+
+def summarise(
+    config: TrainConfig, world_size: int, seconds: float, finals: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The content of ``summary.json``.
+
+    Args:
+        config: the run's options.
+        world_size: number of ranks.
+        seconds: of the whole stream, evaluations included; ``samples_per_second`` is of training
+            alone.
+        finals: every stage's :func:`final_record`, in any order.
+    """
+    stages = sorted(finals, key=lambda record: int(record["stage"]))
+    last = stages[-1]
+    apart = ("event", "time_s", "ensemble_accuracy")
+    return {
+        "model": config.model,
+        "data": config.data,
+        "objective": config.objective,
+        "seed": config.seed,
+        "world_size": world_size,
+        "torch": torch.__version__,
+        "steps": last["steps"],
+        "seconds": seconds,
+        "samples_per_second": last["samples_per_second"],
+        "eval_accuracy": last["eval_accuracy"],
+        "ensemble_accuracy": last["ensemble_accuracy"],
+        "stages": [{k: v for k, v in stage.items() if k not in apart} for stage in stages],
+    }
+
+
+def describe(summary: dict[str, Any], folder: Path) -> str:
+    """One line for the user."""
+    return (
+        f"accuracy {summary['eval_accuracy']:.4f} (last head), "
+        f"{summary['ensemble_accuracy']:.4f} (ensemble) after {summary['steps']} batches "
+        f"in {summary['seconds']:.1f} s; run folder {folder}"
+    )
