@@ -70,8 +70,6 @@ class Blueprint:
         objective = OBJECTIVES.get(config.objective)(
             number, DISTANCES.get(config.distance), config.reconcile_weight
         )
-        if isinstance(objective, ExactReconciliation):
-            check_double_backward(body, head, self.output_shape(number - 1), stage=number)
         parameters = [*body.parameters(), *head.parameters()]
         if not parameters:
             raise UserError(f"stage {number} ({self.units(number)}) has no parameters to train")
@@ -83,7 +81,7 @@ class Blueprint:
             total_steps=total_steps,
             warmup_steps=config.warmup_steps,
         )
-        return Stage(
+        stage = Stage(
             number=number,
             body=body,
             head=head,
@@ -92,3 +90,7 @@ class Blueprint:
             scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, factor),
             seed=config.seed,
         )
+        if isinstance(objective, ExactReconciliation):
+            # After Stage has turned inplace=True off, which the probe could not go through.
+            check_double_backward(body, head, self.output_shape(number - 1), stage=number)
+        return stage

@@ -124,14 +124,23 @@ class Stage:
             self._logits = logits.detach()
             return cross_entropy(logits, target)
 
+        # Again, so that what others draw while the output leaves does not change the head's dropout.
+        torch.manual_seed(derive_seed(self._seed, "head", self.number, self.steps))
         version = local.out._version
-        self._loss, delta = self.objective.head_backward(local, loss_of)
+        in_place = StageError(
+            "the head changes the stage's output in place, while the output is on its way to "
+            "the next stage: use an operation that is not in place",
+            stage=self.number,
+        )
+        try:
+            self._loss, delta = self.objective.head_backward(local, loss_of)
+        except RuntimeError as error:
+            # Where the objective hands the head a leaf, autograd refuses before anything is changed.
+            if local.out._version == version and "in-place operation" not in str(error):
+                raise
+            raise in_place from error
         if local.out._version != version:
-            raise StageError(
-                "the head changes the stage's output in place, while the output is on its way to "
-                "the next stage: use an operation that is not in place",
-                stage=self.number,
-            )
+            raise in_place
         return delta.contiguous()
 
     def reconcile(self, delta: Tensor | None) -> None:

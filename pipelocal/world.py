@@ -32,10 +32,19 @@ class World:
 
     @classmethod
     def from_environment(cls) -> World:
-        """The world that torchrun describes in the environment, or this process alone."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        """The world that torchrun describes in the environment, or this process alone.
+
+        Where there is no torchrun, RANK and WORLD_SIZE must be set, and either MASTER_ADDR and
+        MASTER_PORT, or PIPELOCAL_INIT_METHOD (such as ``file:///shared/folder/new-file``).
+        """
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
             return cls.alone()
-        store, rank, size = next(iter(dist.rendezvous("env://", timeout=START_TIMEOUT)))
+        method = os.environ.get("PIPELOCAL_INIT_METHOD", "env://")
+        rank = int(os.environ["RANK"])
+        store, _, _ = next(
+            iter(dist.rendezvous(method, rank=rank, world_size=size, timeout=START_TIMEOUT))
+        )
         # torchrun keeps one store over restarts: an attempt must not read what the last one wrote.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return cls(

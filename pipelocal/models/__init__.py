@@ -7,6 +7,7 @@ function is called with ``(input_shape, classes)`` and returns a :class:`Chain` 
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -77,10 +78,11 @@ def _import_function(name: str) -> Callable[[Shape, int], object]:
 
 
 def _import_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"pipelocal_user_model_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"no Python file at {path}")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up the types of their fields there
     spec.loader.exec_module(module)
     return module
 

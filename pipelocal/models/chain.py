@@ -71,8 +71,23 @@ class Chain:
         """Any ``nn.Sequential``: each child is a unit, the last one the classifier.
 
         Parameters keep the values that they have in ``model``; state dict names are the model's own.
+
+        Raises:
+            UserError: the model does more than to call its children in a row, has fewer than two,
+                or has a parameter in two of them, which two stages cannot share.
         """
-        children = list(model.named_children())
+        if type(model).forward is not nn.Sequential.forward:
+            raise UserError(
+                f"{type(model).__name__} has a forward of its own, which would be lost where the "
+                f"model is cut: return a plain nn.Sequential"
+            )
+        # named_children() would leave out a module that occurs a second time, such as one nn.ReLU.
+        children = [
+            (name, module)
+            for name, module in model.named_modules(remove_duplicate=False)
+            if name and "." not in name
+        ]
+        _check_nothing_shared(children)
         if len(children) < 2:
             raise UserError(
                 f"a sequential model needs at least two children (a unit and the classifier), "
@@ -130,6 +145,18 @@ class Chain:
                 f"data has {self.classes} classes: the last dimension must be {self.classes}"
             )
         return shapes
+
+
+def _check_nothing_shared(children: Sequence[tuple[str, nn.Module]]) -> None:
+    owners: dict[int, str] = {}
+    for name, module in children:
+        for tensor in (*module.parameters(), *module.buffers()):
+            owner = owners.setdefault(id(tensor), name)
+            if owner != name:
+                raise UserError(
+                    f"units '{owner}' and '{name}' share a parameter or buffer, which stages "
+                    f"cannot: put both into one unit, or give each its own"
+                )
 
 
 def _build_unit(unit: Unit, seed: int) -> nn.Module:

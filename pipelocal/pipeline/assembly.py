@@ -94,6 +94,8 @@ class Assembly:
             links.append(Link(contract=self.contract(last), own_rank=rank, peer_rank=rank + 1))
         wires = connect(
             links,
+            size=world.size,
+            rank=rank,
             device=self._device,
             device_name=describe_device(self._device),
             edge=config.edge,

@@ -67,8 +67,7 @@ class Worker:
         self._check_every = 1 if device.type == "cpu" else log_every
         self._train_tally = Tally(device)
         self._evaluation_tally = Tally(device)
-        self._ensemble_correct = torch.zeros((), dtype=torch.int64, device=device)
-        self._ensemble_predictions = 0
+        self._ensemble_tally = Tally(device)
 
     def advance(self) -> bool:
         """Meet one event; False after the end of the stream.
@@ -193,16 +192,22 @@ class Worker:
         if self.stage.number > 1:
             votes += batch.get("votes")
         self._pass_on(batch.header, {"x": output, "target": target.clone(), "votes": votes})
+        loss = cross_entropy(logits, target)
         self._evaluation_tally.add(
             batch=batch.header.number,
             rows=batch.header.rows,
-            loss=cross_entropy(logits, target),
+            loss=loss,
             correct=count_correct(logits, target),
             predictions=target.numel(),
         )
         if self.outgoing is None:
-            self._ensemble_correct += count_correct(votes, target)
-            self._ensemble_predictions += target.numel()
+            self._ensemble_tally.add(
+                batch=batch.header.number,
+                rows=batch.header.rows,
+                loss=loss,
+                correct=count_correct(votes, target),
+                predictions=target.numel(),
+            )
 
     def _finish_evaluation(self, header: Header) -> None:
         reading = self.last_evaluation = self._evaluation_tally.read_and_reset()
@@ -215,9 +220,7 @@ class Worker:
             "accuracy": reading.accuracy,
         }
         if self.outgoing is None:
-            self.ensemble_accuracy = self._ensemble_correct.item() / self._ensemble_predictions
-            self._ensemble_correct.zero_()
-            self._ensemble_predictions = 0
+            self.ensemble_accuracy = self._ensemble_tally.read_and_reset().accuracy
             record["ensemble_accuracy"] = self.ensemble_accuracy
         self._report(record)
         self.meter.evaluated()

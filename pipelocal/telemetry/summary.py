@@ -69,8 +69,13 @@ def summarise(
 
 def describe(summary: dict[str, Any], folder: Path) -> str:
     """One line for the user."""
+    last, ensemble = summary["eval_accuracy"], summary["ensemble_accuracy"]
+    accuracy = (
+        "not evaluated"
+        if last is None
+        else f"accuracy {last:.4f} (last head), {ensemble:.4f} (ensemble)"
+    )
     return (
-        f"accuracy {summary['eval_accuracy']:.4f} (last head), "
-        f"{summary['ensemble_accuracy']:.4f} (ensemble) after {summary['steps']} batches "
-        f"in {summary['seconds']:.1f} s; run folder {folder}"
+        f"{accuracy} after {summary['steps']} batches in {summary['seconds']:.1f} s; "
+        f"run folder {folder}"
     )

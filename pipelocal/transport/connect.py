@@ -39,6 +39,11 @@ class Link:
         return sorted((self.own_rank, self.peer_rank))
 
     @property
+    def order(self) -> tuple[bool, int]:
+        """Even edges sort before odd ones."""
+        return self.ranks[0] % 2 == 1, self.ranks[0]
+
+    @property
     def peer_name(self) -> str:
         """The other end as a user knows it."""
         stage = self.contract.target if self.sending else self.contract.source
@@ -48,6 +53,8 @@ class Link:
 def connect(
     links: list[Link],
     *,
+    size: int,
+    rank: int,
     device: torch.device,
     device_name: str,
     edge: str,
@@ -56,8 +63,12 @@ def connect(
 ) -> list[Wire]:
     """Agree on each link's contract and open its wire, in the order of ``links``.
 
+    All ranks call this, whether they have links or not, with the default process group open.
+
     Args:
         links: the links of this rank.
+        size: number of ranks.
+        rank: this rank.
         device: where this rank's tensors live.
         device_name: equal on two ranks only if they share the physical device.
         edge: ``auto``, ``device`` (NCCL) or ``host`` (gloo).
@@ -67,36 +78,45 @@ def connect(
     Raises:
         UserError: the ends disagree, or NCCL was asked for where it cannot work.
     """
+    put(f"device/{rank}", [device_name, edge])
     for link in links:
-        end = {"contract": link.contract.to_json(), "device": device_name, "edge": edge}
-        put(_key(link, link.own_rank), end)
-    devices = []
+        put(_key(link, rank), link.contract.to_json())
     for link in links:
-        theirs = wait_for(_key(link, link.peer_rank))
         link.contract.check_equal(
-            theirs["contract"], own_end=f"rank {link.own_rank}", other_end=f"rank {link.peer_rank}"
+            wait_for(_key(link, link.peer_rank)),
+            own_end=f"rank {rank}",
+            other_end=f"rank {link.peer_rank}",
         )
-        devices.append(theirs["device"])
+    ends = [wait_for(f"device/{other}") for other in range(size)]
+    groups = [
+        _open_groups(source, nccl=use_nccl(source, ends[source], ends[source + 1]))
+        for source in range(size - 1)
+    ]
+    wires = [_wire(link, device, *groups[link.ranks[0]]) for link in links]
     # Every second edge first: then no rank waits for a neighbour that is busy with the next one.
-    wires: dict[int, Wire] = {}
-    for i in sorted(range(len(links)), key=lambda i: (links[i].ranks[0] % 2, links[i].ranks[0])):
-        wires[i] = _open(links[i], device, device_name, devices[i], edge)
-        _first_message(links[i], wires[i])
-    return [wires[i] for i in range(len(links))]
+    for link, wire in sorted(zip(links, wires, strict=True), key=lambda pair: pair[0].order):
+        _first_message(link, wire)
+    return wires
 
 
-def use_nccl(link: Link, own_device: str, peer_device: str, edge: str) -> bool:
-    """Whether a link goes by NCCL; both ends come to the same answer.
+def use_nccl(source: int, end: list[str], other_end: list[str]) -> bool:
+    """Whether the edge from rank ``source`` to the next goes by NCCL; all ranks find the same.
+
+    Args:
+        source: the sending rank.
+        end: device name and ``--edge`` of the sending rank.
+        other_end: the same of the receiving rank.
 
     Raises:
         UserError: NCCL was asked for, but it is not there or both ranks share a GPU.
     """
-    both_cuda = "/cuda/" in own_device and "/cuda/" in peer_device
-    shared = own_device == peer_device
+    (device, edge), (other_device, _) = end, other_end
+    both_cuda = "/cuda/" in device and "/cuda/" in other_device
+    shared = device == other_device
     if edge == "device" and both_cuda and shared:
         raise UserError(
-            f"--edge device: ranks {link.ranks[0]} and {link.ranks[1]} share one GPU, which NCCL "
-            f"refuses: give each rank its own GPU, or choose --edge host"
+            f"--edge device: ranks {source} and {source + 1} share one GPU, which NCCL refuses: "
+            f"give each rank its own GPU, or choose --edge host"
         )
     if edge == "device" and not (both_cuda and dist.is_nccl_available()):
         raise UserError("--edge device wants NCCL and CUDA on both ranks: choose --edge host")
@@ -107,19 +127,27 @@ def _key(link: Link, rank: int) -> str:
     return f"edge/{link.contract.source}/{rank}"
 
 
-def _open(link: Link, device: torch.device, device_name: str, peer_device: str, edge: str) -> Wire:
-    nccl = use_nccl(link, device_name, peer_device, edge)
-    gloo = dist.new_group(
-        link.ranks, timeout=GLOO_TIMEOUT, backend="gloo", use_local_synchronization=True
-    )
+def _open_groups(source: int, *, nccl: bool) -> tuple[dist.ProcessGroup, dist.ProcessGroup | None]:
+    """A gloo group and perhaps an NCCL group of rank ``source`` and the next.
+
+    Every rank makes every group, in the same order, as ``new_group`` asks for. (Its option
+    ``use_local_synchronization`` would spare the others the trouble, but derives the group's name
+    from how many groups a rank has made so far, which differs here: the first and the last rank
+    have one edge, the others two.)
+    """
+    ranks = [source, source + 1]
+    gloo = dist.new_group(ranks, timeout=GLOO_TIMEOUT, backend="gloo")
+    return gloo, dist.new_group(ranks, timeout=GLOO_TIMEOUT, backend="nccl") if nccl else None
+
+
+def _wire(
+    link: Link, device: torch.device, gloo: dist.ProcessGroup, nccl: dist.ProcessGroup | None
+) -> Wire:
     if device.type != "cuda":
         return GlooWire(link.peer_rank, gloo)
-    if not nccl:
+    if nccl is None:
         return PinnedWire(link.peer_rank, gloo, device)
-    group = dist.new_group(
-        link.ranks, timeout=GLOO_TIMEOUT, backend="nccl", use_local_synchronization=True
-    )
-    return NcclWire(link.peer_rank, gloo, device, group)
+    return NcclWire(link.peer_rank, gloo, device, nccl)
 
 
 def _first_message(link: Link, wire: Wire) -> None:

@@ -1,0 +1,128 @@
+"""One test for each defect that was found and mended; the docstring gives the cause."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipelocal.build import Blueprint
+from pipelocal.config import TrainConfig
+from pipelocal.errors import StageError, UserError
+from pipelocal.models import Chain, build_chain
+from pipelocal.objective import DISTANCES, ExactReconciliation, Greedy
+from pipelocal.stage import Stage
+
+
+def _stage(body: nn.Sequential, head: nn.Module, *, reconcile: bool = False) -> Stage:
+    return Stage(
+        number=2,
+        body=body,
+        head=head,
+        objective=ExactReconciliation(DISTANCES.get("cosine"), 0.1) if reconcile else Greedy(),
+        optimizer=torch.optim.SGD([*body.parameters(), *head.parameters()], lr=0.1),
+    )
+
+
+def test_module_used_twice_was_dropped_from_the_chain() -> None:
+    """``Chain.from_sequential`` listed units by ``named_children()``, which names a module once.
+
+    A model with one ``nn.ReLU`` in two places was trained without the second, and nobody told.
+    """
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 3))
+    chain = Chain.from_sequential(model, input_shape=(4,), classes=3)
+    assert [unit.name for unit in chain.units] == ["0", "1", "2", "3"]
+
+
+def test_tied_parameters_were_untied() -> None:
+    """Each unit is a copy of its own, so parameters that two units shared silently went apart."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    with pytest.raises(UserError, match="units '0' and '1' share a parameter"):
+        Chain.from_sequential(model, input_shape=(4,), classes=4)
+
+
+class _Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def test_forward_of_a_sequential_s_subclass_was_lost() -> None:
+    """``Chain.from_sequential`` took the children of any subclass and never called its forward."""
+    with pytest.raises(UserError, match="has a forward of its own"):
+        Chain.from_sequential(
+            _Residual(nn.Linear(4, 4), nn.Linear(4, 4)), input_shape=(4,), classes=4
+        )
+
+
+def test_model_file_with_a_dataclass_was_refused(tmp_path: Path) -> None:
+    """The file's module was not in ``sys.modules``, where dataclasses look up postponed annotations.
+
+    The message was "'NoneType' object has no attribute '__dict__'".
+    """
+    file = tmp_path / "model.py"
+    file.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from torch import nn\n"
+        "@dataclass\n"
+        "class Options:\n"
+        "    width: int = 6\n"
+        "def net(shape, classes):\n"
+        "    width = Options().width\n"
+        "    return nn.Sequential(nn.Linear(4, width), nn.Linear(width, classes))\n"
+    )
+    chain = build_chain(f"{file}:net", input_shape=(4,), classes=3, seed=0)
+    assert chain.shapes() == [(6,)]
+
+
+def test_probe_refused_units_that_begin_in_place(tmp_path: Path) -> None:
+    """The probe ran before ``Stage`` turned ``inplace=True`` off, and its inputs are leaves."""
+    file = tmp_path / "model.py"
+    file.write_text(
+        "from torch import nn\n"
+        "def net(shape, classes):\n"
+        "    first = nn.Sequential(nn.Flatten(), nn.Linear(64, 8))\n"
+        "    second = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 8))\n"
+        "    return nn.Sequential(first, second, nn.Linear(8, classes))\n"
+    )
+    config = TrainConfig(model=f"{file}:net", data="digits", objective="sgr", stages=2)
+    stage = Blueprint.draw(config).build_stage(2, config, device=torch.device("cpu"), total_steps=1)
+    assert stage.wants_delta
+
+
+class _InPlaceHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(x.relu_())
+        return logits
+
+
+@pytest.mark.parametrize("reconcile", [False, True])
+def test_head_that_works_in_place_was_refused_in_autograd_s_words(reconcile: bool) -> None:
+    """The check came after a backward pass that fails by itself.
+
+    Greedy hands the head a leaf, which autograd lets nobody change; and where the body ends in an
+    operation that needs its own output (tanh), reconciliation's backward finds it overwritten.
+    """
+    stage = _stage(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), _InPlaceHead(), reconcile=reconcile)
+    stage.forward(torch.randn(5, 4))
+    with pytest.raises(StageError, match="the head changes the stage's output in place"):
+        stage.output_gradient(torch.tensor([0, 1, 2, 0, 1]))
+
+
+def test_dropout_of_the_head_depended_on_what_was_drawn_between_the_phases() -> None:
+    """Only ``forward`` seeded the generator; what else drew from it came before the head's turn."""
+    found = []
+    for noise in (0, 5):
+        torch.manual_seed(0)
+        head = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3))
+        stage = _stage(nn.Sequential(nn.Linear(4, 4)), head)
+        stage.forward(torch.ones(5, 4))
+        torch.rand(noise)
+        found.append(stage.output_gradient(torch.tensor([0, 1, 2, 0, 1])))
+    assert torch.equal(found[0], found[1])

@@ -1,0 +1,186 @@
+"""No hang: uneven tails, early stops, failures and lost ranks, with messages of over 32 MiB.
+
+Messages that size do not fit into any socket's buffer: a send really waits for its receive.
+"""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelocal.pipeline.source import Source
+from pipelocal.transport.inprocess import HandedBatch
+from tests.models_for_tests import EDGE_CASE_FLAG
+from tests.ranks import Ranks, launch, run_ranks
+
+MODELS = Path(__file__).parent / "models_for_tests.py"
+WIDE = ["train", "--model", f"{MODELS}:wide", "--objective", "sgr", "--lr", "0.01", "--plain"]
+WIDE += ["--batch-size", "720"]
+
+SECONDS_TO_STOP = 8.0
+"""Within how long every rank must be gone after a failure; a lost rank is noticed in well under 1 s,
+the rest is the grace for whoever knows the cause."""
+
+
+def summary_of(out: Path) -> dict[str, object]:
+    summary: dict[str, object] = json.loads((out / "summary.json").read_text())
+    return summary
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_uneven_last_batches_of_wide_messages(tmp_path: Path, window: int) -> None:
+    """1442 samples in batches of 720 leave two for the last; the test set is one batch of 355."""
+    out = tmp_path / "run"
+    arguments = [*WIDE, "--epochs", "1", "--window", str(window), "--out", str(out)]
+    run_ranks(tmp_path / "log", arguments, 4)
+    assert summary_of(out)["steps"] == 3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_early_stop(tmp_path: Path, steps: int) -> None:
+    """The stream may end anywhere: at once, within an epoch, after the first of the next one."""
+    out = tmp_path / "run"
+    run_ranks(tmp_path / "log", [*WIDE, "--max-steps", str(steps), "--out", str(out)], 4)
+    assert summary_of(out)["steps"] == steps
+
+
+@pytest.mark.parametrize("kinds", ["#TTET#EE#", "#", "", "E#E#T", "TTTT", "TE#TETETTE#"], ids=repr)
+def test_train_and_evaluate_in_any_order(tmp_path: Path, kinds: str) -> None:
+    """T train, E evaluate, # evaluation over, in orders that no plan would make."""
+
+    def shuffle(rank: int) -> None:
+        wished = iter(kinds)
+        whole = Source._training
+
+        def events(self: Source, plan: object) -> object:
+            by_kind: dict[str, list[HandedBatch]] = {"T": [], "E": [], "#": []}
+            for event in whole(self, plan):  # type: ignore[arg-type]
+                by_kind[{1: "T", 2: "E", 3: "#"}[event.header.kind]].append(event)
+            for number, kind in enumerate(wished):
+                event = by_kind[kind].pop(0) if kind != "#" else by_kind["#"][0]
+                header = event.header
+                again = HandedBatch(
+                    type(header)(kind=header.kind, number=number, rows=header.rows, epoch=0)
+                )
+                again.tensors = event.tensors
+                yield again
+            self._number = len(kinds)
+
+        Source._training = events  # type: ignore[method-assign, assignment]
+
+    ranks = launch(
+        tmp_path / "log", [*WIDE, "--epochs", "6", "--out", str(tmp_path / "run")], 3, shuffle
+    )
+    assert ranks.wait(60) == [0, 0, 0], ranks.output()
+
+
+def launch_misbehaving(
+    tmp_path: Path, *, culprit: int, size: int = 4, timeout: float = 60
+) -> Ranks:
+    """Start a run in which every unit of one rank does what ``tmp_path/flag`` says, once it exists."""
+    arguments = [*WIDE, "--model", f"{MODELS}:wide_misbehaving", "--epochs", "1000"]
+    arguments += ["--log-every", "2", "--timeout", str(timeout), "--out", str(tmp_path / "run")]
+
+    def watch_flag(rank: int) -> None:
+        if rank == culprit:
+            os.environ[EDGE_CASE_FLAG] = str(tmp_path / "flag")
+
+    ranks = launch(tmp_path / "log", arguments, size, watch_flag)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 40
+    while not (metrics.exists() and metrics.read_text().count('"stage": 4') >= 2):
+        assert time.monotonic() < deadline, ranks.output()
+        time.sleep(0.05)
+    return ranks
+
+
+def misbehave(tmp_path: Path, what: str) -> None:
+    (tmp_path / "flag.new").write_text(what)
+    (tmp_path / "flag.new").rename(tmp_path / "flag")
+
+
+@pytest.mark.parametrize("culprit", [0, 1, 3])
+def test_an_error_on_one_rank_ends_all_and_all_say_why(tmp_path: Path, culprit: int) -> None:
+    ranks = launch_misbehaving(tmp_path, culprit=culprit)
+    misbehave(tmp_path, "raise")
+    codes = ranks.wait(SECONDS_TO_STOP)
+    assert all(code == 1 for code in codes), codes
+    for rank in range(4):
+        said = ranks.output(rank)
+        assert f"rank {culprit}, stage {culprit + 1}, batch" in said or rank == culprit, said
+        assert "ZeroDivisionError: the unit was told to fail" in said
+        assert "Traceback" not in said
+    assert (tmp_path / "run" / f"error-rank-{culprit}.txt").read_text().count("Traceback") >= 1
+
+
+@pytest.mark.parametrize("culprit", [0, 2])
+def test_nan_names_the_stage_where_it_began(tmp_path: Path, culprit: int) -> None:
+    """The stages behind it see NaN too, almost at once, and must not take the blame."""
+    ranks = launch_misbehaving(tmp_path, culprit=culprit)
+    misbehave(tmp_path, "nan")
+    codes = ranks.wait(SECONDS_TO_STOP)
+    assert all(code == 1 for code in codes), codes
+    for rank in range(4):
+        said = ranks.output(rank)
+        assert f"stage {culprit + 1}, batch" in said, said
+        assert "the loss is NaN or infinite" in said
+
+
+@pytest.mark.parametrize("victim", [0, 1, 3])
+def test_a_killed_rank_ends_all_in_seconds(tmp_path: Path, victim: int) -> None:
+    ranks = launch_misbehaving(tmp_path, culprit=victim)
+    ranks.kill(victim, signal.SIGKILL)
+    codes = ranks.wait(SECONDS_TO_STOP)
+    assert codes[victim] == -signal.SIGKILL
+    assert all(code == 1 for rank, code in enumerate(codes) if rank != victim), codes
+    for rank in {0, 1, 2, 3} - {victim}:
+        assert f"lost the connection to stage {victim + 1} (rank {victim})" in ranks.output(rank)
+
+
+def test_a_rank_that_leaves_without_a_word_is_like_a_killed_one(tmp_path: Path) -> None:
+    ranks = launch_misbehaving(tmp_path, culprit=2)
+    misbehave(tmp_path, "exit")
+    assert sorted(ranks.wait(SECONDS_TO_STOP)) == [1, 1, 1, 7]
+
+
+def test_a_hung_rank_is_named_after_the_timeout(tmp_path: Path) -> None:
+    """A stopped process keeps its connections: only patience can run out."""
+    ranks = launch_misbehaving(tmp_path, culprit=1, timeout=3)
+    misbehave(tmp_path, "stop")
+    time.sleep(3)
+    for rank in (0, 2, 3):
+        ranks.processes[rank].join(SECONDS_TO_STOP)
+    assert [ranks.processes[rank].exitcode for rank in (0, 2, 3)] == [1, 1, 1], ranks.output()
+    ranks.kill(1)
+    assert any("stage 2 (rank 1) for 3 s" in ranks.output(rank) for rank in (0, 2))
+
+
+def test_sigterm_to_every_rank_ends_them_at_once(tmp_path: Path) -> None:
+    """What torchrun does when it gives up."""
+    ranks = launch_misbehaving(tmp_path, culprit=0)
+    for rank in range(4):
+        ranks.kill(rank, signal.SIGTERM)
+    codes = ranks.wait(SECONDS_TO_STOP)
+    assert all(code in (1, 143) for code in codes), codes
+
+
+def test_a_failure_of_rank_0_before_the_start_ends_the_others(tmp_path: Path) -> None:
+    """Only rank 0 reads data: the others hear of it."""
+    arguments = ["train", "--data", "fashion-mnist", "--data-root", str(tmp_path / "none")]
+    ranks = launch(tmp_path / "log", [*arguments, "--out", str(tmp_path / "run")], 3)
+    codes = ranks.wait(SECONDS_TO_STOP)
+    assert codes == [2, 1, 1], ranks.output()
+    for rank in range(3):
+        assert str(tmp_path / "none") in ranks.output(rank)
+
+
+def test_ranks_that_disagree_are_told_so(tmp_path: Path) -> None:
+    """The contract of an edge differs when one rank was started with other options."""
+    common = ["train", "--stages", "2", "--out", str(tmp_path / "run"), "--batch-size"]
+    ranks = launch(tmp_path / "log", [[*common, "32"], [*common, "64"]], 2)
+    codes = ranks.wait(30)
+    assert all(codes), codes
+    assert "edge 1 -> 2: the two ends disagree on max_rows" in ranks.output()
