@@ -140,6 +140,9 @@ class _Run:
         folder = self.folder = RunFolder(facts.folder)
         stages = self._build_stages(plan)
         before, after = self._open_edges(stages[0].number, stages[-1].number)
+        # Only now: all ranks have built their stages, so a start that fails leaves no folder behind.
+        if self.world.rank == 0:
+            folder.create(self.config)
         incoming = Source(batches, plan, self.device) if batches else before
         assert incoming is not None
         workers = self.assembly.workers(stages, incoming, after)
@@ -172,16 +175,17 @@ class _Run:
         return summary
 
     def _prepare(self) -> tuple[BatchStream | None, _Facts]:
-        """Rank 0 makes the folder and reads the data; the others learn what they must know."""
+        """Rank 0 chooses the folder and reads the data; the others learn what they must know."""
         config = self.config
         if self.world.rank > 0:
             return None, _Facts(**self.control.wait_for("facts", timeout_s=START_TIMEOUT_S))
+        folder = RunFolder.choose(config)
         dataset = load_dataset(config.data, root=config.data_root, seed=config.seed)
         batches = BatchStream(
             dataset, batch_size=config.batch_size, seed=config.seed, drop_last=config.drop_last
         )
         facts = _Facts(
-            folder=str(RunFolder.create(config).path),
+            folder=str(folder.path),
             steps_per_epoch=batches.steps_per_epoch,
             train_samples=len(dataset.train_x),
         )

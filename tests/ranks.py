@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import sklearn.datasets  # noqa: F401  here once, and not in every forked rank 0
 import torch.distributed as dist
 
 from pipelocal import cli

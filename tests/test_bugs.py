@@ -45,7 +45,9 @@ def test_tied_parameters_were_untied() -> None:
 
 class _Residual(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+        for child in self:
+            x = x + child(x)
+        return x
 
 
 def test_forward_of_a_sequential_s_subclass_was_lost() -> None:

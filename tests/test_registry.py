@@ -1,5 +1,7 @@
 """Names, and what a user reads who mistypes one."""
 
+from collections.abc import Callable
+
 import pytest
 
 from pipelocal.errors import UserError
@@ -23,7 +25,7 @@ def test_get_iterate_and_ask() -> None:
 
 
 def test_decorator_gives_back_what_it_registers() -> None:
-    functions: Registry[object] = Registry("function")
+    functions: Registry[Callable[[], int]] = Registry("function")
 
     @functions.register("one")
     @functions.register("uno")

@@ -35,26 +35,34 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
 
     @classmethod
-    def create(cls, config: TrainConfig) -> RunFolder:
-        """Make the folder of a new run and write its options.
+    def choose(cls, config: TrainConfig) -> RunFolder:
+        """The folder of a new run, which is not made yet.
 
         Raises:
-            UserError: the folder holds something already, or cannot be made.
+            UserError: there is something already.
         """
         folder = cls(config.out) if config.out else cls(_free_default(config))
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            if any(folder.path.iterdir()):
+            if folder.path.exists() and any(folder.path.iterdir()):
                 what = "another run" if (folder.path / "config.toml").exists() else "other files"
                 raise UserError(
                     f"--out {folder.path} already holds {what}: give a folder that is new or empty"
                 )
-            _write_atomically(folder.path / "config.toml", to_toml(config).encode())
         except OSError as error:
-            raise UserError(
-                f"--out {folder.path} cannot be made: {error.strerror or error}"
-            ) from error
+            raise _unusable(folder.path, error) from error
         return folder
+
+    def create(self, config: TrainConfig) -> None:
+        """Make the folder and write the options.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write_atomically(self.path / "config.toml", to_toml(config).encode())
+        except OSError as error:
+            raise _unusable(self.path, error) from error
 
     @classmethod
     def open(cls, path: str) -> RunFolder:
@@ -110,6 +118,10 @@ class RunFolder:
 
     def _stage_path(self, stage: int) -> Path:
         return self.path / "stages" / f"stage-{stage}.pt"
+
+
+def _unusable(path: Path, error: OSError) -> UserError:
+    return UserError(f"--out {path} cannot be a run folder: {error.strerror or error}")
 
 
 def _free_default(config: TrainConfig) -> Path:

@@ -65,6 +65,7 @@ class Worker:
         self._log_every = log_every
         # Reading a loss makes the host wait for a CUDA device, so there it is done rarely.
         self._check_every = 1 if device.type == "cpu" else log_every
+        self._learning_rate = 0.0
         self._train_tally = Tally(device)
         self._evaluation_tally = Tally(device)
         self._ensemble_tally = Tally(device)
@@ -132,6 +133,7 @@ class Worker:
                 outgoing.finish()
             stage.reconcile(batch.get("delta") if stage.wants_delta else None)
         metrics = stage.metrics(target)
+        self._learning_rate = stage.optimizer.param_groups[0]["lr"]
         stage.update()
         if memory:
             self.peak_memory_bytes = memory.bytes_beyond(stage) + resident_bytes(stage)
@@ -175,7 +177,7 @@ class Worker:
                 "loss": self.last_train.loss,
                 "accuracy": self.last_train.accuracy,
                 "reconciliation": self.last_train.reconciliation,
-                "learning_rate": self.stage.optimizer.param_groups[0]["lr"],
+                "learning_rate": self._learning_rate,
                 "samples_per_second": rate,
                 "busy_fraction": busy,
                 "peak_memory_bytes": self.peak_memory_bytes,

@@ -1,0 +1,81 @@
+"""Nothing flows back: every transfer of a run is recorded where torch.distributed makes it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.ranks import launch
+
+POINT_TO_POINT = {"isend": "to", "send": "to", "irecv": "from", "recv": "from"}
+
+STARTS = ("all_", "barrier", "batch_isend", "broadcast", "gather", "monitored", "reduce", "scatter")
+OTHERS = [
+    name
+    for name in dir(dist)
+    if callable(getattr(dist, name)) and (name.startswith(STARTS) or name.endswith("_object_list"))
+]
+"""Whatever else could move a tensor or an object between ranks."""
+
+
+def record_transfers(rank: int, folder: Path) -> None:
+    """Wrap torch.distributed's functions in this process; the real transfers still happen."""
+    log = (folder / f"transfers-{rank}.jsonl").open("w", buffering=1)
+
+    def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            tensor = args[0] if args and isinstance(args[0], Tensor) else None
+            entry = {
+                "function": name,
+                "peer": args[1] if len(args) > 1 and isinstance(args[1], int) else None,
+                "bytes": tensor.numel() * tensor.element_size() if tensor is not None else None,
+            }
+            log.write(json.dumps(entry) + "\n")
+            return function(*args, **kwargs)
+
+        return recorded
+
+    for name in [*POINT_TO_POINT, *OTHERS]:
+        setattr(dist, name, wrap(name, getattr(dist, name)))
+
+
+@pytest.mark.parametrize("objective", ["greedy", "sgr"])
+def test_no_tensor_moves_backward(tmp_path: Path, objective: str) -> None:
+    out, size = tmp_path / "run", 4
+    arguments = ["train", "--max-steps", "25", "--objective", objective, "--out", str(out)]
+    ranks = launch(tmp_path / "log", arguments, size, lambda rank: record_transfers(rank, tmp_path))
+    assert ranks.wait(60) == [0] * size, ranks.output()
+
+    summary = json.loads((out / "summary.json").read_text())
+    for rank in range(size):
+        lines = (tmp_path / f"transfers-{rank}.jsonl").read_text().splitlines()
+        transfers = [json.loads(line) for line in lines]
+        assert {t["function"] for t in transfers} <= set(POINT_TO_POINT), "only point to point"
+        sent = [t for t in transfers if POINT_TO_POINT[t["function"]] == "to"]
+        received = [t for t in transfers if POINT_TO_POINT[t["function"]] == "from"]
+        assert {t["peer"] for t in sent} == ({rank + 1} if rank < size - 1 else set())
+        assert {t["peer"] for t in received} == ({rank - 1} if rank else set())
+        # What the recorder saw is what the run reports, beside the headers and one first word.
+        events = 25 + 2 * 6 + 2 + 1
+        for transfers_of, key in ((sent, "sent_bytes"), (received, "received_bytes")):
+            if transfers_of:
+                expected = summary["stages"][rank][key] + events * 40 + 4
+                assert sum(t["bytes"] for t in transfers_of) == expected
+
+
+def test_delta_travels_only_where_it_is_wanted(tmp_path: Path) -> None:
+    """Greedy stages get x alone; with sgr an edge carries delta, of the same size, in training."""
+    sent = {}
+    for objective in ("greedy", "sgr"):
+        out = tmp_path / objective
+        arguments = ["train", "--max-steps", "5", "--objective", objective, "--out", str(out)]
+        ranks = launch(tmp_path / "log", [*arguments, "--evaluate-every", "9"], 2)
+        assert ranks.wait(60) == [0, 0], ranks.output()
+        summary = json.loads((out / "summary.json").read_text())
+        sent[objective] = summary["stages"][1]["sent_bytes"]
+    training_rows = 5 * 64
+    assert sent["sgr"] - sent["greedy"] == training_rows * 16 * 8 * 8 * 4

@@ -1,0 +1,62 @@
+"""Headers and contracts, without ranks."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from pipelocal.errors import UserError
+from pipelocal.transport.contract import edge_contract
+from pipelocal.transport.header import HEADER_LENGTH, Header, Kind
+
+CONTRACT = edge_contract(
+    source=2, feature_shape=(3, 4), target_shape=(), classes=5, max_rows=8, with_delta=True
+)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_header_survives_the_wire(kind: Kind) -> None:
+    header = Header(kind=kind, number=2**40, rows=17, epoch=3)
+    encoded = header.encode()
+    assert encoded.shape == (HEADER_LENGTH,)
+    assert encoded.dtype == torch.int64
+    assert Header.decode(encoded) == header
+
+
+def test_other_bytes_are_no_header() -> None:
+    with pytest.raises(ValueError, match="expected a batch header"):
+        Header.decode(torch.zeros(HEADER_LENGTH, dtype=torch.int64))
+
+
+def test_what_follows_a_header() -> None:
+    names = {kind: [message.name for message in CONTRACT.of_kind(kind)] for kind in Kind}
+    assert names == {
+        Kind.TRAIN: ["x", "target", "ids", "delta"],
+        Kind.EVALUATE: ["x", "target", "votes"],
+        Kind.EVALUATED: [],
+        Kind.END: [],
+    }
+
+
+def test_bytes_per_row() -> None:
+    sizes = {message.name: message.bytes_per_row for message in CONTRACT.messages}
+    assert sizes == {"x": 48, "target": 8, "ids": 8, "votes": 20, "delta": 48}
+
+
+def test_equal_contracts_agree_after_json() -> None:
+    theirs = json.loads(json.dumps(CONTRACT.to_json()))
+    CONTRACT.check_equal(theirs, own_end="rank 1", other_end="rank 2")
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_rows": 9}, {"source": 1}, {"messages": CONTRACT.messages[:-1]}]
+)
+def test_a_difference_names_both_sides(change: dict[str, object]) -> None:
+    other = dataclasses.replace(CONTRACT, **change)  # type: ignore[arg-type]
+    theirs = json.loads(json.dumps(other.to_json()))
+    with pytest.raises(UserError, match="2 -> 3.*disagree on " + next(iter(change))) as error:
+        CONTRACT.check_equal(theirs, own_end="rank 1", other_end="rank 2")
+    assert "rank 1 has" in str(error.value)
+    assert "rank 2 has" in str(error.value)
+    assert "\n" not in str(error.value)
