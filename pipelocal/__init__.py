@@ -1,1 +1,46 @@
-"""Pipeline-parallel training without a global backward pass."""
+"""Pipeline-parallel training without a global backward pass.
+
+The parts that a program uses are these; the command line is in :mod:`pipelocal.cli`, and the
+registries that take a user's own parts are ``MODELS``, ``HEADS``, ``DISTANCES``, ``OBJECTIVES`` and
+``DATASETS``.
+"""
+
+from importlib.metadata import version
+
+from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig
+from pipelocal.data import DATASETS
+from pipelocal.errors import DataError, PipelocalError, StageError, UserError
+from pipelocal.evaluate import evaluate, plain_state_dict
+from pipelocal.models import MODELS, Chain, Unit
+from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES
+from pipelocal.stage import Stage, StepResult
+from pipelocal.train import train
+
+__version__ = version("pipelocal")
+
+__all__ = [
+    # commands
+    "train",
+    "evaluate",
+    "plain_state_dict",
+    "TrainConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    # parts
+    "Chain",
+    "Unit",
+    "Stage",
+    "StepResult",
+    # registries
+    "DATASETS",
+    "DISTANCES",
+    "HEADS",
+    "MODELS",
+    "OBJECTIVES",
+    # errors
+    "PipelocalError",
+    "UserError",
+    "DataError",
+    "StageError",
+    "__version__",
+]

@@ -137,12 +137,13 @@ class _Run:
             max_steps=self.config.max_steps,
             evaluate_every=self.config.evaluate_every,
         )
-        folder = self.folder = RunFolder(facts.folder)
+        folder = RunFolder(facts.folder)
         stages = self._build_stages(plan)
         before, after = self._open_edges(stages[0].number, stages[-1].number)
         # Only now: all ranks have built their stages, so a start that fails leaves no folder behind.
         if self.world.rank == 0:
             folder.create(self.config)
+        self.folder = folder
         incoming = Source(batches, plan, self.device) if batches else before
         assert incoming is not None
         workers = self.assembly.workers(stages, incoming, after)
