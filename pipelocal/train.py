@@ -23,6 +23,8 @@ from pipelocal.control import START_TIMEOUT_S, ControlPlane
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.errors import Interrupted, PipelocalError, UserError
+from pipelocal.objective.local import ExactReconciliation
+from pipelocal.objective.probe import check_double_backward
 from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.placement import place
 from pipelocal.pipeline.source import Plan, Source
@@ -194,12 +196,16 @@ class _Run:
         return batches, facts
 
     def _build_stages(self, plan: Plan) -> list[Stage]:
-        return [
-            self.blueprint.build_stage(
+        stages = []
+        for number in self.placement[self.world.rank]:
+            stage = self.blueprint.build_stage(
                 number, self.config, device=self.device, total_steps=plan.total_steps
             )
-            for number in self.placement[self.world.rank]
-        ]
+            if isinstance(stage.objective, ExactReconciliation):
+                x_shape = self.blueprint.output_shape(number - 1)
+                check_double_backward(stage.body, stage.head, x_shape, stage=number)
+            stages.append(stage)
+        return stages
 
     def _open_edges(self, first: int, last: int) -> tuple[Receiver | None, Sender | None]:
         """The edges from and to this rank's neighbours; ``first`` and ``last`` are its stages."""

@@ -85,6 +85,7 @@ class Worker:
             elif header.kind == Kind.EVALUATE:
                 self._evaluate(batch)
             else:
+                self._report_rest(batch)
                 self._pass_on(header, {})
                 if header.kind == Kind.EVALUATED:
                     self._finish_evaluation(header)
@@ -153,7 +154,14 @@ class Worker:
         if self.stage.steps % self._log_every == 0:
             self._report_training(header.epoch)
 
-    def _check_finite(self, x: Tensor) -> None:
+    def _report_rest(self, batch: IncomingBatch) -> None:
+        """The training batches since the last record, before something else than training."""
+        if self._train_tally.rows:
+            has_x = batch.header.kind == Kind.EVALUATE
+            self._check_finite(batch.get("x") if has_x else None)
+            self._report_training(batch.header.epoch)
+
+    def _check_finite(self, x: Tensor | None) -> None:
         """Raise a :class:`StageError` if some loss so far was NaN or infinite."""
         bad = self._train_tally.first_bad_batch()
         if bad is not None:
@@ -162,7 +170,7 @@ class Worker:
                 stage=self.stage.number,
                 batch=bad,
                 # What came in bad was the fault of the stage before, which says so itself.
-                symptom=self.stage.number > 1 and not bool(torch.isfinite(x).all()),
+                symptom=self.stage.number > 1 and (x is None or not bool(torch.isfinite(x).all())),
             )
 
     def _report_training(self, epoch: int) -> None:
@@ -185,9 +193,7 @@ class Worker:
         )
 
     def _evaluate(self, batch: IncomingBatch) -> None:
-        if self._train_tally.rows:  # the epoch's rest, before its evaluation
-            self._check_finite(batch.get("x"))
-            self._report_training(batch.header.epoch)
+        self._report_rest(batch)
         target = batch.get("target")
         output, logits = self.stage.evaluate(batch.get("x"))
         votes = logits.softmax(-1)

@@ -51,7 +51,7 @@ def resident_bytes(stage: Stage) -> int:
         for value in values.values()
         if isinstance(value, Tensor)
     ]
-    gradients = [p for module in (stage.body, stage.head) for p in module.parameters()]
+    gradients = [p for p in _model_tensors(stage) if p.requires_grad]
     return sum(t.numel() * t.element_size() for t in [*_model_tensors(stage), *state, *gradients])
 
 

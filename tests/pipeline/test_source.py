@@ -1,0 +1,77 @@
+"""The stream that a plan makes, and where stages are placed."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelocal.data import load_dataset
+from pipelocal.data.batches import BatchStream
+from pipelocal.errors import UserError
+from pipelocal.pipeline.placement import place
+from pipelocal.pipeline.source import Plan, Source
+from pipelocal.transport.header import Kind
+
+CPU = torch.device("cpu")
+LETTERS = {Kind.TRAIN: "T", Kind.EVALUATE: "E", Kind.EVALUATED: "#", Kind.END: "."}
+
+
+def stream_of(*, epochs: int, max_steps: int | None, evaluate_every: int = 1) -> str:
+    """Digits in batches of 500: an epoch has three, an evaluation one."""
+    dataset = load_dataset("digits", root=None, seed=0)
+    batches = BatchStream(dataset, batch_size=500, seed=0)
+    plan = Plan(
+        epochs=epochs,
+        steps_per_epoch=batches.steps_per_epoch,
+        max_steps=max_steps,
+        evaluate_every=evaluate_every,
+    )
+    source = Source(batches, plan, CPU)
+    letters = ""
+    for number in range(100):
+        event = source.receive()
+        assert event.header.number == number
+        letters += LETTERS[event.header.kind]
+        if event.header.kind == Kind.END:
+            break
+        if event.tensors:
+            assert {len(tensor) for tensor in event.tensors.values()} == {event.header.rows}
+    assert letters.count("T") == plan.total_steps
+    return letters
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "every", "expected"),
+    [
+        (1, None, 1, "TTTE#."),
+        (2, None, 1, "TTTE#TTTE#."),
+        (2, None, 2, "TTTTTTE#."),
+        (3, None, 2, "TTTTTTE#TTTE#."),
+        (2, 1, 1, "TE#."),
+        (2, 3, 1, "TTTE#."),
+        (2, 4, 1, "TTTE#TE#."),
+        (5, 4, 9, "TTTTE#."),
+        (1, 99, 1, "TTTE#."),
+    ],
+)
+def test_streams(epochs: int, max_steps: int | None, every: int, expected: str) -> None:
+    assert stream_of(epochs=epochs, max_steps=max_steps, evaluate_every=every) == expected
+
+
+def test_the_end_is_the_end() -> None:
+    dataset = load_dataset("digits", root=None, seed=0)
+    source = Source(BatchStream(dataset, batch_size=1000, seed=0), None, CPU)
+    kinds = [source.receive().header.kind for _ in range(4)]
+    assert kinds == [Kind.EVALUATE, Kind.EVALUATED, Kind.END, Kind.END]
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_placement_is_contiguous_and_complete(stages: int, ranks: int) -> None:
+    if ranks > stages:
+        with pytest.raises(UserError, match=f"{ranks} ranks for {stages} stages"):
+            place(stages, ranks)
+        return
+    blocks = place(stages, ranks)
+    assert len(blocks) == ranks
+    assert [stage for block in blocks for stage in block] == list(range(1, stages + 1))
+    assert max(map(len, blocks)) - min(map(len, blocks)) <= 1

@@ -1,0 +1,96 @@
+"""The control plane: facts, records and failures."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from pipelocal.control import ControlPlane
+from pipelocal.errors import Interrupted, StageError, UserError
+from pipelocal.world import World
+
+
+def planes(folder: Path, size: int) -> list[ControlPlane]:
+    """As many ranks, all in this process, each with its own connection to one store."""
+    return [
+        ControlPlane(
+            World(
+                rank=rank,
+                size=size,
+                local_rank=rank,
+                store=dist.FileStore(str(folder / "store"), size),
+            )
+        )
+        for rank in range(size)
+    ]
+
+
+def test_facts_and_records(tmp_path: Path) -> None:
+    zero, one = planes(tmp_path, 2)
+    threading.Timer(0.2, lambda: one.put("fact", {"a": [1, None, "x"]})).start()
+    assert zero.wait_for("fact", timeout_s=5) == {"a": [1, None, "x"]}
+    for number in range(3):
+        one.post({"number": number})
+    zero.post({"number": 9})
+    assert zero.take_records() == [{"number": n} for n in (9, 0, 1, 2)]
+    assert zero.take_records() == []
+    one.post({"number": 3})
+    assert zero.take_records() == [{"number": 3}]
+
+
+def test_waiting_in_vain_says_for_what(tmp_path: Path) -> None:
+    (zero,) = planes(tmp_path, 1)
+    with pytest.raises(UserError, match=r"waited 0.1 s for 'nothing'"):
+        zero.wait_for("nothing", timeout_s=0.1)
+
+
+def test_a_failure_interrupts_who_waits(tmp_path: Path) -> None:
+    zero, one = planes(tmp_path, 2)
+    error = StageError("it broke", stage=2, batch=7)
+    threading.Timer(0.2, lambda: one.fail(error)).start()
+    started = time.monotonic()
+    with pytest.raises(Interrupted, match=r"^rank 1, stage 2, batch 7: it broke$"):
+        zero.wait_for("nothing", timeout_s=30)
+    assert time.monotonic() - started < 2
+
+
+def test_the_first_failure_is_everyones_account(tmp_path: Path) -> None:
+    zero, one = planes(tmp_path, 2)
+    first = zero.fail(StageError("first", stage=1, batch=3))
+    assert first == "rank 0, stage 1, batch 3: first"
+    assert one.fail(StageError("second", stage=2, batch=3)) == first
+    assert one.failure() == first
+
+
+def test_a_symptom_gives_way_to_a_cause_that_comes_later(tmp_path: Path) -> None:
+    zero, one = planes(tmp_path, 2)
+    cause = StageError("the cause", stage=2, batch=3)
+    threading.Timer(0.3, lambda: one.fail(cause)).start()
+    symptom = StageError("lost the connection", stage=1, batch=4, symptom=True)
+    assert zero.fail(symptom) == "rank 1, stage 2, batch 3: the cause"
+
+
+def test_a_symptom_without_a_cause_counts_in_the_end(tmp_path: Path) -> None:
+    zero, _ = planes(tmp_path, 2)
+    symptom = StageError("lost the connection", stage=1, batch=4, symptom=True)
+    assert zero.fail(symptom, grace_s=0.1) == "rank 0, stage 1, batch 4: lost the connection"
+
+
+def test_all_leave_together(tmp_path: Path) -> None:
+    zero, one = planes(tmp_path, 2)
+    left: list[int] = []
+
+    def leave(plane: ControlPlane) -> None:
+        plane.leave(timeout_s=5)
+        left.append(plane.world.rank)
+
+    threads = [threading.Thread(target=leave, args=(plane,)) for plane in (one, zero)]
+    threads[0].start()
+    time.sleep(0.2)
+    assert left == [], "rank 1 waits for rank 0, which may keep the store"
+    threads[1].start()
+    for thread in threads:
+        thread.join(5)
+    assert left == [1, 0]
