@@ -11,7 +11,12 @@ from pipelocal.config import TrainConfig
 from pipelocal.errors import StageError, UserError
 from pipelocal.models import Chain, build_chain
 from pipelocal.objective import DISTANCES, ExactReconciliation, Greedy
+from pipelocal.pipeline.worker import Worker, run_stream
 from pipelocal.stage import Stage
+from pipelocal.transport.contract import edge_contract
+from pipelocal.transport.header import Header, Kind
+from pipelocal.transport.inprocess import InProcessEdge
+from tests.ranks import run_ranks
 
 
 def _stage(body: nn.Sequential, head: nn.Module, *, reconcile: bool = False) -> Stage:
@@ -128,3 +133,39 @@ def test_dropout_of_the_head_depended_on_what_was_drawn_between_the_phases() -> 
         torch.rand(noise)
         found.append(stage.output_gradient(torch.tensor([0, 1, 2, 0, 1])))
     assert torch.equal(found[0], found[1])
+
+
+def test_three_ranks_waited_for_each_other_for_ever(tmp_path: Path) -> None:
+    """``new_group(use_local_synchronization=True)`` names a group after the number of groups that a
+    rank already has: the middle rank had one when it made its second, the last rank had none, and
+    the two waited under different names. With two or four ranks the numbers happened to be equal.
+    """
+    arguments = ["train", "--model", "mlp", "--stages", "3", "--max-steps", "2"]
+    run_ranks(tmp_path / "log", [*arguments, "--out", str(tmp_path / "run")], 3, seconds=30)
+
+
+def test_an_evaluation_of_nothing_divided_by_zero() -> None:
+    """The last stage divided the ensemble's right answers by their number, which was 0 when an
+    evaluation held no batch; it now reports None, as for every other mean over nothing.
+    """
+    config = TrainConfig(model="mlp", stages=1)
+    stage = Blueprint.draw(config).build_stage(1, config, device=torch.device("cpu"), total_steps=1)
+    edge = InProcessEdge(
+        edge_contract(
+            source=0, feature_shape=(1,), target_shape=(), classes=10, max_rows=1, with_delta=False
+        )
+    )
+    for number, kind in enumerate((Kind.EVALUATED, Kind.END)):
+        edge.begin(Header(kind=kind, number=number, rows=0, epoch=0))
+    records: list[dict[str, object]] = []
+    worker = Worker(
+        stage=stage,
+        device=torch.device("cpu"),
+        incoming=edge,
+        outgoing=None,
+        sends_delta=False,
+        report=records.append,
+        log_every=1,
+    )
+    run_stream([worker], lambda: None)
+    assert [(r["accuracy"], r["ensemble_accuracy"]) for r in records] == [(None, None)]
