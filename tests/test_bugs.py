@@ -1,5 +1,6 @@
 """One test for each defect that was found and mended; the docstring gives the cause."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from pipelocal.models import Chain, build_chain
 from pipelocal.objective import DISTANCES, ExactReconciliation, Greedy
 from pipelocal.pipeline.worker import Worker, run_stream
 from pipelocal.stage import Stage
+from pipelocal.train import train
 from pipelocal.transport.contract import edge_contract
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import InProcessEdge
+from pipelocal.world import World
 from tests.ranks import run_ranks
 
 
@@ -94,9 +97,17 @@ def test_probe_refused_units_that_begin_in_place(tmp_path: Path) -> None:
         "    second = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 8))\n"
         "    return nn.Sequential(first, second, nn.Linear(8, classes))\n"
     )
-    config = TrainConfig(model=f"{file}:net", data="digits", objective="sgr", stages=2)
-    stage = Blueprint.draw(config).build_stage(2, config, device=torch.device("cpu"), total_steps=1)
-    assert stage.wants_delta
+    config = TrainConfig(
+        model=f"{file}:net",
+        data="digits",
+        objective="sgr",
+        stages=2,
+        max_steps=1,
+        out=str(tmp_path / "run"),
+    )
+    summary = train(config, World.alone(), stream=io.StringIO())
+    assert summary is not None
+    assert summary["steps"] == 1
 
 
 class _InPlaceHead(nn.Module):
