@@ -63,6 +63,9 @@ def check_model_name(name: str) -> None:
 
 def _import_function(name: str) -> Callable[[Shape, int], object]:
     place, _, attribute = name.rpartition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # as it is under python -m, which the console script is not
+        sys.path.insert(0, here)
     try:
         module = (
             _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)

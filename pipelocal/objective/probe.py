@@ -33,7 +33,7 @@ def check_double_backward(
             try:
                 x = _differentiate_twice(unit, x)
             except RuntimeError as error:
-                reason = str(error).splitlines()[0].rstrip(".")
+                reason = str(error).partition("\n")[0].rstrip(".")
                 raise UserError(
                     f"stage {stage}: unit '{name}' cannot be differentiated twice ({reason}), which "
                     f"--objective sgr needs: choose --objective greedy, or build the unit from operations "
