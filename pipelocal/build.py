@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -47,6 +49,43 @@ class Blueprint:
     def units(self, stage: int) -> str:
         """The names of a stage's first and last unit."""
         return self.cuts[stage - 1].describe(self.chain)
+
+    def stage_state(self, stage: Stage) -> dict[str, Any]:
+        """A stage's state with its body under the whole model's names.
+
+        ``body`` and ``head`` are state dicts, ``optimizer`` and ``steps`` the training's state.
+        """
+        cut = self.cuts[stage.number - 1]
+        body = self.chain.whole_state(stage.body, cut.start, cut.stop)
+        return stage.state_dict() | {"body": body}
+
+    def load_weights(self, stage: Stage, state: dict[str, Any]) -> None:
+        """Body and head from :meth:`stage_state`.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        cut = self.cuts[stage.number - 1]
+        self.chain.load_whole_state(stage.body, cut.start, cut.stop, state["body"])
+        try:
+            stage.head.load_state_dict(state["head"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the head of stage {stage.number} cannot be loaded: {reason}"
+            ) from error
+
+    def plain_state(self, stages: Iterable[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """The whole model's state dict from all stages' :meth:`stage_state`, in order.
+
+        Auxiliary heads are left out; the last stage's head is the model's classifier.
+        """
+        plain: dict[str, torch.Tensor] = {}
+        for state in stages:
+            plain |= state["body"]
+            head = state["head"]
+        classifier = self.chain.classifier
+        return plain | {classifier.whole_name(name): value for name, value in head.items()}
 
     def build_stage(
         self, number: int, config: TrainConfig, *, device: torch.device, total_steps: int

@@ -40,9 +40,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     stages = []
     for number in range(1, run.stage_count + 1):
         stage = blueprint.build_stage(number, run, device=device, total_steps=1)
-        state = folder.load_stage(number)
-        _load(stage.body, state["body"], folder, number)
-        _load(stage.head, state["head"], folder, number)
+        blueprint.load_weights(stage, folder.load_stage(number))
         stages.append(stage)
     records: list[dict[str, Any]] = []
     assembly = Assembly(run, blueprint, device, report=records.append)
@@ -72,14 +70,7 @@ def plain_state_dict(run: str) -> dict[str, Tensor]:
     folder = RunFolder.open(run)
     config = folder.config()
     blueprint = Blueprint.draw(config)
-    state: dict[str, Tensor] = {}
-    for number in range(1, config.stage_count + 1):
-        stage = folder.load_stage(number)
-        state.update(stage["body"])
-        if number == config.stage_count:
-            prefix = blueprint.chain.classifier.name
-            state.update({f"{prefix}.{name}": value for name, value in stage["head"].items()})
-    return state
+    return blueprint.plain_state(folder.load_stage(k + 1) for k in range(config.stage_count))
 
 
 def export(config: ExportConfig) -> int:
@@ -95,15 +86,3 @@ def export(config: ExportConfig) -> int:
         Path(config.to).unlink(missing_ok=True)
         raise UserError(f"--to {config.to} cannot be written: {error}") from error
     return len(state)
-
-
-def _load(
-    module: torch.nn.Module, state: dict[str, Tensor], folder: RunFolder, number: int
-) -> None:
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"stage {number} of {folder.path} does not fit its model: {reason}"
-        ) from error

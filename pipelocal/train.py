@@ -157,7 +157,7 @@ class _Run:
             run_stream(workers, self.control.check)
             seconds = time.perf_counter() - started
             for worker in workers:
-                folder.save_stage(worker.stage.number, worker.stage.state_dict())
+                folder.save_stage(worker.stage.number, self.blueprint.stage_state(worker.stage))
                 self.control.post(final_record(worker, self.world.rank, self.device))
             summary = None
             if reporter:

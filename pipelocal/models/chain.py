@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,9 +26,16 @@ class Unit:
     """
 
     name: str
-    """Prefix of the unit's parameters in the whole model's state dict; no dots."""
+    """How users call it, such as ``layer1.0``."""
     build: Callable[[], nn.Module]
     """Makes the module, drawing its first parameters from torch's generator."""
+    prefix: str | None = None
+    """What stands before the unit's own names in the whole model's state dict; None for
+    ``"NAME."``. With ``""`` a unit can hold several parts of the model's top level."""
+
+    def whole_name(self, own_name: str) -> str:
+        """The name in the whole model's state dict of the unit's own parameter ``own_name``."""
+        return (f"{self.name}." if self.prefix is None else self.prefix) + own_name
 
 
 class Chain:
@@ -43,6 +50,8 @@ class Chain:
         input_shape: shape of one sample, without the batch dimension.
         classes: number of classes.
         input_dtype: dtype of the samples.
+        whole: makes the uncut model as its author wrote it, where that is not simply the units in a
+            row; its state dict has the same names.
     """
 
     def __init__(
@@ -53,6 +62,7 @@ class Chain:
         input_shape: Shape,
         classes: int,
         input_dtype: torch.dtype = torch.float32,
+        whole: Callable[[], nn.Module] | None = None,
     ) -> None:
         if not units:
             raise UserError("the model has no units before its classifier: nothing can be cut")
@@ -65,6 +75,7 @@ class Chain:
         self.input_shape = input_shape
         self.input_dtype = input_dtype
         self.classes = classes
+        self._whole = whole
 
     @classmethod
     def from_sequential(cls, model: nn.Sequential, *, input_shape: Shape, classes: int) -> Chain:
@@ -98,7 +109,7 @@ class Chain:
         return cls(units[:-1], classifier=units[-1], input_shape=input_shape, classes=classes)
 
     def build(self, start: int, stop: int, *, seed: int) -> nn.Sequential:
-        """The units ``start..stop-1`` as one module; the state dict names are the whole model's.
+        """The units ``start..stop-1`` as one module.
 
         Each unit is drawn from its own seed, so its first parameters are the same wherever the
         model is cut.
@@ -109,9 +120,44 @@ class Chain:
         """The classifier alone, drawn from its own seed."""
         return _build_unit(self.classifier, seed)
 
-    def build_whole(self, *, seed: int) -> nn.Sequential:
+    def build_whole(self, *, seed: int) -> nn.Module:
         """The uncut model, as a plain module with the classifier in its place."""
-        return _assemble((*self.units, self.classifier), seed)
+        pieces = (*self.units, self.classifier)
+        built = _assemble(pieces, seed)
+        if self._whole is None:
+            return built
+        whole = self._whole()
+        whole.load_state_dict(self.whole_state(built, 0, len(pieces)))
+        return whole
+
+    def whole_state(self, body: nn.Sequential, start: int, stop: int) -> dict[str, Tensor]:
+        """The state dict of the units ``start..stop-1``, by the whole model's names.
+
+        The classifier counts as the unit after the last.
+        """
+        units = (*self.units, self.classifier)[start:stop]
+        return {
+            unit.whole_name(name): value
+            for unit, module in zip(units, body, strict=True)
+            for name, value in module.state_dict().items()
+        }
+
+    def load_whole_state(
+        self, body: nn.Sequential, start: int, stop: int, state: Mapping[str, Tensor]
+    ) -> None:
+        """The inverse of :meth:`whole_state`; names of other units in ``state`` are passed over.
+
+        Raises:
+            UserError: a tensor is missing or of another shape; names the unit.
+        """
+        units = (*self.units, self.classifier)[start:stop]
+        for unit, module in zip(units, body, strict=True):
+            own = {n: state[w] for n in module.state_dict() if (w := unit.whole_name(n)) in state}
+            try:
+                module.load_state_dict(own)
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())
+                raise UserError(f"unit '{unit.name}' cannot be loaded: {reason}") from error
 
     def shapes(self) -> list[Shape]:
         """Output shape of each unit, without the batch dimension, found on the meta device.
@@ -165,4 +211,7 @@ def _build_unit(unit: Unit, seed: int) -> nn.Module:
 
 
 def _assemble(units: Sequence[Unit], seed: int) -> nn.Sequential:
-    return nn.Sequential(OrderedDict((unit.name, _build_unit(unit, seed)) for unit in units))
+    # A module's name must not hold dots; whole_name gives the whole model's own names.
+    return nn.Sequential(
+        OrderedDict((unit.name.replace(".", "/"), _build_unit(unit, seed)) for unit in units)
+    )
