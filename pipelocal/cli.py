@@ -21,7 +21,7 @@ from typing import Annotated, NoReturn
 import tyro
 
 from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig, load_toml
-from pipelocal.errors import Interrupted, PipelocalError, UserError
+from pipelocal.errors import Interrupted, PipelocalError, Terminated, UserError
 
 Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
@@ -32,16 +32,11 @@ Command = (
 USER_ERROR, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 
-class Terminated(PipelocalError):
-    """This process was asked to end."""
-
-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
     signal.signal(signal.SIGTERM, _on_sigterm)
     code = run(list(sys.argv[1:] if arguments is None else arguments))
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     if code and _world_size() > 1:
         # Transfers with a lost rank cannot be called back, and would keep the process alive.
         os._exit(code)
@@ -131,6 +126,15 @@ def _say(what: str, error: object, code: int) -> int:
 
 def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        # Whoever read the output is gone; without this the interpreter complains once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -6,14 +6,18 @@ Everything is JSON. Nothing here waits without looking whether another rank has 
 from __future__ import annotations
 
 import json
+import queue
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from pipelocal.errors import Interrupted, PipelocalError, StageError, UserError
+from pipelocal.errors import Interrupted, PipelocalError, StageError, Terminated, UserError
 from pipelocal.world import World
+
+T = TypeVar("T")
 
 WATCH_INTERVAL_S = 0.25
 CAUSE_PATIENCE_S = 1.5
@@ -70,6 +74,30 @@ class ControlPlane:
         if self._account is not None:
             raise Interrupted(self._account)
 
+    def breakable(self, call: Callable[[], T]) -> T:
+        """Run a call that waits deep inside a library, such that this rank can still be stopped.
+
+        The call runs on a thread of its own, which is left behind if another rank fails.
+        """
+        result: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                result.put((call(), None))
+            except BaseException as error:
+                result.put((None, error))
+
+        threading.Thread(target=run, name="breakable", daemon=True).start()
+        while True:
+            self.check()
+            try:
+                value, error = result.get(timeout=WATCH_INTERVAL_S)
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            return value  # type: ignore[return-value]
+
     def fail(self, error: BaseException, *, grace_s: float = CAUSE_PATIENCE_S) -> str:
         """Tell all ranks that this one cannot go on; the first account given is everyone's.
 
@@ -77,15 +105,18 @@ class ControlPlane:
             The account that counts: this rank's own, or that of the rank that was first.
         """
         account = self._describe(error)
-        symptom = isinstance(error, StageError) and error.symptom
+        # Being told to end follows from something, most often from another rank's failure.
+        symptom = isinstance(error, Terminated) or (isinstance(error, StageError) and error.symptom)
         deadline = time.monotonic() + (grace_s if symptom else 0)
         try:
             while not self._store.check([FAILURE]) and time.monotonic() < deadline:
                 time.sleep(0.02)
             won: bytes = self._store.compare_set(FAILURE, "", account)
-            return won.decode()
-        except RuntimeError:  # the store is gone, with whoever kept it
-            return account
+            account = won.decode()
+        except RuntimeError:
+            pass  # the store is gone, with whoever kept it
+        self._account = account  # for the other threads of this rank, without the watcher's delay
+        return account
 
     def failure(self) -> str | None:
         """The account of the first failure, if there is one."""
@@ -143,6 +174,6 @@ class ControlPlane:
 
     def _describe(self, error: BaseException) -> str:
         rank = f"rank {self.world.rank}, " if self.world.size > 1 else ""
-        if isinstance(error, PipelocalError):
+        if isinstance(error, PipelocalError | Terminated):
             return f"{rank}{error}"
         return f"{rank}{type(error).__name__}: {error}"

@@ -40,5 +40,9 @@ class StageError(PipelocalError, RuntimeError):
         return f"{where}: {self.reason}"
 
 
+class Terminated(BaseException):
+    """This process was asked to end by SIGTERM; like KeyboardInterrupt no error of the program's."""
+
+
 class Interrupted(PipelocalError):
     """Another rank failed; the text is that rank's own account."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,10 @@ def export(config: ExportConfig) -> int:
     """
     state = plain_state_dict(config.run)
     try:
-        torch.save(state, config.to)
-    except (OSError, RuntimeError) as error:
-        Path(config.to).unlink(missing_ok=True)
+        # By way of a buffer: torch.save would put the file's own name into the file.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        Path(config.to).write_bytes(buffer.getbuffer())
+    except OSError as error:
         raise UserError(f"--to {config.to} cannot be written: {error}") from error
     return len(state)

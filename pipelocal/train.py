@@ -19,16 +19,16 @@ import torch.distributed as dist
 from pipelocal.build import Blueprint
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import TrainConfig
-from pipelocal.control import START_TIMEOUT_S, ControlPlane
+from pipelocal.control import CAUSE_PATIENCE_S, START_TIMEOUT_S, ControlPlane
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
-from pipelocal.errors import Interrupted, PipelocalError, UserError
+from pipelocal.errors import Interrupted, PipelocalError, StageError, Terminated, UserError
 from pipelocal.objective.local import ExactReconciliation
 from pipelocal.objective.probe import check_double_backward
 from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.placement import place
 from pipelocal.pipeline.source import Plan, Source
-from pipelocal.pipeline.worker import run_stream
+from pipelocal.pipeline.worker import Worker, run_stream
 from pipelocal.stage import Stage
 from pipelocal.telemetry.reporter import Reporter
 from pipelocal.telemetry.summary import describe, final_record, summarise
@@ -87,17 +87,35 @@ def _failures_told(control: ControlPlane, run: _Run) -> Iterator[None]:
         yield
     except Interrupted:
         raise
-    except BaseException as error:
-        own = str(error)
+    except BaseException as raised:
+        error = _reason_behind(raised, run) if isinstance(raised, Terminated) else raised
         account = control.fail(error)
-        cause = error.__cause__ if isinstance(error, PipelocalError) else error
-        if run.folder is not None and not isinstance(cause, PipelocalError | OSError | None):
-            run.folder.write_traceback(control.world.rank, error)
-        if own not in account:
-            raise Interrupted(account) from error
-        raise
+        _keep_traceback(run, raised)
+        if str(error) not in account:
+            raise Interrupted(account) from raised
+        if error is raised:
+            raise
+        raise error from raised
     finally:
         control.stop_watching()
+
+
+def _reason_behind(terminated: Terminated, run: _Run) -> BaseException:
+    """Torchrun sends SIGTERM when a rank is lost: then the lost connection tells the user more."""
+    deadline = time.monotonic() + CAUSE_PATIENCE_S
+    while time.monotonic() < deadline and run.control.failure() is None:
+        if (trouble := run.trouble()) is not None:
+            return trouble
+        time.sleep(0.02)
+    return terminated
+
+
+def _keep_traceback(run: _Run, error: BaseException) -> None:
+    """Write down where an unforeseen error came from; the user sees one line of it."""
+    cause = error.__cause__ if isinstance(error, PipelocalError) else error
+    foreseen = PipelocalError | OSError | KeyboardInterrupt | Terminated
+    if run.folder is not None and cause is not None and not isinstance(cause, foreseen):
+        run.folder.write_traceback(run.world.rank, error)
 
 
 @dataclass
@@ -128,6 +146,7 @@ class _Run:
         self.device = device
         self.control = control
         self.folder: RunFolder | None = None
+        self.workers: list[Worker] = []
         self.assembly = Assembly(config, blueprint, device, report=control.post)
 
     def execute(self, stream: TextIO) -> dict[str, Any] | None:
@@ -141,30 +160,30 @@ class _Run:
         )
         folder = RunFolder(facts.folder)
         stages = self._build_stages(plan)
-        before, after = self._open_edges(stages[0].number, stages[-1].number)
+        first, last = stages[0].number, stages[-1].number
+        before, after = self.control.breakable(lambda: self._open_edges(first, last))
         # Only now: all ranks have built their stages, so a start that fails leaves no folder behind.
         if self.world.rank == 0:
             folder.create(self.config)
         self.folder = folder
         incoming = Source(batches, plan, self.device) if batches else before
         assert incoming is not None
-        workers = self.assembly.workers(stages, incoming, after)
+        workers = self.workers = self.assembly.workers(stages, incoming, after)
         reporter = self._reporter(folder, plan, stream) if self.world.rank == 0 else None
         try:
             if reporter:
                 reporter.start()
-            started = time.perf_counter()
             run_stream(workers, self.control.check)
-            seconds = time.perf_counter() - started
             for worker in workers:
                 folder.save_stage(worker.stage.number, self.blueprint.stage_state(worker.stage))
                 self.control.post(final_record(worker, self.world.rank, self.device))
             summary = None
             if reporter:
                 finals = self._finals(reporter)
-                summary = summarise(self.config, self.world.size, seconds, finals)
+                summary = summarise(self.config, self.world.size, finals)
                 folder.write_summary(summary)
                 reporter.stop()
+                reporter.view.close()
                 reporter.view.message(describe(summary, folder.path))
             self.control.leave()
         finally:
@@ -176,6 +195,10 @@ class _Run:
         if self.world.size > 1:
             dist.destroy_process_group()
         return summary
+
+    def trouble(self) -> StageError | None:
+        """What this rank knows to be wrong with its edges."""
+        return next(filter(None, (worker.trouble() for worker in self.workers)), None)
 
     def _prepare(self) -> tuple[BatchStream | None, _Facts]:
         """Rank 0 chooses the folder and reads the data; the others learn what they must know."""

@@ -1,6 +1,8 @@
 """One test for each defect that was found and mended; the docstring gives the cause."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal.build import Blueprint
-from pipelocal.config import TrainConfig
-from pipelocal.errors import StageError, UserError
+from pipelocal.config import ExportConfig, TrainConfig
+from pipelocal.errors import StageError, Terminated, UserError
+from pipelocal.evaluate import export
 from pipelocal.models import Chain, build_chain
 from pipelocal.objective import DISTANCES, ExactReconciliation, Greedy
 from pipelocal.pipeline.worker import Worker, run_stream
@@ -180,3 +183,40 @@ def test_an_evaluation_of_nothing_divided_by_zero() -> None:
     )
     run_stream([worker], lambda: None)
     assert [(r["accuracy"], r["ensemble_accuracy"]) for r in records] == [(None, None)]
+
+
+def test_a_reader_that_left_made_a_run_wait_for_ever(tmp_path: Path) -> None:
+    """``pipelocal train | head -1``: the reporter's thread failed with BrokenPipeError and told the
+    control plane, but with one rank nobody watched for failures, so the run waited for the reporter.
+    """
+    command = f"{sys.executable} -m pipelocal train --model mlp --epochs 2 --out {tmp_path / 'run'}"
+    shell = f"{command} --plain | head -1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "BrokenPipeError" in result.stderr
+
+
+def test_being_terminated_passed_for_a_fault_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``Terminated`` was an Exception, so ``except Exception`` around a unit's forward took SIGTERM
+    for a unit that does not fit its input.
+    """
+
+    def terminated(*_: object) -> Tensor:
+        raise Terminated("terminated by a signal")
+
+    monkeypatch.setattr(nn.Linear, "forward", terminated)
+    with pytest.raises(Terminated):
+        Blueprint.draw(TrainConfig(model="mlp"))
+
+
+def test_exports_of_equal_models_were_unequal_files(tmp_path: Path) -> None:
+    """``torch.save(state, path)`` writes the file's own name into the archive."""
+    out = tmp_path / "run"
+    train(TrainConfig(model="mlp", max_steps=1, plain=True, out=str(out)))
+    files = [tmp_path / "one.pt", tmp_path / "another.pt"]
+    for file in files:
+        export(ExportConfig(run=str(out), to=str(file)))
+    assert files[0].read_bytes() == files[1].read_bytes()

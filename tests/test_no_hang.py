@@ -184,3 +184,31 @@ def test_ranks_that_disagree_are_told_so(tmp_path: Path) -> None:
     codes = ranks.wait(30)
     assert all(codes), codes
     assert "edge 1 -> 2: the two ends disagree on max_rows" in ranks.output()
+
+
+def test_sigterm_ends_a_rank_that_still_waits_for_the_others(tmp_path: Path) -> None:
+    """Ranks meet deep inside the process group's start; a rank that never comes must not hold them."""
+
+    def stay_away(rank: int) -> None:
+        if rank == 1:
+            time.sleep(60)
+
+    ranks = launch(tmp_path / "log", ["train", "--out", str(tmp_path / "run")], 2, stay_away)
+    time.sleep(3)
+    ranks.kill(0, signal.SIGTERM)
+    ranks.processes[0].join(SECONDS_TO_STOP)
+    assert ranks.processes[0].exitcode == 143, ranks.output()
+    assert "terminated by a signal" in ranks.output(0)
+    ranks.kill(1)
+
+
+def test_sigterm_on_account_of_a_killed_rank_tells_of_that_rank(tmp_path: Path) -> None:
+    """As under torchrun: one rank dies, the others get SIGTERM at the same moment."""
+    ranks = launch_misbehaving(tmp_path, culprit=1)
+    ranks.kill(1, signal.SIGKILL)
+    time.sleep(0.05)
+    for rank in (0, 2, 3):
+        ranks.kill(rank, signal.SIGTERM)
+    ranks.wait(SECONDS_TO_STOP)
+    for rank in (0, 2, 3):
+        assert "lost the connection to stage 2 (rank 1)" in ranks.output(rank), ranks.output()

@@ -70,6 +70,8 @@ def _import_function(name: str) -> Callable[[Shape, int], object]:
         module = (
             _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         )
+        if not hasattr(module, attribute):
+            raise AttributeError(f"there is no '{attribute}' in {place}")
         function = getattr(module, attribute)
     except Exception as error:
         raise UserError(

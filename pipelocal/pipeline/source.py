@@ -59,6 +59,9 @@ class Source:
         self._number = 0
         self._events = self._evaluation(0) if plan is None else self._training(plan)
 
+    def trouble(self) -> None:
+        return None
+
     def receive(self) -> HandedBatch:
         """The next event; after the last batch, and for ever, the end of the stream."""
         return next(self._events, None) or self._event(Kind.END, 0)

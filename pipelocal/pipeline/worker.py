@@ -56,7 +56,7 @@ class Worker:
         self.outgoing = outgoing
         self.meter = Meter()
         self.peak_memory_bytes: int | None = None
-        self.last_train: Reading | None = None
+        self.last_epoch: Reading | None = None
         self.last_evaluation: Reading | None = None
         self.ensemble_accuracy: float | None = None
         self._device = device
@@ -67,6 +67,8 @@ class Worker:
         self._check_every = 1 if device.type == "cpu" else log_every
         self._learning_rate = 0.0
         self._train_tally = Tally(device)
+        self._epoch_tally = Tally(device)
+        self._epoch = -1
         self._evaluation_tally = Tally(device)
         self._ensemble_tally = Tally(device)
 
@@ -89,6 +91,9 @@ class Worker:
                 self._pass_on(header, {})
                 if header.kind == Kind.EVALUATED:
                     self._finish_evaluation(header)
+                else:
+                    self.last_epoch = self._epoch_tally.read_and_reset()
+                    self.meter.ended()
         except StageError as error:
             raise StageError(
                 error.reason,
@@ -108,6 +113,11 @@ class Worker:
         if header.kind == Kind.END and self.outgoing is not None:
             self.outgoing.drain()
         return header.kind != Kind.END
+
+    def trouble(self) -> StageError | None:
+        """What is known to be wrong with this stage's edges."""
+        after = self.outgoing.trouble() if self.outgoing is not None else None
+        return self.incoming.trouble() or after
 
     def close(self) -> None:
         """Close both edges."""
@@ -138,14 +148,18 @@ class Worker:
         stage.update()
         if memory:
             self.peak_memory_bytes = memory.bytes_beyond(stage) + resident_bytes(stage)
-        self._train_tally.add(
-            batch=batch.header.number,
-            rows=batch.header.rows,
-            loss=metrics.loss,
-            correct=metrics.correct,
-            predictions=metrics.predictions,
-            reconciliation=metrics.reconciliation,
-        )
+        if batch.header.epoch != self._epoch:
+            self._epoch = batch.header.epoch
+            self._epoch_tally.read_and_reset()
+        for tally in (self._train_tally, self._epoch_tally):
+            tally.add(
+                batch=batch.header.number,
+                rows=batch.header.rows,
+                loss=metrics.loss,
+                correct=metrics.correct,
+                predictions=metrics.predictions,
+                reconciliation=metrics.reconciliation,
+            )
         if stage.steps % self._check_every == 0:
             self._check_finite(batch.get("x"))
 
@@ -174,7 +188,7 @@ class Worker:
             )
 
     def _report_training(self, epoch: int) -> None:
-        self.last_train = self._train_tally.read_and_reset()
+        reading = self._train_tally.read_and_reset()
         rate, busy = self.meter.read_window()
         self._report(
             {
@@ -182,9 +196,9 @@ class Worker:
                 "stage": self.stage.number,
                 "epoch": epoch + 1,
                 "step": self.stage.steps,
-                "loss": self.last_train.loss,
-                "accuracy": self.last_train.accuracy,
-                "reconciliation": self.last_train.reconciliation,
+                "loss": reading.loss,
+                "accuracy": reading.accuracy,
+                "reconciliation": reading.reconciliation,
                 "learning_rate": self._learning_rate,
                 "samples_per_second": rate,
                 "busy_fraction": busy,

@@ -14,8 +14,8 @@ from pipelocal.telemetry.memory import device_peak_bytes
 
 
 def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, Any]:
-    """A stage's last record. Memory in bytes, fractions from 0 to 1."""
-    train, evaluation = worker.last_train, worker.last_evaluation
+    """A stage's last record: training means over the last epoch, memory in bytes, fractions 0 to 1."""
+    train, evaluation = worker.last_epoch, worker.last_evaluation
     return {
         "event": "final",
         "stage": worker.stage.number,
@@ -26,6 +26,7 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
         "eval_accuracy": evaluation and evaluation.accuracy,
         "ensemble_accuracy": worker.ensemble_accuracy,
         "steps": worker.stage.steps,
+        "seconds": worker.meter.seconds,
         "samples_per_second": worker.meter.samples_per_second,
         "busy_fraction": worker.meter.busy_fraction,
         "peak_memory_bytes": worker.peak_memory_bytes,
@@ -36,17 +37,16 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
     }
 
 
-def summarise(
-    config: TrainConfig, world_size: int, seconds: float, finals: list[dict[str, Any]]
-) -> dict[str, Any]:
+def summarise(config: TrainConfig, world_size: int, finals: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of ``summary.json``.
 
     Args:
         config: the run's options.
         world_size: number of ranks.
-        seconds: of the whole stream, evaluations included; ``samples_per_second`` is of training
-            alone.
         finals: every stage's :func:`final_record`, in any order.
+
+    ``seconds`` are those of the slowest stage's whole stream, evaluations included;
+    ``samples_per_second`` is of training alone, at the last stage.
     """
     stages = sorted(finals, key=lambda record: int(record["stage"]))
     last = stages[-1]
@@ -59,7 +59,7 @@ def summarise(
         "world_size": world_size,
         "torch": torch.__version__,
         "steps": last["steps"],
-        "seconds": seconds,
+        "seconds": max(stage["seconds"] for stage in stages),
         "samples_per_second": last["samples_per_second"],
         "eval_accuracy": last["eval_accuracy"],
         "ensemble_accuracy": last["ensemble_accuracy"],

@@ -161,7 +161,7 @@ class LiveView:
 
 class PlainView:
     """Lines for a log: a block at most every ``min_interval_s`` seconds, and one at the end of
-    each phase and epoch."""
+    each epoch."""
 
     def __init__(
         self,
@@ -187,8 +187,8 @@ class PlainView:
 
     def update(self, rows: Sequence[StageRow], progress: Progress) -> None:
         last, self._last = self._last, progress
-        if last is not None and (last.epoch, last.phase) != (progress.epoch, progress.phase):
-            self._write_block()  # the last figures of the phase that has just ended
+        if last is not None and last.epoch != progress.epoch:
+            self._write_block()  # the last figures of the epoch that has just ended
         self._unwritten = (tuple(rows), progress)
         if self._clock() >= self._next_block:
             self._write_block()

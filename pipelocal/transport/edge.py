@@ -18,6 +18,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from pipelocal.errors import StageError
 from pipelocal.transport.header import Header
 
 Check = Callable[[], None]
@@ -44,6 +45,9 @@ class Receiver(Protocol):
     received_bytes: int
     waited_s: float
 
+    def trouble(self) -> StageError | None:
+        """What broke this end, if something did; does not wait."""
+
     def receive(self) -> IncomingBatch:
         """The next batch; waits until its header is there."""
 
@@ -56,6 +60,9 @@ class Sender(Protocol):
 
     sent_bytes: int
     waited_s: float
+
+    def trouble(self) -> StageError | None:
+        """What broke this end, if something did; does not wait."""
 
     def begin(self, header: Header) -> None:
         """Announce a batch; waits until the window has room for it."""

@@ -22,6 +22,9 @@ class InProcessEdge:
         self.sent_bytes = 0
         self.received_bytes = 0
 
+    def trouble(self) -> None:
+        return None
+
     def begin(self, header: Header) -> None:
         self._batches.append(HandedBatch(header))
 

@@ -49,9 +49,20 @@ class _Endpoint:
         self._timeout_s = timeout_s
         self._changed = threading.Condition()
         self._failure: str | None = None
+        self._batch: int | None = None
         self._closed = False
         self._thread = threading.Thread(
             target=self._guarded, name=f"edge {contract.source}->{contract.target}", daemon=True
+        )
+
+    def trouble(self) -> StageError | None:
+        if self._failure is None:
+            return None
+        return StageError(
+            f"lost the connection to {self._peer} ({self._failure})",
+            stage=self._own,
+            batch=self._batch,
+            symptom=True,
         )
 
     def close(self) -> None:
@@ -74,24 +85,19 @@ class _Endpoint:
     def _run(self) -> None:
         raise NotImplementedError
 
-    def _wait_for(self, condition: Callable[[], bool], what: str, batch: int | None) -> None:
+    def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
         """Wait, with the lock held, until ``condition``; an error if that can no longer be."""
         started = time.monotonic()
         while not condition():
-            if self._failure is not None:
-                raise StageError(
-                    f"lost the connection to {self._peer} ({self._failure})",
-                    stage=self._own,
-                    batch=batch,
-                    symptom=True,
-                )
+            if (trouble := self.trouble()) is not None:
+                raise trouble
             self._check()
             if time.monotonic() - started > self._timeout_s:
                 raise StageError(
                     f"{what} {self._peer} for {self._timeout_s:g} s: it hangs or is too slow "
                     f"(--timeout sets the patience)",
                     stage=self._own,
-                    batch=batch,
+                    batch=self._batch,
                     symptom=True,
                 )
             self._changed.wait(POLL_S)
@@ -126,7 +132,6 @@ class RemoteSender(_Endpoint):
         self.sent_bytes = 0
         self._window = window
         self._unfinished = 0
-        self._batch: int | None = None
         self._expected: deque[str] = deque()
         self._index = {m.name: i + 1 for i, m in enumerate(contract.messages)}
         self._queue: queue.SimpleQueue[_Job] = queue.SimpleQueue()
@@ -135,7 +140,7 @@ class RemoteSender(_Endpoint):
     def begin(self, header: Header) -> None:
         self._batch = header.number
         with self._changed:
-            self._wait_for(lambda: self._unfinished < self._window, "no room towards", self._batch)
+            self._wait_for(lambda: self._unfinished < self._window, "no room towards")
             self._unfinished += 1
         self._expected = deque(m.name for m in self._contract.of_kind(header.kind))
         self._queue.put(header)
@@ -153,7 +158,7 @@ class RemoteSender(_Endpoint):
 
     def drain(self) -> None:
         with self._changed:
-            self._wait_for(lambda: self._unfinished == 0, "nothing taken by", self._batch)
+            self._wait_for(lambda: self._unfinished == 0, "nothing taken by")
 
     def close(self) -> None:
         super().close()
@@ -205,8 +210,9 @@ class RemoteReceiver(_Endpoint):
         self._thread.start()
 
     def receive(self) -> ArrivingBatch:
+        self._batch = self._next_number
         with self._changed:
-            self._wait_for(lambda: bool(self._arriving), "nothing from", self._next_number)
+            self._wait_for(lambda: bool(self._arriving), "nothing from")
             batch = self._arriving.popleft()
         if batch.header.number != self._next_number:
             raise StageError(
@@ -221,7 +227,7 @@ class RemoteReceiver(_Endpoint):
     def wait_for_tensor(self, batch: ArrivingBatch, name: str) -> None:
         """Wait until one tensor of a batch is there."""
         with self._changed:
-            self._wait_for(lambda: name in batch.arrived, "nothing from", batch.header.number)
+            self._wait_for(lambda: name in batch.arrived, "nothing from")
         self._wire.join(batch.arrived[name])
 
     def give_back(self, slot: _Slot) -> None:

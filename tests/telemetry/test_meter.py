@@ -19,8 +19,9 @@ def test_rates_and_shares() -> None:
         clock.now += 2.0
         meter.add_busy(busy)
         meter.trained(8)
-    assert meter.trained_rows == 16
-    assert meter.training_s == 4.0
+    # The first batch pays for what is done once, and counts for neither.
+    assert meter.trained_rows == 8
+    assert meter.training_s == 2.0
     assert meter.samples_per_second == 4.0
     assert meter.busy_fraction == 0.5
     assert meter.read_window() == (4.0, 0.5)
@@ -37,7 +38,7 @@ def test_window_is_since_its_last_reading() -> None:
     meter.add_busy(1.0)
     meter.trained(2)
     assert meter.read_window() == (0.5, 0.25)
-    assert meter.samples_per_second == pytest.approx(102 / 14)
+    assert meter.samples_per_second == pytest.approx(2 / 4)
 
 
 def test_evaluation_is_no_training_time() -> None:
@@ -52,10 +53,21 @@ def test_evaluation_is_no_training_time() -> None:
     clock.now += 1.0
     meter.add_busy(0.5)
     meter.trained(10)
-    assert meter.training_s == 2.0
+    assert meter.training_s == 1.0
     assert meter.samples_per_second == 10.0
     assert meter.read_window() == (10.0, 0.5)
     assert meter.busy_fraction == pytest.approx(51.5 / 52)
+
+
+def test_the_time_stops_at_the_end() -> None:
+    clock = _Clock()
+    meter = Meter(clock)
+    clock.now += 4.0
+    meter.add_busy(1.0)
+    meter.ended()
+    clock.now += 100.0
+    assert meter.seconds == 4.0
+    assert meter.busy_fraction == 0.25
 
 
 def test_before_anything_happened() -> None:

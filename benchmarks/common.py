@@ -1,0 +1,337 @@
+"""What the benchmarks share: options, runs of ``pipelocal train``, tables, result files.
+
+A benchmark is a script ``benchmarks/<what>/run.py`` that ends in ``run_main(main)``. It parses its
+options with :class:`Parser`, trains with :func:`train_all`, prints with :func:`print_table` and
+writes one JSON file with :func:`write_result`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pipelocal.build import Blueprint
+from pipelocal.config import TrainConfig
+from pipelocal.errors import PipelocalError
+
+POLL_S = 0.1
+
+
+class BenchmarkError(Exception):
+    """Something the user must mend; the text is one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise BenchmarkError(f"{message} (--help lists the options)")
+
+
+def run_main(main: Callable[[], None]) -> NoReturn:
+    """Run a benchmark and end the process: errors that the user can mend become one line."""
+    signal.signal(signal.SIGTERM, _on_sigterm)  # so that the runs under way end too
+    try:
+        main()
+    except (BenchmarkError, PipelocalError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped: interrupted by the user", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(143)
+
+
+# Targets and the result file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A figure held against a goal, computed from the results of the same run."""
+
+    name: str
+    value: float | None
+    goal: str
+    met: bool | None
+    """None where the figure is only reported."""
+
+
+def at_least(name: str, value: float, threshold: float) -> Target:
+    """A figure that ought not to be below a threshold."""
+    return Target(name=name, value=value, goal=f">= {threshold:g}", met=value >= threshold)
+
+
+def at_most(name: str, value: float, threshold: float) -> Target:
+    """A figure that ought not to be above a threshold."""
+    return Target(name=name, value=value, goal=f"<= {threshold:g}", met=value <= threshold)
+
+
+def reported(name: str, value: float | None) -> Target:
+    """A figure without a goal."""
+    return Target(name=name, value=value, goal="reported, no threshold", met=None)
+
+
+def describe_environment(*, threads: int, device: str = "cpu") -> dict[str, Any]:
+    """What the figures were taken on; no host name and no path.
+
+    Args:
+        threads: CPU threads of each process.
+        device: ``cpu`` or ``cuda``, as :func:`resolve_device` gives it.
+    """
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    return {
+        "pipelocal": importlib.metadata.version("pipelocal"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu_count": os.cpu_count(),
+        "threads": threads,
+        "device": name,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def resolve_device(device: str) -> str:
+    """``cpu`` or ``cuda`` for ``auto``, ``cpu`` or ``cuda``."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise BenchmarkError(f"--device {device}: choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BenchmarkError("--device cuda: there is no CUDA device here; choose cpu")
+    return device
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work, not after it, that a result file cannot be written."""
+    if path.is_dir():
+        raise BenchmarkError(f"--json {path} is a folder: give a file")
+    if not path.parent.is_dir():
+        raise BenchmarkError(f"--json {path}: make the folder {path.parent} first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise BenchmarkError(f"--json {path} cannot be written: give another file")
+
+
+def write_result(
+    path: Path,
+    *,
+    environment: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    targets: Sequence[Target],
+) -> None:
+    """Write ``environment``, ``results`` and ``targets`` as JSON."""
+    content = {
+        "environment": environment,
+        "results": results,
+        "targets": [asdict(target) for target in targets],
+    }
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+# Runs of pipelocal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run of ``pipelocal train``."""
+
+    config: TrainConfig
+    summary: dict[str, Any]
+    """The content of ``summary.json``."""
+    metrics: list[dict[str, Any]]
+    """The lines of ``metrics.jsonl``."""
+
+    def options(self) -> dict[str, Any]:
+        """All options of the run; without paths, which belong to one machine."""
+        return {k: v for k, v in asdict(self.config).items() if k not in _PATHS}
+
+    def command(self) -> str:
+        """The command that was run, with ``DIR`` for folders of this machine."""
+        return shlex.join(["python", *_arguments(self.config, data_root="DIR")])
+
+    def last_training(self, stage: int, key: str, *, batches: int) -> float | None:
+        """Mean of a training figure over the last ``batches`` batches, or a few more.
+
+        A single record is too noisy to compare: the last one of an epoch may cover one batch.
+        """
+        records = [r for r in self.metrics if r["event"] == "train" and r["stage"] == stage]
+        total, covered = 0.0, 0
+        for before, record in reversed(list(zip([None, *records], records, strict=False))):
+            if record[key] is None:
+                return None
+            length = record["step"] - (before["step"] if before else 0)
+            total += length * record[key]
+            covered += length
+            if covered >= batches:
+                break
+        return total / covered if covered else None
+
+
+_PATHS = ("data_root", "out", "config")
+
+
+def train_all(
+    configs: Sequence[TrainConfig],
+    *,
+    jobs: int,
+    on_finish: Callable[[Run, int], None] | None = None,
+) -> list[Run]:
+    """Train with each of the options, every run in a process of its own.
+
+    Args:
+        configs: the options; ``out`` is not used, run folders are temporary.
+        jobs: processes at a time.
+        on_finish: told of each finished run, and how many have finished.
+
+    Returns:
+        The runs in the order of ``configs``.
+
+    Raises:
+        PipelocalError: options that cannot work; nothing was started.
+        BenchmarkError: a run failed; the others were stopped.
+    """
+    for config in configs:
+        config.validate()
+        Blueprint.draw(config)
+    runs: dict[int, Run] = {}
+    waiting = list(range(len(configs)))
+    with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch, _processes() as busy:
+        while waiting or busy:
+            while waiting and len(busy) < jobs:
+                index = waiting.pop(0)
+                busy[index] = _start(configs[index], Path(scratch, str(index)))
+            for index in [i for i, process in busy.items() if process.poll() is not None]:
+                code = busy.pop(index).returncode
+                runs[index] = _collect(configs[index], Path(scratch, str(index)), code)
+                if on_finish is not None:
+                    on_finish(runs[index], len(runs))
+            time.sleep(POLL_S)
+    return [runs[index] for index in range(len(configs))]
+
+
+@contextmanager
+def _processes() -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+    """Running processes by index; what still runs at the end is stopped."""
+    busy: dict[int, subprocess.Popen[bytes]] = {}
+    try:
+        yield busy
+    finally:
+        for process in busy.values():
+            process.kill()
+        for process in busy.values():
+            process.wait()
+
+
+def _start(config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
+    folder.mkdir()
+    arguments = _arguments(config, data_root=config.data_root)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, *arguments, "--out", str(folder / "run"), "--plain"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+
+
+def _collect(config: TrainConfig, folder: Path, code: int) -> Run:
+    if code:
+        lines = (folder / "log").read_text(errors="replace").split("\n")
+        last = next((line for line in reversed(lines) if line.strip()), "no output")
+        raise BenchmarkError(f"{config.objective}, seed {config.seed}, exit code {code}: {last}")
+    metrics = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return Run(
+        config=config,
+        summary=json.loads((folder / "run" / "summary.json").read_text()),
+        metrics=[json.loads(line) for line in metrics],
+    )
+
+
+def _arguments(config: TrainConfig, *, data_root: str | None) -> list[str]:
+    """``-m pipelocal train`` and the options that are not at their defaults."""
+    arguments = ["-m", "pipelocal", "train"]
+    defaults = asdict(TrainConfig())
+    for name, value in asdict(config).items():
+        if name in ("out", "config", "plain") or value == defaults[name]:
+            continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            value = data_root if name == "data_root" else value
+            arguments += [f"--{option}", str(value)]
+    return arguments
+
+
+# Figures
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean, standard deviation (n - 1; None for one value), least and greatest."""
+    return {
+        "mean": statistics.fmean(values),
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "min": min(values),
+        "max": max(values),
+    }
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; the first column is text, the others are figures."""
+    # Piped output gets the width that the table needs, not 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_targets(targets: Sequence[Target]) -> None:
+    """Print the targets with what came of them."""
+    words = {True: "met", False: "NOT met", None: "-"}
+    rows = [
+        (t.name, "-" if t.value is None else f"{t.value:.3g}", t.goal, words[t.met])
+        for t in targets
+    ]
+    print_table("targets", ("target", "value", "goal", ""), rows)
+
+
+def load_pyplot() -> Any | None:
+    """matplotlib's pyplot, drawing to files only; None, with a line that says so, without it."""
+    try:
+        importlib.import_module("matplotlib").use("Agg")
+        return importlib.import_module("matplotlib.pyplot")
+    except ImportError:
+        print("no plot: matplotlib is not installed (pip install 'pipelocal[bench]')")
+        return None
