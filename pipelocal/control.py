@@ -6,7 +6,9 @@ Everything is JSON. Nothing here waits without looking whether another rank has 
 from __future__ import annotations
 
 import json
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from pipelocal.errors import Interrupted, PipelocalError, StageError, Terminated, UserError
+from pipelocal.lifeline import Lifeline
 from pipelocal.world import World
 
 T = TypeVar("T")
@@ -22,6 +25,9 @@ T = TypeVar("T")
 WATCH_INTERVAL_S = 0.25
 CAUSE_PATIENCE_S = 1.5
 """How long a symptom (a lost connection) waits for another rank to report the cause."""
+
+LAST_RESORT_S = 10.0
+"""How long a rank may take to end after another one's failure before it is ended by force."""
 
 START_TIMEOUT_S = 300.0
 """How long ranks wait for each other before the first batch."""
@@ -42,6 +48,8 @@ class ControlPlane:
         self._posted = 0
         self._taken = [0] * world.size
         self._account: str | None = None
+        self._lost: StageError | None = None
+        self._lifeline: Lifeline | None = None
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="control", daemon=True)
         if world.size > 1:
@@ -69,10 +77,38 @@ class ControlPlane:
             time.sleep(0.01)
         return json.loads(self._store.get(key))
 
+    def watch_neighbours(self, names: dict[int, str], *, stage: int) -> None:
+        """Notice at once when the process of a neighbouring rank is gone.
+
+        Args:
+            names: for the rank before and the rank after, how users know them.
+            stage: number of this rank's stage that talks to them, for the error.
+        """
+
+        def on_lost(rank: int) -> None:
+            reason = f"lost the connection to {names[rank]}: its process is gone"
+            self._lost = StageError(reason, stage=stage, symptom=True)
+
+        self._lifeline = Lifeline(
+            self.world.rank,
+            self.world.size,
+            put=self.put,
+            wait_for=lambda key: self.wait_for(key, timeout_s=START_TIMEOUT_S),
+            on_lost=on_lost,
+            timeout_s=START_TIMEOUT_S,
+        )
+
     def check(self) -> None:
-        """Raise :class:`Interrupted` if another rank has reported a failure."""
+        """Raise if another rank has reported a failure, or if a neighbour is gone.
+
+        Raises:
+            Interrupted: another rank failed.
+            StageError: a neighbouring rank's process ended before its time; a symptom.
+        """
         if self._account is not None:
             raise Interrupted(self._account)
+        if self._lost is not None:
+            raise self._lost
 
     def breakable(self, call: Callable[[], T]) -> T:
         """Run a call that waits deep inside a library, such that this rank can still be stopped.
@@ -159,6 +195,8 @@ class ControlPlane:
     def stop_watching(self) -> None:
         """Stop the thread that watches for failures."""
         self._closing.set()
+        if self._lifeline is not None and self._account is None and self._lost is None:
+            self._lifeline.close()
         if self._watcher.is_alive():
             self._watcher.join()
 
@@ -167,10 +205,16 @@ class ControlPlane:
             try:
                 if self._store.check([FAILURE]):
                     self._account = self._store.get(FAILURE).decode()
-                    return
             except RuntimeError:
                 self._account = "lost the control store: the rank or the agent that kept it is gone"
-                return
+            if self._account is not None:
+                break
+        # Whoever waits looks at check() and ends the process. What cannot look, such as a wait for a
+        # CUDA device whose peer is gone, must not keep it.
+        if not self._closing.wait(LAST_RESORT_S):
+            print(f"pipelocal: stopped, and not able to leave: {self._account}", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(1)
 
     def _describe(self, error: BaseException) -> str:
         rank = f"rank {self.world.rank}, " if self.world.size > 1 else ""

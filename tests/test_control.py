@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,25 +11,29 @@ import torch.distributed as dist
 from pipelocal.control import ControlPlane
 from pipelocal.errors import Interrupted, StageError, UserError
 from pipelocal.world import World
+from tests.ranks import start
+
+Planes = Callable[[int], list[ControlPlane]]
 
 
-def planes(folder: Path, size: int) -> list[ControlPlane]:
-    """As many ranks, all in this process, each with its own connection to one store."""
-    return [
-        ControlPlane(
-            World(
-                rank=rank,
-                size=size,
-                local_rank=rank,
-                store=dist.FileStore(str(folder / "store"), size),
-            )
-        )
-        for rank in range(size)
-    ]
+@pytest.fixture
+def planes(tmp_path: Path) -> Iterator[Planes]:
+    """Makes as many ranks, all in this process, each with its own connection to one store."""
+    made: list[ControlPlane] = []
+
+    def make(size: int) -> list[ControlPlane]:
+        for rank in range(size):
+            store = dist.FileStore(str(tmp_path / "store"), size)
+            made.append(ControlPlane(World(rank=rank, size=size, local_rank=rank, store=store)))
+        return made
+
+    yield make
+    for plane in made:  # one that has heard of a failure and goes on would end this process
+        plane.stop_watching()
 
 
-def test_facts_and_records(tmp_path: Path) -> None:
-    zero, one = planes(tmp_path, 2)
+def test_facts_and_records(planes: Planes) -> None:
+    zero, one = planes(2)
     threading.Timer(0.2, lambda: one.put("fact", {"a": [1, None, "x"]})).start()
     assert zero.wait_for("fact", timeout_s=5) == {"a": [1, None, "x"]}
     for number in range(3):
@@ -40,14 +45,14 @@ def test_facts_and_records(tmp_path: Path) -> None:
     assert zero.take_records() == [{"number": 3}]
 
 
-def test_waiting_in_vain_says_for_what(tmp_path: Path) -> None:
-    (zero,) = planes(tmp_path, 1)
+def test_waiting_in_vain_says_for_what(planes: Planes) -> None:
+    (zero,) = planes(1)
     with pytest.raises(UserError, match=r"waited 0.1 s for 'nothing'"):
         zero.wait_for("nothing", timeout_s=0.1)
 
 
-def test_a_failure_interrupts_who_waits(tmp_path: Path) -> None:
-    zero, one = planes(tmp_path, 2)
+def test_a_failure_interrupts_who_waits(planes: Planes) -> None:
+    zero, one = planes(2)
     error = StageError("it broke", stage=2, batch=7)
     threading.Timer(0.2, lambda: one.fail(error)).start()
     started = time.monotonic()
@@ -56,30 +61,30 @@ def test_a_failure_interrupts_who_waits(tmp_path: Path) -> None:
     assert time.monotonic() - started < 2
 
 
-def test_the_first_failure_is_everyones_account(tmp_path: Path) -> None:
-    zero, one = planes(tmp_path, 2)
+def test_the_first_failure_is_everyones_account(planes: Planes) -> None:
+    zero, one = planes(2)
     first = zero.fail(StageError("first", stage=1, batch=3))
     assert first == "rank 0, stage 1, batch 3: first"
     assert one.fail(StageError("second", stage=2, batch=3)) == first
     assert one.failure() == first
 
 
-def test_a_symptom_gives_way_to_a_cause_that_comes_later(tmp_path: Path) -> None:
-    zero, one = planes(tmp_path, 2)
+def test_a_symptom_gives_way_to_a_cause_that_comes_later(planes: Planes) -> None:
+    zero, one = planes(2)
     cause = StageError("the cause", stage=2, batch=3)
     threading.Timer(0.3, lambda: one.fail(cause)).start()
     symptom = StageError("lost the connection", stage=1, batch=4, symptom=True)
     assert zero.fail(symptom) == "rank 1, stage 2, batch 3: the cause"
 
 
-def test_a_symptom_without_a_cause_counts_in_the_end(tmp_path: Path) -> None:
-    zero, _ = planes(tmp_path, 2)
+def test_a_symptom_without_a_cause_counts_in_the_end(planes: Planes) -> None:
+    zero, _ = planes(2)
     symptom = StageError("lost the connection", stage=1, batch=4, symptom=True)
     assert zero.fail(symptom, grace_s=0.1) == "rank 0, stage 1, batch 4: lost the connection"
 
 
-def test_all_leave_together(tmp_path: Path) -> None:
-    zero, one = planes(tmp_path, 2)
+def test_all_leave_together(planes: Planes) -> None:
+    zero, one = planes(2)
     left: list[int] = []
 
     def leave(plane: ControlPlane) -> None:
@@ -94,3 +99,22 @@ def test_all_leave_together(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(5)
     assert left == [1, 0]
+
+
+def test_who_cannot_leave_is_ended_by_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank whose main thread waits deep inside a library never looks at check()."""
+    monkeypatch.setattr("pipelocal.control.LAST_RESORT_S", 1.0)
+
+    def body(rank: int) -> None:
+        control = ControlPlane(World.from_environment())
+        if rank == 0:
+            control.fail(StageError("it broke", stage=1, batch=2))
+            control.stop_watching()
+        else:
+            time.sleep(60)
+
+    ranks = start(tmp_path, body, 2)
+    assert ranks.wait(10) == [0, 1]
+    assert "rank 0, stage 1, batch 2: it broke" in ranks.output(1)

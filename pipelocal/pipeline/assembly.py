@@ -92,6 +92,8 @@ class Assembly:
             links.append(Link(contract=before, own_rank=rank, peer_rank=rank - 1))
         if rank < world.size - 1:
             links.append(Link(contract=self.contract(last), own_rank=rank, peer_rank=rank + 1))
+        names = {link.peer_rank: link.peer_name for link in links}
+        control.watch_neighbours(names, stage=last)
         wires = connect(
             links,
             size=world.size,

@@ -66,6 +66,7 @@ class Worker:
         # Reading a loss makes the host wait for a CUDA device, so there it is done rarely.
         self._check_every = 1 if device.type == "cpu" else log_every
         self._learning_rate = 0.0
+        self._number = 0
         self._train_tally = Tally(device)
         self._epoch_tally = Tally(device)
         self._epoch = -1
@@ -79,9 +80,10 @@ class Worker:
             StageError: the stage cannot go on; names stage and batch.
         """
         started, waited = time.perf_counter(), self._waited_s()
-        batch = self.incoming.receive()
-        header = batch.header
         try:
+            batch = self.incoming.receive()
+            header = batch.header
+            self._number = header.number
             if header.kind == Kind.TRAIN:
                 self._train(batch)
             elif header.kind == Kind.EVALUATE:
@@ -98,14 +100,14 @@ class Worker:
             raise StageError(
                 error.reason,
                 stage=self.stage.number,
-                batch=header.number if error.batch is None else error.batch,
+                batch=self._number if error.batch is None else error.batch,
                 symptom=error.symptom,
             ) from error
         except PipelocalError:
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise StageError(reason, stage=self.stage.number, batch=header.number) from error
+            raise StageError(reason, stage=self.stage.number, batch=self._number) from error
         batch.release()
         self.meter.add_busy(time.perf_counter() - started - (self._waited_s() - waited))
         if header.kind == Kind.TRAIN:
