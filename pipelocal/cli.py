@@ -120,7 +120,8 @@ def _dispatch(command: TrainConfig | EvaluateConfig | ExportConfig) -> None:
 def _say(what: str, error: object, code: int) -> int:
     text = " ".join(str(error).split())
     rank = f" (rank {os.environ['RANK']})" if _world_size() > 1 else ""
-    print(f"pipelocal{rank}: {what}: {text}", file=sys.stderr)
+    # In one piece: ranks that write at the same time share the terminal.
+    sys.stderr.write(f"pipelocal{rank}: {what}: {text}\n")
     return code
 
 

@@ -48,7 +48,8 @@ class ControlPlane:
         self._posted = 0
         self._taken = [0] * world.size
         self._account: str | None = None
-        self._lost: StageError | None = None
+        self.lost: StageError | None = None
+        """That a neighbouring rank's process ended before its time, if it did."""
         self._lifeline: Lifeline | None = None
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="control", daemon=True)
@@ -87,7 +88,7 @@ class ControlPlane:
 
         def on_lost(rank: int) -> None:
             reason = f"lost the connection to {names[rank]}: its process is gone"
-            self._lost = StageError(reason, stage=stage, symptom=True)
+            self.lost = StageError(reason, stage=stage, symptom=True)
 
         self._lifeline = Lifeline(
             self.world.rank,
@@ -107,8 +108,8 @@ class ControlPlane:
         """
         if self._account is not None:
             raise Interrupted(self._account)
-        if self._lost is not None:
-            raise self._lost
+        if self.lost is not None:
+            raise self.lost
 
     def breakable(self, call: Callable[[], T]) -> T:
         """Run a call that waits deep inside a library, such that this rank can still be stopped.
@@ -143,16 +144,23 @@ class ControlPlane:
         account = self._describe(error)
         # Being told to end follows from something, most often from another rank's failure.
         symptom = isinstance(error, Terminated) or (isinstance(error, StageError) and error.symptom)
-        deadline = time.monotonic() + (grace_s if symptom else 0)
         try:
-            while not self._store.check([FAILURE]) and time.monotonic() < deadline:
-                time.sleep(0.02)
+            if symptom:
+                self._wait_for_cause(grace_s)
             won: bytes = self._store.compare_set(FAILURE, "", account)
             account = won.decode()
         except RuntimeError:
             pass  # the store is gone, with whoever kept it
         self._account = account  # for the other threads of this rank, without the watcher's delay
         return account
+
+    def _wait_for_cause(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        try:
+            while not self._store.check([FAILURE]) and time.monotonic() < deadline:
+                time.sleep(0.02)
+        except Terminated:
+            pass  # torchrun ends all ranks when it has lost one: what is known must be said now
 
     def failure(self) -> str | None:
         """The account of the first failure, if there is one."""
@@ -195,7 +203,7 @@ class ControlPlane:
     def stop_watching(self) -> None:
         """Stop the thread that watches for failures."""
         self._closing.set()
-        if self._lifeline is not None and self._account is None and self._lost is None:
+        if self._lifeline is not None and self._account is None and self.lost is None:
             self._lifeline.close()
         if self._watcher.is_alive():
             self._watcher.join()

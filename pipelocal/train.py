@@ -197,8 +197,9 @@ class _Run:
         return summary
 
     def trouble(self) -> StageError | None:
-        """What this rank knows to be wrong with its edges."""
-        return next(filter(None, (worker.trouble() for worker in self.workers)), None)
+        """What this rank knows to be wrong with its neighbours."""
+        edges = (worker.trouble() for worker in self.workers)
+        return next(filter(None, (self.control.lost, *edges)), None)
 
     def _prepare(self) -> tuple[BatchStream | None, _Facts]:
         """Rank 0 chooses the folder and reads the data; the others learn what they must know."""

@@ -202,11 +202,14 @@ def test_sigterm_ends_a_rank_that_still_waits_for_the_others(tmp_path: Path) -> 
     ranks.kill(1)
 
 
-def test_sigterm_on_account_of_a_killed_rank_tells_of_that_rank(tmp_path: Path) -> None:
-    """As under torchrun: one rank dies, the others get SIGTERM at the same moment."""
+@pytest.mark.parametrize("seconds_later", [0.0, 0.3])
+def test_sigterm_on_account_of_a_killed_rank_tells_of_that_rank(
+    tmp_path: Path, seconds_later: float
+) -> None:
+    """As under torchrun: one rank dies, the others get SIGTERM, before or after they noticed."""
     ranks = launch_misbehaving(tmp_path, culprit=1)
     ranks.kill(1, signal.SIGKILL)
-    time.sleep(0.05)
+    time.sleep(seconds_later)
     for rank in (0, 2, 3):
         ranks.kill(rank, signal.SIGTERM)
     ranks.wait(SECONDS_TO_STOP)

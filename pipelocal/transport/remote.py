@@ -13,6 +13,7 @@ the compute thread only ever waits on a condition that a failure elsewhere can b
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import time
 from collections import deque
@@ -77,9 +78,8 @@ class _Endpoint:
             self._run()
         except Exception as error:
             # The process may be on its way out; then nobody reads this.
-            reason = str(error).strip().splitlines()
             with self._changed:
-                self._failure = reason[0] if reason else type(error).__name__
+                self._failure = _first_sentence(error)
                 self._changed.notify_all()
 
     def _run(self) -> None:
@@ -102,6 +102,12 @@ class _Endpoint:
                 )
             self._changed.wait(POLL_S)
         self.waited_s += time.monotonic() - started
+
+
+def _first_sentence(error: Exception) -> str:
+    """What a library's error says, without the place in its source and its advice."""
+    text = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip())
+    return re.split(r"\.\s|\n", text)[0] or type(error).__name__
 
 
 class RemoteSender(_Endpoint):
