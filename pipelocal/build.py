@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipelocal.config import TrainConfig
-from pipelocal.data import data_info
+from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import UserError
 from pipelocal.models import Chain, Shape, build_chain
-from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES
+from pipelocal.objective import DISTANCES, OBJECTIVES
+from pipelocal.objective.heads import build_head, check_logits
 from pipelocal.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor
-from pipelocal.partition import Cut, by_count
+from pipelocal.partition import Cut, by_count, from_text
+from pipelocal.partition.balance import CostModel, balanced
+from pipelocal.partition.profile import Bench
 from pipelocal.seeding import seeded
 from pipelocal.stage import Stage
+from pipelocal.units import parse_bytes, parse_speeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +32,81 @@ class Blueprint:
     cuts: list[Cut]
     shapes: list[Shape]
     """Output shape of each unit, without the batch dimension."""
+    target_shape: Shape = ()
+    """Shape of the labels of one sample."""
 
     @classmethod
-    def draw(cls, config: TrainConfig) -> Blueprint:
+    def draw(cls, config: TrainConfig, *, info: DataInfo | None = None) -> Blueprint:
         """Cut the model as the options say; holds no parameters.
+
+        Args:
+            config: the options.
+            info: what the model is fed; by default what ``--data`` holds.
 
         Raises:
             UserError: the model cannot be made for this data, or not be cut like that.
         """
-        info = data_info(config.data)
+        info = data_info(config.data) if info is None else info
         chain = build_chain(
             config.model, input_shape=info.sample_shape, classes=info.classes, seed=config.seed
         )
-        cuts = by_count(chain, config.stage_count)
-        return cls(chain=chain, cuts=cuts, shapes=chain.shapes())
+        _check_sample_dtype(chain, config.model, info)
+        if config.objective == "bp":  # back-propagation is the case of one stage
+            cuts = by_count(chain, 1)
+        elif config.cut is not None:
+            cuts = from_text(chain, config.cut)
+        else:
+            cuts = by_count(chain, config.stages)
+        return cls(chain=chain, cuts=cuts, shapes=chain.shapes(), target_shape=info.target_shape)
+
+    @property
+    def stages(self) -> int:
+        """Number of stages."""
+        return len(self.cuts)
+
+    def cost_model(
+        self, config: TrainConfig, device: torch.device, *, repeats: int = 3
+    ) -> CostModel:
+        """Measure every unit and every head that a cut could need.
+
+        Args:
+            config: the options; batch size, objective, head and optimizer matter.
+            device: where to measure.
+            repeats: the median of so many runs counts.
+        """
+        reconcile = config.objective == "sgr"
+        bench = Bench(
+            batch_size=config.batch_size,
+            device=device,
+            reconcile=reconcile,
+            optimizer=lambda parameters: _optimizer(config, parameters),
+            target_shape=self.target_shape,
+            repeats=repeats,
+            seed=config.seed,
+        )
+        profile = bench.measure(self.chain, self.shapes, lambda shape: self._head(config, shape))
+        return CostModel(profile=profile, reconcile=reconcile, window=config.window)
+
+    def balanced(self, config: TrainConfig, model: CostModel) -> Blueprint:
+        """The same chain, cut as ``--balance``, ``--memory-limit`` and ``--device-speeds`` ask for.
+
+        Raises:
+            UserError: no cut keeps the memory limit.
+        """
+        limit, speeds = config.memory_limit, config.device_speeds
+        cuts = balanced(
+            model,
+            self.stages,
+            balance=config.balance,
+            memory_limit=parse_bytes("--memory-limit", limit) if limit else None,
+            speeds=parse_speeds("--device-speeds", speeds, self.stages) if speeds else None,
+        )
+        return replace(self, cuts=cuts)
+
+    def _head(self, config: TrainConfig, shape: Shape) -> nn.Module:
+        return build_head(
+            config.head, shape, classes=self.chain.classes, target_shape=self.target_shape
+        )
 
     def output_shape(self, stage: int) -> Shape:
         """Shape of one row of a stage's output; of the samples for stage 0."""
@@ -93,15 +159,23 @@ class Blueprint:
         """Build one stage with fresh parameters that depend on the seed and the units alone.
 
         Raises:
-            UserError: the stage has nothing to train.
+            UserError: the stage has nothing to train, or its head does not fit features and labels.
         """
         cut = self.cuts[number - 1]
         body = self.chain.build(cut.start, cut.stop, seed=config.seed)
+        classes, feature_shape = self.chain.classes, self.output_shape(number)
         if number == len(self.cuts):
             head = self.chain.build_classifier(seed=config.seed)
+            check_logits(
+                head,
+                feature_shape,
+                (*self.target_shape, classes),
+                what=f"the classifier '{self.chain.classifier.name}'",
+                mend=f"model '{config.model}' and data set '{config.data}' do not go together",
+            )
         else:
             with seeded(config.seed, "head", self.chain.units[cut.stop - 1].name):
-                head = HEADS.get(config.head)(self.output_shape(number), self.chain.classes)
+                head = self._head(config, feature_shape)
         body.to(device)
         head.to(device)
         objective = OBJECTIVES.get(config.objective)(
@@ -110,9 +184,7 @@ class Blueprint:
         parameters = [*body.parameters(), *head.parameters()]
         if not parameters:
             raise UserError(f"stage {number} ({self.units(number)}) has no parameters to train")
-        optimizer = OPTIMIZERS.get(config.optimizer)(
-            parameters, config.lr, config.weight_decay, config.momentum
-        )
+        optimizer = _optimizer(config, parameters)
         factor = learning_rate_factor(
             SCHEDULES.get(config.schedule),
             total_steps=total_steps,
@@ -126,4 +198,22 @@ class Blueprint:
             optimizer=optimizer,
             scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, factor),
             seed=config.seed,
+        )
+
+
+def _optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    build = OPTIMIZERS.get(config.optimizer)
+    return build(parameters, config.lr, config.weight_decay, config.momentum)
+
+
+def _check_sample_dtype(chain: Chain, model: str, info: DataInfo) -> None:
+    """A model of the registry says what it takes; a user's own is given what the data has."""
+    if ":" in model:
+        chain.input_dtype = info.sample_dtype
+    elif chain.input_dtype != info.sample_dtype:
+        kinds = {torch.int64: "tokens", torch.float32: "images or vectors"}
+        fitting = "gpt, lstm or gru" if info.tokens else "mlp or a resnet"
+        raise UserError(
+            f"model '{model}' takes {kinds.get(chain.input_dtype, chain.input_dtype)}, but data set "
+            f"'{info.name}' holds {kinds[info.sample_dtype]}: choose a model such as {fitting}"
         )

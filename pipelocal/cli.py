@@ -1,4 +1,4 @@
-"""The command line: ``pipelocal train | evaluate | export``.
+"""The command line: ``pipelocal train | evaluate | export | plan``.
 
 ::
 
@@ -6,10 +6,12 @@
     torchrun --standalone --nproc-per-node 4 -m pipelocal train --stages 4 --out runs/first
     pipelocal evaluate runs/first
     pipelocal export runs/first --to model.pt
+    pipelocal plan --model resnet50 --stages 4
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -20,13 +22,14 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig, load_toml
+from pipelocal.config import EvaluateConfig, ExportConfig, PlanConfig, TrainConfig, load_toml
 from pipelocal.errors import Interrupted, PipelocalError, Terminated, UserError
 
 Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
+    | Annotated[PlanConfig, tyro.conf.subcommand("plan")]
 )
 
 USER_ERROR, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
@@ -35,6 +38,11 @@ USER_ERROR, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # a name that the terminal cannot show is no failure
     code = run(list(sys.argv[1:] if arguments is None else arguments))
     _flush()
     if code and _world_size() > 1:
@@ -46,7 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run a command; its exit code, with one line on standard error if it is not 0."""
     try:
-        _dispatch(_parse(arguments))
+        command = _parse(arguments)
+        try:
+            _dispatch(command)
+        except SystemExit as error:  # from the user's own model; tyro's comes from parsing
+            raise PipelocalError(f"the model ended the program (exit code {error.code})") from error
     except UserError as error:
         return _say("error", error, USER_ERROR)
     except Interrupted as error:
@@ -65,9 +77,9 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> TrainConfig | EvaluateConfig | ExportConfig:
+def _parse(arguments: list[str]) -> TrainConfig | EvaluateConfig | ExportConfig | PlanConfig:
     """Options from the command line, over those of a ``--config`` file, over the defaults."""
-    quiet = int(os.environ.get("RANK", "0")) > 0
+    quiet = _rank() != "0"
     if arguments[:1] == ["train"]:
         path = _config_path(arguments)
         return tyro.cli(
@@ -95,13 +107,24 @@ def _config_path(arguments: list[str]) -> str | None:
     return None
 
 
-def _dispatch(command: TrainConfig | EvaluateConfig | ExportConfig) -> None:
+def _dispatch(command: TrainConfig | EvaluateConfig | ExportConfig | PlanConfig) -> None:
     if isinstance(command, TrainConfig):
         from pipelocal.train import train
 
         train(command)
         return
-    # Only training needs ranks.
+    if _world_size() > 1 and _rank() != "0":
+        return  # only training needs ranks
+    if isinstance(command, PlanConfig):
+        from pipelocal.plan import plan
+        from pipelocal.telemetry.plan_view import print_plan
+
+        result_of_plan = plan(command)
+        if command.json:
+            print(json.dumps(result_of_plan.to_json(), indent=2))
+        else:
+            print_plan(result_of_plan, sys.stdout)
+        return
     from pipelocal.evaluate import evaluate, export
 
     if isinstance(command, ExportConfig):
@@ -119,14 +142,20 @@ def _dispatch(command: TrainConfig | EvaluateConfig | ExportConfig) -> None:
 
 def _say(what: str, error: object, code: int) -> int:
     text = " ".join(str(error).split())
-    rank = f" (rank {os.environ['RANK']})" if _world_size() > 1 else ""
+    rank = f" (rank {_rank()})" if _world_size() > 1 else ""
     # In one piece: ranks that write at the same time share the terminal.
     sys.stderr.write(f"pipelocal{rank}: {what}: {text}\n")
     return code
 
 
+def _rank() -> str:
+    return os.environ.get("RANK", "0")
+
+
 def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    # Tolerant: whether the environment makes sense is checked where it is used.
+    text = os.environ.get("WORLD_SIZE", "1")
+    return int(text) if text.isdecimal() else 1
 
 
 def _flush() -> None:

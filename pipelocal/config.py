@@ -22,6 +22,9 @@ from pipelocal.models import check_model_name
 from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES
 from pipelocal.optim import OPTIMIZERS, SCHEDULES
 from pipelocal.transport.connect import EDGES
+from pipelocal.units import parse_bytes, parse_speeds
+
+BALANCES = ("count", "time", "memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,10 @@ class TrainConfig:
     """Train a model in gradient-isolated stages, on one process or, under torchrun, on many ranks."""
 
     model: str = "resnet8"
-    """Model: mlp, resnet8, resnet20, resnet32, resnet110, or your own as package.module:function
-    or file.py:function, called with the sample shape and the number of classes."""
+    """Model: mlp; resnet8, 20, 32 or 110; torchvision's resnet18, 50, 101 or 152, vgg11_bn, vgg16_bn,
+    vit_b_16, convnext_tiny, swin_t; vit_small; gpt, gpt-math, lstm, gru; or your own as
+    package.module:function or file.py:function, called with the sample shape and the number of
+    classes."""
     data: str = "digits"
     """Data set: digits (comes with scikit-learn), fashion-mnist, cifar10, cifar100 (both read from
     --data-root), or synthetic."""
@@ -40,7 +45,7 @@ class TrainConfig:
     """greedy (each stage its own loss), sgr (the same and gradient reconciliation), or bp (ordinary
     back-propagation through the uncut model, one process; --stages does not apply)."""
     stages: int = 4
-    """Number of stages to cut the model into, with equal numbers of units."""
+    """Number of stages to cut the model into."""
     epochs: int = 20
     """Passes over the training data."""
     max_steps: int | None = None
@@ -54,6 +59,16 @@ class TrainConfig:
     out: str | None = None
     """Run folder to make; by default runs/MODEL-DATA-OBJECTIVE with a number if that is taken."""
 
+    cut: str | None = None
+    """Where to cut: the names of the units with which the second stage and those after it begin, such
+    as block2,block5, or the number of units of every stage, such as 2,3,4. Overrides --stages."""
+    balance: str = "count"
+    """Where to cut without --cut: count (equal numbers of units), time (measured at the start, so that
+    the slowest stage is as fast as it can be) or memory (so that the largest stage is as small)."""
+    memory_limit: str | None = None
+    """With --balance time or memory: most that a stage may need, such as 16GiB."""
+    device_speeds: str | None = None
+    """With --balance time: relative speed of each stage's device, such as 1,1,0.5."""
     head: str = "linear"
     """Auxiliary head of every stage but the last: linear (pooled) or conv (one convolution first)."""
     distance: str = "cosine"
@@ -100,6 +115,9 @@ class TrainConfig:
         Raises:
             UserError: an option is out of range or unknown.
         """
+        for name, value in asdict(self).items():
+            if isinstance(value, str) and not value.isprintable():
+                raise UserError(f"{_option(name)} {value!a}: give text that can be printed")
         check_model_name(self.model)
         DATASETS.get(self.data)
         OBJECTIVES.get(self.objective)
@@ -123,13 +141,20 @@ class TrainConfig:
                 raise UserError(f"{_option(name)} {value}: give a number of at least 0")
         if not 0 <= self.momentum < 1:
             raise UserError(f"--momentum {self.momentum}: give a number from 0 to below 1")
+        self._check_balance()
         if self.edge not in EDGES:
             raise UserError(f"--edge {self.edge}: choose one of {', '.join(EDGES)}")
 
-    @property
-    def stage_count(self) -> int:
-        """Stages that the run has: back-propagation is the case of one."""
-        return 1 if self.objective == "bp" else self.stages
+    def _check_balance(self) -> None:
+        if self.balance not in BALANCES:
+            raise UserError(f"--balance {self.balance}: choose one of {', '.join(BALANCES)}")
+        for name, balances in (("memory_limit", ("time", "memory")), ("device_speeds", ("time",))):
+            if getattr(self, name) is not None and self.balance not in balances:
+                raise UserError(f"{_option(name)} is for --balance {' or '.join(balances)}: add it")
+        if self.memory_limit is not None:
+            parse_bytes("--memory-limit", self.memory_limit)
+        if self.device_speeds is not None:
+            parse_speeds("--device-speeds", self.device_speeds, self.stages)
 
     def _check_least(self, name: str, least: int) -> None:
         if getattr(self, name) < least:
@@ -162,6 +187,68 @@ class ExportConfig:
     """File to write; loads with torch.load(..., weights_only=True)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Measure a model's units on this machine and show what a cut into stages would cost."""
+
+    model: str = "resnet8"
+    """Model, as for train."""
+    data: str | None = None
+    """Data set whose samples the model would be fed; by default what the model is made for: 224x224
+    images of 1000 classes for torchvision's models, byte sequences for language models, digits."""
+    input_shape: str | None = None
+    """Shape of one sample in place of the data set's, such as 3,32,32."""
+    classes: int | None = None
+    """Number of classes in place of the data set's."""
+    objective: str = "sgr"
+    """greedy or sgr."""
+    stages: int = 4
+    """Number of stages."""
+    cut: str | None = None
+    """Where to cut, as for train; by default the planner chooses."""
+    balance: str = "time"
+    """What the planner's cut is for: time, memory, or count (equal numbers of units)."""
+    memory_limit: str | None = None
+    """Most that a stage may need, such as 16GiB."""
+    device_speeds: str | None = None
+    """Relative speed of each stage's device, such as 1,1,0.5."""
+    batch_size: int = 4
+    """Samples in a batch."""
+    head: str = TrainConfig.head
+    """Auxiliary head, as for train."""
+    optimizer: str = TrainConfig.optimizer
+    """sgd or adamw."""
+    window: int = TrainConfig.window
+    """Batches under way on an edge, which the memory counts."""
+    micro_batches: int = 8
+    """Micro-batches of the 1F1B pipeline that is shown beside the plan."""
+    device: str = "auto"
+    """auto (CUDA where there is any), cpu or cuda."""
+    threads: int = 1
+    """CPU threads."""
+    repeats: int = 3
+    """Each unit is run so many times, after one run that does not count; the median counts."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def train_config(self) -> TrainConfig:
+        """The training that is planned.
+
+        Raises:
+            UserError: an option of the plan alone is out of range.
+        """
+        for name in ("repeats", "micro_batches"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{_option(name)} {getattr(self, name)}: must be at least 1")
+        if self.classes is not None and self.classes < 2:
+            raise UserError(f"--classes {self.classes}: must be at least 2")
+        if self.objective == "bp":
+            raise UserError("--objective bp has no stages to plan: choose greedy or sgr")
+        shared = {field.name for field in fields(self)} & {f.name for f in fields(TrainConfig)}
+        values = {name: getattr(self, name) for name in shared}
+        return TrainConfig(**values | {"data": self.data or TrainConfig.data})
+
+
 def load_toml(path: str) -> TrainConfig:
     """Options from a TOML file, the rest at their defaults.
 
@@ -169,7 +256,7 @@ def load_toml(path: str) -> TrainConfig:
         UserError: no such file, no valid TOML, an unknown name or a value of the wrong type.
     """
     try:
-        values = tomllib.loads(Path(path).read_text())
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -192,7 +279,7 @@ def to_toml(config: TrainConfig) -> str:
     for name, value in asdict(config).items():
         if value is not None and name != "config":
             # JSON's strings, numbers and booleans are TOML's too.
-            lines.append(f"{name} = {json.dumps(value)}")
+            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
     return "\n".join(lines) + "\n"
 
 

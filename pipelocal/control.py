@@ -6,31 +6,29 @@ Everything is JSON. Nothing here waits without looking whether another rank has 
 from __future__ import annotations
 
 import json
+import math
 import os
-import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch.distributed as dist
 
 from pipelocal.errors import Interrupted, PipelocalError, StageError, Terminated, UserError
 from pipelocal.lifeline import Lifeline
-from pipelocal.world import World
-
-T = TypeVar("T")
+from pipelocal.world import START_TIMEOUT_S, World
 
 WATCH_INTERVAL_S = 0.25
 CAUSE_PATIENCE_S = 1.5
 """How long a symptom (a lost connection) waits for another rank to report the cause."""
 
+STORE_LOST = "lost the control store: the rank or the agent that kept it is gone"
+
 LAST_RESORT_S = 10.0
 """How long a rank may take to end after another one's failure before it is ended by force."""
-
-START_TIMEOUT_S = 300.0
-"""How long ranks wait for each other before the first batch."""
 
 FAILURE = "failure"
 
@@ -57,26 +55,41 @@ class ControlPlane:
             self._watcher.start()
 
     def put(self, key: str, value: Any) -> None:
-        """Publish a fact; ``value`` is anything that JSON can hold."""
-        self._store.set(key, json.dumps(value))
+        """Publish a fact; ``value`` is anything that JSON can hold.
 
-    def wait_for(self, key: str, *, timeout_s: float) -> Any:
+        Raises:
+            Interrupted: the store is gone.
+        """
+        with self._store_needed():
+            self._store.set(key, json.dumps(value))
+
+    def wait_for(self, key: str, *, timeout_s: float = math.inf) -> Any:
         """The fact under ``key``, as soon as some rank has published it.
 
         Raises:
-            Interrupted: another rank failed in the meantime.
+            Interrupted: another rank failed in the meantime, or the store is gone.
             UserError: nobody published it in time.
         """
         deadline = time.monotonic() + timeout_s
-        while not self._store.check([key]):
-            self.check()
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"waited {timeout_s:g} s for '{key}' from another rank: "
-                    f"check that all ranks were started with the same options"
-                )
-            time.sleep(0.01)
-        return json.loads(self._store.get(key))
+        with self._store_needed():
+            while not self._store.check([key]):
+                self.check()
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"waited {timeout_s:g} s for '{key}' from another rank: "
+                        f"check that all ranks were started with the same options"
+                    )
+                time.sleep(0.01)
+            return json.loads(self._store.get(key))
+
+    @contextmanager
+    def _store_needed(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, PipelocalError):
+                raise
+            raise Interrupted(self._account or STORE_LOST) from error
 
     def watch_neighbours(self, names: dict[int, str], *, stage: int) -> None:
         """Notice at once when the process of a neighbouring rank is gone.
@@ -111,35 +124,11 @@ class ControlPlane:
         if self.lost is not None:
             raise self.lost
 
-    def breakable(self, call: Callable[[], T]) -> T:
-        """Run a call that waits deep inside a library, such that this rank can still be stopped.
-
-        The call runs on a thread of its own, which is left behind if another rank fails.
-        """
-        result: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-        def run() -> None:
-            try:
-                result.put((call(), None))
-            except BaseException as error:
-                result.put((None, error))
-
-        threading.Thread(target=run, name="breakable", daemon=True).start()
-        while True:
-            self.check()
-            try:
-                value, error = result.get(timeout=WATCH_INTERVAL_S)
-            except queue.Empty:
-                continue
-            if error is not None:
-                raise error
-            return value  # type: ignore[return-value]
-
-    def fail(self, error: BaseException, *, grace_s: float = CAUSE_PATIENCE_S) -> str:
+    def fail(self, error: BaseException, *, grace_s: float = CAUSE_PATIENCE_S) -> tuple[str, bool]:
         """Tell all ranks that this one cannot go on; the first account given is everyone's.
 
         Returns:
-            The account that counts: this rank's own, or that of the rank that was first.
+            The account that counts, and whether it is this rank's own.
         """
         account = self._describe(error)
         # Being told to end follows from something, most often from another rank's failure.
@@ -148,11 +137,12 @@ class ControlPlane:
             if symptom:
                 self._wait_for_cause(grace_s)
             won: bytes = self._store.compare_set(FAILURE, "", account)
-            account = won.decode()
         except RuntimeError:
-            pass  # the store is gone, with whoever kept it
-        self._account = account  # for the other threads of this rank, without the watcher's delay
-        return account
+            won = account.encode()  # the store is gone, with whoever kept it
+        self._account = won.decode()  # for the other threads of this rank, without any delay
+        if self.world.keeps_store:
+            time.sleep(4 * WATCH_INTERVAL_S)  # the others must be able to read it
+        return self._account, self._account == account
 
     def _wait_for_cause(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -185,7 +175,11 @@ class ControlPlane:
         return records
 
     def leave(self, *, timeout_s: float = 30.0) -> None:
-        """Wait until no rank needs the store any more, then stop watching."""
+        """Wait until no rank needs the store any more, then stop watching.
+
+        Args:
+            timeout_s: how long rank 0, which all others have waited for, waits for them to go.
+        """
         size = self.world.size
         if size > 1:
             if self.world.rank == 0:
@@ -195,7 +189,8 @@ class ControlPlane:
                     self.check()
                     time.sleep(0.01)
             else:
-                self.wait_for("goodbye", timeout_s=timeout_s)
+                # However long the last stages take: a failure of theirs breaks the wait.
+                self.wait_for("goodbye")
                 self.stop_watching()
                 self._store.add("left", 1)
         self.stop_watching()
@@ -209,12 +204,17 @@ class ControlPlane:
             self._watcher.join()
 
     def _watch(self) -> None:
+        lost_looks = 0
         while not self._closing.wait(WATCH_INTERVAL_S):
             try:
                 if self._store.check([FAILURE]):
                     self._account = self._store.get(FAILURE).decode()
             except RuntimeError:
-                self._account = "lost the control store: the rank or the agent that kept it is gone"
+                self._account = STORE_LOST
+            if self._account is None and self.lost is not None:
+                lost_looks += 1
+                if lost_looks * WATCH_INTERVAL_S > 2 * CAUSE_PATIENCE_S:
+                    self.fail(self.lost)  # the main thread has not: it waits where it cannot look
             if self._account is not None:
                 break
         # Whoever waits looks at check() and ends the process. What cannot look, such as a wait for a
@@ -228,4 +228,6 @@ class ControlPlane:
         rank = f"rank {self.world.rank}, " if self.world.size > 1 else ""
         if isinstance(error, PipelocalError | Terminated):
             return f"{rank}{error}"
+        if isinstance(error, KeyboardInterrupt):
+            return f"{rank}interrupted by the user"
         return f"{rank}{type(error).__name__}: {error}"

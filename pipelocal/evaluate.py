@@ -37,9 +37,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     device = World.alone().device(config.device)
     blueprint = Blueprint.draw(run)
     dataset = load_dataset(run.data, root=config.data_root or run.data_root, seed=run.seed)
-    batches = BatchStream(dataset, batch_size=config.batch_size or run.batch_size, seed=run.seed)
+    batch_size = run.batch_size if config.batch_size is None else config.batch_size
+    batches = BatchStream(dataset, batch_size=batch_size, seed=run.seed)
     stages = []
-    for number in range(1, run.stage_count + 1):
+    for number in range(1, blueprint.stages + 1):
         stage = blueprint.build_stage(number, run, device=device, total_steps=1)
         blueprint.load_weights(stage, folder.load_stage(number))
         stages.append(stage)
@@ -71,7 +72,7 @@ def plain_state_dict(run: str) -> dict[str, Tensor]:
     folder = RunFolder.open(run)
     config = folder.config()
     blueprint = Blueprint.draw(config)
-    return blueprint.plain_state(folder.load_stage(k + 1) for k in range(config.stage_count))
+    return blueprint.plain_state(folder.load_stage(k + 1) for k in range(blueprint.stages))
 
 
 def export(config: ExportConfig) -> int:

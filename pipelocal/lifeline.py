@@ -16,12 +16,16 @@ keep-alive, or by the patience of the edges.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
+
+import psutil
 
 from pipelocal.errors import UserError
 
@@ -115,12 +119,28 @@ def own_address() -> str:
             # Connecting a datagram socket sends nothing; it only chooses the route.
             probe.connect(master)
             address: str = probe.getsockname()[0]
-            return address
     except OSError as error:
         raise UserError(
             f"the host name '{name}' leads to no address ({error}): set MASTER_ADDR to the address "
             f"of the first node"
         ) from error
+    several_hosts = os.environ.get("LOCAL_WORLD_SIZE", "1") != os.environ.get("WORLD_SIZE", "1")
+    if several_hosts and ipaddress.ip_address(address).is_loopback:
+        # The master's own name often leads to a loopback address on the master.
+        return _outward_address() or address
+    return address
+
+
+def _outward_address() -> str | None:
+    """An IPv4 address of this host that is no loopback: of gloo's interface if one is named."""
+    named = os.environ.get("GLOO_SOCKET_IFNAME")
+    for interface, addresses in psutil.net_if_addrs().items():
+        for entry in addresses:
+            if entry.family == socket.AF_INET and (
+                interface == named or (not named and not entry.address.startswith("127."))
+            ):
+                return str(entry.address)
+    return None
 
 
 def _listen() -> socket.socket:
@@ -143,12 +163,19 @@ def _call(host: str, port: int, rank: int) -> socket.socket:
 
 def _accept(server: socket.socket, expected: int) -> socket.socket:
     """The connection of rank ``expected``; others that knock are turned away."""
-    while True:
+    patience = server.gettimeout() or 0.0
+    deadline = time.monotonic() + patience
+    while (left := deadline - time.monotonic()) > 0:
+        server.settimeout(left)
         try:
             connection, _ = server.accept()
-        except TimeoutError as error:
-            raise UserError(f"rank {expected} did not come to the start in time") from error
+        except TimeoutError:
+            break
         connection.settimeout(CONNECT_TIMEOUT_S)
-        if connection.recv(8, socket.MSG_WAITALL) == expected.to_bytes(8, "big"):
-            return connection
+        try:
+            if connection.recv(8, socket.MSG_WAITALL) == expected.to_bytes(8, "big"):
+                return connection
+        except OSError:
+            pass  # a stranger who says nothing, or leaves
         connection.close()
+    raise UserError(f"rank {expected} did not come to the start within {patience:g} s")

@@ -9,22 +9,24 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
 
+from pipelocal.breakable import breakable
 from pipelocal.build import Blueprint
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import TrainConfig
-from pipelocal.control import CAUSE_PATIENCE_S, START_TIMEOUT_S, ControlPlane
+from pipelocal.control import CAUSE_PATIENCE_S, ControlPlane
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.errors import Interrupted, PipelocalError, StageError, Terminated, UserError
 from pipelocal.objective.local import ExactReconciliation
-from pipelocal.objective.probe import check_double_backward
+from pipelocal.objective.probe import check_double_backward, check_one_row
+from pipelocal.partition import from_text, to_text
 from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.placement import place
 from pipelocal.pipeline.source import Plan, Source
@@ -34,9 +36,7 @@ from pipelocal.telemetry.reporter import Reporter
 from pipelocal.telemetry.summary import describe, final_record, summarise
 from pipelocal.telemetry.view import StageRow, make_view
 from pipelocal.transport.edge import Receiver, Sender
-from pipelocal.world import World
-
-FINISH_TIMEOUT_S = 600.0
+from pipelocal.world import START_TIMEOUT_S, World
 
 
 def train(
@@ -49,6 +49,8 @@ def train(
         world: the ranks; by default as torchrun describes them, or this process alone.
         stream: where progress is shown (rank 0); standard output by default.
 
+    Sets the process's number of CPU threads, and draws from torch's default generators.
+
     Returns:
         The summary on rank 0, None on the others.
 
@@ -60,7 +62,8 @@ def train(
     config.validate()
     blueprint = Blueprint.draw(config)
     world = world or World.from_environment()
-    placement = _check_placement(config, world)
+    _check_bp_alone(config, world)
+    placement = place(blueprint.stages, world.size)
     torch.set_num_threads(config.threads)
     device = world.device(config.device)
     if device.type == "cuda":
@@ -71,13 +74,12 @@ def train(
         return run.execute(stream or sys.stdout)
 
 
-def _check_placement(config: TrainConfig, world: World) -> list[range]:
+def _check_bp_alone(config: TrainConfig, world: World) -> None:
     if config.objective == "bp" and world.size > 1:
         raise UserError(
             f"--objective bp trains the uncut model in one process, but {world.size} ranks were "
             f"started: start it without torchrun, or choose greedy or sgr"
         )
-    return place(config.stage_count, world.size)
 
 
 @contextmanager
@@ -89,9 +91,9 @@ def _failures_told(control: ControlPlane, run: _Run) -> Iterator[None]:
         raise
     except BaseException as raised:
         error = _reason_behind(raised, run) if isinstance(raised, Terminated) else raised
-        account = control.fail(error)
+        account, own = control.fail(error)
         _keep_traceback(run, raised)
-        if str(error) not in account:
+        if not own:
             raise Interrupted(account) from raised
         if error is raised:
             raise
@@ -115,7 +117,8 @@ def _keep_traceback(run: _Run, error: BaseException) -> None:
     cause = error.__cause__ if isinstance(error, PipelocalError) else error
     foreseen = PipelocalError | OSError | KeyboardInterrupt | Terminated
     if run.folder is not None and cause is not None and not isinstance(cause, foreseen):
-        run.folder.write_traceback(run.world.rank, error)
+        with suppress(OSError):  # the error itself counts more
+            run.folder.write_traceback(run.world.rank, error)
 
 
 @dataclass
@@ -124,7 +127,9 @@ class _Facts:
 
     folder: str
     steps_per_epoch: int
-    train_samples: int
+    smallest_batch: int
+    """Rows of the smallest training batch."""
+    cut: str
 
 
 class _Run:
@@ -147,11 +152,11 @@ class _Run:
         self.control = control
         self.folder: RunFolder | None = None
         self.workers: list[Worker] = []
-        self.assembly = Assembly(config, blueprint, device, report=control.post)
 
     def execute(self, stream: TextIO) -> dict[str, Any] | None:
         """Set up, train, save, and leave together."""
         batches, facts = self._prepare()
+        self._cut_as(facts.cut)
         plan = Plan(
             epochs=self.config.epochs,
             steps_per_epoch=facts.steps_per_epoch,
@@ -159,16 +164,21 @@ class _Run:
             evaluate_every=self.config.evaluate_every,
         )
         folder = RunFolder(facts.folder)
-        stages = self._build_stages(plan)
+        stages = self._build_stages(plan, facts)
         first, last = stages[0].number, stages[-1].number
-        before, after = self.control.breakable(lambda: self._open_edges(first, last))
+        assembly = Assembly(self.config, self.blueprint, self.device, report=self.control.post)
+        before, after = breakable(
+            lambda: self._open_edges(assembly, first, last),
+            check=self.control.check,
+            timeout_s=START_TIMEOUT_S,
+        )
         # Only now: all ranks have built their stages, so a start that fails leaves no folder behind.
         if self.world.rank == 0:
             folder.create(self.config)
         self.folder = folder
         incoming = Source(batches, plan, self.device) if batches else before
         assert incoming is not None
-        workers = self.workers = self.assembly.workers(stages, incoming, after)
+        workers = self.workers = assembly.workers(stages, incoming, after)
         reporter = self._reporter(folder, plan, stream) if self.world.rank == 0 else None
         try:
             if reporter:
@@ -214,34 +224,55 @@ class _Run:
         facts = _Facts(
             folder=str(folder.path),
             steps_per_epoch=batches.steps_per_epoch,
-            train_samples=len(dataset.train_x),
+            smallest_batch=batches.smallest_batch,
+            cut=self._choose_cut(),
         )
         self.control.put("facts", asdict(facts))
         return batches, facts
 
-    def _build_stages(self, plan: Plan) -> list[Stage]:
+    def _choose_cut(self) -> str:
+        """Where to cut, for all ranks: measured by this one where the options ask for it."""
+        config, blueprint = self.config, self.blueprint
+        if config.cut is None and config.balance != "count" and blueprint.stages > 1:
+            blueprint = blueprint.balanced(config, blueprint.cost_model(config, self.device))
+        return to_text(blueprint.chain, blueprint.cuts)
+
+    def _cut_as(self, cut: str) -> None:
+        """Take over where rank 0 cuts; the resolved options name a cut that was measured."""
+        if self.config.balance != "count":
+            self.config = replace(self.config, cut=cut)
+        cuts = from_text(self.blueprint.chain, cut)
+        self.blueprint = replace(self.blueprint, cuts=cuts)
+
+    def _build_stages(self, plan: Plan, facts: _Facts) -> list[Stage]:
         stages = []
         for number in self.placement[self.world.rank]:
             stage = self.blueprint.build_stage(
                 number, self.config, device=self.device, total_steps=plan.total_steps
             )
+            x_shape = self.blueprint.output_shape(number - 1)
+            if facts.smallest_batch == 1 and number > 1:
+                check_one_row(stage.body, stage.head, x_shape, stage=number)
             if isinstance(stage.objective, ExactReconciliation):
-                x_shape = self.blueprint.output_shape(number - 1)
                 check_double_backward(stage.body, stage.head, x_shape, stage=number)
             stages.append(stage)
         return stages
 
-    def _open_edges(self, first: int, last: int) -> tuple[Receiver | None, Sender | None]:
+    def _open_edges(
+        self, assembly: Assembly, first: int, last: int
+    ) -> tuple[Receiver | None, Sender | None]:
         """The edges from and to this rank's neighbours; ``first`` and ``last`` are its stages."""
         if self.world.size == 1:
             return None, None
+        if self.device.type == "cuda":  # every thread has a current device of its own
+            torch.cuda.set_device(self.device)
         dist.init_process_group(
             "gloo",
             store=dist.PrefixStore("group", self.world.store),
             rank=self.world.rank,
             world_size=self.world.size,
         )
-        return self.assembly.remote_edges(self.world, self.control, first, last)
+        return assembly.remote_edges(self.world, self.control, first, last)
 
     def _reporter(self, folder: RunFolder, plan: Plan, stream: TextIO) -> Reporter:
         rows = [
@@ -268,12 +299,7 @@ class _Run:
 
     def _finals(self, reporter: Reporter) -> list[dict[str, Any]]:
         """All stages' last records, as soon as every stage is saved."""
-        deadline = time.monotonic() + FINISH_TIMEOUT_S
-        while len(reporter.finals) < self.config.stage_count:
-            self.control.check()
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"waited {FINISH_TIMEOUT_S:g} s for the other ranks to save their stages"
-                )
+        while len(reporter.finals) < self.blueprint.stages:
+            self.control.check()  # raises when one of them cannot
             time.sleep(0.01)
         return reporter.finals

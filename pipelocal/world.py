@@ -10,9 +10,13 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from pipelocal.breakable import breakable
 from pipelocal.errors import UserError
 
-START_TIMEOUT = timedelta(minutes=5)
+START_TIMEOUT_S = 300.0
+"""How long ranks wait for each other before the first batch."""
+
+START_TIMEOUT = timedelta(seconds=START_TIMEOUT_S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +40,44 @@ class World:
 
         Where there is no torchrun, RANK and WORLD_SIZE must be set, and either MASTER_ADDR and
         MASTER_PORT, or PIPELOCAL_INIT_METHOD (such as ``file:///shared/folder/new-file``).
+
+        Raises:
+            UserError: the environment makes no sense, or the other ranks do not come.
         """
-        size = int(os.environ.get("WORLD_SIZE", "1"))
+        rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
         if size == 1:
             return cls.alone()
+        if "RANK" not in os.environ or not 0 <= rank < size:
+            raise UserError(
+                f"RANK={os.environ.get('RANK', '')} and WORLD_SIZE={size}: RANK must be set, from 0 "
+                f"to {size - 1}; torchrun sets both"
+            )
         method = os.environ.get("PIPELOCAL_INIT_METHOD", "env://")
-        rank = int(os.environ["RANK"])
-        store, _, _ = next(
-            iter(dist.rendezvous(method, rank=rank, world_size=size, timeout=START_TIMEOUT))
-        )
+        meeting = dist.rendezvous(method, rank=rank, world_size=size, timeout=START_TIMEOUT)
+        try:
+            store, _, _ = breakable(
+                lambda: next(iter(meeting)), check=lambda: None, timeout_s=START_TIMEOUT_S
+            )
+        except (TimeoutError, RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0] or "nobody answered"
+            raise UserError(
+                f"the other ranks were not met ({reason}): start all {size}, with the same "
+                f"MASTER_ADDR and MASTER_PORT"
+            ) from error
         # torchrun keeps one store over restarts: an attempt must not read what the last one wrote.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return cls(
             rank=rank,
             size=size,
-            local_rank=int(os.environ.get("LOCAL_RANK", rank)),
+            local_rank=_number("LOCAL_RANK", rank),
             store=dist.PrefixStore(f"pipelocal/{attempt}", store),
         )
+
+    @property
+    def keeps_store(self) -> bool:
+        """Whether the store of several ranks ends with this process."""
+        own = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        return self.rank == 0 and self.size > 1 and own
 
     def device(self, name: str) -> torch.device:
         """This rank's device.
@@ -70,6 +95,14 @@ class World:
         if name == "cpu" or not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+
+
+def _number(name: str, default: int) -> int:
+    """A number from the environment that a launcher sets."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or (name == "WORLD_SIZE" and int(text) == 0):
+        raise UserError(f"the environment says {name}={text}: torchrun sets a whole number there")
+    return int(text)
 
 
 def describe_device(device: torch.device) -> str:

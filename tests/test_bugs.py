@@ -1,16 +1,22 @@
 """One test for each defect that was found and mended; the docstring gives the cause."""
 
 import io
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pipelocal import cli
 from pipelocal.build import Blueprint
+from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import ExportConfig, TrainConfig
+from pipelocal.control import ControlPlane
 from pipelocal.errors import StageError, Terminated, UserError
 from pipelocal.evaluate import export
 from pipelocal.models import Chain, build_chain
@@ -22,7 +28,7 @@ from pipelocal.transport.contract import edge_contract
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import InProcessEdge
 from pipelocal.world import World
-from tests.ranks import run_ranks
+from tests.ranks import run_ranks, start
 
 
 def _stage(body: nn.Sequential, head: nn.Module, *, reconcile: bool = False) -> Stage:
@@ -220,3 +226,127 @@ def test_exports_of_equal_models_were_unequal_files(tmp_path: Path) -> None:
     for file in files:
         export(ExportConfig(run=str(out), to=str(file)))
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_rank_lost_patience_with_stages_that_still_worked(tmp_path: Path) -> None:
+    """A rank that had finished waited 30 s for "goodbye", while later stages could still have long
+    to go: a good run failed at its very end. Now only a failure ends that wait.
+    """
+
+    def body(rank: int) -> None:
+        control = ControlPlane(World.from_environment())
+        if rank == 0:
+            time.sleep(1.0)
+        control.leave(timeout_s=0.2 if rank else 10)
+
+    ranks = start(tmp_path, body, 2)
+    assert ranks.wait(20) == [0, 0], ranks.output()
+
+
+def test_a_rank_that_met_nobody_could_not_be_ended(tmp_path: Path) -> None:
+    """The rendezvous waits within C++ on the main thread, where Python sees no signal."""
+    environment = os.environ | {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }
+    command = [sys.executable, "-m", "pipelocal", "train", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    time.sleep(6)
+    process.terminate()
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert "pipelocal (rank 1): stopped: terminated by a signal" in said
+
+
+def test_two_runs_that_started_at_once_shared_a_folder(tmp_path: Path) -> None:
+    """The folder was looked at early and made later, with ``exist_ok``."""
+    config = TrainConfig(out=str(tmp_path / "run"))
+    one, other = RunFolder.choose(config), RunFolder.choose(config)
+    one.create(config)
+    with pytest.raises(UserError, match="another run has just taken it"):
+        other.create(config)
+
+
+def test_a_rank_that_cannot_look_was_not_ended_when_its_neighbour_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last resort waited for an account, which only a main thread that looks would have given."""
+    monkeypatch.setattr("pipelocal.control.LAST_RESORT_S", 0.5)
+
+    def body(rank: int) -> None:
+        control = ControlPlane(World.from_environment())
+        control.watch_neighbours({1 - rank: f"stage {2 - rank} (rank {1 - rank})"}, stage=rank + 1)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)  # as in a driver that waits for its peer
+
+    ranks = start(tmp_path, body, 2)
+    assert ranks.wait(15) == [1, -signal.SIGKILL]
+    assert "lost the connection to stage 2 (rank 1)" in ranks.output(0)
+
+
+def test_options_beyond_ascii_could_not_be_read_again(tmp_path: Path) -> None:
+    """JSON writes characters beyond 16 bits as two escapes, which TOML does not allow."""
+    out = tmp_path / "ü😀"
+    train(TrainConfig(model="mlp", max_steps=1, plain=True, out=str(out)))
+    assert RunFolder.open(str(out)).config().out == str(out)
+    with pytest.raises(UserError, match="give text that can be printed"):
+        TrainConfig(out="bad\udcff").validate()
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK must be set, from 0 to 1"),
+        ({"WORLD_SIZE": "2", "RANK": "5"}, "RANK=5 and WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+        ({"WORLD_SIZE": "2", "RANK": "x"}, "RANK=x"),
+    ],
+)
+def test_an_odd_environment_ended_in_a_traceback(
+    environment: dict[str, str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """RANK and WORLD_SIZE were taken for numbers wherever they were read, also to report errors."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cli.run(["train"]) == cli.USER_ERROR
+    line = capsys.readouterr().err
+    assert said in line
+    assert line.count("\n") == 1
+
+
+def test_a_last_batch_of_one_sample_failed_late(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """BatchNorm over flat features cannot train on one sample; 1442 = 11 * 131 + 1 samples found
+    that out at the end of an epoch. Now it is tried at the start.
+    """
+    arguments = ["train", "--model", "mlp", "--plain", "--max-steps", "2", "--batch-size", "131"]
+    out = tmp_path / "run"
+    assert cli.run([*arguments, "--out", str(out)]) == cli.USER_ERROR
+    assert "a training batch has one sample" in capsys.readouterr().err
+    assert not out.exists()
+    assert cli.run([*arguments, "--drop-last", "--out", str(out)]) == 0
+
+
+def test_a_model_in_float64_failed_after_the_start() -> None:
+    """The meta device computes with mixed dtypes without a word."""
+    double = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
+    chain = Chain.from_sequential(double, input_shape=(1, 8, 8), classes=10)
+    with pytest.raises(UserError, match=r"works in torch.float64: edges carry float32"):
+        chain.shapes()
+
+
+def test_a_model_that_ends_the_program_ended_it_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``sys.exit(0)`` in a user's function passed for a good end."""
+    (tmp_path / "model.py").write_text("import sys\ndef f(shape, classes): sys.exit(0)\n")
+    assert cli.run(["train", "--model", f"{tmp_path / 'model.py'}:f"]) == cli.FAILURE
+    assert "the model ended the program (exit code 0)" in capsys.readouterr().err

@@ -63,9 +63,10 @@ def test_a_failure_interrupts_who_waits(planes: Planes) -> None:
 
 def test_the_first_failure_is_everyones_account(planes: Planes) -> None:
     zero, one = planes(2)
-    first = zero.fail(StageError("first", stage=1, batch=3))
+    first, own = zero.fail(StageError("first", stage=1, batch=3))
+    assert own
     assert first == "rank 0, stage 1, batch 3: first"
-    assert one.fail(StageError("second", stage=2, batch=3)) == first
+    assert one.fail(StageError("second", stage=2, batch=3)) == (first, False)
     assert one.failure() == first
 
 
@@ -74,13 +75,14 @@ def test_a_symptom_gives_way_to_a_cause_that_comes_later(planes: Planes) -> None
     cause = StageError("the cause", stage=2, batch=3)
     threading.Timer(0.3, lambda: one.fail(cause)).start()
     symptom = StageError("lost the connection", stage=1, batch=4, symptom=True)
-    assert zero.fail(symptom) == "rank 1, stage 2, batch 3: the cause"
+    assert zero.fail(symptom) == ("rank 1, stage 2, batch 3: the cause", False)
 
 
 def test_a_symptom_without_a_cause_counts_in_the_end(planes: Planes) -> None:
     zero, _ = planes(2)
     symptom = StageError("lost the connection", stage=1, batch=4, symptom=True)
-    assert zero.fail(symptom, grace_s=0.1) == "rank 0, stage 1, batch 4: lost the connection"
+    account = "rank 0, stage 1, batch 4: lost the connection"
+    assert zero.fail(symptom, grace_s=0.1) == (account, True)
 
 
 def test_all_leave_together(planes: Planes) -> None:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import traceback
@@ -60,7 +61,11 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _write_atomically(self.path / "config.toml", to_toml(config).encode())
+            # "x": of two runs that are started at once, only one gets the folder.
+            with (self.path / "config.toml").open("x", encoding="utf-8") as file:
+                file.write(to_toml(config))
+        except FileExistsError as error:
+            raise UserError(f"--out {self.path}: another run has just taken it") from error
         except OSError as error:
             raise _unusable(self.path, error) from error
 
@@ -85,10 +90,9 @@ class RunFolder:
     def save_stage(self, stage: int, state: dict[str, Any]) -> None:
         """Write a stage's state; the file is whole or not there."""
         path = self._stage_path(stage)
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        _move_into_place(temporary, path)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        _write_atomically(path, buffer.getbuffer())
 
     def load_stage(self, stage: int) -> dict[str, Any]:
         """A stage's state, on the CPU.
@@ -132,13 +136,22 @@ def _free_default(config: TrainConfig) -> Path:
     return path
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def _write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """The file is whole or not there.
+
+    Raises:
+        UserError: it cannot be written, as on a full disk.
+    """
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    _move_into_place(temporary, path)
-
-
-def _move_into_place(temporary: Path, path: Path) -> None:
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): free space, or choose another --out"
+        ) from error

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelocal.data import digits, fashion_mnist, synthetic
+from pipelocal.data import digits, fashion_mnist, synthetic, text
 from pipelocal.data.batches import Batch, BatchStream
 from pipelocal.data.cifar import CIFAR10, CIFAR100
 from pipelocal.data.dataset import ArrayDataset, DataInfo
@@ -35,6 +35,7 @@ for _entry in (
     DatasetEntry(CIFAR10.info, CIFAR10.load),
     DatasetEntry(CIFAR100.info, CIFAR100.load),
     DatasetEntry(synthetic.INFO, synthetic.load),
+    *(DatasetEntry(source.info, source.load) for source in text.SOURCES),
 ):
     DATASETS.register(_entry.info.name)(_entry)
 
@@ -53,8 +54,8 @@ def load_dataset(name: str, *, root: str | Path | None, seed: int) -> ArrayDatas
 
     Args:
         name: a name in :data:`DATASETS`.
-        root: the folder with the files (``--data-root``); ``digits`` and ``synthetic`` need none
-            and do not look at it.
+        root: the folder with the files, or the file (``--data-root``); ``digits`` and
+            ``synthetic`` need none and do not look at it.
         seed: the run's seed. Only ``synthetic`` depends on it.
 
     Raises:

@@ -17,8 +17,8 @@ class Batch:
     """Samples with what belongs to them.
 
     Attributes:
-        x: ``[B, *sample_shape]``, float32, normalised per channel, contiguous.
-        target: ``[B]``, int64, the class.
+        x: ``[B, *sample_shape]``, contiguous: float32 and normalised per channel, or int64 tokens.
+        target: ``[B, *target_shape]``, int64, the class (of the sample, or of each token).
         ids: ``[B]``, int64, index of the sample in its part of the data set.
     """
 
@@ -74,10 +74,13 @@ class BatchStream:
         whole, rest = divmod(size, batch_size)
         self.steps_per_epoch = whole + (1 if rest and not drop_last else 0)
         """Number of batches that a whole epoch yields."""
+        self.smallest_batch = rest if rest and not drop_last else batch_size
+        """Rows of the smallest training batch."""
         self.test_batches_per_pass = -(-len(dataset.test_x) // batch_size)
         """Number of batches that :meth:`test` yields."""
 
         unit = 255.0 if dataset.train_x.dtype == torch.uint8 else 1.0
+        # Tokens have neither; their batches do not come here.
         per_channel = (-1, *[1] * (len(dataset.info.sample_shape) - 1))
         mean = torch.tensor(dataset.mean, dtype=torch.float64).view(per_channel)
         std = torch.tensor(dataset.std, dtype=torch.float64).view(per_channel)
@@ -102,25 +105,27 @@ class BatchStream:
         return self._train_from(epoch, start)
 
     def _train_from(self, epoch: int, start: int) -> Iterator[Batch]:
-        data = self._dataset
+        samples, targets = self._dataset.training_part(derive_seed(self._seed, "part", epoch))
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
-        order = torch.randperm(len(data.train_x), generator=generator)
+        order = torch.randperm(len(samples), generator=generator)
         for step in range(start, self.steps_per_epoch):
             ids = order[step * self._batch_size : (step + 1) * self._batch_size].clone()
-            x = data.train_x[ids]
+            x = samples[ids]
             if self._augment:
                 x = random_crop_flip(x, seed=derive_seed(self._seed, "augment", epoch, step))
-            yield Batch(self._normalise(x), data.train_y[ids], ids)
+            yield Batch(self._ready(x), targets[ids].long(), ids)
 
     def test(self) -> Iterator[Batch]:
         """The test batches in the order of the test set, the last with its true size."""
         data = self._dataset
         for first in range(0, len(data.test_x), self._batch_size):
             here = slice(first, first + self._batch_size)
-            target = data.test_y[here].clone()
+            target = data.test_y[here].to(torch.int64, copy=True)
             ids = torch.arange(first, first + len(target))
-            yield Batch(self._normalise(data.test_x[here]), target, ids)
+            yield Batch(self._ready(data.test_x[here]), target, ids)
 
-    def _normalise(self, x: Tensor) -> Tensor:
+    def _ready(self, x: Tensor) -> Tensor:
+        if self._dataset.info.tokens:
+            return x.to(torch.int64, copy=True).contiguous()
         # Not in place: .float() of a float32 slice is the data set's own memory.
         return (x.float() - self._centre).mul_(self._scale).contiguous()

@@ -14,19 +14,35 @@ class DataInfo:
 
     Attributes:
         name: the name in the registry.
-        sample_shape: shape of one sample, channels first, such as ``(3, 32, 32)``.
+        sample_shape: shape of one sample, channels first, such as ``(3, 32, 32)``; ``(T,)`` for a
+            sequence of tokens.
         classes: number of classes; labels are ``0 .. classes - 1``.
+        target_shape: shape of the labels of one sample: ``()`` for one label, ``(T,)`` for one per
+            token.
+        sample_dtype: dtype of the samples in a batch: float32, or int64 for tokens.
     """
 
     name: str
     sample_shape: tuple[int, ...]
     classes: int
+    target_shape: tuple[int, ...] = ()
+    sample_dtype: torch.dtype = torch.float32
+
+    @property
+    def tokens(self) -> bool:
+        """Whether samples are token numbers, which are not normalised."""
+        return self.sample_dtype == torch.int64
 
     def __post_init__(self) -> None:
         if not self.sample_shape or min(self.sample_shape) < 1 or self.classes < 1:
             raise DataError(
                 f"data set '{self.name}': sample shape {self.sample_shape} and {self.classes} "
                 f"classes; give at least one dimension, all of them positive, and one class"
+            )
+        if self.sample_dtype not in (torch.float32, torch.int64):
+            raise DataError(
+                f"data set '{self.name}': samples of {self.sample_dtype}; batches hold "
+                f"torch.float32, or torch.int64 for tokens"
             )
 
 
@@ -35,13 +51,14 @@ class ArrayDataset:
     """A training and a test part, checked when made.
 
     Attributes:
-        info: name, sample shape and number of classes.
-        train_x: ``[N, *sample_shape]``, uint8 or floating. uint8 means 0 to 255 for 0 to 1.
-        train_y: ``[N]``, int64.
+        info: name, shapes and number of classes.
+        train_x: ``[N, *sample_shape]``, uint8 or floating. uint8 means 0 to 255 for 0 to 1. Tokens
+            are uint8 or int64 and mean themselves.
+        train_y: ``[N, *target_shape]``, int64; for tokens also uint8.
         test_x: ``[M, *sample_shape]``, of the dtype of ``train_x``.
-        test_y: ``[M]``, int64.
+        test_y: ``[M, *target_shape]``, of the dtype of ``train_y``.
         mean: per channel (first dimension of a sample), of the data scaled to [0, 1] if it is
-            uint8, else of the data as it is.
+            uint8, else of the data as it is; empty for tokens.
         std: per channel, in the same scale.
         augment: the training part is meant to be augmented by default: random crop after zero
             padding by 4 pixels, random horizontal flip.
@@ -68,8 +85,8 @@ class ArrayDataset:
                 f"training samples are {self.train_x.dtype} but test samples "
                 f"{self.test_x.dtype}; give both the same dtype"
             )
-        channels = self.info.sample_shape[0]
-        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+        channels = 0 if self.info.tokens else self.info.sample_shape[0]
+        if len(self.mean) != channels or len(self.std) != channels or min(self.std, default=1) <= 0:
             raise self._error(
                 f"mean {self.mean} and std {self.std}; give one of each for {channels} channel(s), "
                 f"every std positive"
@@ -80,17 +97,31 @@ class ArrayDataset:
                 f"(channels, height, width): set augment=False"
             )
 
+    def training_part(self, seed: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002  others use it
+        """Samples ``[N, *sample_shape]`` and labels ``[N, *target_shape]`` of one epoch.
+
+        Args:
+            seed: the epoch's own; data that is cut anew in every epoch is cut by it alone.
+        """
+        return self.train_x, self.train_y
+
     def _check_part(self, part: str, x: Tensor, y: Tensor) -> None:
-        if x.dtype != torch.uint8 and not x.is_floating_point():
+        if self.info.tokens:
+            if x.dtype not in (torch.uint8, torch.int64):
+                raise self._error(f"{part} samples are {x.dtype}; tokens are uint8 or int64")
+        elif x.dtype != torch.uint8 and not x.is_floating_point():
             raise self._error(f"{part} samples are {x.dtype}; give uint8 or a floating dtype")
         if tuple(x.shape[1:]) != self.info.sample_shape:
             raise self._error(
                 f"{part} samples have shape {tuple(x.shape[1:])}; "
                 f"the data set is described with {self.info.sample_shape}"
             )
-        if y.dtype != torch.int64 or y.ndim != 1:
+        label_dtypes = (torch.int64, torch.uint8) if self.info.tokens else (torch.int64,)
+        if y.dtype not in label_dtypes or y.ndim < 1 or y.shape[1:] != self.info.target_shape:
+            wanted = ", ".join(["N", *map(str, self.info.target_shape)])
             raise self._error(
-                f"{part} labels are {y.dtype} of shape {tuple(y.shape)}; give int64 of shape [N]"
+                f"{part} labels are {y.dtype} of shape {tuple(y.shape)}; "
+                f"give int64 of shape [{wanted}]"
             )
         if len(x) != len(y) or len(x) == 0:
             raise self._error(

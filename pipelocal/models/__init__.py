@@ -16,8 +16,11 @@ from types import ModuleType
 from torch import nn
 
 from pipelocal.errors import UserError
+from pipelocal.models import torchvision_chains
 from pipelocal.models.chain import Chain, Shape, Unit
+from pipelocal.models.gpt import gpt
 from pipelocal.models.mlp import mlp
+from pipelocal.models.recurrent import recurrent
 from pipelocal.models.resnet import resnet
 from pipelocal.registry import Registry
 from pipelocal.seeding import seeded
@@ -29,6 +32,19 @@ MODELS: Registry[ModelBuilder] = Registry("model")
 MODELS.register("mlp")(mlp)
 for _depth in (8, 20, 32, 110):
     MODELS.register(f"resnet{_depth}")(partial(resnet, _depth))
+for _family, _names in (
+    (torchvision_chains.resnet, ("resnet18", "resnet50", "resnet101", "resnet152")),
+    (torchvision_chains.vgg, ("vgg11_bn", "vgg16_bn")),
+    (torchvision_chains.vit, ("vit_b_16", "vit_small")),
+    (torchvision_chains.convnext, ("convnext_tiny",)),
+    (torchvision_chains.swin, ("swin_t",)),
+):
+    for _name in _names:
+        MODELS.register(_name)(partial(_family, _name))
+MODELS.register("gpt")(gpt)
+MODELS.register("gpt-math")(partial(gpt, math=True))
+MODELS.register("lstm")(partial(recurrent, nn.LSTM))
+MODELS.register("gru")(partial(recurrent, nn.GRU))
 
 
 def build_chain(name: str, *, input_shape: Shape, classes: int, seed: int) -> Chain:

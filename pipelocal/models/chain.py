@@ -118,7 +118,7 @@ class Chain:
 
     def build_classifier(self, *, seed: int) -> nn.Module:
         """The classifier alone, drawn from its own seed."""
-        return _build_unit(self.classifier, seed)
+        return build_unit(self.classifier, seed)
 
     def build_whole(self, *, seed: int) -> nn.Module:
         """The uncut model, as a plain module with the classifier in its place."""
@@ -182,6 +182,12 @@ class Chain:
                     f"unit '{unit.name}' must return one tensor with the batch dimension first, "
                     f"not {type(out).__name__}: give units that pass on a single tensor"
                 )
+            for tensor in (out, *module.parameters()):
+                if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                    raise UserError(
+                        f"unit '{unit.name}' works in {tensor.dtype}: edges carry float32, so build "
+                        f"the model in float32"
+                    )
             sample = out
             shapes.append(tuple(out.shape[1:]))
         logits = shapes.pop()
@@ -205,7 +211,8 @@ def _check_nothing_shared(children: Sequence[tuple[str, nn.Module]]) -> None:
                 )
 
 
-def _build_unit(unit: Unit, seed: int) -> nn.Module:
+def build_unit(unit: Unit, seed: int) -> nn.Module:
+    """One unit alone, drawn from its own seed."""
     with seeded(seed, "unit", unit.name):
         return unit.build()
 
@@ -213,5 +220,5 @@ def _build_unit(unit: Unit, seed: int) -> nn.Module:
 def _assemble(units: Sequence[Unit], seed: int) -> nn.Sequential:
     # A module's name must not hold dots; whole_name gives the whole model's own names.
     return nn.Sequential(
-        OrderedDict((unit.name.replace(".", "/"), _build_unit(unit, seed)) for unit in units)
+        OrderedDict((unit.name.replace(".", "/"), build_unit(unit, seed)) for unit in units)
     )

@@ -40,5 +40,4 @@ __all__ = [
     "ExactReconciliation",
     "Greedy",
     "Objective",
-    "build_objective",
 ]

@@ -2,14 +2,28 @@
 
 A head is thrown away when the model is exported; the last stage has none of these but the model's
 own classifier.
+
+The rank of a stage's output says what its dimensions mean::
+
+    [B, C]           one vector a sample
+    [B, T, C]        tokens (never channels over a length: give such a unit's output a fourth
+                     dimension, or transpose it)
+    [B, C, H, W]     channels over space
 """
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
+from pipelocal.objective.heads_token import (
+    TokenLinear,
+    TokenMeanLinear,
+    TokenMLP,
+    pooled_features,
+)
 from pipelocal.registry import Registry
 
 HeadBuilder = Callable[[tuple[int, ...], int], nn.Module]
@@ -17,20 +31,37 @@ HeadBuilder = Callable[[tuple[int, ...], int], nn.Module]
 
 HEADS: Registry[HeadBuilder] = Registry("head")
 
+PER_TOKEN = {"linear": "token", "mlp": "token-mlp"}
+"""What a head's name stands for where every token has a label of its own."""
 
-@HEADS.register("linear")
+
 class PooledLinear(nn.Module):
     """Mean over everything behind the channels, then a linear map.
 
     Features ``[B, C, ...]`` to logits ``[B, classes]``; flat features ``[B, C]`` are not pooled.
+
+    Raises:
+        UserError: the features are tokens, whose channels come last.
     """
 
     def __init__(self, feature_shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
+        if len(feature_shape) == 2:
+            raise UserError(
+                f"a pooled head wants features [C] or [C, H, W], but these are tokens "
+                f"{list(feature_shape)}: choose --head token-mean"
+            )
         self.linear = nn.Linear(feature_shape[0], classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x.flatten(2).mean(2) if x.dim() > 2 else x)  # type: ignore[no-any-return]
+
+
+@HEADS.register("linear")
+def linear(feature_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """A linear map of the features' mean, over space or over tokens: logits ``[B, classes]``."""
+    head = TokenMeanLinear if len(feature_shape) == 2 else PooledLinear
+    return head(feature_shape, classes)
 
 
 @HEADS.register("conv")
@@ -57,3 +88,92 @@ class ConvHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pooled(F.relu(self.norm(self.conv(x))))  # type: ignore[no-any-return]
+
+
+@HEADS.register("mlp")
+class MLPHead(nn.Module):
+    """The features' mean through one hidden layer of as many units as there are channels.
+
+    Features ``[B, C]``, ``[B, T, C]`` or ``[B, C, H, W]`` to logits ``[B, classes]``.
+    """
+
+    def __init__(self, feature_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        channels = feature_shape[-1] if len(feature_shape) == 2 else feature_shape[0]
+        self.norm = nn.LayerNorm(channels)
+        self.hidden = nn.Linear(channels, channels)
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.gelu(self.hidden(self.norm(pooled_features(x))))
+        return self.linear(hidden)  # type: ignore[no-any-return]
+
+
+HEADS.register("token")(TokenLinear)
+HEADS.register("token-mlp")(TokenMLP)
+HEADS.register("token-mean")(TokenMeanLinear)
+
+
+def build_head(
+    name: str, feature_shape: tuple[int, ...], *, classes: int, target_shape: tuple[int, ...]
+) -> nn.Module:
+    """The head called ``name``, in the form that fits the labels, and seen to fit them.
+
+    Args:
+        name: a name in :data:`HEADS`.
+        feature_shape: shape of one row of the stage's output.
+        classes: number of classes.
+        target_shape: shape of one row of the labels.
+
+    Raises:
+        UserError: there is none, or it does not fit features or labels.
+    """
+    if target_shape and len(feature_shape) == 2:
+        name = PER_TOKEN.get(name, name)
+    head = HEADS.get(name)(feature_shape, classes)
+    what = f"head '{name}'"
+    mend = "choose --head linear"
+    if target_shape and len(feature_shape) != 2:
+        mend = f"labels {list(target_shape)} want a model that passes on tokens [T, C]"
+    check_logits(head, feature_shape, (*target_shape, classes), what=what, mend=mend)
+    return head
+
+
+def check_logits(
+    head: nn.Module,
+    feature_shape: tuple[int, ...],
+    logits_shape: tuple[int, ...],
+    *,
+    what: str,
+    mend: str,
+) -> None:
+    """Try a head, in evaluation mode, on two samples of zeros.
+
+    Args:
+        head: makes logits from features.
+        feature_shape: shape of one row of the features.
+        logits_shape: shape that one row of its logits must have.
+        what: names the head in the error.
+        mend: what the user can do.
+
+    Raises:
+        UserError: it does not take the features, or its logits have another shape.
+    """
+    was_training = head.training
+    head.eval()
+    try:
+        with torch.no_grad():
+            logits = head(torch.zeros(2, *feature_shape))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{what} does not take features {list(feature_shape)} ({reason}): {mend}"
+        ) from error
+    finally:
+        head.train(was_training)
+    if not isinstance(logits, Tensor) or logits.shape != (2, *logits_shape):
+        made = list(logits.shape[1:]) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(
+            f"{what} makes {made} of features {list(feature_shape)}, but the labels want logits "
+            f"{list(logits_shape)}: {mend}"
+        )

@@ -23,10 +23,8 @@ def check_double_backward(
     Raises:
         UserError: a unit's gradient cannot be differentiated; names the unit and what to do.
     """
-    parameter = next(iter([*body.parameters(), *head.parameters()]), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
+    x = _random_input(body, head, (2, *x_shape))
     with seeded(0, "probe"):
-        x = torch.randn((2, *x_shape), device=device)
         # Copies: a probe must move neither gradients nor BatchNorm's running statistics.
         for name, unit in [*copy.deepcopy(body).named_children(), ("head", copy.deepcopy(head))]:
             unit.train()
@@ -40,6 +38,32 @@ def check_double_backward(
                     f"that have a double backward (for attention: "
                     f"torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
                 ) from error
+
+
+def check_one_row(
+    body: nn.Sequential, head: nn.Module, x_shape: tuple[int, ...], *, stage: int
+) -> None:
+    """Run a copy of the stage on a batch of one sample; arguments as above.
+
+    Raises:
+        UserError: it cannot train on one sample, as with BatchNorm over flat features.
+    """
+    x = _random_input(body, head, (1, *x_shape))
+    try:
+        with torch.no_grad():
+            copy.deepcopy(head).train()(copy.deepcopy(body).train()(x))
+    except ValueError as error:
+        raise UserError(
+            f"stage {stage}: a training batch has one sample, which this stage cannot train on "
+            f"({error}): choose --drop-last or another --batch-size"
+        ) from error
+
+
+def _random_input(body: nn.Module, head: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    parameter = next(iter([*body.parameters(), *head.parameters()]), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    with seeded(0, "probe"):
+        return torch.randn(shape, device=device)
 
 
 def _differentiate_twice(unit: nn.Module, x: Tensor) -> Tensor:

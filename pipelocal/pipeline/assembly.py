@@ -8,7 +8,7 @@ import torch
 
 from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
-from pipelocal.control import START_TIMEOUT_S, ControlPlane
+from pipelocal.control import ControlPlane
 from pipelocal.pipeline.worker import Report, Worker
 from pipelocal.stage import Stage
 from pipelocal.transport.connect import Link, connect
@@ -16,7 +16,7 @@ from pipelocal.transport.contract import Contract, edge_contract
 from pipelocal.transport.edge import Receiver, Sender
 from pipelocal.transport.inprocess import InProcessEdge
 from pipelocal.transport.remote import RemoteReceiver, RemoteSender
-from pipelocal.world import World, describe_device
+from pipelocal.world import START_TIMEOUT_S, World, describe_device
 
 
 class Assembly:
@@ -43,7 +43,7 @@ class Assembly:
         return edge_contract(
             source=source,
             feature_shape=self._blueprint.output_shape(source),
-            target_shape=(),
+            target_shape=self._blueprint.target_shape,
             classes=self._blueprint.chain.classes,
             max_rows=self._config.batch_size,
             with_delta=self._with_delta,

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipelocal.errors import PipelocalError, StageError
 from pipelocal.objective.local import cross_entropy
 from pipelocal.stage import Stage, count_correct
-from pipelocal.telemetry.memory import SavedBytes, resident_bytes
+from pipelocal.telemetry.memory import SavedBytes, model_tensors, resident_bytes
 from pipelocal.telemetry.meter import Meter
 from pipelocal.telemetry.tally import Reading, Tally
 from pipelocal.transport.edge import Check, IncomingBatch, Receiver, Sender
@@ -149,7 +149,9 @@ class Worker:
         self._learning_rate = stage.optimizer.param_groups[0]["lr"]
         stage.update()
         if memory:
-            self.peak_memory_bytes = memory.bytes_beyond(stage) + resident_bytes(stage)
+            self.peak_memory_bytes = memory.bytes_beyond(model_tensors(stage)) + resident_bytes(
+                stage
+            )
         if batch.header.epoch != self._epoch:
             self._epoch = batch.header.epoch
             self._epoch_tally.read_and_reset()

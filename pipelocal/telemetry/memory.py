@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -36,9 +36,9 @@ class SavedBytes:
         with saved_tensors_hooks(save, lambda tensor: tensor):
             yield
 
-    def bytes_beyond(self, stage: Stage) -> int:
-        """Bytes counted, without the stage's own parameters and buffers; forgets the tensors."""
-        own = {tensor.untyped_storage().data_ptr() for tensor in _model_tensors(stage)}
+    def bytes_beyond(self, tensors: Iterable[Tensor]) -> int:
+        """Bytes counted without those of ``tensors``, such as parameters; forgets what it counted."""
+        own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
         self._kept.clear()
         return sum(size for address, size in self._storages.items() if address not in own)
 
@@ -51,8 +51,13 @@ def resident_bytes(stage: Stage) -> int:
         for value in values.values()
         if isinstance(value, Tensor)
     ]
-    gradients = [p for p in _model_tensors(stage) if p.requires_grad]
-    return sum(t.numel() * t.element_size() for t in [*_model_tensors(stage), *state, *gradients])
+    gradients = [p for p in model_tensors(stage) if p.requires_grad]
+    return tensor_bytes([*model_tensors(stage), *state, *gradients])
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Sum of the tensors' sizes in bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def device_peak_bytes(device: torch.device) -> int | None:
@@ -60,7 +65,8 @@ def device_peak_bytes(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
-def _model_tensors(stage: Stage) -> list[Tensor]:
+def model_tensors(stage: Stage) -> list[Tensor]:
+    """Parameters and buffers of body and head."""
     return [
         tensor
         for module in (stage.body, stage.head)

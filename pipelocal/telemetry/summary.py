@@ -20,6 +20,8 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
         "event": "final",
         "stage": worker.stage.number,
         "rank": rank,
+        # A body's module names hold no dots, the model's own may.
+        "units": [name.replace("/", ".") for name, _ in worker.stage.body.named_children()],
         "loss": train and train.loss,
         "accuracy": train and train.accuracy,
         "reconciliation": train and train.reconciliation,

@@ -156,6 +156,10 @@ class RemoteSender(_Endpoint):
         assert wanted == name, f"the contract wants {wanted} next, not {name}"
         self.sent_bytes += tensor.numel() * tensor.element_size()
         tensor = tensor.detach().contiguous()
+        message = self._contract.messages[self._index[name] - 1]
+        assert (tensor.dtype, tensor.shape[1:]) == (message.torch_dtype, message.shape), (
+            f"{name} is {tensor.dtype} {list(tensor.shape[1:])}, but the contract says {message}"
+        )
         self._queue.put((self._index[name], tensor, self._wire.mark()))
 
     def finish(self) -> None:
@@ -296,5 +300,4 @@ class ArrivingBatch:
         return self._slot.buffers[name][: self.header.rows]
 
     def release(self) -> None:
-        # A header without tensors may still be waited for by nobody: its slot is simply free.
         self._receiver.give_back(self._slot)

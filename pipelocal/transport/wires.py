@@ -177,11 +177,18 @@ class NcclWire(PinnedWire):
             self.join(free)
             _finish(dist.irecv(buffer, self._peer, group=self._nccl_group))
             arrived = _record_event(self._stream)
-        return lambda: arrived
+
+        def finish() -> Token:
+            arrived.synchronize()  # on this edge's thread: the others wait where they can be broken
+            return arrived
+
+        return finish
 
 
 def _record_event(stream: torch.cuda.Stream) -> torch.cuda.Event:
-    event: torch.cuda.Event = stream.record_event()
+    # Whoever waits for it sleeps: a thread of every edge does.
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    event.record(stream)
     return event
 
 

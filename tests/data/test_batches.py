@@ -1,10 +1,9 @@
-from collections.abc import Iterable
-
 import pytest
 import torch
 
 from pipelocal.data import ArrayDataset, Batch, BatchStream, DataInfo
 from pipelocal.errors import UserError
+from tests.data.batches import same
 
 MEAN = (0.4, 0.5, 0.6)
 STD = (0.2, 0.25, 0.3)
@@ -27,14 +26,6 @@ def small_dataset(*, augment: bool = True, floating: bool = False) -> ArrayDatas
         mean=MEAN,
         std=STD,
         augment=augment,
-    )
-
-
-def same(first: Iterable[Batch], second: Iterable[Batch]) -> bool:
-    pairs = zip(first, second, strict=True)
-    return all(
-        torch.equal(a.x, b.x) and torch.equal(a.target, b.target) and torch.equal(a.ids, b.ids)
-        for a, b in pairs
     )
 
 

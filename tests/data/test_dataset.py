@@ -52,6 +52,43 @@ def test_bad_data_is_named(changes: dict[str, Any], said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+TOKENS = DataInfo(
+    name="small", sample_shape=(5,), classes=9, target_shape=(5,), sample_dtype=torch.int64
+)
+
+
+def make_tokens(**changes: Any) -> ArrayDataset:
+    tokens = torch.arange(5).expand(6, 5)
+    fields: dict[str, Any] = {"info": TOKENS, "train_x": tokens, "train_y": tokens + 1}
+    fields |= {"test_x": tokens, "test_y": tokens + 1, "mean": (), "std": ()}
+    return make(**{**fields, **changes})
+
+
+def test_tokens_are_taken() -> None:
+    make_tokens()
+    one_label = DataInfo(name="small", sample_shape=(5,), classes=9, sample_dtype=torch.int64)
+    make_tokens(info=one_label, train_y=torch.arange(6), test_y=torch.arange(6))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train_x": torch.zeros(6, 5)}, "torch.float32; tokens are uint8 or int64"),
+        ({"train_y": torch.arange(6)}, r"shape \(6,\); give int64 of shape \[N, 5\]"),
+        ({"train_y": torch.full((6, 5), 9)}, "run from 9 to 9; 9 classes"),
+        ({"mean": (0.5,)}, "one of each for 0 channel"),
+    ],
+)
+def test_bad_tokens_are_named(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        make_tokens(**changes)
+
+
+def test_info_knows_two_dtypes() -> None:
+    with pytest.raises(DataError, match=r"samples of torch.int32"):
+        DataInfo(name="odd", sample_shape=(3,), classes=2, sample_dtype=torch.int32)
+
+
 def test_augmentation_wants_images() -> None:
     with pytest.raises(DataError, match=r"augment=True for samples of shape \(5,\)"):
         make(

@@ -10,7 +10,10 @@ from pipelocal.objective.heads import HEADS, ConvHead, PooledLinear
 
 @pytest.mark.parametrize(
     ("name", "feature_shape"),
-    [("linear", (6,)), ("linear", (6, 5, 4)), ("linear", (6, 5)), ("conv", (6, 5, 4))],
+    [
+        *[(name, shape) for name in ("linear", "mlp") for shape in ((6,), (6, 5, 4), (6, 5))],
+        ("conv", (6, 5, 4)),
+    ],
 )
 def test_logits_shape(name: str, feature_shape: tuple[int, ...]) -> None:
     head = HEADS.get(name)(feature_shape, 10)
@@ -50,5 +53,6 @@ def test_unknown_name() -> None:
     with pytest.raises(UserError) as caught:
         HEADS.get("linaer")
     assert str(caught.value) == (
-        "unknown head 'linaer': choose one of linear, conv; did you mean 'linear'?"
+        "unknown head 'linaer': choose one of linear, conv, mlp, token, token-mlp, token-mean; "
+        "did you mean 'linear'?"
     )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pipelocal.objective import DISTANCES, Greedy, Objective
 from pipelocal.stage import Stage
-from pipelocal.telemetry.memory import SavedBytes, device_peak_bytes, resident_bytes
+from pipelocal.telemetry.memory import SavedBytes, device_peak_bytes, model_tensors, resident_bytes
 from tests.objective.stages import make_stage, same_bits, sgr, weights
 
 ROWS, INPUTS, WIDTH, CLASSES = 5, 8, 16, 4
@@ -35,7 +35,7 @@ def _count(stage: Stage) -> int:
         stage.output_gradient(target)
         stage.reconcile(delta if stage.wants_delta else None)
     stage.update()
-    return saved.bytes_beyond(stage)
+    return saved.bytes_beyond(model_tensors(stage))
 
 
 def test_counts_each_storage_once_and_no_parameters() -> None:
@@ -55,7 +55,7 @@ def test_views_of_one_storage_count_once_and_whole() -> None:
     weight = torch.randn(2, 4, requires_grad=True)
     with saved.counting():
         (base[:3] @ weight.T).sum() + (base[3:] @ weight.T).sum()
-    assert saved.bytes_beyond(_stage()) == 6 * 4 * FLOAT
+    assert saved.bytes_beyond(model_tensors(_stage())) == 6 * 4 * FLOAT
 
 
 def test_memory_that_was_freed_and_used_again_counts_again() -> None:
@@ -64,7 +64,7 @@ def test_memory_that_was_freed_and_used_again_counts_again() -> None:
     with saved.counting():
         for _ in range(4):
             base * torch.randn(1000)  # gone at once, and the next one may lie in its place
-    assert saved.bytes_beyond(_stage()) == 4 * 1000 * FLOAT
+    assert saved.bytes_beyond(model_tensors(_stage())) == 4 * 1000 * FLOAT
 
 
 def test_nothing_saved() -> None:
@@ -72,7 +72,7 @@ def test_nothing_saved() -> None:
     with saved.counting(), torch.no_grad():
         _stage().body(_batch()[0])
     torch.randn(3, requires_grad=True).exp()  # outside the block
-    assert saved.bytes_beyond(_stage()) == 0
+    assert saved.bytes_beyond(model_tensors(_stage())) == 0
 
 
 def test_same_again() -> None:
@@ -115,7 +115,7 @@ def test_counting_keeps_no_tensor_afterwards() -> None:
             stage.output_gradient(torch.zeros(29, dtype=torch.int64))
             stage.reconcile(None)
         stage.update()
-        saved.bytes_beyond(stage)
+        saved.bytes_beyond(model_tensors(stage))
         left = [
             tuple(thing.shape)
             for thing in gc.get_objects()

@@ -1,0 +1,144 @@
+"""Any text as a sequence of bytes, cut into windows, for language models.
+
+The last tenth of the bytes is the test part. A window of ``T`` tokens is a sample, and the same
+window one byte later its labels::
+
+    bytes    t h e _ c a t _ s a t ...
+    sample   t h e _ | c a t _ | ...       T = 4
+    labels   h e _ c | a t _ s | ...
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelocal.data.dataset import ArrayDataset, DataInfo
+from pipelocal.errors import DataError
+
+VOCABULARY = 256
+"""Tokens are bytes."""
+DEFAULT_LENGTH = 128
+OTHER_LENGTHS = (16, 32, 64, 256, 512, 1024)
+TEST_SHARE = 10
+"""One byte in so many is for testing."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextDataset(ArrayDataset):
+    """Windows of a text; in every epoch they begin at another place.
+
+    ``train_x`` and ``train_y`` are the windows at the very beginning, as an example and for their
+    number; training takes those of :meth:`training_part`.
+
+    Attributes:
+        train_tokens: ``[L]`` uint8, the whole training part.
+    """
+
+    train_tokens: Tensor
+
+    def training_part(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Samples and labels ``[N, T]`` uint8, views of the text from a random place on."""
+        count, length = self.train_x.shape
+        generator = torch.Generator().manual_seed(seed)
+        spare = len(self.train_tokens) - count * length  # at least 1: the last label
+        start = int(torch.randint(min(spare, length), (), generator=generator))
+        return _windows(self.train_tokens, start=start, count=count, length=length)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Text by the length of its sequences.
+
+    Attributes:
+        name: the name in the registry.
+        length: tokens in a sequence.
+    """
+
+    name: str
+    length: int
+
+    @property
+    def info(self) -> DataInfo:
+        """Sequences ``(T,)`` of bytes, each token's label the byte that comes next."""
+        return DataInfo(
+            name=self.name,
+            sample_shape=(self.length,),
+            classes=VOCABULARY,
+            target_shape=(self.length,),
+            sample_dtype=torch.int64,
+        )
+
+    def load(self, root: Path | None, _seed: int) -> TextDataset:
+        """The text at ``root``; the same parts for every seed.
+
+        Raises:
+            DataError: no text there, or too little of it.
+            OSError: it cannot be read; ``load_dataset`` makes a DataError of it.
+        """
+        tokens = self._read(root)
+        least = TEST_SHARE * (self.length + 1)
+        if len(tokens) < least:
+            raise DataError(
+                f"data set '{self.name}': {root} holds {len(tokens)} bytes, but a test part of one "
+                f"sequence of {self.length} needs {least}: give more text, or shorter sequences"
+            )
+        border = len(tokens) - len(tokens) // TEST_SHARE
+        train_tokens, test_tokens = tokens[:border], tokens[border:]
+        # A window's worth is left over, so that each epoch's windows can begin elsewhere.
+        train_count = (len(train_tokens) - self.length) // self.length
+        test_count = (len(test_tokens) - 1) // self.length
+        train_x, train_y = _windows(train_tokens, start=0, count=train_count, length=self.length)
+        test_x, test_y = _windows(test_tokens, start=0, count=test_count, length=self.length)
+        return TextDataset(
+            info=self.info,
+            train_x=train_x,
+            train_y=train_y,
+            test_x=test_x,
+            test_y=test_y,
+            mean=(),
+            std=(),
+            train_tokens=train_tokens,
+        )
+
+    def _read(self, root: Path | None) -> Tensor:
+        """All bytes ``[L]`` uint8."""
+        if root is None:
+            raise DataError(
+                f"data set '{self.name}' is read from files and nothing is downloaded: give "
+                f"--data-root PATH with a text file, or a folder of *.txt files"
+            )
+        if root.is_dir():
+            files = sorted(path for path in root.glob("*.txt") if path.is_file())
+            if not files:
+                raise self._unusable(root, "holds no *.txt files")
+        elif root.is_file():
+            files = [root]
+        elif root.exists():
+            raise self._unusable(root, "is neither a file nor a folder")
+        else:
+            raise self._unusable(root, "does not exist")
+        content = b"".join(path.read_bytes() for path in files)
+        if not content:
+            raise self._unusable(root, "is empty")
+        return torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+
+    def _unusable(self, root: Path, what: str) -> DataError:
+        return DataError(
+            f"data set '{self.name}': {root} {what}: give --data-root PATH with a text file, or a "
+            f"folder of *.txt files"
+        )
+
+
+SOURCES = (
+    TextSource("text", DEFAULT_LENGTH),
+    *(TextSource(f"text{length}", length) for length in OTHER_LENGTHS),
+)
+
+
+def _windows(tokens: Tensor, *, start: int, count: int, length: int) -> tuple[Tensor, Tensor]:
+    """Samples and labels ``[count, length]``, views of ``tokens`` ``[L]`` from ``start`` on."""
+    end = start + count * length
+    return tokens[start:end].view(count, length), tokens[start + 1 : end + 1].view(count, length)

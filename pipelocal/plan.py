@@ -1,0 +1,201 @@
+"""``pipelocal plan``: what a cut would cost, before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from pipelocal.build import Blueprint
+from pipelocal.config import PlanConfig
+from pipelocal.data import DataInfo, data_info
+from pipelocal.errors import UserError
+from pipelocal.partition.balance import CostModel
+from pipelocal.partition.profile import Cost
+from pipelocal.units import parse_speeds
+from pipelocal.world import World
+
+IMAGENET = DataInfo(name="imagenet", sample_shape=(3, 224, 224), classes=1000)
+"""What torchvision's models were made for."""
+
+MEANT_FOR: dict[str, DataInfo] = {
+    **dict.fromkeys(("resnet18", "resnet50", "resnet101", "resnet152"), IMAGENET),
+    **dict.fromkeys(("vgg11_bn", "vgg16_bn", "vit_b_16", "convnext_tiny", "swin_t"), IMAGENET),
+    **dict.fromkeys(("gpt", "gpt-math", "lstm", "gru"), data_info("text")),
+    **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet110"), data_info("cifar10")),
+    "vit_small": data_info("cifar10"),
+    "mlp": data_info("digits"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """Predicted for one stage and one training batch."""
+
+    stage: int
+    units: str
+    parameters: int
+    seconds: float
+    """Of a training batch, on this device's own speed (``--device-speeds``)."""
+    head_fraction: float
+    """Share of the seconds that the auxiliary head takes; 0 on the last stage."""
+    memory_bytes: int
+    sent_bytes: int
+    """Over the edge to the next stage; 0 on the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """Another way to train the same model with the same global batch."""
+
+    name: str
+    seconds: float
+    """Of a training batch."""
+    memory_bytes: int
+    """Of the device that needs most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What :func:`plan` finds."""
+
+    model: str
+    batch_size: int
+    device: str
+    cut: str
+    stages: list[StagePlan]
+    bottleneck: int
+    """Number of the slowest stage, which sets the rate of the pipeline."""
+    samples_per_second: float
+    alternatives: list[Alternative]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain types."""
+        return asdict(self)
+
+
+def plan(config: PlanConfig) -> Plan:
+    """Measure every unit and predict what the stages of a cut cost.
+
+    Raises:
+        UserError: the model cannot be made or cut like that.
+    """
+    train_config = config.train_config()
+    train_config.validate()
+    torch.set_num_threads(config.threads)
+    device = World.alone().device(config.device)
+    blueprint = Blueprint.draw(train_config, info=planned_input(config))
+    model = blueprint.cost_model(train_config, device, repeats=config.repeats)
+    if config.cut is None and config.balance != "count":
+        blueprint = blueprint.balanced(train_config, model)
+    speeds = [1.0] * blueprint.stages
+    if config.device_speeds is not None:
+        speeds = parse_speeds("--device-speeds", config.device_speeds, blueprint.stages)
+    return predict(blueprint, model, config, speeds)
+
+
+def planned_input(config: PlanConfig) -> DataInfo:
+    """What the model would be fed: as the options say, or what the model was made for.
+
+    Raises:
+        UserError: neither ``--data`` nor ``--input-shape`` is given for a user's own model.
+    """
+    if config.data is not None:
+        return data_info(config.data)
+    info = MEANT_FOR.get(config.model)
+    if info is None and (config.input_shape is None or config.classes is None):
+        raise UserError(
+            f"--model {config.model}: say what it takes, with --data, or with --input-shape (such as "
+            f"3,32,32) and --classes"
+        )
+    info = info or IMAGENET
+    shape = info.sample_shape
+    if config.input_shape is not None:
+        try:
+            shape = tuple(int(word) for word in config.input_shape.split(","))
+        except ValueError:
+            shape = ()
+        if not shape or min(shape) < 1:
+            raise UserError(
+                f"--input-shape {config.input_shape}: give positive numbers such as 3,32,32"
+            )
+    return DataInfo(
+        name="planned",
+        sample_shape=shape,
+        classes=config.classes or info.classes,
+        target_shape=shape if info.tokens else (),
+        sample_dtype=info.sample_dtype,
+    )
+
+
+def predict(
+    blueprint: Blueprint, model: CostModel, config: PlanConfig, speeds: list[float]
+) -> Plan:
+    """The figures of a cut, from measured costs."""
+    stages = []
+    for number, cut in enumerate(blueprint.cuts, start=1):
+        parts = [*model.profile.units[cut.start : cut.stop], model.profile.heads[cut.stop - 1]]
+        last = number == blueprint.stages
+        seconds = model.seconds(cut.start, cut.stop)
+        stages.append(
+            StagePlan(
+                stage=number,
+                units=blueprint.units(number),
+                parameters=sum(part.parameter_bytes for part in parts) // 4,
+                seconds=seconds / speeds[number - 1],
+                head_fraction=0.0 if last else min(1.0, _seconds(parts[-1]) / seconds),
+                memory_bytes=model.memory_bytes(cut.start, cut.stop),
+                sent_bytes=0 if last else model.edge_bytes(cut.stop),
+            )
+        )
+    slowest = max(stages, key=lambda stage: stage.seconds)
+    return Plan(
+        model=config.model,
+        batch_size=config.batch_size,
+        device=model.profile.device,
+        cut=",".join(blueprint.chain.units[cut.start].name for cut in blueprint.cuts[1:]),
+        stages=stages,
+        bottleneck=slowest.stage,
+        samples_per_second=config.batch_size / slowest.seconds,
+        alternatives=_alternatives(blueprint, model, config.micro_batches, speeds),
+    )
+
+
+def _alternatives(
+    blueprint: Blueprint, model: CostModel, micro_batches: int, speeds: list[float]
+) -> list[Alternative]:
+    profile = model.profile
+    whole = [*profile.units, profile.heads[-1]]
+    bp = Alternative(
+        name="BP, one device",
+        seconds=sum(map(_seconds, whole)) - whole[0].input_gradient_s,
+        memory_bytes=sum(map(_held, whole)) + profile.input_bytes,
+    )
+    # A schedule of m micro-batches over K stages takes m + K - 1 turns of its slowest stage, and
+    # 1F1B keeps K - k + 1 micro-batches at stage k. Transfers are taken to be free, as above.
+    turns = micro_batches + blueprint.stages - 1
+    seconds, memory = [], []
+    for number, cut in enumerate(blueprint.cuts, start=1):
+        parts = profile.units[cut.start : cut.stop]
+        if number == blueprint.stages:
+            parts = [*parts, profile.heads[-1]]
+        seconds.append(sum(map(_seconds, parts)) / speeds[number - 1])
+        in_flight = min(micro_batches, blueprint.stages - number + 1)
+        saved = sum(part.saved_bytes for part in parts)
+        resident = sum(map(_held, parts)) - saved
+        memory.append(resident + saved * in_flight // micro_batches)
+    pipeline = Alternative(
+        name=f"1F1B, same cut, {micro_batches} micro-batches",
+        seconds=max(seconds) / micro_batches * turns,
+        memory_bytes=max(memory),
+    )
+    return [bp, pipeline]
+
+
+def _seconds(part: Cost) -> float:
+    return part.forward_s + part.backward_s + part.update_s
+
+
+def _held(part: Cost) -> int:
+    return 2 * part.parameter_bytes + part.buffer_bytes + part.optimizer_bytes + part.saved_bytes

@@ -1,0 +1,61 @@
+"""A plan as a table."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelocal.plan import Plan
+from pipelocal.telemetry.view import format_bytes
+
+NARROWEST = 120
+"""Columns."""
+
+
+NARROWEST = 120
+"""Columns."""
+
+
+def print_plan(plan: Plan, stream: TextIO) -> None:
+    """Write the stages, the bottleneck and the alternatives."""
+    console = Console(file=stream, highlight=False, soft_wrap=True)
+    console.width = max(console.width, NARROWEST)  # long unit names: rather wide than torn
+    console.width = max(console.width, NARROWEST)  # long unit names: rather wide than torn
+    console.print(
+        f"{plan.model}, batches of {plan.batch_size} on {plan.device}, one stage a device; "
+        f"predicted for one training batch"
+    )
+    table = Table("stage", "units", box=None, header_style="bold")
+    for name in ("parameters", "time", "of it head", "peak memory", "sent on"):
+        table.add_column(name, justify="right")
+    for stage in plan.stages:
+        slowest = stage.stage == plan.bottleneck
+        table.add_row(
+            str(stage.stage),
+            stage.units,
+            f"{stage.parameters:,}",
+            format_milliseconds(stage.seconds) + (" *" if slowest else "  "),
+            f"{stage.head_fraction:.0%}" if stage.head_fraction else "-",
+            format_bytes(stage.memory_bytes),
+            format_bytes(stage.sent_bytes) if stage.sent_bytes else "-",
+        )
+    console.print(table)
+    console.print(
+        f"* the bottleneck: {plan.samples_per_second:,.1f} samples/s at most, over links that keep up"
+    )
+    console.print(f"to train with this cut: --cut {plan.cut}" if plan.cut else "one stage: no cut")
+    beside = Table("beside it", box=None, header_style="bold")
+    for name in ("time", "peak memory of a device"):
+        beside.add_column(name, justify="right")
+    for other in plan.alternatives:
+        beside.add_row(
+            other.name, format_milliseconds(other.seconds), format_bytes(other.memory_bytes)
+        )
+    console.print(beside)
+
+
+def format_milliseconds(seconds: float) -> str:
+    """Such as ``12.3 ms``."""
+    return f"{seconds * 1000:,.1f} ms"

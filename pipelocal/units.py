@@ -1,0 +1,53 @@
+"""Quantities as users write them."""
+
+import re
+
+from pipelocal.errors import UserError
+
+BYTES = {
+    "": 1,
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """Bytes from text such as ``16GiB`` or ``500 MB``.
+
+    Args:
+        option: where the text comes from, for the error.
+        text: a positive number and a unit.
+
+    Raises:
+        UserError: it is none.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2] not in BYTES or float(match[1]) == 0:
+        raise UserError(
+            f"{option} {text}: give a number above 0 with one of {', '.join(filter(None, BYTES))}, "
+            f"such as 16GiB"
+        )
+    return int(float(match[1]) * BYTES[match[2]])
+
+
+def parse_speeds(option: str, text: str, stages: int) -> list[float]:
+    """Relative speeds from text such as ``1,1,0.5``, one for each stage.
+
+    Raises:
+        UserError: they are not positive numbers, or not as many as stages.
+    """
+    try:
+        speeds = [float(word) for word in text.split(",")]
+    except ValueError:
+        speeds = []
+    if len(speeds) != stages or not all(0 < speed < float("inf") for speed in speeds):
+        raise UserError(
+            f"{option} {text}: give {stages} numbers above 0, one for each stage, such as "
+            f"{','.join(['1'] * stages)}"
+        )
+    return speeds

@@ -1,0 +1,119 @@
+"""What torchvision's models start from when they are made unit by unit: what torchvision starts from."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipelocal._torchvision import import_torchvision
+from pipelocal.models.deferred import Deferred
+from tests.models.test_torchvision_chains import chain_of, plain
+
+QUICK = ["resnet18", "vit_small", "convnext_tiny", "swin_t"]
+SEEDS = (0, 1)
+SIGMAS = 6.0
+"""How far a mean or a standard deviation may be off, in its own standard deviations."""
+
+
+def slow(*names: str) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, "vgg11_bn", *slow("resnet50", "resnet152", "vgg16_bn", "vit_b_16")]
+)
+def test_deferred_model_is_torchvisions_bit_for_bit(name: str) -> None:
+    """All at once and in the constructor's order, from one seed: so the rules are the same."""
+    deferred = Deferred(lambda: plain(name))
+    torch.manual_seed(3)
+    ours = deferred.build(deferred.module).state_dict()
+    torch.manual_seed(3)
+    theirs = plain(name).state_dict()
+    assert list(ours) == list(theirs)
+    for key, value in theirs.items():
+        assert torch.equal(ours[key], value), key
+        assert ours[key].dtype == value.dtype
+
+
+def _is_drawn(values: list[Tensor]) -> bool:
+    return any(not torch.equal(value, values[0]) for value in values[1:])
+
+
+def _moments(values: list[Tensor]) -> tuple[float, float]:
+    every = torch.cat([value.double().flatten() for value in values])
+    return float(every.mean()), float(every.std())
+
+
+@pytest.mark.parametrize("name", [*QUICK, *slow("resnet50", "vgg11_bn", "vit_b_16")])
+def test_units_start_from_torchvisions_distribution(name: str) -> None:
+    """Unit by unit, each from its own seed: mean and spread of each tensor, or its exact values."""
+    chain = chain_of(name)
+    ours: list[dict[str, Tensor]] = []
+    theirs: list[dict[str, Tensor]] = []
+    for seed in SEEDS:
+        pieces = [*chain.build(0, len(chain.units), seed=seed), chain.build_classifier(seed=seed)]
+        ours.append(chain.whole_state(nn.Sequential(*pieces), 0, len(pieces)))
+        torch.manual_seed(seed)
+        theirs.append(plain(name).state_dict())
+    drawn = 0
+    for key in theirs[0]:
+        a, b = [state[key] for state in ours], [state[key] for state in theirs]
+        if not _is_drawn(b):
+            assert all(torch.equal(value, b[0]) for value in a), key
+            continue
+        drawn += 1
+        (mean, std), (their_mean, their_std) = _moments(a), _moments(b)
+        # Two samples of this size, so sqrt(2); of all distributions here the normal's std varies most.
+        error = math.sqrt(2 / (len(SEEDS) * a[0].numel()))
+        assert abs(mean - their_mean) < SIGMAS * their_std * error, key
+        assert abs(std - their_std) < SIGMAS * their_std * error / math.sqrt(2), key
+    assert drawn >= len(chain.units)
+
+
+def test_computed_buffers_of_swin() -> None:
+    """The index of relative positions: a 7x7 window's 49 x 49 pairs in a table of 13 x 13."""
+    chain = chain_of("swin_t")
+    (block,) = chain.build(1, 2, seed=0)
+    index = block.state_dict()["0.attn.relative_position_index"]
+    assert index.shape == (49 * 49,)
+    assert index.dtype == torch.int64
+    rows, columns = (torch.arange(49) // 7, torch.arange(49) % 7)
+    expected = (rows[:, None] - rows + 6) * 13 + (columns[:, None] - columns + 6)
+    assert torch.equal(index.view(49, 49), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "std", "zero_bias"),
+    [
+        ("resnet18", "conv1", math.sqrt(2 / (64 * 7 * 7)), None),
+        ("vgg11_bn", "features.0", math.sqrt(2 / (64 * 3 * 3)), True),
+        ("vit_small", "conv_proj", math.sqrt(1 / (4 * 4)), True),
+        ("convnext_tiny", "features.0.0", 0.02, True),
+        ("swin_t", "features.0.0", math.sqrt(1 / (3 * 4 * 4)), False),
+    ],
+)
+def test_first_convolution_for_grey_images(
+    name: str, key: str, std: float, zero_bias: bool | None
+) -> None:
+    """By the family's rule for the number of channels that there are."""
+    chain = chain_of(name, (1, 32, 32))
+    states = [chain.whole_state(chain.build(0, 1, seed=seed), 0, 1) for seed in range(4)]
+    weight = torch.stack([state[f"{key}.weight"] for state in states])
+    assert weight.shape[2] == 1
+    assert float(weight.mean()) == pytest.approx(0, abs=6 * std / math.sqrt(weight.numel()))
+    assert float(weight.std()) == pytest.approx(std, rel=6 / math.sqrt(2 * weight.numel()))
+    if zero_bias is None:
+        assert f"{key}.bias" not in states[0]
+    else:
+        assert bool((states[0][f"{key}.bias"] == 0).all()) == zero_bias
+
+
+def test_operators_of_torchvision_are_as_before() -> None:
+    """A model on meta must leave nothing behind that changes an ordinary one."""
+    chain_of("swin_t").shapes()
+    torch.manual_seed(0)
+    model = import_torchvision().models.swin_t(num_classes=2)
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+    assert 0.019 < float(model.head.weight.detach().std()) < 0.021

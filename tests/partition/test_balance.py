@@ -1,0 +1,140 @@
+"""Measured costs, the stages that they make, and the cut that balances them."""
+
+import time
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipelocal.build import Blueprint
+from pipelocal.config import TrainConfig
+from pipelocal.errors import UserError
+from pipelocal.models import Chain, Unit
+from pipelocal.partition import Cut
+from pipelocal.partition.balance import CostModel, balanced
+from pipelocal.partition.profile import Bench, Cost, Profile
+from pipelocal.telemetry.memory import resident_bytes
+
+CPU = torch.device("cpu")
+NOTHING = Cost(
+    forward_s=0,
+    backward_s=0,
+    input_gradient_s=0,
+    reconcile_s=0,
+    update_s=0,
+    saved_bytes=0,
+    reconcile_bytes=0,
+    parameter_bytes=0,
+    buffer_bytes=0,
+    optimizer_bytes=0,
+    output_bytes=0,
+)
+
+
+def model_of(units: list[Cost], heads: list[Cost] | None = None, *, reconcile: bool) -> CostModel:
+    profile = Profile(
+        batch_size=1,
+        device="cpu",
+        names=[f"u{i}" for i in range(len(units))],
+        units=units,
+        heads=heads or [NOTHING] * len(units),
+        input_bytes=7,
+    )
+    return CostModel(profile=profile, reconcile=reconcile, window=2)
+
+
+def test_seconds_of_a_stage() -> None:
+    unit = replace(
+        NOTHING, forward_s=1, backward_s=2, input_gradient_s=0.5, reconcile_s=10, update_s=0.25
+    )
+    head = replace(NOTHING, forward_s=100, backward_s=200, reconcile_s=1000)
+    greedy = model_of([unit] * 3, [head] * 3, reconcile=False)
+    sgr = model_of([unit] * 3, [head] * 3, reconcile=True)
+    # Its first unit hands no gradient back, unless the stage reconciles.
+    assert greedy.seconds(1, 3) == 2 * 3.25 - 0.5 + 300
+    assert sgr.seconds(1, 3) == 2 * 13.25 + 1300
+    assert sgr.seconds(0, 2) == greedy.seconds(0, 2) == 2 * 3.25 - 0.5 + 300
+
+
+def test_memory_of_a_stage() -> None:
+    unit = replace(
+        NOTHING,
+        saved_bytes=1000,
+        reconcile_bytes=500,
+        parameter_bytes=10,
+        buffer_bytes=1,
+        optimizer_bytes=10,
+        output_bytes=3,
+    )
+    sgr = model_of([unit] * 4, reconcile=True)
+    each = 2 * 10 + 1 + 10 + 1000
+    assert sgr.edge_bytes(2) == 6
+    assert sgr.memory_bytes(0, 2) == 2 * each + 7 + 2 * 6
+    assert sgr.memory_bytes(1, 3) == 2 * (each + 500) + 2 * 6 + 2 * 6
+    assert sgr.memory_bytes(3, 4) == each + 500 + 2 * 6
+
+
+def test_a_memory_limit_moves_the_cut_or_is_refused() -> None:
+    slow_and_small = replace(NOTHING, forward_s=3, saved_bytes=1)
+    quick_and_large = replace(NOTHING, forward_s=1, saved_bytes=100)
+    model = model_of([slow_and_small, slow_and_small, *[quick_and_large] * 4], reconcile=False)
+    free = balanced(model, 2, balance="time")
+    assert free == [Cut(start=0, stop=2), Cut(start=2, stop=6)]
+    assert balanced(model, 2, balance="time", memory_limit=350) == [
+        Cut(start=0, stop=3),
+        Cut(start=3, stop=6),
+    ]
+    with pytest.raises(UserError, match=r"needs 0.0MiB for its largest stage: raise the limit"):
+        balanced(model, 2, balance="time", memory_limit=150)
+
+
+class Heavy(nn.Module):
+    """Takes at least so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(self.seconds)
+        out: Tensor = self.linear(x)
+        return out
+
+
+def test_one_heavy_unit_gets_a_stage_of_its_own() -> None:
+    """Equal numbers of units would put three light ones beside it."""
+    seconds = [0.0, 0.0, 0.02, 0.0, 0.0, 0.0]
+    units = [Unit(name=f"u{i}", build=partial(Heavy, seconds)) for i, seconds in enumerate(seconds)]
+    chain = Chain(
+        units, classifier=Unit(name="c", build=lambda: nn.Linear(8, 3)), input_shape=(8,), classes=3
+    )
+    bench = Bench(
+        batch_size=4,
+        device=CPU,
+        reconcile=False,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+    profile = bench.measure(chain, chain.shapes(), lambda shape: nn.Linear(shape[0], 3))
+    assert [cost.forward_s > 0.02 for cost in profile.units] == [s > 0 for s in seconds]
+    cuts = balanced(CostModel(profile=profile, reconcile=False, window=2), 3, balance="time")
+    assert Cut(start=2, stop=3) in cuts
+
+
+@pytest.mark.parametrize("objective", ["greedy", "sgr"])
+def test_measured_bytes_are_a_real_stages(objective: str) -> None:
+    """What the profile counts for a stage is what the stage itself has after a step."""
+    config = TrainConfig(model="resnet20", objective=objective, batch_size=8)
+    blueprint = Blueprint.draw(config)
+    model = blueprint.cost_model(config, CPU, repeats=1)
+    cut = blueprint.cuts[1]
+    stage = blueprint.build_stage(2, config, device=CPU, total_steps=10)
+    x = torch.randn(8, *blueprint.output_shape(1))
+    delta = torch.randn_like(x) if objective == "sgr" else None
+    stage.step(x, torch.randint(10, (8,)), delta)
+    parts = [*model.profile.units[cut.start : cut.stop], model.profile.heads[cut.stop - 1]]
+    predicted = sum(2 * p.parameter_bytes + p.buffer_bytes + p.optimizer_bytes for p in parts)
+    assert predicted == resident_bytes(stage)
+    assert model.edge_bytes(cut.stop) == (2 if objective == "sgr" else 1) * 8 * 32 * 4 * 4 * 4

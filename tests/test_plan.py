@@ -1,0 +1,77 @@
+"""The plan command."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pipelocal import cli
+from tests.ranks import run_ranks
+
+
+def test_the_plan_as_json_is_consistent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        cli.run(["plan", "--model", "resnet20", "--stages", "3", "--json", "--repeats", "1"]) == 0
+    )
+    plan = json.loads(capsys.readouterr().out)
+    assert [stage["stage"] for stage in plan["stages"]] == [1, 2, 3]
+    slowest = max(plan["stages"], key=lambda stage: stage["seconds"])
+    assert plan["bottleneck"] == slowest["stage"]
+    assert plan["samples_per_second"] == pytest.approx(plan["batch_size"] / slowest["seconds"])
+    assert plan["stages"][-1]["sent_bytes"] == 0
+    bp, pipeline = plan["alternatives"]
+    assert bp["memory_bytes"] > max(stage["memory_bytes"] for stage in plan["stages"])
+    assert pipeline["memory_bytes"] < bp["memory_bytes"]
+
+
+def test_the_table_names_the_bottleneck_and_the_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["plan", "--stages", "2", "--repeats", "1", "--objective", "greedy"]) == 0
+    said = capsys.readouterr().out
+    assert said.count(" *") == 1
+    assert "the bottleneck" in said
+    assert "--cut block" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", "resnet21"], "unknown model 'resnet21'"),
+        (["--stages", "9"], "--stages 9: this model has 4 units"),
+        (["--cut", "block9"], "this model has no unit 'block9'"),
+        (["--objective", "bp"], "bp has no stages to plan"),
+        (["--memory-limit", "1KiB"], "raise the limit, cut more stages"),
+        (["--memory-limit", "much"], "such as 16GiB"),
+        (["--device-speeds", "1,2"], "give 4 numbers above 0"),
+        (["--repeats", "0"], "--repeats 0: must be at least 1"),
+        (["--input-shape", "3,x"], "--input-shape 3,x: give positive numbers"),
+        (["--model", "a:b"], "--model a:b: say what it takes"),
+        (["--balance", "luck"], "--balance luck: choose one of count, time, memory"),
+    ],
+)
+def test_bad_options_end_in_one_line(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["plan", "--repeats", "1", *options]) == cli.USER_ERROR
+    line = capsys.readouterr().err
+    assert said in line
+    assert line.count("\n") == 1
+
+
+def test_training_with_a_measured_cut_writes_it_down(tmp_path: Path) -> None:
+    """Rank 0 measures, all ranks cut alike, and later commands find the same cut."""
+    out = tmp_path / "run"
+    arguments = ["train", "--model", "resnet20", "--balance", "time", "--max-steps", "2"]
+    run_ranks(tmp_path / "log", [*arguments, "--objective", "greedy", "--out", str(out)], 2)
+    options = tomllib.loads((out / "config.toml").read_text())
+    assert options["cut"].count(",") == 2
+    assert cli.run(["evaluate", str(out)]) == 0
+    assert cli.run(["export", str(out), "--to", str(tmp_path / "m.pt")]) == 0
+
+
+def test_a_users_cut_decides_the_number_of_stages(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", "--cut", "block2", "--max-steps", "2", "--plain", "--out", str(out)]
+    assert cli.run(arguments) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert len(summary["stages"]) == 2
