@@ -1,0 +1,206 @@
+"""Does the planner predict what stages cost, and does its cut beat equal numbers of units?
+
+First part: for each model the predicted time of every stage beside the measured one, each stage
+running alone on one thread. Second part: throughput of real runs over two ranks, with equal numbers
+of units and with ``--balance time``, taken in turns::
+
+    python benchmarks/planner/run.py --quick --json planner.json
+    python benchmarks/planner/run.py --json planner.json
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from benchmarks import common
+from benchmarks.common import BenchmarkError, Target
+from pipelocal.build import Blueprint
+from pipelocal.config import PlanConfig, TrainConfig
+from pipelocal.plan import planned_input, predict
+
+HEAVY = f"{Path(__file__).with_name('models.py')}:one_heavy_unit"
+PREDICTED = ("resnet50", "vit_b_16", "gpt")
+PREDICTED_QUICK = ("resnet20", "gpt")
+BALANCED = {"resnet20": "resnet20", "one heavy unit": HEAVY}
+LARGEST_ERROR = 0.15
+"""Of the predicted time of the bottleneck."""
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = common.Parser(description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, help="result file to write")
+    parser.add_argument("--quick", action="store_true", help="a short form of under 3 minutes")
+    parser.add_argument("--objectives", nargs="+", default=["greedy", "sgr"])
+    parser.add_argument("--repeats", type=int, default=7, help="measured steps of every stage")
+    parser.add_argument("--rounds", type=int, default=3, help="runs over ranks of each kind")
+    options = parser.parse_args()
+    common.check_writable(options.json)
+    models: tuple[str, ...] = PREDICTED_QUICK if options.quick else PREDICTED
+    rounds, steps = (1, 40) if options.quick else (options.rounds, 120)
+    torch.set_num_threads(1)
+    predictions = [
+        predict_and_measure(model, objective, options.repeats)
+        for model in models
+        for objective in options.objectives
+        if not (objective == "sgr" and model in ("vit_b_16", "gpt"))  # no double backward
+    ]
+    throughputs = [compare_cuts(name, model, rounds, steps) for name, model in BALANCED.items()]
+    targets = [*map(error_target, predictions), *map(gain_target, throughputs)]
+    show(predictions, throughputs)
+    common.print_targets(targets)
+    environment = common.describe_environment(threads=1)
+    results = [*predictions, *throughputs]
+    common.write_result(options.json, environment=environment, results=results, targets=targets)
+    plot(predictions, options.json.with_suffix(".png"))
+
+
+def predict_and_measure(model: str, objective: str, repeats: int) -> Row:
+    """Predicted and measured seconds of every stage of the planner's own cut."""
+    config = PlanConfig(model=model, objective=objective, batch_size=4, device="cpu")
+    train_config = config.train_config()
+    blueprint = Blueprint.draw(train_config, info=planned_input(config))
+    costs = blueprint.cost_model(train_config, torch.device("cpu"), repeats=config.repeats)
+    blueprint = blueprint.balanced(train_config, costs)
+    plan = predict(blueprint, costs, config, [1.0] * blueprint.stages)
+    measured = [
+        measure_stage(blueprint, train_config, number + 1, repeats)
+        for number in range(blueprint.stages)
+    ]
+    predicted = [stage.seconds for stage in plan.stages]
+    slowest = plan.bottleneck - 1
+    return {
+        "kind": "prediction",
+        "model": model,
+        "objective": objective,
+        "batch_size": config.batch_size,
+        "cut": plan.cut,
+        "bottleneck": plan.bottleneck,
+        "predicted_over_measured": [p / m for p, m in zip(predicted, measured, strict=True)],
+        "predicted_share": [p / sum(predicted) for p in predicted],
+        "measured_share": [m / sum(measured) for m in measured],
+        "bottleneck_error": abs(predicted[slowest] - measured[slowest]) / measured[slowest],
+    }
+
+
+def measure_stage(blueprint: Blueprint, config: TrainConfig, number: int, repeats: int) -> float:
+    """Median seconds of a training step of one stage, alone."""
+    stage = blueprint.build_stage(
+        number, config, device=torch.device("cpu"), total_steps=repeats + 1
+    )
+    shape = (config.batch_size, *blueprint.output_shape(number - 1))
+    dtype = blueprint.chain.input_dtype if number == 1 else torch.float32
+    x = torch.randn(shape) if dtype.is_floating_point else torch.randint(9, shape, dtype=dtype)
+    delta = torch.randn(shape) / config.batch_size if stage.wants_delta else None
+    target = torch.randint(blueprint.chain.classes, (config.batch_size, *blueprint.target_shape))
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        stage.step(x, target, delta)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+def compare_cuts(name: str, model: str, rounds: int, steps: int) -> Row:
+    """Samples a second over two ranks with the planner's cut, over those with equal counts."""
+    rates: dict[str, list[float]] = {"count": [], "time": []}
+    for _ in range(rounds):
+        for balance, seen in rates.items():
+            seen.append(train_over_ranks(model, balance, steps))
+    ratios = [t / c for t, c in zip(rates["time"], rates["count"], strict=True)]
+    return {
+        "kind": "throughput",
+        "model": name,
+        "ranks": 2,
+        "stages": 2,
+        "ratio_of_each_round": ratios,
+        "ratio": statistics.median(ratios),
+    }
+
+
+def train_over_ranks(model: str, balance: str, steps: int) -> float:
+    """Samples a second of one run."""
+    with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
+        out = Path(scratch, "run")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", "2", "-m", "pipelocal", "train", "--model", model]
+        command += ["--data", "synthetic", "--objective", "greedy", "--stages", "2"]
+        command += ["--balance", balance, "--max-steps", str(steps), "--plain", "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = [line for line in done.stderr.splitlines() if "pipelocal" in line]
+            raise BenchmarkError(f"{model}, {balance}: {last[-1] if last else 'failed'}")
+        summary = json.loads((out / "summary.json").read_text())
+        return float(summary["samples_per_second"])
+
+
+def error_target(row: Row) -> Target:
+    """Of one prediction."""
+    name = f"{row['model']}, {row['objective']}: error of the predicted bottleneck"
+    return common.at_most(name, row["bottleneck_error"], LARGEST_ERROR)
+
+
+def gain_target(row: Row) -> Target:
+    """Of one comparison of cuts."""
+    return common.at_least(f"{row['model']}: rate of --balance time over count", row["ratio"], 1.0)
+
+
+def show(predictions: list[Row], throughputs: list[Row]) -> None:
+    """Print both parts."""
+
+    def figures(values: list[float]) -> str:
+        return " ".join(f"{value:.2f}" for value in values)
+
+    common.print_table(
+        "time of each stage, predicted over measured; * is the bottleneck",
+        ("model", "objective", "predicted / measured", "share of the time, measured", "bottleneck"),
+        [
+            (
+                row["model"],
+                row["objective"],
+                figures(row["predicted_over_measured"]),
+                figures(row["measured_share"]),
+                f"stage {row['bottleneck']}: {row['bottleneck_error']:.1%} off",
+            )
+            for row in predictions
+        ],
+    )
+    common.print_table(
+        "samples a second over 2 ranks, --balance time over --balance count",
+        ("model", "each round", "median"),
+        [(r["model"], figures(r["ratio_of_each_round"]), f"{r['ratio']:.2f}") for r in throughputs],
+    )
+
+
+def plot(predictions: list[Row], path: Path) -> None:
+    """Predicted over measured, stage by stage."""
+    pyplot = common.load_pyplot()
+    if pyplot is None:
+        return
+    figure, axes = pyplot.subplots(figsize=(7, 3.5))
+    for row in predictions:
+        ratios = row["predicted_over_measured"]
+        label = f"{row['model']}, {row['objective']}"
+        axes.plot(range(1, len(ratios) + 1), ratios, marker="o", label=label)
+    axes.axhspan(1 - LARGEST_ERROR, 1 + LARGEST_ERROR, alpha=0.15)
+    axes.set(xlabel="stage", ylabel="predicted / measured time", xticks=range(1, 5))
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    common.run_main(main)
