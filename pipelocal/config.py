@@ -37,10 +37,12 @@ class TrainConfig:
     package.module:function or file.py:function, called with the sample shape and the number of
     classes."""
     data: str = "digits"
-    """Data set: digits (comes with scikit-learn), fashion-mnist, cifar10, cifar100 (both read from
-    --data-root), or synthetic."""
+    """Data set: digits (comes with scikit-learn); fashion-mnist, cifar10, cifar100 (read from
+    --data-root); text (bytes in sequences of 128; text16 to text1024 for other lengths), or
+    synthetic."""
     data_root: str | None = None
-    """Folder that holds the files of the data set; nothing is downloaded."""
+    """Folder that holds the files of the data set, or for text the file itself; nothing is
+    downloaded."""
     objective: str = "sgr"
     """greedy (each stage its own loss), sgr (the same and gradient reconciliation), or bp (ordinary
     back-propagation through the uncut model, one process; --stages does not apply)."""
@@ -70,7 +72,8 @@ class TrainConfig:
     device_speeds: str | None = None
     """With --balance time: relative speed of each stage's device, such as 1,1,0.5."""
     head: str = "linear"
-    """Auxiliary head of every stage but the last: linear (pooled) or conv (one convolution first)."""
+    """Auxiliary head of every stage but the last: linear or mlp (pooled; for labels per token, per
+    token), conv (one convolution first; images), token, token-mlp, token-mean."""
     distance: str = "cosine"
     """Distance that sgr reconciles by: cosine, relative, or squared."""
     reconcile_weight: float = 0.05
