@@ -26,3 +26,19 @@ def test_a_new_partition_of_a_new_model_in_under_forty_lines(tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[['0', '1', '2'], ['3', '4'], ['5']]"
+
+
+def test_own_model_head_distance_and_data_set(tmp_path: Path) -> None:
+    """The blocks of the guide, put together, are a program with pipelocal's own command line."""
+    (tmp_path / "mine.py").write_text("\n".join(python_blocks("extending.md")))
+    options = "--model tiny --data stripes --head hidden --distance manhattan --max-steps 6"
+    done = subprocess.run(
+        [sys.executable, "mine.py", "train", *options.split(), "--plain", "--out", "run"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout.splitlines()[-1]
