@@ -69,6 +69,8 @@ def run(arguments: list[str]) -> int:
         return _say("stopped", "interrupted by the user", INTERRUPTED)
     except PipelocalError as error:
         return _say("error", error, FAILURE)
+    except BrokenPipeError:
+        return FAILURE  # whoever read the output has left, and wants to hear no more
     except Exception as error:
         if os.environ.get("PIPELOCAL_TRACEBACK"):
             raise

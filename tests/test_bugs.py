@@ -350,3 +350,14 @@ def test_a_model_that_ends_the_program_ended_it_without_a_word(
     (tmp_path / "model.py").write_text("import sys\ndef f(shape, classes): sys.exit(0)\n")
     assert cli.run(["train", "--model", f"{tmp_path / 'model.py'}:f"]) == cli.FAILURE
     assert "the model ended the program (exit code 0)" in capsys.readouterr().err
+
+
+def test_a_plan_for_a_reader_that_left_blamed_the_model() -> None:
+    """rich raises SystemExit on a broken pipe, which passed for the model's own ``sys.exit``."""
+    command = f"{sys.executable} -m pipelocal plan --model mlp --stages 2 --repeats 1"
+    shell = f"{command} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "the model ended the program" not in done.stderr
+    assert "Traceback" not in done.stderr

@@ -21,6 +21,13 @@ NARROWEST = 120
 def print_plan(plan: Plan, stream: TextIO) -> None:
     """Write the stages, the bottleneck and the alternatives."""
     console = Console(file=stream, highlight=False, soft_wrap=True)
+    # Not straight to the stream: rich ends the whole program when whoever reads it has left.
+    with console.capture() as captured:
+        _print(plan, console)
+    stream.write(captured.get())
+
+
+def _print(plan: Plan, console: Console) -> None:
     console.width = max(console.width, NARROWEST)  # long unit names: rather wide than torn
     console.width = max(console.width, NARROWEST)  # long unit names: rather wide than torn
     console.print(

@@ -16,6 +16,7 @@ import queue
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 
@@ -35,7 +36,7 @@ RING_SLOTS = 2
 """One batch in use and one arriving."""
 
 
-class _Endpoint:
+class _Endpoint(ABC):
     """What both ends share: a thread, its failure, and waits that can be broken."""
 
     def __init__(
@@ -82,8 +83,9 @@ class _Endpoint:
                 self._failure = _first_sentence(error)
                 self._changed.notify_all()
 
+    @abstractmethod
     def _run(self) -> None:
-        raise NotImplementedError
+        """Serve the transfers until the stream ends; on the edge's thread."""
 
     def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
         """Wait, with the lock held, until ``condition``; an error if that can no longer be."""
