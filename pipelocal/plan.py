@@ -11,8 +11,8 @@ from pipelocal.build import Blueprint
 from pipelocal.config import PlanConfig
 from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import UserError
+from pipelocal.partition import to_text
 from pipelocal.partition.balance import CostModel
-from pipelocal.partition.profile import Cost
 from pipelocal.units import parse_speeds
 from pipelocal.world import World
 
@@ -144,7 +144,7 @@ def predict(
                 units=blueprint.units(number),
                 parameters=sum(part.parameter_bytes for part in parts) // 4,
                 seconds=seconds / speeds[number - 1],
-                head_fraction=0.0 if last else min(1.0, _seconds(parts[-1]) / seconds),
+                head_fraction=0.0 if last else min(1.0, parts[-1].train_s / seconds),
                 memory_bytes=model.memory_bytes(cut.start, cut.stop),
                 sent_bytes=0 if last else model.edge_bytes(cut.stop),
             )
@@ -154,7 +154,7 @@ def predict(
         model=config.model,
         batch_size=config.batch_size,
         device=model.profile.device,
-        cut=",".join(blueprint.chain.units[cut.start].name for cut in blueprint.cuts[1:]),
+        cut=to_text(blueprint.chain, blueprint.cuts),
         stages=stages,
         bottleneck=slowest.stage,
         samples_per_second=config.batch_size / slowest.seconds,
@@ -169,8 +169,8 @@ def _alternatives(
     whole = [*profile.units, profile.heads[-1]]
     bp = Alternative(
         name="BP, one device",
-        seconds=sum(map(_seconds, whole)) - whole[0].input_gradient_s,
-        memory_bytes=sum(map(_held, whole)) + profile.input_bytes,
+        seconds=sum(part.train_s for part in whole) - whole[0].input_gradient_s,
+        memory_bytes=sum(part.held_bytes for part in whole) + profile.input_bytes,
     )
     # A schedule of m micro-batches over K stages takes m + K - 1 turns of its slowest stage, and
     # 1F1B keeps K - k + 1 micro-batches at stage k. Transfers are taken to be free, as above.
@@ -180,10 +180,10 @@ def _alternatives(
         parts = profile.units[cut.start : cut.stop]
         if number == blueprint.stages:
             parts = [*parts, profile.heads[-1]]
-        seconds.append(sum(map(_seconds, parts)) / speeds[number - 1])
+        seconds.append(sum(part.train_s for part in parts) / speeds[number - 1])
         in_flight = min(micro_batches, blueprint.stages - number + 1)
         saved = sum(part.saved_bytes for part in parts)
-        resident = sum(map(_held, parts)) - saved
+        resident = sum(part.held_bytes for part in parts) - saved
         memory.append(resident + saved * in_flight // micro_batches)
     pipeline = Alternative(
         name=f"1F1B, same cut, {micro_batches} micro-batches",
@@ -191,11 +191,3 @@ def _alternatives(
         memory_bytes=max(memory),
     )
     return [bp, pipeline]
-
-
-def _seconds(part: Cost) -> float:
-    return part.forward_s + part.backward_s + part.update_s
-
-
-def _held(part: Cost) -> int:
-    return 2 * part.parameter_bytes + part.buffer_bytes + part.optimizer_bytes + part.saved_bytes

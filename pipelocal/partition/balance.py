@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipelocal.errors import UserError
 from pipelocal.partition.cut import Cut
 from pipelocal.partition.optimal import minimise_largest
-from pipelocal.partition.profile import Cost, Profile
+from pipelocal.partition.profile import Profile
 from pipelocal.transport.remote import RING_SLOTS
 
 
@@ -30,7 +30,7 @@ class CostModel:
         """Of one training batch in the stage of units ``start..stop-1`` and the head behind them."""
         units = self.profile.units[start:stop]
         parts = [*units, self.profile.heads[stop - 1]]
-        total = sum(part.forward_s + part.backward_s + part.update_s for part in parts)
+        total = sum(part.train_s for part in parts)
         if self.reconcile and start > 0:
             return total + sum(part.reconcile_s for part in parts)
         return total - units[0].input_gradient_s
@@ -38,7 +38,7 @@ class CostModel:
     def memory_bytes(self, start: int, stop: int) -> int:
         """Peak of the stage: parameters, gradients, optimizer state, activations, edge buffers."""
         parts = [*self.profile.units[start:stop], self.profile.heads[stop - 1]]
-        held = sum(_resident(part) + part.saved_bytes for part in parts)
+        held = sum(part.held_bytes for part in parts)
         if self.reconcile and start > 0:
             held += sum(part.reconcile_bytes for part in parts)
         incoming = RING_SLOTS * self.edge_bytes(start) if start > 0 else self.profile.input_bytes
@@ -49,11 +49,6 @@ class CostModel:
         """What a training batch sends from the stage that ends before unit ``stop``: x and delta."""
         x = self.profile.units[stop - 1].output_bytes
         return 2 * x if self.reconcile else x
-
-
-def _resident(part: Cost) -> int:
-    # Parameters count twice: their gradients are as large.
-    return 2 * part.parameter_bytes + part.buffer_bytes + part.optimizer_bytes
 
 
 def balanced(

@@ -50,6 +50,17 @@ class Cost:
     output_bytes: int
     """Of the output for the whole batch: what an edge would carry as x."""
 
+    @property
+    def train_s(self) -> float:
+        """Forward, backward and update, without reconciliation."""
+        return self.forward_s + self.backward_s + self.update_s
+
+    @property
+    def held_bytes(self) -> int:
+        """Parameters and their gradients, which are as large, buffers, optimizer state, activations."""
+        state = 2 * self.parameter_bytes + self.buffer_bytes + self.optimizer_bytes
+        return state + self.saved_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
