@@ -15,6 +15,7 @@ from pipelocal.config import EvaluateConfig, ExportConfig
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.errors import UserError
+from pipelocal.host import set_up_host
 from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.source import Source
 from pipelocal.pipeline.worker import run_stream
@@ -33,7 +34,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     folder = RunFolder.open(config.run)
     run = folder.config()
-    torch.set_num_threads(run.threads)
+    set_up_host(run.threads)
     device = World.alone().device(config.device)
     blueprint = Blueprint.draw(run)
     dataset = load_dataset(run.data, root=config.data_root or run.data_root, seed=run.seed)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from pipelocal.build import Blueprint
 from pipelocal.config import PlanConfig
 from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import UserError
+from pipelocal.host import set_up_host
 from pipelocal.partition import to_text
 from pipelocal.partition.balance import CostModel
 from pipelocal.units import parse_speeds
@@ -83,7 +82,7 @@ def plan(config: PlanConfig) -> Plan:
     """
     train_config = config.train_config()
     train_config.validate()
-    torch.set_num_threads(config.threads)
+    set_up_host(config.threads)
     device = World.alone().device(config.device)
     blueprint = Blueprint.draw(train_config, info=planned_input(config))
     model = blueprint.cost_model(train_config, device, repeats=config.repeats)

@@ -24,6 +24,7 @@ from pipelocal.control import CAUSE_PATIENCE_S, ControlPlane
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.errors import Interrupted, PipelocalError, StageError, Terminated, UserError
+from pipelocal.host import set_up_host
 from pipelocal.objective.local import ExactReconciliation
 from pipelocal.objective.probe import check_double_backward, check_one_row
 from pipelocal.partition import from_text, to_text
@@ -64,7 +65,7 @@ def train(
     world = world or World.from_environment()
     _check_bp_alone(config, world)
     placement = place(blueprint.stages, world.size)
-    torch.set_num_threads(config.threads)
+    set_up_host(config.threads)
     device = world.device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

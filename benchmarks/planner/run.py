@@ -27,6 +27,7 @@ from benchmarks import common
 from benchmarks.common import BenchmarkError, Target
 from pipelocal.build import Blueprint
 from pipelocal.config import PlanConfig, TrainConfig
+from pipelocal.host import set_up_host
 from pipelocal.plan import planned_input, predict
 
 HEAVY = f"{Path(__file__).with_name('models.py')}:one_heavy_unit"
@@ -51,7 +52,7 @@ def main() -> None:
     common.check_writable(options.json)
     models: tuple[str, ...] = PREDICTED_QUICK if options.quick else PREDICTED
     rounds, steps = (1, 40) if options.quick else (options.rounds, 120)
-    torch.set_num_threads(1)
+    set_up_host(1)
     predictions = [
         predict_and_measure(model, objective, options.repeats)
         for model in models

@@ -1,0 +1,54 @@
+"""How this process uses its host: CPU threads, and what malloc does with freed memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import torch
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
+_NEVER = 2**31 - 1
+_LARGEST_KEPT = (2**30, 32 * 2**20)
+"""Bytes of a block; older versions of glibc take no more than the second."""
+
+
+def set_up_host(threads: int) -> None:
+    """Set the CPU threads of this process, and let it keep the memory that its tensors free.
+
+    Args:
+        threads: of each operation.
+    """
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc's malloc not to give freed memory back to the system; elsewhere nothing is done.
+
+    Every batch frees what the next one allocates again. glibc hands large blocks, and the end of its
+    heap, back at once, and the system then clears each page anew when it is first touched. That is
+    slow, and how slow depends on the order in which tensors happen to be freed, so a unit measured
+    alone would not cost what it costs within a stage. The process stays at its peak, which the next
+    batch needs anyway.
+
+    A user who tunes malloc through the environment keeps his own settings.
+
+    Returns:
+        Whether it was done.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
+        return False
+    try:
+        libc = ctypes.CDLL(None)
+        libc.gnu_get_libc_version  # noqa: B018 - only glibc has it
+        mallopt = libc.mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    # The other alone would stop glibc from raising this one by itself, so both or none.
+    if not any(mallopt(_M_MMAP_THRESHOLD, size) for size in _LARGEST_KEPT):
+        return False
+    return bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
