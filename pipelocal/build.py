@@ -18,7 +18,7 @@ from pipelocal.objective.heads import build_head, check_logits
 from pipelocal.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor
 from pipelocal.partition import Cut, by_count, from_text
 from pipelocal.partition.balance import CostModel, balanced
-from pipelocal.partition.profile import Bench
+from pipelocal.partition.profile import Meter, profile_chain
 from pipelocal.seeding import seeded
 from pipelocal.stage import Stage
 from pipelocal.units import parse_bytes, parse_speeds
@@ -64,27 +64,28 @@ class Blueprint:
         """Number of stages."""
         return len(self.cuts)
 
-    def cost_model(
-        self, config: TrainConfig, device: torch.device, *, repeats: int = 3
-    ) -> CostModel:
-        """Measure every unit and every head that a cut could need.
+    def cost_model(self, config: TrainConfig, meter: Meter) -> CostModel:
+        """Cost every unit and every head that a cut could need.
 
         Args:
             config: the options; batch size, objective, head and optimizer matter.
-            device: where to measure.
-            repeats: the median of so many runs counts.
+            meter: says how long things take.
+
+        Raises:
+            UserError: a unit or a head cannot be differentiated twice, as sgr wants it.
         """
         reconcile = config.objective == "sgr"
-        bench = Bench(
+        profile = profile_chain(
+            self.chain,
+            self.shapes,
+            lambda shape: self._head(config, shape),
+            meter,
             batch_size=config.batch_size,
-            device=device,
             reconcile=reconcile,
             optimizer=lambda parameters: _optimizer(config, parameters),
             target_shape=self.target_shape,
-            repeats=repeats,
             seed=config.seed,
         )
-        profile = bench.measure(self.chain, self.shapes, lambda shape: self._head(config, shape))
         return CostModel(profile=profile, reconcile=reconcile, window=config.window)
 
     def balanced(self, config: TrainConfig, model: CostModel) -> Blueprint:

@@ -226,7 +226,12 @@ class PlanConfig:
     micro_batches: int = 8
     """Micro-batches of the 1F1B pipeline that is shown beside the plan."""
     device: str = "auto"
-    """auto (CUDA where there is any), cpu or cuda."""
+    """Where the units are measured: auto (CUDA where there is any), cpu or cuda; or meta: nothing is
+    run, and times are estimated for a device of --device-flops and --device-bandwidth."""
+    device_flops: str = "10TFLOPS"
+    """Floating-point operations a second of the device that --device meta stands for."""
+    device_bandwidth: str = "1TB/s"
+    """What the memory of that device delivers."""
     threads: int = 1
     """CPU threads."""
     repeats: int = 3

@@ -11,8 +11,11 @@ from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import UserError
 from pipelocal.host import set_up_host
 from pipelocal.partition import to_text
+from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.balance import CostModel
-from pipelocal.units import parse_speeds
+from pipelocal.partition.measured import Stopwatch
+from pipelocal.partition.profile import Meter
+from pipelocal.units import parse_flops, parse_rate, parse_speeds
 from pipelocal.world import World
 
 IMAGENET = DataInfo(name="imagenet", sample_shape=(3, 224, 224), classes=1000)
@@ -83,15 +86,24 @@ def plan(config: PlanConfig) -> Plan:
     train_config = config.train_config()
     train_config.validate()
     set_up_host(config.threads)
-    device = World.alone().device(config.device)
     blueprint = Blueprint.draw(train_config, info=planned_input(config))
-    model = blueprint.cost_model(train_config, device, repeats=config.repeats)
+    model = blueprint.cost_model(train_config, _meter(config))
     if config.cut is None and config.balance != "count":
         blueprint = blueprint.balanced(train_config, model)
     speeds = [1.0] * blueprint.stages
     if config.device_speeds is not None:
         speeds = parse_speeds("--device-speeds", config.device_speeds, blueprint.stages)
     return predict(blueprint, model, config, speeds)
+
+
+def _meter(config: PlanConfig) -> Meter:
+    if config.device != "meta":
+        device = World.alone().device(config.device)
+        return Stopwatch(device=device, repeats=config.repeats)
+    return Roofline(
+        flops=parse_flops("--device-flops", config.device_flops),
+        memory_bytes_per_s=parse_rate("--device-bandwidth", config.device_bandwidth),
+    )
 
 
 def planned_input(config: PlanConfig) -> DataInfo:

@@ -28,6 +28,7 @@ from pipelocal.host import set_up_host
 from pipelocal.objective.local import ExactReconciliation
 from pipelocal.objective.probe import check_double_backward, check_one_row
 from pipelocal.partition import from_text, to_text
+from pipelocal.partition.measured import Stopwatch
 from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.placement import place
 from pipelocal.pipeline.source import Plan, Source
@@ -235,7 +236,9 @@ class _Run:
         """Where to cut, for all ranks: measured by this one where the options ask for it."""
         config, blueprint = self.config, self.blueprint
         if config.cut is None and config.balance != "count" and blueprint.stages > 1:
-            blueprint = blueprint.balanced(config, blueprint.cost_model(config, self.device))
+            blueprint = blueprint.balanced(
+                config, blueprint.cost_model(config, Stopwatch(device=self.device))
+            )
         return to_text(blueprint.chain, blueprint.cuts)
 
     def _cut_as(self, cut: str) -> None:

@@ -10,6 +10,7 @@ BYTES = {
     "kB": 10**3,
     "MB": 10**6,
     "GB": 10**9,
+    "TB": 10**12,
     "KiB": 2**10,
     "MiB": 2**20,
     "GiB": 2**30,
@@ -33,6 +34,36 @@ def parse_bytes(option: str, text: str) -> int:
             f"such as 16GiB"
         )
     return int(float(match[1]) * BYTES[match[2]])
+
+
+def parse_rate(option: str, text: str) -> float:
+    """Bytes a second from text such as ``12.5GB/s``.
+
+    Raises:
+        UserError: it is none.
+    """
+    size = text.strip().removesuffix("/s")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", size)
+    if size == text.strip() or match is None or match[2] not in BYTES or float(match[1]) == 0:
+        raise UserError(
+            f"{option} {text}: give a number above 0 with one of "
+            f"{', '.join(f'{unit}/s' for unit in BYTES if unit)}, such as 12.5GB/s"
+        )
+    return float(match[1]) * BYTES[match[2]]
+
+
+def parse_flops(option: str, text: str) -> float:
+    """Floating-point operations a second from text such as ``50TFLOPS``.
+
+    Raises:
+        UserError: it is none.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GTP])FLOPS\s*", text)
+    if match is None or float(match[1]) == 0:
+        raise UserError(
+            f"{option} {text}: give a number above 0 with GFLOPS, TFLOPS or PFLOPS, such as 50TFLOPS"
+        )
+    return float(match[1]) * {"G": 1e9, "T": 1e12, "P": 1e15}[match[2]]
 
 
 def parse_speeds(option: str, text: str, stages: int) -> list[float]:

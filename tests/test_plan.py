@@ -46,6 +46,8 @@ def test_the_table_names_the_bottleneck_and_the_cut(capsys: pytest.CaptureFixtur
         (["--repeats", "0"], "--repeats 0: must be at least 1"),
         (["--input-shape", "3,x"], "--input-shape 3,x: give positive numbers"),
         (["--model", "a:b"], "--model a:b: say what it takes"),
+        (["--device", "meta", "--device-flops", "fast"], "such as 50TFLOPS"),
+        (["--device", "meta", "--device-bandwidth", "3GB"], "such as 12.5GB/s"),
         (["--balance", "luck"], "--balance luck: choose one of count, time, memory"),
     ],
 )

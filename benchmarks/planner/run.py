@@ -28,6 +28,7 @@ from benchmarks.common import BenchmarkError, Target
 from pipelocal.build import Blueprint
 from pipelocal.config import PlanConfig, TrainConfig
 from pipelocal.host import set_up_host
+from pipelocal.partition.measured import Stopwatch
 from pipelocal.plan import planned_input, predict
 
 HEAVY = f"{Path(__file__).with_name('models.py')}:one_heavy_unit"
@@ -74,7 +75,9 @@ def predict_and_measure(model: str, objective: str, repeats: int) -> Row:
     config = PlanConfig(model=model, objective=objective, batch_size=4, device="cpu")
     train_config = config.train_config()
     blueprint = Blueprint.draw(train_config, info=planned_input(config))
-    costs = blueprint.cost_model(train_config, torch.device("cpu"), repeats=config.repeats)
+    costs = blueprint.cost_model(
+        train_config, Stopwatch(device=torch.device("cpu"), repeats=config.repeats)
+    )
     blueprint = blueprint.balanced(train_config, costs)
     plan = predict(blueprint, costs, config, [1.0] * blueprint.stages)
     measured = [

@@ -1,21 +1,23 @@
-"""What each unit of a chain costs: time and memory, measured on the device it will run on.
+"""What each unit of a chain, and the head that would sit behind it, cost: time and memory.
 
-Each unit is built, run as a stage would run it, and dropped again, so that never more than one is
-held. Its input is random: what it computes does not matter.
+Units are built, costed and dropped one at a time, so that never more than one is held. How a module
+is costed is a meter's business: measured on a device (:mod:`pipelocal.partition.measured`), or by
+analysis on the meta device (:mod:`pipelocal.partition.analysed`).
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, autograd, nn
 
+from pipelocal.errors import UserError
 from pipelocal.models.chain import Chain, Shape, build_unit
 from pipelocal.objective.local import cross_entropy
 from pipelocal.telemetry.memory import SavedBytes, tensor_bytes
@@ -24,6 +26,7 @@ HeadBuilder = Callable[[Shape], nn.Module]
 """Makes the auxiliary head for a feature of this shape (no batch dimension)."""
 
 OptimizerOf = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+"""Makes the optimizer of some parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,139 +83,193 @@ class Profile:
         return asdict(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """How to measure.
+class Meter(Protocol):
+    """Says how long things take on a device."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where modules and inputs are put."""
+        ...
+
+    def seconds_of_pass(
+        self, module: nn.Module, x: Tensor, target: Tensor | None, *, reconcile: bool
+    ) -> tuple[float, float]:
+        """Of the forward and of the backward pass.
+
+        Args:
+            module: in training mode, on :attr:`device`.
+            x: its input, ``[B, ...]``; whether it requires a gradient matters.
+            target: labels ``[B, ...]`` if the module is a head, whose loss is what is trained.
+            reconcile: whether the backward pass is that of exact reconciliation.
+        """
+        ...
+
+    def seconds_of_step(self, optimizer: torch.optim.Optimizer) -> float:
+        """Of a step of the optimizer; afterwards it has the state that it will keep."""
+        ...
+
+
+def profile_chain(
+    chain: Chain,
+    shapes: list[Shape],
+    head: HeadBuilder,
+    meter: Meter,
+    *,
+    batch_size: int,
+    reconcile: bool,
+    optimizer: OptimizerOf,
+    target_shape: Shape = (),
+    seed: int = 0,
+) -> Profile:
+    """The costs of a chain.
 
     Args:
+        chain: the model.
+        shapes: output shape of each unit (:meth:`Chain.shapes`).
+        head: makes the auxiliary heads.
+        meter: says how long things take.
         batch_size: rows.
-        device: where to run.
         reconcile: whether stages reconcile exactly (double backward).
         optimizer: makes the optimizer of some parameters.
         target_shape: shape of one sample's labels.
-        repeats: the median of so many runs counts, after one that does not.
-        seed: of parameters and inputs.
+        seed: of parameters and of inputs, which are random: what is computed does not matter.
+
+    Raises:
+        UserError: a unit or a head cannot be differentiated twice, as reconciliation wants it.
     """
+    units: list[Cost] = []
+    heads: list[Cost] = []
+    seen: dict[object, Cost] = {}
 
-    batch_size: int
-    device: torch.device
-    reconcile: bool
-    optimizer: OptimizerOf
-    target_shape: Shape = ()
-    repeats: int = 3
-    seed: int = 0
-
-    def measure(self, chain: Chain, shapes: list[Shape], head: HeadBuilder) -> Profile:
-        """The costs of a chain.
-
-        Args:
-            chain: the model.
-            shapes: output shape of each unit (:meth:`Chain.shapes`).
-            head: makes the auxiliary heads.
-        """
-        units: list[Cost] = []
-        heads: list[Cost] = []
-        seen: dict[object, Cost] = {}
-
-        def cost(module: nn.Module, x: Tensor, target: Tensor | None, reconcile: bool) -> Cost:
-            # Most networks repeat themselves: modules of the same make and input cost the same.
-            key = (_make(module), tuple(x.shape), reconcile)
-            if key not in seen:
-                seen[key] = self._cost(module, x, target, reconcile)
-            return seen[key]
-
-        before, dtype = chain.input_shape, chain.input_dtype
-        for index, (unit, shape) in enumerate(zip(chain.units, shapes, strict=True)):
-            x = self._random(before, dtype, chain.classes)
-            # The first stage never reconciles: there is none before it.
-            units.append(cost(build_unit(unit, self.seed), x, None, self.reconcile and index > 0))
-            last = index == len(shapes) - 1
-            module = build_unit(chain.classifier, self.seed) if last else head(shape)
-            target = self._random(self.target_shape, torch.int64, chain.classes)
-            feature = self._random(shape, torch.float32, chain.classes)
-            heads.append(cost(module, feature, target, self.reconcile))
-            before, dtype = shape, torch.float32
-        return Profile(
-            batch_size=self.batch_size,
-            device=str(self.device),
-            names=[unit.name for unit in chain.units],
-            units=units,
-            heads=heads,
-            input_bytes=self.batch_size * prod(chain.input_shape) * chain.input_dtype.itemsize,
-        )
-
-    def _random(self, shape: Shape, dtype: torch.dtype, classes: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        whole = (self.batch_size, *shape)
+    def random(shape: Shape, dtype: torch.dtype) -> Tensor:
+        whole = (batch_size, *shape)
+        if meter.device.type == "meta":
+            return torch.empty(whole, dtype=dtype, device="meta")
+        generator = torch.Generator().manual_seed(seed)
         if dtype.is_floating_point:
-            return torch.randn(whole, generator=generator).to(self.device)
-        return torch.randint(classes, whole, generator=generator).to(self.device, dtype)
+            return torch.randn(whole, generator=generator).to(meter.device)
+        return torch.randint(chain.classes, whole, generator=generator).to(meter.device, dtype)
 
-    def _cost(self, module: nn.Module, x: Tensor, target: Tensor | None, reconcile: bool) -> Cost:
-        """Of a module; with a target it is a head, and what is trained is its loss."""
-        module.to(self.device).train()
-        float_input = x.is_floating_point()
-        times = self._times(module, x.requires_grad_(float_input), target, reconcile=False)
-        without = self._times(module, x.detach(), target, reconcile=False) if float_input else times
-        saved, output = _saved(module, x, target, reconcile=False)
-        reconcile_s, reconcile_bytes = 0.0, 0
-        if reconcile:
-            reconcile_s = sum(self._times(module, x, target, reconcile=True)) - sum(times)
-            reconcile_bytes = _saved(module, x, target, reconcile=True)[0] - saved
-        update_s, optimizer_bytes = self._update(module)
-        return Cost(
-            forward_s=times[0],
-            backward_s=times[1],
-            input_gradient_s=max(0.0, times[1] - without[1]),
-            reconcile_s=max(0.0, reconcile_s),
-            update_s=update_s,
-            saved_bytes=saved,
-            reconcile_bytes=max(0, reconcile_bytes),
-            parameter_bytes=tensor_bytes(module.parameters()),
-            buffer_bytes=tensor_bytes(module.buffers()),
-            optimizer_bytes=optimizer_bytes,
-            output_bytes=tensor_bytes([output]),
+    def cost(
+        name: str,
+        build: Callable[[], nn.Module],
+        x: Tensor,
+        target: Tensor | None,
+        reconcile: bool,
+    ) -> Cost:
+        with torch.device("meta") if meter.device.type == "meta" else nullcontext():
+            module = build().to(meter.device).train()
+        # Most networks repeat themselves: modules of the same make and input cost the same.
+        key = (_make(module), tuple(x.shape), reconcile)
+        if key not in seen:
+            try:
+                seen[key] = _cost(meter, optimizer, module, x, target, reconcile)
+            except RuntimeError as error:
+                if not reconcile or "derivative" not in str(error):
+                    raise
+                raise UserError(
+                    f"{name} cannot be differentiated twice, as exact reconciliation wants it "
+                    f"({error}): choose --objective greedy"
+                ) from error
+        return seen[key]
+
+    before, dtype = chain.input_shape, chain.input_dtype
+    target = random(target_shape, torch.int64)
+    for index, (unit, shape) in enumerate(zip(chain.units, shapes, strict=True)):
+        # The first stage never reconciles: there is none before it.
+        x, with_delta = random(before, dtype), reconcile and index > 0
+        units.append(
+            cost(f"unit '{unit.name}'", partial(build_unit, unit, seed), x, None, with_delta)
         )
+        last = index == len(shapes) - 1
+        build = partial(build_unit, chain.classifier, seed) if last else partial(head, shape)
+        feature = random(shape, torch.float32)
+        heads.append(cost(f"the head behind '{unit.name}'", build, feature, target, reconcile))
+        before, dtype = shape, torch.float32
+    return Profile(
+        batch_size=batch_size,
+        device=str(meter.device),
+        names=[unit.name for unit in chain.units],
+        units=units,
+        heads=heads,
+        input_bytes=batch_size * prod(chain.input_shape) * chain.input_dtype.itemsize,
+    )
 
-    def _times(
-        self, module: nn.Module, x: Tensor, target: Tensor | None, *, reconcile: bool
-    ) -> tuple[float, float]:
-        """Median seconds of the forward and of the backward pass."""
-        runs = []
-        for _ in range(self.repeats + 1):
-            module.zero_grad(set_to_none=True)
-            leaf = x.detach().requires_grad_(x.requires_grad)
-            started = self._now()
-            out = _forward(module, leaf, target)
-            between = self._now()
-            _backward(leaf, out, reconcile=reconcile)
-            runs.append((between - started, self._now() - between))
-        return (
-            statistics.median(forward for forward, _ in runs[1:]),
-            statistics.median(backward for _, backward in runs[1:]),
-        )
 
-    def _update(self, module: nn.Module) -> tuple[float, int]:
-        """Median seconds of the optimizer's step, and the bytes of its state."""
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        if not parameters:
-            return 0.0, 0
-        optimizer = self.optimizer(parameters)
-        runs = []
-        for _ in range(self.repeats + 1):
-            for parameter in parameters:
-                parameter.grad = torch.zeros_like(parameter)
-            started = self._now()
-            optimizer.step()
-            runs.append(self._now() - started)
-        state = [value for values in optimizer.state.values() for value in values.values()]
-        return statistics.median(runs[1:]), tensor_bytes(v for v in state if isinstance(v, Tensor))
+def _cost(
+    meter: Meter,
+    optimizer: OptimizerOf,
+    module: nn.Module,
+    x: Tensor,
+    target: Tensor | None,
+    reconcile: bool,
+) -> Cost:
+    takes_gradient = x.is_floating_point()
+    forward_s, backward_s = meter.seconds_of_pass(
+        module, x.requires_grad_(takes_gradient), target, reconcile=False
+    )
+    input_gradient_s, reconcile_s, reconcile_bytes = 0.0, 0.0, 0
+    if takes_gradient:
+        without = meter.seconds_of_pass(module, x.detach(), target, reconcile=False)
+        input_gradient_s = max(0.0, backward_s - without[1])
+    saved, output = _saved_bytes(module, x, target, reconcile=False)
+    if reconcile:
+        seconds = sum(meter.seconds_of_pass(module, x, target, reconcile=True))
+        reconcile_s = max(0.0, seconds - forward_s - backward_s)
+        reconcile_bytes = max(0, _saved_bytes(module, x, target, reconcile=True)[0] - saved)
+    update_s, state = 0.0, []
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if parameters:
+        of_module = optimizer(parameters)
+        update_s = meter.seconds_of_step(of_module)
+        state = [value for values in of_module.state.values() for value in values.values()]
+    return Cost(
+        forward_s=forward_s,
+        backward_s=backward_s,
+        input_gradient_s=input_gradient_s,
+        reconcile_s=reconcile_s,
+        update_s=update_s,
+        saved_bytes=saved,
+        reconcile_bytes=reconcile_bytes,
+        parameter_bytes=tensor_bytes(module.parameters()),
+        buffer_bytes=tensor_bytes(module.buffers()),
+        optimizer_bytes=tensor_bytes(value for value in state if isinstance(value, Tensor)),
+        output_bytes=tensor_bytes([output]),
+    )
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            # This measures and does not train: nothing else is under way.
-            torch.cuda.current_stream(self.device).synchronize()
-        return time.perf_counter()
+
+def forward_pass(module: nn.Module, leaf: Tensor, target: Tensor | None) -> Tensor:
+    """A module's output, or a head's loss."""
+    out: Tensor = module(leaf)
+    return out if target is None else cross_entropy(out, target)
+
+
+def backward_pass(leaf: Tensor, out: Tensor, *, reconcile: bool) -> None:
+    """What a stage's backward pass asks of a module."""
+    upstream = torch.ones_like(out) / out.numel()
+    if not reconcile:
+        if out.requires_grad:
+            out.backward(upstream)  # type: ignore[no-untyped-call]
+        return
+    (gradient,) = autograd.grad(out, leaf, upstream, create_graph=True)
+    total = (out * upstream).sum()
+    if gradient.requires_grad:
+        total = total + gradient.square().sum()
+    total.backward()  # type: ignore[no-untyped-call]
+
+
+def _saved_bytes(
+    module: nn.Module, x: Tensor, target: Tensor | None, *, reconcile: bool
+) -> tuple[int, Tensor]:
+    """Bytes that autograd keeps beyond the module's own tensors and its input; the output."""
+    leaf = x.detach().requires_grad_(x.requires_grad)
+    counter = SavedBytes()
+    with counter.counting():
+        out = forward_pass(module, leaf, target)
+        backward_pass(leaf, out, reconcile=reconcile)
+    module.zero_grad(set_to_none=True)
+    own = [*module.parameters(), *module.buffers(), leaf]
+    return counter.bytes_beyond(own), out.detach()
 
 
 def _make(module: nn.Module) -> tuple[object, ...]:
@@ -229,36 +286,3 @@ def _make(module: nn.Module) -> tuple[object, ...]:
         )
         for name, part in module.named_modules()
     )
-
-
-def _forward(module: nn.Module, leaf: Tensor, target: Tensor | None) -> Tensor:
-    out: Tensor = module(leaf)
-    return out if target is None else cross_entropy(out, target)
-
-
-def _backward(leaf: Tensor, out: Tensor, *, reconcile: bool) -> None:
-    """What a stage's backward pass asks of a module."""
-    upstream = torch.ones_like(out) / out.numel()
-    if not reconcile:
-        if out.requires_grad:
-            out.backward(upstream)  # type: ignore[no-untyped-call]
-        return
-    (gradient,) = autograd.grad(out, leaf, upstream, create_graph=True)
-    total = (out * upstream).sum()
-    if gradient.requires_grad:
-        total = total + gradient.square().sum()
-    total.backward()  # type: ignore[no-untyped-call]
-
-
-def _saved(
-    module: nn.Module, x: Tensor, target: Tensor | None, *, reconcile: bool
-) -> tuple[int, Tensor]:
-    """Bytes that autograd keeps beyond the module's own tensors and its input; the output."""
-    leaf = x.detach().requires_grad_(x.requires_grad)
-    counter = SavedBytes()
-    with counter.counting():
-        out = _forward(module, leaf, target)
-        _backward(leaf, out, reconcile=reconcile)
-    module.zero_grad(set_to_none=True)
-    own = [*module.parameters(), *module.buffers(), leaf]
-    return counter.bytes_beyond(own), out.detach()

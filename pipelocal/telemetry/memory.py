@@ -19,8 +19,9 @@ class SavedBytes:
     """
 
     def __init__(self) -> None:
-        self._storages: dict[int, int] = {}
-        self._kept: list[Tensor] = []  # an address could be used again if its tensor were gone
+        # By identity, which tensors on the meta device have too, unlike an address; kept here, so
+        # that none is used again.
+        self._storages: dict[int, torch.UntypedStorage] = {}
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -28,9 +29,7 @@ class SavedBytes:
 
         def save(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self._storages:
-                self._storages[storage.data_ptr()] = storage.nbytes()
-                self._kept.append(tensor.detach())
+            self._storages[id(storage)] = storage
             return tensor
 
         with saved_tensors_hooks(save, lambda tensor: tensor):
@@ -38,9 +37,12 @@ class SavedBytes:
 
     def bytes_beyond(self, tensors: Iterable[Tensor]) -> int:
         """Bytes counted without those of ``tensors``, such as parameters; forgets what it counted."""
-        own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-        self._kept.clear()
-        return sum(size for address, size in self._storages.items() if address not in own)
+        own = [tensor.untyped_storage() for tensor in tensors]
+        for storage in own:
+            self._storages.pop(id(storage), None)
+        total = sum(storage.nbytes() for storage in self._storages.values())
+        self._storages.clear()
+        return total
 
 
 def resident_bytes(stage: Stage) -> int:

@@ -14,7 +14,8 @@ from pipelocal.errors import UserError
 from pipelocal.models import Chain, Unit
 from pipelocal.partition import Cut
 from pipelocal.partition.balance import CostModel, balanced
-from pipelocal.partition.profile import Bench, Cost, Profile
+from pipelocal.partition.measured import Stopwatch
+from pipelocal.partition.profile import Cost, Profile, profile_chain
 from pipelocal.telemetry.memory import resident_bytes
 
 CPU = torch.device("cpu")
@@ -111,13 +112,15 @@ def test_one_heavy_unit_gets_a_stage_of_its_own() -> None:
     chain = Chain(
         units, classifier=Unit(name="c", build=lambda: nn.Linear(8, 3)), input_shape=(8,), classes=3
     )
-    bench = Bench(
+    profile = profile_chain(
+        chain,
+        chain.shapes(),
+        lambda shape: nn.Linear(shape[0], 3),
+        Stopwatch(device=CPU),
         batch_size=4,
-        device=CPU,
         reconcile=False,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     )
-    profile = bench.measure(chain, chain.shapes(), lambda shape: nn.Linear(shape[0], 3))
     assert [cost.forward_s > 0.02 for cost in profile.units] == [s > 0 for s in seconds]
     cuts = balanced(CostModel(profile=profile, reconcile=False, window=2), 3, balance="time")
     assert Cut(start=2, stop=3) in cuts
@@ -128,7 +131,7 @@ def test_measured_bytes_are_a_real_stages(objective: str) -> None:
     """What the profile counts for a stage is what the stage itself has after a step."""
     config = TrainConfig(model="resnet20", objective=objective, batch_size=8)
     blueprint = Blueprint.draw(config)
-    model = blueprint.cost_model(config, CPU, repeats=1)
+    model = blueprint.cost_model(config, Stopwatch(device=CPU, repeats=1))
     cut = blueprint.cuts[1]
     stage = blueprint.build_stage(2, config, device=CPU, total_steps=10)
     x = torch.randn(8, *blueprint.output_shape(1))

@@ -1,0 +1,68 @@
+"""Costs found by analysis on the meta device: no memory is taken and nothing is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipelocal.partition.profile import backward_pass, forward_pass
+from pipelocal.telemetry.memory import SavedBytes, tensor_bytes
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """A :class:`Meter` that counts operations and bytes instead of running anything.
+
+    A pass takes as long as its floating-point operations at the device's rate or as the bytes that
+    it moves at its memory's rate, whichever is longer (the roofline model, Williams et al.,
+    Communications of the ACM 52(4), 2009). Operations are those of matrix products, convolutions
+    and attention, two for a multiplication with its addition. Bytes are rough: the input, the
+    parameters and the output once, and what is kept for the backward pass, which stands for what
+    passes between operations, written and read; a backward pass moves twice the bytes. Real devices
+    stay below both rates, so shares of the time say more than seconds.
+
+    Args:
+        flops: floating-point operations a second.
+        memory_bytes_per_s: what the memory delivers.
+    """
+
+    flops: float
+    memory_bytes_per_s: float
+    device: torch.device = field(default=META, init=False)
+
+    def seconds_of_pass(
+        self, module: nn.Module, x: Tensor, target: Tensor | None, *, reconcile: bool
+    ) -> tuple[float, float]:
+        """See :class:`Meter`."""
+        leaf = x.detach().requires_grad_(x.requires_grad)
+        saved = SavedBytes()
+        with saved.counting():
+            with FlopCounterMode(display=False) as forward:
+                out = forward_pass(module, leaf, target)
+            with FlopCounterMode(display=False) as backward:
+                backward_pass(leaf, out, reconcile=reconcile)
+        module.zero_grad(set_to_none=True)
+        fixed = [leaf, *module.parameters()]
+        moved = tensor_bytes([*fixed, out]) + 2 * saved.bytes_beyond(fixed)
+        return (
+            self._seconds(forward.get_total_flops(), moved),
+            self._seconds(backward.get_total_flops(), 2 * moved),
+        )
+
+    def seconds_of_step(self, optimizer: torch.optim.Optimizer) -> float:
+        """See :class:`Meter`: gradients are read, parameters and state read and written."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        values = [value for state in optimizer.state.values() for value in state.values()]
+        state = tensor_bytes(value for value in values if isinstance(value, Tensor))
+        return self._seconds(0, 3 * tensor_bytes(parameters) + 2 * state)
+
+    def _seconds(self, operations: int, moved_bytes: int) -> float:
+        return max(operations / self.flops, moved_bytes / self.memory_bytes_per_s)
