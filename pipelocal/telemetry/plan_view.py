@@ -14,10 +14,6 @@ NARROWEST = 120
 """Columns."""
 
 
-NARROWEST = 120
-"""Columns."""
-
-
 def print_plan(plan: Plan, stream: TextIO) -> None:
     """Write the stages, the bottleneck and the alternatives."""
     console = Console(file=stream, highlight=False, soft_wrap=True)
@@ -28,7 +24,6 @@ def print_plan(plan: Plan, stream: TextIO) -> None:
 
 
 def _print(plan: Plan, console: Console) -> None:
-    console.width = max(console.width, NARROWEST)  # long unit names: rather wide than torn
     console.width = max(console.width, NARROWEST)  # long unit names: rather wide than torn
     console.print(
         f"{plan.model}, batches of {plan.batch_size} on {plan.device}, one stage a device; "
