@@ -25,6 +25,8 @@ from pipelocal.transport.connect import EDGES
 from pipelocal.units import parse_bytes, parse_speeds
 
 BALANCES = ("count", "time", "memory")
+MOST_RANKS = 4096
+"""That can be simulated in some seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +226,16 @@ class PlanConfig:
     window: int = TrainConfig.window
     """Batches under way on an edge, which the memory counts."""
     micro_batches: int = 8
-    """Micro-batches of the 1F1B pipeline that is shown beside the plan."""
+    """Micro-batches of the back-propagation pipelines that are shown beside the plan."""
+    ranks: int | None = None
+    """Also simulate pipelocal and other pipelines over so many ranks, one stage each."""
+    bandwidth: str = "12.5GB/s"
+    """With --ranks: what a link between neighbours carries in each direction."""
+    latency: str = "20us"
+    """With --ranks: what a message takes beyond that."""
+    plot: str | None = None
+    """Also simulate other numbers of ranks, links and batches, and draw the utilisation into this PNG
+    file (needs matplotlib)."""
     device: str = "auto"
     """Where the units are measured: auto (CUDA where there is any), cpu or cuda; or meta: nothing is
     run, and times are estimated for a device of --device-flops and --device-bandwidth."""
@@ -248,6 +259,8 @@ class PlanConfig:
         for name in ("repeats", "micro_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_option(name)} {getattr(self, name)}: must be at least 1")
+        if self.ranks is not None and not 1 <= self.ranks <= MOST_RANKS:
+            raise UserError(f"--ranks {self.ranks}: give a number from 1 to {MOST_RANKS}")
         if self.classes is not None and self.classes < 2:
             raise UserError(f"--classes {self.classes}: must be at least 2")
         if self.objective == "bp":

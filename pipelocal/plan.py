@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipelocal.build import Blueprint
@@ -15,7 +15,11 @@ from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.balance import CostModel
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.partition.profile import Meter
-from pipelocal.units import parse_flops, parse_rate, parse_speeds
+from pipelocal.simulate.forecast import Scenario, forecast
+from pipelocal.simulate.job import Link, Outcome
+from pipelocal.simulate.sweep import sweeps
+from pipelocal.telemetry.plan_plot import check_plot, plot_sweeps
+from pipelocal.units import parse_flops, parse_rate, parse_speeds, parse_time
 from pipelocal.world import World
 
 IMAGENET = DataInfo(name="imagenet", sample_shape=(3, 224, 224), classes=1000)
@@ -59,6 +63,21 @@ class Alternative:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """Pipelines over ranks, by a discrete-event model."""
+
+    ranks: int
+    equal_parts: bool
+    """Whether the model has fewer units than ranks, and was taken to be cut into equal parts."""
+    bandwidth: str
+    latency: str
+    micro_batches: int
+    outcomes: list[Outcome]
+    plot: str | None
+    """File with the utilisation on other ranks, links and batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What :func:`plan` finds."""
 
@@ -71,6 +90,7 @@ class Plan:
     """Number of the slowest stage, which sets the rate of the pipeline."""
     samples_per_second: float
     alternatives: list[Alternative]
+    simulation: Simulation | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain types."""
@@ -85,6 +105,12 @@ def plan(config: PlanConfig) -> Plan:
     """
     train_config = config.train_config()
     train_config.validate()
+    link = Link(
+        bytes_per_s=parse_rate("--bandwidth", config.bandwidth),
+        latency_s=parse_time("--latency", config.latency),
+    )
+    if config.plot is not None:
+        check_plot(config.plot)
     set_up_host(config.threads)
     blueprint = Blueprint.draw(train_config, info=planned_input(config))
     model = blueprint.cost_model(train_config, _meter(config))
@@ -93,7 +119,36 @@ def plan(config: PlanConfig) -> Plan:
     speeds = [1.0] * blueprint.stages
     if config.device_speeds is not None:
         speeds = parse_speeds("--device-speeds", config.device_speeds, blueprint.stages)
-    return predict(blueprint, model, config, speeds)
+    planned = predict(blueprint, model, config, speeds)
+    if config.ranks is None and config.plot is None:
+        return planned
+    return replace(planned, simulation=_simulation(blueprint, model, config, link, speeds))
+
+
+def _simulation(
+    blueprint: Blueprint, model: CostModel, config: PlanConfig, link: Link, speeds: list[float]
+) -> Simulation:
+    scenario = Scenario(
+        model=model,
+        ranks=config.ranks or blueprint.stages,
+        link=link,
+        micro_batches=config.micro_batches,
+    )
+    if scenario.ranks == blueprint.stages:  # the plan's own devices, and a cut that was asked for
+        cuts = tuple(blueprint.cuts) if config.cut is not None else None
+        scenario = replace(scenario, cuts=cuts, speeds=tuple(speeds))
+    if config.plot is not None:
+        title = f"{config.model}, {config.bandwidth} and {config.latency} between neighbours"
+        plot_sweeps(sweeps(scenario), config.plot, title)
+    return Simulation(
+        ranks=scenario.ranks,
+        equal_parts=scenario.equal_parts,
+        bandwidth=config.bandwidth,
+        latency=config.latency,
+        micro_batches=config.micro_batches,
+        outcomes=forecast(scenario),
+        plot=config.plot,
+    )
 
 
 def _meter(config: PlanConfig) -> Meter:

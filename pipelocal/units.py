@@ -52,6 +52,18 @@ def parse_rate(option: str, text: str) -> float:
     return float(match[1]) * BYTES[match[2]]
 
 
+def parse_time(option: str, text: str) -> float:
+    """Seconds from text such as ``20us``; 0 is allowed.
+
+    Raises:
+        UserError: it is none.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s)\s*", text)
+    if match is None:
+        raise UserError(f"{option} {text}: give a number with us, ms or s, such as 20us")
+    return float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match[2]]
+
+
 def parse_flops(option: str, text: str) -> float:
     """Floating-point operations a second from text such as ``50TFLOPS``.
 

@@ -1,6 +1,7 @@
 """The plan command."""
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 
@@ -48,6 +49,11 @@ def test_the_table_names_the_bottleneck_and_the_cut(capsys: pytest.CaptureFixtur
         (["--model", "a:b"], "--model a:b: say what it takes"),
         (["--device", "meta", "--device-flops", "fast"], "such as 50TFLOPS"),
         (["--device", "meta", "--device-bandwidth", "3GB"], "such as 12.5GB/s"),
+        (["--ranks", "0"], "--ranks 0: give a number from 1 to 4096"),
+        (["--bandwidth", "12Gbit"], "--bandwidth 12Gbit: give a number above 0 with one of"),
+        (["--latency", "20"], "--latency 20: give a number with us, ms or s, such as 20us"),
+        (["--plot", "there/is/none.png"], "give a file in a folder that exists"),
+        (["--plot", "plot.jpg"], "give a file whose name ends in .png"),
         (["--balance", "luck"], "--balance luck: choose one of count, time, memory"),
     ],
 )
@@ -77,3 +83,29 @@ def test_a_users_cut_decides_the_number_of_stages(tmp_path: Path) -> None:
     assert cli.run(arguments) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert len(summary["stages"]) == 2
+
+
+def test_pipelines_over_other_numbers_of_ranks_are_simulated_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "plot.png"
+    arguments = ["plan", "--model", "resnet20", "--device", "meta", "--ranks", "64"]
+    assert cli.run([*arguments, "--micro-batches", "4", "--plot", str(plot)]) == 0
+    said = capsys.readouterr().out
+    assert "simulated over 64 ranks, 12.5GB/s and 20us between neighbours, 4 micro-batches" in said
+    assert "taken to be cut into equal parts" in said
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert cli.run([*arguments, "--json"]) == 0
+    simulation = json.loads(capsys.readouterr().out)["simulation"]
+    names = [outcome["schedule"] for outcome in simulation["outcomes"]]
+    assert names == ["pipelocal", "GPipe", "1F1B", "ZB-H1"]
+    own, *others = simulation["outcomes"]
+    assert all(own["utilisation"] > other["utilisation"] for other in others)
+
+
+def test_without_matplotlib_a_plot_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert cli.run(["plan", "--plot", str(tmp_path / "plot.png")]) == cli.USER_ERROR
+    assert "pip install 'pipelocal[plot]'" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-from pipelocal.plan import Plan
+from pipelocal.plan import Plan, Simulation
 from pipelocal.telemetry.view import format_bytes
 
 NARROWEST = 120
@@ -56,6 +56,35 @@ def _print(plan: Plan, console: Console) -> None:
             other.name, format_milliseconds(other.seconds), format_bytes(other.memory_bytes)
         )
     console.print(beside)
+    if plan.simulation is not None:
+        _print_simulation(plan.simulation, plan.batch_size, console)
+
+
+def _print_simulation(simulation: Simulation, batch_size: int, console: Console) -> None:
+    console.print(
+        f"simulated over {simulation.ranks} ranks, {simulation.bandwidth} and {simulation.latency} "
+        f"between neighbours, {simulation.micro_batches} micro-batches where back-propagated"
+    )
+    if simulation.equal_parts:
+        console.print("the model has fewer units than that: taken to be cut into equal parts")
+    table = Table("schedule", box=None, header_style="bold")
+    for name in ("time of a batch", "samples/s", "utilisation", "to fill", "batches kept"):
+        table.add_column(name, justify="right")
+    for outcome in simulation.outcomes:
+        table.add_row(
+            outcome.schedule,
+            format_milliseconds(outcome.seconds_per_batch),
+            f"{batch_size / outcome.seconds_per_batch:,.1f}",
+            f"{outcome.utilisation:.1%}",
+            format_milliseconds(outcome.fill_s),
+            f"{outcome.activations:.2f}",
+        )
+    console.print(table)
+    console.print(
+        "in the long run; pipelocal fills once, the others in every batch, of which the time holds it"
+    )
+    if simulation.plot is not None:
+        console.print(f"other ranks, links and batches: {simulation.plot}")
 
 
 def format_milliseconds(seconds: float) -> str:

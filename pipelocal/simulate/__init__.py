@@ -1,0 +1,1 @@
+"""What pipelines would take: a discrete-event model of ours and of three others."""
