@@ -9,6 +9,10 @@ class UserError(PipelocalError, ValueError):
     """Input that cannot be used. The text says what was given, what is wanted and how to mend it."""
 
 
+class NotTwiceDifferentiable(UserError):
+    """A model that exact reconciliation cannot train, because it differentiates twice."""
+
+
 class DataError(UserError):
     """A data set that is missing, incomplete or corrupt."""
 

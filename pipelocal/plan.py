@@ -8,7 +8,7 @@ from typing import Any
 from pipelocal.build import Blueprint
 from pipelocal.config import PlanConfig
 from pipelocal.data import DataInfo, data_info
-from pipelocal.errors import UserError
+from pipelocal.errors import NotTwiceDifferentiable, UserError
 from pipelocal.host import set_up_host
 from pipelocal.partition import to_text
 from pipelocal.partition.analysed import Roofline
@@ -90,6 +90,8 @@ class Plan:
     """Number of the slowest stage, which sets the rate of the pipeline."""
     samples_per_second: float
     alternatives: list[Alternative]
+    note: str | None = None
+    """What was planned other than asked for, and why."""
     simulation: Simulation | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -113,13 +115,19 @@ def plan(config: PlanConfig) -> Plan:
         check_plot(config.plot)
     set_up_host(config.threads)
     blueprint = Blueprint.draw(train_config, info=planned_input(config))
-    model = blueprint.cost_model(train_config, _meter(config))
+    note = None
+    try:
+        model = blueprint.cost_model(train_config, _meter(config))
+    except NotTwiceDifferentiable as error:
+        note = f"planned for --objective greedy: {error}"
+        train_config = replace(train_config, objective="greedy")
+        model = blueprint.cost_model(train_config, _meter(config))
     if config.cut is None and config.balance != "count":
         blueprint = blueprint.balanced(train_config, model)
     speeds = [1.0] * blueprint.stages
     if config.device_speeds is not None:
         speeds = parse_speeds("--device-speeds", config.device_speeds, blueprint.stages)
-    planned = predict(blueprint, model, config, speeds)
+    planned = replace(predict(blueprint, model, config, speeds), note=note)
     if config.ranks is None and config.plot is None:
         return planned
     return replace(planned, simulation=_simulation(blueprint, model, config, link, speeds))

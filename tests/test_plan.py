@@ -109,3 +109,13 @@ def test_without_matplotlib_a_plot_is_refused_in_one_line(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert cli.run(["plan", "--plot", str(tmp_path / "plot.png")]) == cli.USER_ERROR
     assert "pip install 'pipelocal[plot]'" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_reconcile_is_planned_without(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Fused attention cannot be differentiated twice, as the default objective wants it."""
+    assert cli.run(["plan", "--model", "gpt", "--device", "cpu", "--repeats", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "planned for --objective greedy: unit 'block1' cannot be differentiated twice" in said
+    assert "the bottleneck" in said

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, autograd, nn
 
-from pipelocal.errors import UserError
+from pipelocal.errors import NotTwiceDifferentiable
 from pipelocal.models.chain import Chain, Shape, build_unit
 from pipelocal.objective.local import cross_entropy
 from pipelocal.telemetry.memory import SavedBytes, tensor_bytes
@@ -135,7 +135,7 @@ def profile_chain(
         seed: of parameters and of inputs, which are random: what is computed does not matter.
 
     Raises:
-        UserError: a unit or a head cannot be differentiated twice, as reconciliation wants it.
+        NotTwiceDifferentiable: a unit or a head, as exact reconciliation wants it.
     """
     units: list[Cost] = []
     heads: list[Cost] = []
@@ -167,7 +167,7 @@ def profile_chain(
             except RuntimeError as error:
                 if not reconcile or "derivative" not in str(error):
                     raise
-                raise UserError(
+                raise NotTwiceDifferentiable(
                     f"{name} cannot be differentiated twice, as exact reconciliation wants it "
                     f"({error}): choose --objective greedy"
                 ) from error

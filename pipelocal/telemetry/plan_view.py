@@ -29,6 +29,8 @@ def _print(plan: Plan, console: Console) -> None:
         f"{plan.model}, batches of {plan.batch_size} on {plan.device}, one stage a device; "
         f"predicted for one training batch"
     )
+    if plan.note is not None:
+        console.print(plan.note)
     table = Table("stage", "units", box=None, header_style="bold")
     for name in ("parameters", "time", "of it head", "peak memory", "sent on"):
         table.add_column(name, justify="right")
