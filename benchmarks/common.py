@@ -236,6 +236,46 @@ def train_all(
     return [runs[index] for index in range(len(configs))]
 
 
+def launch(ranks: int, arguments: Sequence[str], *, what: str) -> str:
+    """Run a script or module under torchrun, one thread a rank; its standard output.
+
+    Args:
+        ranks: number of processes.
+        arguments: such as ``-m pipelocal train``, or a script and its options.
+        what: names the run in the error.
+
+    Raises:
+        BenchmarkError: it failed.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(ranks), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "rror" in line]
+        raise BenchmarkError(f"{what}: {lines[0] if lines else 'failed'}")
+    return done.stdout
+
+
+def train_over_ranks(ranks: int, options: Sequence[str], *, what: str) -> dict[str, Any]:
+    """``pipelocal train`` under torchrun; the content of ``summary.json``.
+
+    Args:
+        ranks: number of processes.
+        options: of the train command, without ``--out``.
+        what: names the run in the error.
+
+    Raises:
+        BenchmarkError: it failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
+        out = Path(scratch, "run")
+        arguments = ["-m", "pipelocal", "train", "--plain", *options, "--out", str(out)]
+        launch(ranks, arguments, what=what)
+        summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+        return summary
+
+
 @contextmanager
 def _processes() -> Iterator[dict[int, subprocess.Popen[bytes]]]:
     """Running processes by index; what still runs at the end is stopped."""

@@ -1,8 +1,8 @@
 """Pipeline-parallel training without a global backward pass.
 
 The parts that a program uses are these; the command line is in :mod:`pipelocal.cli`, and the
-registries that take a user's own parts are ``MODELS``, ``HEADS``, ``DISTANCES``, ``OBJECTIVES`` and
-``DATASETS``.
+registries that take a user's own parts are ``MODELS``, ``PARTITIONERS``, ``HEADS``, ``DISTANCES``,
+``OBJECTIVES`` and ``DATASETS``.
 """
 
 from importlib.metadata import version
@@ -13,6 +13,7 @@ from pipelocal.errors import DataError, PipelocalError, StageError, UserError
 from pipelocal.evaluate import evaluate, plain_state_dict
 from pipelocal.models import MODELS, Chain, Unit
 from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES
+from pipelocal.partition.partitioners import PARTITIONERS, PartitionRequest
 from pipelocal.stage import Stage, StepResult
 from pipelocal.train import train
 
@@ -29,6 +30,7 @@ __all__ = [
     # parts
     "Chain",
     "Unit",
+    "PartitionRequest",
     "Stage",
     "StepResult",
     # registries
@@ -37,6 +39,7 @@ __all__ = [
     "HEADS",
     "MODELS",
     "OBJECTIVES",
+    "PARTITIONERS",
     # errors
     "PipelocalError",
     "UserError",

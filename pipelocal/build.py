@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from pipelocal.objective import DISTANCES, OBJECTIVES
 from pipelocal.objective.heads import build_head, check_logits
 from pipelocal.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor
 from pipelocal.partition import Cut, by_count, from_text
-from pipelocal.partition.balance import CostModel, balanced
+from pipelocal.partition.balance import CostModel
+from pipelocal.partition.partitioners import PartitionRequest, partition
 from pipelocal.partition.profile import Meter, profile_chain
 from pipelocal.seeding import seeded
 from pipelocal.stage import Stage
@@ -88,21 +89,27 @@ class Blueprint:
         )
         return CostModel(profile=profile, reconcile=reconcile, window=config.window)
 
-    def balanced(self, config: TrainConfig, model: CostModel) -> Blueprint:
+    def partitioned(self, config: TrainConfig, measure: Callable[[], CostModel]) -> Blueprint:
         """The same chain, cut as ``--balance``, ``--memory-limit`` and ``--device-speeds`` ask for.
 
+        Args:
+            config: the options; with ``--cut`` nothing changes, nor with back-propagation.
+            measure: finds out what units and heads cost, if somebody asks.
+
         Raises:
-            UserError: no cut keeps the memory limit.
+            UserError: no cut keeps the memory limit, or a user's own partitioner returns no cut.
         """
+        if config.cut is not None or config.objective == "bp":
+            return self
         limit, speeds = config.memory_limit, config.device_speeds
-        cuts = balanced(
-            model,
-            self.stages,
-            balance=config.balance,
+        request = PartitionRequest(
+            chain=self.chain,
+            stages=self.stages,
+            measure=measure,
             memory_limit=parse_bytes("--memory-limit", limit) if limit else None,
             speeds=parse_speeds("--device-speeds", speeds, self.stages) if speeds else None,
         )
-        return replace(self, cuts=cuts)
+        return replace(self, cuts=partition(config.balance, request))
 
     def _head(self, config: TrainConfig, shape: Shape) -> nn.Module:
         return build_head(

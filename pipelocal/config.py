@@ -21,10 +21,10 @@ from pipelocal.errors import UserError
 from pipelocal.models import check_model_name
 from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES
 from pipelocal.optim import OPTIMIZERS, SCHEDULES
+from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.transport.connect import EDGES
 from pipelocal.units import parse_bytes, parse_speeds
 
-BALANCES = ("count", "time", "memory")
 MOST_RANKS = 4096
 """That can be simulated in some seconds."""
 
@@ -68,7 +68,8 @@ class TrainConfig:
     as block2,block5, or the number of units of every stage, such as 2,3,4. Overrides --stages."""
     balance: str = "count"
     """Where to cut without --cut: count (equal numbers of units), time (measured at the start, so that
-    the slowest stage is as fast as it can be) or memory (so that the largest stage is as small)."""
+    the slowest stage is as fast as it can be), memory (so that the largest stage is as small), or a
+    registered partitioner of your own."""
     memory_limit: str | None = None
     """With --balance time or memory: most that a stage may need, such as 16GiB."""
     device_speeds: str | None = None
@@ -151,11 +152,11 @@ class TrainConfig:
             raise UserError(f"--edge {self.edge}: choose one of {', '.join(EDGES)}")
 
     def _check_balance(self) -> None:
-        if self.balance not in BALANCES:
-            raise UserError(f"--balance {self.balance}: choose one of {', '.join(BALANCES)}")
-        for name, balances in (("memory_limit", ("time", "memory")), ("device_speeds", ("time",))):
-            if getattr(self, name) is not None and self.balance not in balances:
-                raise UserError(f"{_option(name)} is for --balance {' or '.join(balances)}: add it")
+        PARTITIONERS.get(self.balance)
+        for name, other in (("memory_limit", ("count",)), ("device_speeds", ("count", "memory"))):
+            if getattr(self, name) is not None and self.balance in other:
+                fitting = [balance for balance in PARTITIONERS if balance not in other]
+                raise UserError(f"{_option(name)} is for --balance {' or '.join(fitting)}: add it")
         if self.memory_limit is not None:
             parse_bytes("--memory-limit", self.memory_limit)
         if self.device_speeds is not None:
@@ -212,7 +213,8 @@ class PlanConfig:
     cut: str | None = None
     """Where to cut, as for train; by default the planner chooses."""
     balance: str = "time"
-    """What the planner's cut is for: time, memory, or count (equal numbers of units)."""
+    """What the planner's cut is for: time, memory, or count (equal numbers of units); or a registered
+    partitioner of your own."""
     memory_limit: str | None = None
     """Most that a stage may need, such as 16GiB."""
     device_speeds: str | None = None

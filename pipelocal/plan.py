@@ -122,8 +122,7 @@ def plan(config: PlanConfig) -> Plan:
         note = f"planned for --objective greedy: {error}"
         train_config = replace(train_config, objective="greedy")
         model = blueprint.cost_model(train_config, _meter(config))
-    if config.cut is None and config.balance != "count":
-        blueprint = blueprint.balanced(train_config, model)
+    blueprint = blueprint.partitioned(train_config, lambda: model)
     speeds = [1.0] * blueprint.stages
     if config.device_speeds is not None:
         speeds = parse_speeds("--device-speeds", config.device_speeds, blueprint.stages)

@@ -235,11 +235,9 @@ class _Run:
     def _choose_cut(self) -> str:
         """Where to cut, for all ranks: measured by this one where the options ask for it."""
         config, blueprint = self.config, self.blueprint
-        if config.cut is None and config.balance != "count" and blueprint.stages > 1:
-            blueprint = blueprint.balanced(
-                config, blueprint.cost_model(config, Stopwatch(device=self.device))
-            )
-        return to_text(blueprint.chain, blueprint.cuts)
+        stopwatch = Stopwatch(device=self.device)
+        cut = blueprint.partitioned(config, lambda: blueprint.cost_model(config, stopwatch))
+        return to_text(cut.chain, cut.cuts)
 
     def _cut_as(self, cut: str) -> None:
         """Take over where rank 0 cuts; the resolved options name a cut that was measured."""

@@ -25,7 +25,7 @@ def test_a_new_partition_of_a_new_model_in_under_forty_lines(tmp_path: Path) -> 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[['0', '1', '2'], ['3', '4'], ['5']]"
+    assert done.stdout.splitlines()[-1] == "[['0', '1', '2', '3'], ['4'], ['5']]"
 
 
 def test_own_model_head_distance_and_data_set(tmp_path: Path) -> None:

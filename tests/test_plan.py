@@ -54,7 +54,7 @@ def test_the_table_names_the_bottleneck_and_the_cut(capsys: pytest.CaptureFixtur
         (["--latency", "20"], "--latency 20: give a number with us, ms or s, such as 20us"),
         (["--plot", "there/is/none.png"], "give a file in a folder that exists"),
         (["--plot", "plot.jpg"], "give a file whose name ends in .png"),
-        (["--balance", "luck"], "--balance luck: choose one of count, time, memory"),
+        (["--balance", "luck"], "unknown partitioner 'luck': choose one of count, time, memory"),
     ],
 )
 def test_bad_options_end_in_one_line(

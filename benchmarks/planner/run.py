@@ -10,11 +10,8 @@ of units and with ``--balance time``, taken in turns::
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from benchmarks import common
-from benchmarks.common import BenchmarkError, Target
+from benchmarks.common import Target
 from pipelocal.build import Blueprint
 from pipelocal.config import PlanConfig, TrainConfig
 from pipelocal.host import set_up_host
@@ -78,7 +75,7 @@ def predict_and_measure(model: str, objective: str, repeats: int) -> Row:
     costs = blueprint.cost_model(
         train_config, Stopwatch(device=torch.device("cpu"), repeats=config.repeats)
     )
-    blueprint = blueprint.balanced(train_config, costs)
+    blueprint = blueprint.partitioned(train_config, lambda: costs)
     plan = predict(blueprint, costs, config, [1.0] * blueprint.stages)
     measured = [
         measure_stage(blueprint, train_config, number + 1, repeats)
@@ -137,18 +134,10 @@ def compare_cuts(name: str, model: str, rounds: int, steps: int) -> Row:
 
 def train_over_ranks(model: str, balance: str, steps: int) -> float:
     """Samples a second of one run."""
-    with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
-        out = Path(scratch, "run")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", "2", "-m", "pipelocal", "train", "--model", model]
-        command += ["--data", "synthetic", "--objective", "greedy", "--stages", "2"]
-        command += ["--balance", balance, "--max-steps", str(steps), "--plain", "--out", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = [line for line in done.stderr.splitlines() if "pipelocal" in line]
-            raise BenchmarkError(f"{model}, {balance}: {last[-1] if last else 'failed'}")
-        summary = json.loads((out / "summary.json").read_text())
-        return float(summary["samples_per_second"])
+    options = ["--model", model, "--data", "synthetic", "--objective", "greedy", "--stages", "2"]
+    options += ["--balance", balance, "--max-steps", str(steps)]
+    summary = common.train_over_ranks(2, options, what=f"{model}, {balance}")
+    return float(summary["samples_per_second"])
 
 
 def error_target(row: Row) -> Target:

@@ -99,6 +99,9 @@ def _import_function(name: str) -> Callable[[Shape, int], object]:
 
 
 def _import_file(path: Path) -> ModuleType:
+    main = sys.modules["__main__"]
+    if path.is_file() and Path(getattr(main, "__file__", None) or "").resolve() == path.resolve():
+        return main  # a second import would do, and register, everything again
     spec = importlib.util.spec_from_file_location(f"pipelocal_user_model_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"no Python file at {path}")

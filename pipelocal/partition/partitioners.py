@@ -1,0 +1,92 @@
+"""What decides where a chain is cut when the user does not: the registry behind ``--balance``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pipelocal.errors import UserError
+from pipelocal.models.chain import Chain
+from pipelocal.partition.balance import CostModel, balanced
+from pipelocal.partition.cut import Cut, even_blocks
+from pipelocal.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionRequest:
+    """What a partitioner is asked.
+
+    Args:
+        chain: the model; ``chain.units`` are to be cut into stages.
+        stages: how many there shall be.
+        measure: finds out what units and heads cost; takes seconds, see :attr:`costs`.
+        memory_limit: bytes that no stage may exceed (``--memory-limit``); None for no limit.
+        speeds: relative speed of each stage's device (``--device-speeds``); None if they are equal.
+    """
+
+    chain: Chain
+    stages: int
+    measure: Callable[[], CostModel]
+    memory_limit: int | None = None
+    speeds: list[float] | None = None
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """What stages cost; measured when it is first asked for."""
+        return self.measure()
+
+
+Partitioner = Callable[[PartitionRequest], Sequence[int]]
+"""Returns the number of units of every stage, in order."""
+
+PARTITIONERS: Registry[Partitioner] = Registry("partitioner")
+
+
+@PARTITIONERS.register("count")
+def by_count(request: PartitionRequest) -> list[int]:
+    """Equal numbers of units, the first stages one more where it does not come out even."""
+    return [len(block) for block in even_blocks(len(request.chain.units), request.stages)]
+
+
+@PARTITIONERS.register("time")
+def by_time(request: PartitionRequest) -> list[int]:
+    """The slowest stage as fast as it can be."""
+    return _balanced(request, "time")
+
+
+@PARTITIONERS.register("memory")
+def by_memory(request: PartitionRequest) -> list[int]:
+    """The largest stage as small as it can be."""
+    return _balanced(request, "memory")
+
+
+def _balanced(request: PartitionRequest, balance: str) -> list[int]:
+    cuts = balanced(
+        request.costs,
+        request.stages,
+        balance=balance,
+        memory_limit=request.memory_limit,
+        speeds=request.speeds,
+    )
+    return [cut.stop - cut.start for cut in cuts]
+
+
+def partition(name: str, request: PartitionRequest) -> list[Cut]:
+    """Cut as the partitioner called ``name`` says.
+
+    Raises:
+        UserError: there is none, or what it says is no cut of the chain.
+    """
+    counts = list(PARTITIONERS.get(name)(request))
+    units = len(request.chain.units)
+    sound = all(isinstance(count, int) and count > 0 for count in counts)
+    if not sound or len(counts) != request.stages or sum(counts) != units:
+        raise UserError(
+            f"--balance {name} says {counts}: a partitioner must return {request.stages} numbers of "
+            f"units, one for each stage, each at least 1, that add up to {units}"
+        )
+    return [
+        Cut(start=sum(counts[:stage]), stop=sum(counts[: stage + 1]))
+        for stage in range(request.stages)
+    ]
