@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from pipelocal.errors import UserError
 from pipelocal.models import Chain, Shape, build_chain
 from pipelocal.objective import DISTANCES, OBJECTIVES
 from pipelocal.objective.heads import build_head, check_logits
+from pipelocal.objective.heads_downstream import Downstream
 from pipelocal.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor
 from pipelocal.partition import Cut, by_count, from_text
 from pipelocal.partition.balance import CostModel
@@ -79,7 +81,7 @@ class Blueprint:
         profile = profile_chain(
             self.chain,
             self.shapes,
-            lambda shape: self._head(config, shape),
+            partial(self._head, config),
             meter,
             batch_size=config.batch_size,
             reconcile=reconcile,
@@ -111,9 +113,19 @@ class Blueprint:
         )
         return replace(self, cuts=partition(config.balance, request))
 
-    def _head(self, config: TrainConfig, shape: Shape) -> nn.Module:
+    def _head(self, config: TrainConfig, stop: int) -> nn.Module:
+        """The auxiliary head of a stage that ends before unit ``stop``."""
+        chain = self.chain
         return build_head(
-            config.head, shape, classes=self.chain.classes, target_shape=self.target_shape
+            config.head,
+            self.shapes[stop - 1],
+            classes=chain.classes,
+            target_shape=self.target_shape,
+            downstream=Downstream(
+                units=chain.units[stop:],
+                shapes=tuple(self.shapes[stop:]),
+                classifier=chain.classifier,
+            ),
         )
 
     def output_shape(self, stage: int) -> Shape:
@@ -183,7 +195,7 @@ class Blueprint:
             )
         else:
             with seeded(config.seed, "head", self.chain.units[cut.stop - 1].name):
-                head = self._head(config, feature_shape)
+                head = self._head(config, cut.stop)
         body.to(device)
         head.to(device)
         objective = OBJECTIVES.get(config.objective)(

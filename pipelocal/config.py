@@ -76,7 +76,8 @@ class TrainConfig:
     """With --balance time: relative speed of each stage's device, such as 1,1,0.5."""
     head: str = "linear"
     """Auxiliary head of every stage but the last: linear or mlp (pooled; for labels per token, per
-    token), conv (one convolution first; images), token, token-mlp, token-mean."""
+    token), conv (one convolution first; images), token, token-mlp, token-mean, or downstream (the
+    shortest row of the units that follow, and the model's classifier)."""
     distance: str = "cosine"
     """Distance that sgr reconciles by: cosine, relative, or squared."""
     reconcile_weight: float = 0.05

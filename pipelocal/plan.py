@@ -129,18 +129,21 @@ def plan(config: PlanConfig) -> Plan:
     planned = replace(predict(blueprint, model, config, speeds), note=note)
     if config.ranks is None and config.plot is None:
         return planned
-    return replace(planned, simulation=_simulation(blueprint, model, config, link, speeds))
-
-
-def _simulation(
-    blueprint: Blueprint, model: CostModel, config: PlanConfig, link: Link, speeds: list[float]
-) -> Simulation:
+    rows = max(1, config.batch_size // config.micro_batches)
+    micro = blueprint.cost_model(replace(train_config, batch_size=rows), _meter(config))
     scenario = Scenario(
         model=model,
+        micro=micro,
         ranks=config.ranks or blueprint.stages,
         link=link,
         micro_batches=config.micro_batches,
     )
+    return replace(planned, simulation=_simulation(scenario, blueprint, config, speeds))
+
+
+def _simulation(
+    scenario: Scenario, blueprint: Blueprint, config: PlanConfig, speeds: list[float]
+) -> Simulation:
     if scenario.ranks == blueprint.stages:  # the plan's own devices, and a cut that was asked for
         cuts = tuple(blueprint.cuts) if config.cut is not None else None
         scenario = replace(scenario, cuts=cuts, speeds=tuple(speeds))

@@ -28,6 +28,28 @@ def test_a_new_partition_of_a_new_model_in_under_forty_lines(tmp_path: Path) -> 
     assert done.stdout.splitlines()[-1] == "[['0', '1', '2', '3'], ['4'], ['5']]"
 
 
+def test_a_model_by_the_names_of_its_units(tmp_path: Path) -> None:
+    example = next(block for block in python_blocks("models.md") if "def resnet34" in block)
+    # pipelocal's own way to torchvision, which also works beside a torch without CUDA.
+    example = example.replace("torchvision.models", "import_torchvision().models")
+    example = example.replace(
+        "import torchvision\n", "from pipelocal._torchvision import import_torchvision\n"
+    )
+    (tmp_path / "mine.py").write_text(example)
+    options = "--model mine.py:resnet34 --data synthetic --objective greedy --stages 5"
+    arguments = [*options.split(), "--max-steps", "1", "--batch-size", "2", "--evaluate-every", "9"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelocal", "train", *arguments, "--plain", "--out", "run"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "5 stage(s)" in done.stdout
+
+
 def test_own_model_head_distance_and_data_set(tmp_path: Path) -> None:
     """The blocks of the guide, put together, are a program with pipelocal's own command line."""
     (tmp_path / "mine.py").write_text("\n".join(python_blocks("extending.md")))

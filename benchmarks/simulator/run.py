@@ -15,6 +15,7 @@ import json
 import os
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,14 @@ def compare(
     """Simulated and measured seconds of a batch, for every schedule."""
     rows = []
     for objective in ("greedy", "sgr"):
-        own = TrainConfig(**{**vars(config), "objective": objective})
+        own = replace(config, objective=objective)
         blueprint = Blueprint.draw(own)
-        costs = blueprint.cost_model(own, Stopwatch(device=torch.device("cpu"), repeats=5))
+        stopwatch = Stopwatch(device=torch.device("cpu"), repeats=5)
+        costs = blueprint.cost_model(own, stopwatch)
+        part = replace(own, batch_size=own.batch_size // MICRO_BATCHES)
         scenario = Scenario(
             model=costs,
+            micro=blueprint.cost_model(part, stopwatch),
             ranks=ranks,
             link=link,
             micro_batches=MICRO_BATCHES,

@@ -2,7 +2,8 @@
 
 A user's own model is named ``package.module:function`` (or ``path/to/file.py:function``). The
 function is called with ``(input_shape, classes)`` and returns a :class:`Chain` or an
-``nn.Sequential`` whose last child is the classifier.
+``nn.Sequential`` whose last child is the classifier; :meth:`Chain.from_module` makes a chain from any
+other module.
 """
 
 import importlib
@@ -67,7 +68,8 @@ def build_chain(name: str, *, input_shape: Shape, classes: int, seed: int) -> Ch
     if isinstance(model, Chain):
         return model
     raise UserError(
-        f"model '{name}' returned {type(model).__name__}: return a pipelocal Chain or an nn.Sequential"
+        f"model '{name}' returned {type(model).__name__}: return an nn.Sequential, or a pipelocal Chain "
+        f"(Chain.from_module makes one from any module and the names of its units)"
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
+from pipelocal.models.traced import copy_of_piece, split_module
 from pipelocal.seeding import seeded
 
 Shape = tuple[int, ...]
@@ -90,7 +91,7 @@ class Chain:
         if type(model).forward is not nn.Sequential.forward:
             raise UserError(
                 f"{type(model).__name__} has a forward of its own, which would be lost where the "
-                f"model is cut: return a plain nn.Sequential"
+                f"model is cut: return a plain nn.Sequential, or Chain.from_module(...)"
             )
         # named_children() would leave out a module that occurs a second time, such as one nn.ReLU.
         children = [
@@ -107,6 +108,50 @@ class Chain:
         # Each build gives a copy, so that stages trained from one model never share parameters.
         units = [Unit(name=name, build=partial(copy.deepcopy, child)) for name, child in children]
         return cls(units[:-1], classifier=units[-1], input_shape=input_shape, classes=classes)
+
+    @classmethod
+    def from_module(
+        cls,
+        model: nn.Module,
+        *,
+        units: Sequence[str],
+        input_shape: Shape,
+        classes: int,
+        input_dtype: torch.dtype = torch.float32,
+    ) -> Chain:
+        """Any module whose forward calls some submodules in a row, with whatever lies between them.
+
+        Code between two of them goes with the second, code behind the last one with that. It is
+        traced with ``torch.fx``; the submodules themselves are not. Parameters keep the values and
+        state-dict names that they have in ``model``.
+
+        Args:
+            model: takes one tensor and returns logits.
+            units: names of submodules, such as ``layer1.0``, in the order in which they are called;
+                the last one is the classifier.
+            input_shape: shape of one sample, without the batch dimension.
+            classes: number of classes.
+            input_dtype: dtype of the samples.
+
+        Raises:
+            UserError: the model is no chain of these (names the tensors that cross a cut), its code
+                between them cannot be traced, or two of them share a parameter.
+        """
+        pieces = list(zip(units, split_module(model, units), strict=True))
+        _check_nothing_shared(pieces)
+        saved = list(model.state_dict())
+        *links, classifier = (
+            Unit(name=name, build=partial(copy_of_piece, piece, saved), prefix="")
+            for name, piece in pieces
+        )
+        return cls(
+            links,
+            classifier=classifier,
+            input_shape=input_shape,
+            classes=classes,
+            input_dtype=input_dtype,
+            whole=partial(copy.deepcopy, model),
+        )
 
     def build(self, start: int, stop: int, *, seed: int) -> nn.Sequential:
         """The units ``start..stop-1`` as one module.

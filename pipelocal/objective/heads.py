@@ -11,6 +11,7 @@ The rank of a stage's output says what its dimensions mean::
     [B, C, H, W]     channels over space
 """
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
+from pipelocal.objective.heads_downstream import Downstream, downstream_head
 from pipelocal.objective.heads_token import (
     TokenLinear,
     TokenMeanLinear,
@@ -26,8 +28,9 @@ from pipelocal.objective.heads_token import (
 )
 from pipelocal.registry import Registry
 
-HeadBuilder = Callable[[tuple[int, ...], int], nn.Module]
-"""Called with the shape of one feature (no batch dimension) and the number of classes."""
+HeadBuilder = Callable[..., nn.Module]
+"""Called with the shape of one feature (no batch dimension) and the number of classes; and with
+``downstream=`` (a :class:`Downstream`), where it has a parameter of that name."""
 
 HEADS: Registry[HeadBuilder] = Registry("head")
 
@@ -112,10 +115,16 @@ class MLPHead(nn.Module):
 HEADS.register("token")(TokenLinear)
 HEADS.register("token-mlp")(TokenMLP)
 HEADS.register("token-mean")(TokenMeanLinear)
+HEADS.register("downstream")(downstream_head)
 
 
 def build_head(
-    name: str, feature_shape: tuple[int, ...], *, classes: int, target_shape: tuple[int, ...]
+    name: str,
+    feature_shape: tuple[int, ...],
+    *,
+    classes: int,
+    target_shape: tuple[int, ...],
+    downstream: Downstream | None = None,
 ) -> nn.Module:
     """The head called ``name``, in the form that fits the labels, and seen to fit them.
 
@@ -124,13 +133,16 @@ def build_head(
         feature_shape: shape of one row of the stage's output.
         classes: number of classes.
         target_shape: shape of one row of the labels.
+        downstream: what follows the cut; not needed by heads that do not ask for it.
 
     Raises:
         UserError: there is none, or it does not fit features or labels.
     """
     if target_shape and len(feature_shape) == 2:
         name = PER_TOKEN.get(name, name)
-    head = HEADS.get(name)(feature_shape, classes)
+    builder = HEADS.get(name)
+    asks = "downstream" in inspect.signature(builder).parameters
+    head = builder(feature_shape, classes, **({"downstream": downstream} if asks else {}))
     what = f"head '{name}'"
     mend = "choose --head linear"
     if target_shape and len(feature_shape) != 2:

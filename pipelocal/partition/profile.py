@@ -22,8 +22,8 @@ from pipelocal.models.chain import Chain, Shape, build_unit
 from pipelocal.objective.local import cross_entropy
 from pipelocal.telemetry.memory import SavedBytes, tensor_bytes
 
-HeadBuilder = Callable[[Shape], nn.Module]
-"""Makes the auxiliary head for a feature of this shape (no batch dimension)."""
+HeadBuilder = Callable[[int], nn.Module]
+"""Makes the auxiliary head of a stage that ends before the unit of this index."""
 
 OptimizerOf = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 """Makes the optimizer of some parameters."""
@@ -182,7 +182,7 @@ def profile_chain(
             cost(f"unit '{unit.name}'", partial(build_unit, unit, seed), x, None, with_delta)
         )
         last = index == len(shapes) - 1
-        build = partial(build_unit, chain.classifier, seed) if last else partial(head, shape)
+        build = partial(build_unit, chain.classifier, seed) if last else partial(head, index + 1)
         feature = random(shape, torch.float32)
         heads.append(cost(f"the head behind '{unit.name}'", build, feature, target, reconcile))
         before, dtype = shape, torch.float32

@@ -18,7 +18,8 @@ class Scenario:
     """How a model is trained over ranks.
 
     Args:
-        model: what its units cost.
+        model: what its units cost, for a global batch.
+        micro: what they cost for a micro-batch, which loses some efficiency.
         ranks: one stage each. More ranks than units: the model is taken to be cut into equal parts,
             as a larger model of the same make could be.
         link: between neighbours.
@@ -28,6 +29,7 @@ class Scenario:
     """
 
     model: CostModel
+    micro: CostModel
     ranks: int
     link: Link
     micro_batches: int
@@ -53,7 +55,7 @@ def job(scenario: Scenario, *, back_propagation: bool) -> Job:
         scenario: how the model is trained.
         back_propagation: through all stages, so without auxiliary heads and reconciliation.
     """
-    model = scenario.model
+    model = scenario.micro if back_propagation else scenario.model
     speeds = scenario.speeds or (1.0,) * scenario.ranks
     if scenario.equal_parts:
         stage = _equal_part(model, scenario.ranks, back_propagation)
@@ -63,7 +65,7 @@ def job(scenario: Scenario, *, back_propagation: bool) -> Job:
         cuts = scenario.cuts or best_cuts(model, speeds, back_propagation=back_propagation)
         stages = [_stage(model, cut, back_propagation) for cut in cuts]
         x_bytes = [model.profile.units[cut.stop - 1].output_bytes for cut in cuts]
-    return Job(
+    own = Job(
         stages=[_slower(stage, speed) for stage, speed in zip(stages, speeds, strict=True)],
         x_bytes=x_bytes,
         link=scenario.link,
@@ -71,6 +73,7 @@ def job(scenario: Scenario, *, back_propagation: bool) -> Job:
         delta=model.reconcile and not back_propagation,
         window=model.window,
     )
+    return own.with_batch(scenario.model.profile.batch_size / model.profile.batch_size)
 
 
 def best_cuts(

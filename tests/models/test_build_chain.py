@@ -94,7 +94,7 @@ def test_function_that_raises() -> None:
 @pytest.mark.parametrize(("function", "kind"), [("nothing", "NoneType"), ("linear", "Linear")])
 def test_function_that_returns_something_else(function: str, kind: str) -> None:
     text = _refusal(f"{HERE}:{function}")
-    assert f"returned {kind}: return a pipelocal Chain or an nn.Sequential" in text
+    assert f"returned {kind}: return an nn.Sequential, or a pipelocal Chain" in text
 
 
 def test_check_of_the_name_reads_no_file() -> None:

@@ -47,7 +47,9 @@ def a_model(
 
 
 def a_scenario(model: CostModel, ranks: int) -> Scenario:
-    return Scenario(model=model, ranks=ranks, link=Link(bytes_per_s=1e30), micro_batches=4)
+    return Scenario(
+        model=model, micro=model, ranks=ranks, link=Link(bytes_per_s=1e30), micro_batches=4
+    )
 
 
 @pytest.mark.parametrize("reconcile", [False, True])
@@ -111,3 +113,16 @@ def test_sweeps_hold_every_schedule_and_the_scenario_itself() -> None:
     )
     shares = [outcomes[2].utilisation for outcomes in batch.outcomes]
     assert shares == sorted(shares), "more micro-batches fill a 1F1B pipeline better"
+
+
+def test_micro_batches_that_lose_efficiency_cost_the_others_and_not_pipelocal() -> None:
+    """Of 8 rows in micro-batches of 2: four times what such a one costs."""
+    model = a_model([1.0] * 4, classifier=1.0)
+    small = a_model([0.5] * 4, classifier=0.5)
+    micro = replace(small, profile=replace(small.profile, batch_size=2))
+    scenario = a_scenario(model, 2)
+    costly = replace(scenario, micro=micro)
+    own, *others = zip(forecast(scenario), forecast(costly), strict=True)
+    assert own[0] == own[1]
+    for plain, lossy in others:
+        assert lossy.seconds_per_batch == pytest.approx(2 * plain.seconds_per_batch)
