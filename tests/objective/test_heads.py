@@ -53,6 +53,7 @@ def test_unknown_name() -> None:
     with pytest.raises(UserError) as caught:
         HEADS.get("linaer")
     assert str(caught.value) == (
-        "unknown head 'linaer': choose one of linear, conv, mlp, token, token-mlp, token-mean; "
+        "unknown head 'linaer': choose one of linear, conv, mlp, token, token-mlp, token-mean, "
+        "downstream; "
         "did you mean 'linear'?"
     )
