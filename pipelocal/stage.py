@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal.errors import StageError
+from pipelocal.objective.in_place import disable_inplace
 from pipelocal.objective.local import LocalPass, Objective, cross_entropy
 from pipelocal.seeding import derive_seed
 
@@ -204,10 +205,3 @@ def _own_memory(out: Tensor, x: Tensor) -> Tensor:
     out = out.contiguous()
     shared = out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     return out.clone() if shared else out
-
-
-def disable_inplace(module: nn.Module) -> None:
-    """Turn ``inplace=True`` off: a stage's input and output are shared with transfers under way."""
-    for part in module.modules():
-        if getattr(part, "inplace", False) is True:
-            part.inplace = False  # type: ignore[assignment]

@@ -143,6 +143,7 @@ def build_head(
     builder = HEADS.get(name)
     asks = "downstream" in inspect.signature(builder).parameters
     head = builder(feature_shape, classes, **({"downstream": downstream} if asks else {}))
+    head.to(torch.get_default_device())  # units copied from a ready model stay on its device
     what = f"head '{name}'"
     mend = "choose --head linear"
     if target_shape and len(feature_shape) != 2:

@@ -6,6 +6,9 @@ classifier::
 
     model   stem  16 16 16 | 16->32 32 32 32->64 64 64  classifier         | is the cut
     head                     16->32       32->64        classifier
+
+Of rows of one length it is the one whose units come first. AugLocal spreads its layers evenly; here
+units of equal shapes mostly are of one make, so that any of them gives the same head.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pipelocal.models.chain import Shape, Unit
+from pipelocal.objective.in_place import OwnInput, changes_input, disable_inplace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +60,22 @@ def shortest_row(shapes: Sequence[Shape]) -> list[int]:
 def downstream_head(feature_shape: Shape, _classes: int, *, downstream: Downstream) -> nn.Module:
     """Some of the units that follow, built anew, and the classifier: logits as the model's own.
 
+    Units may work in place in the model, where nobody else needs their input; a head must not.
+
     Args:
         feature_shape: shape of one row of the stage's output.
         downstream: what follows the cut.
     """
     row = shortest_row([feature_shape, *downstream.shapes])
     units = [*(downstream.units[place] for place in row), downstream.classifier]
-    # A module's name must not hold dots.
-    return nn.Sequential(OrderedDict((unit.name.replace(".", "/"), unit.build()) for unit in units))
+
+    def build() -> nn.Module:
+        # A module's name must not hold dots.
+        head = nn.Sequential(
+            OrderedDict((unit.name.replace(".", "/"), unit.build()) for unit in units)
+        )
+        disable_inplace(head)
+        return head
+
+    head = build()
+    return nn.Sequential(OwnInput(), head) if changes_input(build, feature_shape) else head

@@ -21,21 +21,23 @@ def check_double_backward(
         stage: number of the stage, for the error.
 
     Raises:
-        UserError: a unit's gradient cannot be differentiated; names the unit and what to do.
+        UserError: a unit's or the head's gradient cannot be differentiated; names it and what to do.
     """
     x = _random_input(body, head, (2, *x_shape))
     with seeded(0, "probe"):
         # Copies: a probe must move neither gradients nor BatchNorm's running statistics.
-        for name, unit in [*copy.deepcopy(body).named_children(), ("head", copy.deepcopy(head))]:
-            unit.train()
+        parts = [(f"unit '{name}'", unit) for name, unit in copy.deepcopy(body).named_children()]
+        for what, part in [*parts, ("the head", copy.deepcopy(head))]:
+            part.train()
             try:
-                x = _differentiate_twice(unit, x)
+                x = _differentiate_twice(part, x)
             except RuntimeError as error:
                 reason = str(error).partition("\n")[0].rstrip(".")
+                other = " or another --head" if what == "the head" else ""
                 raise UserError(
-                    f"stage {stage}: unit '{name}' cannot be differentiated twice ({reason}), which "
-                    f"--objective sgr needs: choose --objective greedy, or build the unit from operations "
-                    f"that have a double backward (for attention: "
+                    f"stage {stage}: {what} cannot be differentiated twice ({reason}), which "
+                    f"--objective sgr needs: choose --objective greedy{other}, or build it from "
+                    f"operations that have a double backward (for attention: "
                     f"torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
                 ) from error
 

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, autograd, nn
 
-from pipelocal.errors import NotTwiceDifferentiable
+from pipelocal.errors import NotTwiceDifferentiable, UserError
 from pipelocal.models.chain import Chain, Shape, build_unit
+from pipelocal.objective.in_place import disable_inplace
 from pipelocal.objective.local import cross_entropy
 from pipelocal.telemetry.memory import SavedBytes, tensor_bytes
 
@@ -136,6 +137,7 @@ def profile_chain(
 
     Raises:
         NotTwiceDifferentiable: a unit or a head, as exact reconciliation wants it.
+        UserError: one changes its input in place.
     """
     units: list[Cost] = []
     heads: list[Cost] = []
@@ -159,12 +161,18 @@ def profile_chain(
     ) -> Cost:
         with torch.device("meta") if meter.device.type == "meta" else nullcontext():
             module = build().to(meter.device).train()
+        disable_inplace(module)  # as a stage does
         # Most networks repeat themselves: modules of the same make and input cost the same.
-        key = (_make(module), tuple(x.shape), reconcile)
+        key = (_make(module), tuple(x.shape), target is None, reconcile)
         if key not in seen:
             try:
                 seen[key] = _cost(meter, optimizer, module, x, target, reconcile)
             except RuntimeError as error:
+                if "leaf Variable" in str(error):
+                    raise UserError(
+                        f"{name} changes its input in place, which cannot be costed: use an operation "
+                        f"that is not in place"
+                    ) from error
                 if not reconcile or "derivative" not in str(error):
                     raise
                 raise NotTwiceDifferentiable(
@@ -275,14 +283,20 @@ def _saved_bytes(
 def _make(module: nn.Module) -> tuple[object, ...]:
     """Equal for modules that compute the same with other parameters.
 
-    Attributes that say nothing of themselves but their address make it unequal, to be safe.
+    Attributes that say nothing of themselves but their address make it unequal, to be safe. The names
+    of a row's links do not matter, so that heads made of like units are alike.
     """
+    number = {part: place for place, part in enumerate(module.modules())}
     return tuple(
         (
-            name,
             type(part),
             tuple((n, tuple(p.shape)) for n, p in part.named_parameters(recurse=False)),
             tuple(sorted((k, repr(v)) for k, v in vars(part).items() if not k.startswith("_"))),
+            tuple(
+                ("" if type(part) is nn.Sequential else name, number[child])
+                for name, child in part._modules.items()
+                if child is not None
+            ),
         )
-        for name, part in module.named_modules()
+        for part in number
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,17 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipelocal import HEADS, cli
+from pipelocal import cli
 from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.data import DataInfo
+from pipelocal.errors import UserError
 from pipelocal.models import MODELS
-from pipelocal.objective.heads import build_head
 from pipelocal.objective.heads_downstream import shortest_row
+from pipelocal.partition.measured import Stopwatch
 from pipelocal.stage import Stage
+from pipelocal.train import train
 from tests.ranks import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 
+CPU = torch.device("cpu")
 IMAGES = DataInfo(name="images", sample_shape=(3, 32, 32), classes=5)
 BYTES = DataInfo(
     name="bytes", sample_shape=(16,), classes=7, target_shape=(16,), sample_dtype=torch.int64
@@ -90,7 +94,11 @@ def test_what_it_is_made_of(model: str, unit: str, expected: list[str]) -> None:
     "model", [pytest.param(n, marks=pytest.mark.slow) if n in BIG else n for n in MODELS]
 )
 def test_every_ready_model_trains_with_it_behind_every_unit(model: str) -> None:
-    """In two stages, wherever the cut: the loss is finite and every parameter gets a gradient."""
+    """In two stages, wherever the cut: the loss is finite and every parameter gets a gradient.
+
+    The head's input stays as it is, and it is smaller than what follows where units are left out.
+    """
+    torch.manual_seed(0)
     units = len(a_blueprint(model).chain.units)
     stops = range(1, units) if units < 12 else (1, units // 2, units - 1)
     for stop in stops:
@@ -98,39 +106,97 @@ def test_every_ready_model_trains_with_it_behind_every_unit(model: str) -> None:
             model=model, head="downstream", cut=f"{stop},{units - stop}", objective="greedy"
         )
         blueprint = Blueprint.draw(config, info=BYTES if model in LANGUAGE else IMAGES)
-        stage = blueprint.build_stage(1, config, device=torch.device("cpu"), total_steps=1)
+        stage = blueprint.build_stage(1, config, device=CPU, total_steps=1)
         x = torch.randn(2, 3, 32, 32)
         target = torch.randint(5, (2,))
         if model in LANGUAGE:
             x, target = torch.randint(7, (2, 16)), torch.randint(7, (2, 16))
         gradients = gradients_of(stage, x, target)
         assert all(gradient is not None for gradient in gradients)
+        follows = [*blueprint.chain.units[stop:], blueprint.chain.classifier]
+        with torch.device("meta"):
+            rest = sum(parameters_in(unit.build()) for unit in follows)
+        if len(stage.head) < len(follows):  # type: ignore[arg-type]
+            assert parameters_in(stage.head) < rest
+        else:
+            assert parameters_in(stage.head) == rest
+
+
+def parameters_in(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def gradients_of(stage: Stage, x: Tensor, target: Tensor) -> list[Tensor | None]:
-    stage.forward(x)
+    out = stage.forward(x)
+    before = out.clone()
     stage.output_gradient(target)
+    assert torch.equal(out, before)
     stage.reconcile(None)
     assert torch.isfinite(stage.metrics(target).loss)
-    return [parameter.grad for parameter in stage.head.parameters()]
+    gradients = [parameter.grad for parameter in stage.head.parameters()]
+    out, logits = stage.evaluate(x)
+    before = out.clone()
+    with torch.no_grad():
+        assert torch.equal(stage.head(out), logits)
+    assert torch.equal(out, before)
+    assert logits.shape[:-1] == target.shape
+    return gradients
 
 
 def test_its_parameters_depend_on_the_seed_and_the_cut_and_are_not_the_model_s() -> None:
-    def head(seed: int) -> nn.Module:
+    def head(seed: int, cut: str, number: int) -> nn.Module:
         config = TrainConfig(
-            model="resnet8", head="downstream", stages=2, objective="greedy", seed=seed
+            model="resnet8", head="downstream", cut=cut, objective="greedy", seed=seed
         )
         blueprint = Blueprint.draw(config, info=IMAGES)
-        stage = blueprint.build_stage(1, config, device=torch.device("cpu"), total_steps=1)
-        return stage.head
+        return blueprint.build_stage(number, config, device=CPU, total_steps=1).head
 
-    one, again, other = (list(head(seed).state_dict().values()) for seed in (0, 0, 1))
-    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    one, again, later, other = (
+        list(head(*which).state_dict().values())
+        for which in ((0, "2,2", 1), (0, "2,2", 1), (0, "1,1,2", 2), (1, "2,2", 1))
+    )
+    for same in (again, later):
+        assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     own = Blueprint.draw(TrainConfig(model="resnet8"), info=IMAGES).chain.build(2, 4, seed=0)
     drawn = [value for value in one if value.dim() == 4]
     theirs = [value for value in own.state_dict().values() if value.dim() == 4]
     assert not any(torch.equal(a, b) for a in drawn for b in theirs if a.shape == b.shape)
+
+
+def test_like_heads_are_costed_once() -> None:
+    """Behind each block of gpt it is another block and the classifier, of the same make."""
+
+    class Counting(Stopwatch):
+        passes = 0
+
+        def seconds_of_pass(self, *arguments: Any, **options: Any) -> tuple[float, float]:
+            Counting.passes += 1
+            return super().seconds_of_pass(*arguments, **options)
+
+    config = TrainConfig(model="gpt", head="downstream", objective="greedy", batch_size=2)
+    blueprint = Blueprint.draw(config, info=BYTES)
+    blueprint.cost_model(config, Counting(device=CPU, repeats=1))
+    # With and without the gradient at the input, but for the embedding, which takes none.
+    assert Counting.passes == 1 + 2 * len(["block", "block and classifier", "classifier"])
+
+
+def test_sgr_refuses_a_head_that_cannot_be_differentiated_twice(tmp_path: Path) -> None:
+    """Behind the second unit it is the attention that follows."""
+    models = Path(__file__).parents[1] / "models_for_tests.py"
+    config = TrainConfig(
+        model=f"{models}:attention",
+        head="downstream",
+        cut="1,1,1,1",
+        objective="sgr",
+        out=str(tmp_path / "run"),
+        max_steps=1,
+    )
+    with pytest.raises(
+        UserError, match=r"^stage 2: the head cannot .* or another --head"
+    ) as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("objective", ["greedy", "sgr"])
@@ -151,7 +217,7 @@ def test_two_ranks_equal_one_process_and_evaluate_finds_the_head(
 
 
 def test_the_plan_counts_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is heavier than a linear one, which moves the cut."""
+    """It is heavier than a linear one, which the plan shows."""
 
     def plan(head: str) -> list[dict[str, float]]:
         arguments = ["plan", "--model", "resnet20", "--device", "meta", "--objective", "greedy"]
@@ -163,11 +229,3 @@ def test_the_plan_counts_it(capsys: pytest.CaptureFixture[str]) -> None:
         assert heavy["head_fraction"] > light["head_fraction"]
         assert heavy["parameters"] > light["parameters"]
         assert heavy["memory_bytes"] > light["memory_bytes"]
-
-
-def test_a_user_s_head_of_two_arguments_is_not_told_what_follows() -> None:
-    HEADS.register("two")(lambda shape, classes: nn.Linear(shape[0], classes))
-    try:
-        assert isinstance(build_head("two", (6,), classes=3, target_shape=()), nn.Linear)
-    finally:
-        del HEADS._entries["two"]
