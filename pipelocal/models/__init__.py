@@ -61,6 +61,8 @@ def build_chain(name: str, *, input_shape: Shape, classes: int, seed: int) -> Ch
     with seeded(seed, "model", name):
         try:
             model = function(input_shape, classes)
+        except UserError as error:
+            raise UserError(f"model '{name}': {error}") from error
         except Exception as error:
             raise UserError(f"model '{name}': {type(error).__name__}: {error}") from error
     if isinstance(model, nn.Sequential):

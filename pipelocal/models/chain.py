@@ -122,11 +122,11 @@ class Chain:
         """Any module whose forward calls some submodules in a row, with whatever lies between them.
 
         Code between two of them goes with the second, code behind the last one with that. It is
-        traced with ``torch.fx``; the submodules themselves are not. Parameters keep the values and
-        state-dict names that they have in ``model``.
+        traced with ``torch.fx``; the submodules themselves are not, nor any that holds none of them.
+        Parameters keep the values and state-dict names that they have in ``model``.
 
         Args:
-            model: takes one tensor and returns logits.
+            model: takes one tensor, further arguments having defaults, and returns logits.
             units: names of submodules, such as ``layer1.0``, in the order in which they are called;
                 the last one is the classifier.
             input_shape: shape of one sample, without the batch dimension.
@@ -135,7 +135,8 @@ class Chain:
 
         Raises:
             UserError: the model is no chain of these (names the tensors that cross a cut), its code
-                between them cannot be traced, or two of them share a parameter.
+                between them cannot be traced or would then do something else, or two of them share a
+                parameter.
         """
         pieces = list(zip(units, split_module(model, units), strict=True))
         _check_nothing_shared(pieces)

@@ -1,7 +1,7 @@
 """A chain from a model as its author wrote it: the submodules that are named, and the code between.
 
-The model's forward is traced with ``torch.fx``, the named submodules being left whole. What lies
-between them goes with the one that follows::
+The model's forward is traced with ``torch.fx``, as far as it leads to the named submodules. What
+lies between them goes with the one that follows::
 
     forward:  relu, pool | block1 | reshape | block2 | mean | fc        units=["block1", "block2", "fc"]
     units:    [relu, pool, block1]  [reshape, block2]  [mean, fc]       fc is the classifier
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import copy
 import difflib
-import inspect
+import operator
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from pipelocal.errors import UserError
+from pipelocal.models.tracing import trace
 
 
 def split_module(model: nn.Module, names: Sequence[str]) -> list[fx.GraphModule]:
@@ -36,35 +37,23 @@ def split_module(model: nn.Module, names: Sequence[str]) -> list[fx.GraphModule]
             them; its code between them cannot be traced.
     """
     _check_names(model, names)
-    # Copies, for tracing may leave constants in them.
-    model, evaluating = copy.deepcopy(model).train(), copy.deepcopy(model).eval()
-    graph = _trace(model, names)
-    _check_same(model, graph, evaluating, _trace(evaluating, names))
+    graph, held = trace(model, names)
     unit_of = _assign(graph, names)
     crossing = _what_crosses(graph, unit_of, names)
     pieces = []
     for index, name in enumerate(names):
         own = [node for node in graph.nodes if unit_of.get(node) == index]
         before = crossing[index - 1] if index else None
-        pieces.append(_piece(model, own, before, crossing[index], name))
+        pieces.append(_piece(held, own, before, crossing[index], name))
     _check_all_used(model, pieces)
     return pieces
 
 
-class _Tracer(fx.Tracer):
-    """Leaves the named submodules whole, whatever they do inside."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
-        self._names = set(names)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self._names or super().is_leaf_module(
-            m, module_qualified_name
-        )
-
-
 def _check_names(model: nn.Module, names: Sequence[str]) -> None:
+    if not isinstance(model, nn.Module):
+        raise UserError(f"Chain.from_module takes an nn.Module, not a {type(model).__name__}")
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"units={names!r}: give a list of names of submodules")
     known = [name for name, _ in model.named_modules() if name]
     if len(names) < 2:
         raise UserError(
@@ -82,62 +71,11 @@ def _check_names(model: nn.Module, names: Sequence[str]) -> None:
             raise UserError(f"units: '{name}' is named twice")
 
 
-def _trace(model: nn.Module, names: Sequence[str]) -> fx.Graph:
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    optional = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
-    try:
-        graph = _Tracer(names).trace(model, concrete_args=optional or None)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"the code of {type(model).__name__} between its units cannot be traced ({reason}): put "
-            f"what depends on values into a submodule and name that, or make a Chain of Units"
-        ) from error
-    first, *others = [node for node in graph.nodes if node.op == "placeholder"]
-    for node in others:  # inputs at their defaults, of which only checks are left
-        for user in list(node.users):
-            if not user.users:
-                graph.erase_node(user)
-        if node.users:
-            raise UserError(
-                f"the forward of {type(model).__name__} takes '{first.target}' and '{node.target}': "
-                f"units pass on a single tensor"
-            )
-        graph.erase_node(node)
-    return graph
-
-
-def _check_same(model: nn.Module, graph: fx.Graph, evaluating: nn.Module, other: fx.Graph) -> None:
-    """Refuse code between the units that tracing would fix as it is in training."""
-    for one, two in zip(graph.nodes, other.nodes, strict=False):
-        same = str(one.target) == str(two.target) and str((one.args, one.kwargs)) == str(
-            (two.args, two.kwargs)
-        )
-        if not same:
-            raise UserError(
-                f"between its units {type(model).__name__} does something else in training than in "
-                f"evaluation ('{one.name}'): use a module for it, such as nn.Dropout"
-            )
-        if one.op == "get_attr" and not _equal(_attribute(model, one), _attribute(evaluating, two)):
-            raise UserError(
-                f"between its units {type(model).__name__} makes a tensor that is not the same every "
-                f"time ('{one.name}'): use a submodule for it"
-            )
-
-
-def _equal(one: object, two: object) -> bool:
-    return not isinstance(one, Tensor) or not isinstance(two, Tensor) or torch.equal(one, two)
-
-
-def _attribute(model: nn.Module, node: fx.Node) -> object:
-    value: object = model
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value
-
-
 def _assign(graph: fx.Graph, names: Sequence[str]) -> dict[fx.Node, int]:
     """The unit of every node but the input and the output."""
+    for node in reversed(graph.nodes):
+        if node.target is operator.getitem and not node.users:  # unpacked, as in x, _ = lstm(x)
+            graph.erase_node(node)
     called = [
         str(node.target)
         for node in graph.nodes
@@ -151,6 +89,9 @@ def _assign(graph: fx.Graph, names: Sequence[str]) -> dict[fx.Node, int]:
         raise UserError(
             f"units: the model calls them in the order {', '.join(called)}: name them in that order"
         )
+    for node in graph.nodes:
+        if node.op == "call_module" and str(node.target) in names and not node.users:
+            raise UserError(f"what unit '{node.target}' makes is not used: leave it out")
     unit_of: dict[fx.Node, int] = {}
     index = 0
     for node in graph.nodes:
@@ -159,10 +100,21 @@ def _assign(graph: fx.Graph, names: Sequence[str]) -> dict[fx.Node, int]:
         unit_of[node] = min(index, len(names) - 1)
         if node.op == "call_module" and str(node.target) in names:
             index += 1
+    returned = set()
     for node in graph.nodes:
         if node.op == "get_attr":  # a parameter lies where it is used, not where it is read
             unit_of[node] = min((unit_of.get(user, index) for user in node.users), default=0)
+        elif node.op == "call_module" and str(node.target) in names:
+            returned.add(node)
+        elif _takes_out(node) and node.args[0] in returned:  # only tensors can be passed on
+            returned.add(node)
+            unit_of[node] = unit_of[node.args[0]]
     return unit_of
+
+
+def _takes_out(node: fx.Node) -> bool:
+    """Whether this is ``something[number]``, as for one of several results."""
+    return node.target is operator.getitem and isinstance(node.args[1], int)
 
 
 def _what_crosses(
@@ -171,27 +123,34 @@ def _what_crosses(
     """What leaves each unit for the next: one node; of the last, the model's output."""
     (result,) = (node.args[0] for node in graph.nodes if node.op == "output")
     if not isinstance(result, fx.Node):
-        raise UserError("the model returns more than one tensor: it must return logits only")
-    crossing = []
-    for index in range(len(names) - 1):
-        nodes = [
+        kind = type(result).__name__.removeprefix("immutable_")
+        raise UserError(f"the model returns a {kind}: it must return one tensor, the logits")
+    last = len(names) - 1
+    crossing = [
+        [
             node
             for node in graph.nodes
             if unit_of.get(node, -1) <= index
             and node.op != "output"
             and any(unit_of.get(user, len(names)) > index for user in node.users)
         ]
-        if len(nodes) != 1:
+        for index in range(last)
+    ]
+    crossing.append([result])
+    for index, nodes in enumerate(crossing):
+        if len(nodes) > 1:
+            # The next place at which a single tensor is alive; behind the last unit there is one.
+            to = next(i for i in range(index, len(names)) if len(crossing[i]) == 1)
+            left_out = " and ".join(f"'{name}'" for name in names[index:to])
+            mend = f"leave {left_out} out of the units, to go with '{names[to]}'"
             raise UserError(
                 f"the model is no chain between '{names[index]}' and '{names[index + 1]}': "
                 f"{' and '.join(map(_describe, nodes))} are used behind it, but one tensor can be "
-                f"passed on: leave '{names[index]}' out of the units, and it goes with "
-                f"'{names[index + 1]}'"
+                f"passed on: {mend if index or to < last else 'there is no place to cut this model'}"
             )
-        if unit_of.get(nodes[0]) != index:
+        if not nodes or unit_of.get(nodes[0]) != index:
             raise UserError(f"what unit '{names[index]}' makes is not used: leave it out")
-        crossing.append(nodes[0])
-    return [*crossing, result]
+    return [nodes[0] for nodes in crossing]
 
 
 def _describe(node: fx.Node) -> str:
@@ -199,11 +158,23 @@ def _describe(node: fx.Node) -> str:
         return f"the input '{node.target}'"
     if node.op == "call_module":
         return f"the output of '{node.target}'"
-    return f"'{node.target}'" if node.op == "get_attr" else f"'{node.name}'"
+    if node.op == "get_attr":
+        return f"'{node.target}'"
+    # The tracer made this name up, so tell what the model's author knows.
+    seen = [node]
+    for one in seen:
+        if one is node or one.op in ("call_function", "call_method"):
+            seen += [before for before in one.all_input_nodes if before not in seen]
+    sources = [_describe(one) for one in seen if one.op not in ("call_function", "call_method")]
+    return f"'{node.name}' (of {', '.join(sources)})" if sources else f"'{node.name}'"
 
 
 def _piece(
-    model: nn.Module, own: Iterable[fx.Node], before: fx.Node | None, result: fx.Node, name: str
+    held: dict[str, Any],
+    own: Iterable[fx.Node],
+    before: fx.Node | None,
+    result: fx.Node,
+    name: str,
 ) -> fx.GraphModule:
     graph = fx.Graph()
     x = graph.placeholder("x")
@@ -216,7 +187,7 @@ def _piece(
     for node in own:
         copies[node] = graph.node_copy(node, copy_of)
     graph.output(copy_of(result))
-    return fx.GraphModule(model, graph, class_name=name.rpartition(".")[2].title())
+    return fx.GraphModule(held, graph, class_name=name.rpartition(".")[2].title())
 
 
 def copy_of_piece(piece: nn.Module, saved: Collection[str]) -> nn.Module:
@@ -236,8 +207,16 @@ def copy_of_piece(piece: nn.Module, saved: Collection[str]) -> nn.Module:
 
 
 def _check_all_used(model: nn.Module, pieces: Sequence[nn.Module]) -> None:
+    tensors = model.state_dict(keep_vars=True)
     used = {name for piece in pieces for name in piece.state_dict()}
-    unused = [name for name in model.state_dict() if name not in used]
+    unused = [name for name in tensors if name not in used]
+    for name in unused:
+        for other in used & tensors.keys():
+            if tensors[other] is tensors[name]:
+                raise UserError(
+                    f"'{name}' is '{other}' under a second name: give it one name, since units hold "
+                    f"what the model's forward uses"
+                )
     if unused:
         raise UserError(
             f"{', '.join(unused[:5])}{' ...' if len(unused) > 5 else ''}: the model's forward does "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import operator
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,38 @@ def test_named_submodules_are_not_traced() -> None:
     assert "position" in chain.build(1, 2, seed=0)[0].state_dict()
 
 
+def test_a_language_model_with_positions_and_an_optional_loss() -> None:
+    class Language(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.position = nn.Embedding(11, 8), nn.Embedding(16, 8)
+            self.drop = nn.Dropout(0.1)
+            self.blocks = nn.ModuleList(
+                nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2)
+            )
+            self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 5, bias=False)
+
+        def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Any:
+            _, length = tokens.size()
+            x = self.token(tokens) + self.position(torch.arange(length, device=tokens.device))
+            x = self.drop(x)
+            for block in self.blocks:
+                x = block(x)
+            logits = self.head(self.norm(x))
+            return logits if targets is None else (logits, F.cross_entropy(logits, targets))
+
+    model = Language()
+    units = ["drop", "blocks.0", "blocks.1", "head"]
+    chain = Chain.from_module(
+        model, units=units, input_shape=(6,), classes=5, input_dtype=torch.int64
+    )
+    assert chain.shapes() == [(6, 8)] * 3
+    assert list(chain.units[0].build().state_dict()) == ["token.weight", "position.weight"]
+    for train in (False, True):
+        ours, expected = outputs(model, chain, torch.randint(11, (3, 6)), train=train)
+        assert torch.equal(ours, expected)
+
+
 def test_two_ranks_equal_one_process_and_export_loads_into_the_author_s_class(
     tmp_path: Path,
 ) -> None:
@@ -129,8 +163,17 @@ def test_two_ranks_equal_one_process_and_export_loads_into_the_author_s_class(
     run_ranks(tmp_path / "log", ["train", *arguments, "--out", str(out)], 2)
     assert_same_bits(alone, out)
     assert cli.run(["export", str(out), "--to", str(tmp_path / "model.pt")]) == 0
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
     model = Net(1, 10)
-    model.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    model.load_state_dict(state)
+    # What was trained makes the same logits in pieces, whose names are thus the author's.
+    chain = Chain.from_module(Net(1, 10), units=UNITS, input_shape=(1, 8, 8), classes=10)
+    body, classifier = chain.build(0, 3, seed=0), chain.build_classifier(seed=0)
+    chain.load_whole_state(body, 0, 3, state)
+    chain.load_whole_state(nn.Sequential(classifier), 3, 4, state)
+    x = torch.randn(4, 1, 8, 8)
+    assert torch.equal(classifier.eval()(body.eval()(x)), model.eval()(x))
+    assert not torch.equal(classifier(body(x)), chain.build_whole(seed=0).eval()(x))
 
 
 class Parts(nn.Module):
@@ -140,6 +183,7 @@ class Parts(nn.Module):
         super().__init__()
         self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
         self.out = nn.Linear(4, 5)
+        self.register_buffer("count", torch.zeros(()), persistent=False)
         self._forward = forward
 
     def forward(self, x: Tensor) -> Any:
@@ -161,6 +205,15 @@ def skip_of_an_expression(m: Any, x: Tensor) -> Tensor:
     return m.out(m.c(m.b(y)) * y)  # type: ignore[no-any-return]
 
 
+def long_skip(m: Any, x: Tensor) -> Tensor:
+    x = m.a(x)
+    return m.out(m.c(m.b(x))) + x.sum()  # type: ignore[no-any-return]
+
+
+def skip_over_all(m: Any, x: Tensor) -> Tensor:
+    return m.out(m.c(m.b(m.a(x)))) + x.sum()  # type: ignore[no-any-return]
+
+
 def plain(m: Any, x: Tensor) -> Tensor:
     return m.out(m.c(m.b(m.a(x))))  # type: ignore[no-any-return]
 
@@ -169,6 +222,12 @@ def not_used(m: Any, x: Tensor) -> Tensor:
     x = m.a(x)
     m.b(x)
     return m.out(m.c(x))  # type: ignore[no-any-return]
+
+
+def result_not_used(m: Any, x: Tensor) -> Tensor:
+    x = m.c(m.b(m.a(x)))
+    m.out(x)
+    return x * 2
 
 
 def without_b(m: Any, x: Tensor) -> Tensor:
@@ -196,6 +255,34 @@ def noise(m: Any, x: Tensor) -> Tensor:
     return m.out(m.c(m.b(m.a(x) + torch.randn(4))))  # type: ignore[no-any-return]
 
 
+def random_branch(m: Any, x: Tensor) -> Tensor:
+    """A layer that is left out now and then, which a trace would never or always do."""
+    x = m.a(x)
+    return m.out(m.c(m.b(x) if random.random() < 2 else x))  # type: ignore[no-any-return]
+
+
+def no_gradient(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        x = m.a(x)
+    return m.out(m.c(m.b(x)))  # type: ignore[no-any-return]
+
+
+def autocast(m: Any, x: Tensor) -> Tensor:
+    x = m.a(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = m.b(x)
+    return m.out(m.c(x.float()))  # type: ignore[no-any-return]
+
+
+def counts(m: Any, x: Tensor) -> Tensor:
+    m.count += 1
+    return m.out(m.c(m.b(m.a(x))))  # type: ignore[no-any-return]
+
+
+def named_results(m: Any, x: Tensor) -> dict[str, Tensor]:
+    return {"logits": m.out(m.c(m.b(m.a(x))))}
+
+
 def two_results(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     x = m.c(m.b(m.a(x)))
     return m.out(x), x
@@ -211,21 +298,43 @@ def shared_scale(m: Any, x: Tensor) -> Tensor:
         (
             skip,
             "no chain between 'b' and 'c': the output of 'a' and the output of 'b' are used behind "
-            "it, but one tensor can be passed on: leave 'b' out of the units, and it goes with 'c'",
+            "it, but one tensor can be passed on: leave 'b' out of the units, to go with 'c'",
         ),
         (
             skip_from_the_input,
             "no chain between 'a' and 'b': the input 'x' and the output of 'a' are used behind it",
         ),
-        (skip_of_an_expression, "between 'b' and 'c': 'tanh' and the output of 'b' are used"),
+        (
+            skip_of_an_expression,
+            "between 'b' and 'c': 'tanh' (of the output of 'a') and the output of 'b' are used",
+        ),
+        (
+            long_skip,
+            "between 'b' and 'c': the output of 'a' and the output of 'b' are used behind it, but one "
+            "tensor can be passed on: leave 'b' and 'c' out of the units, to go with 'out'",
+        ),
+        (
+            skip_over_all,
+            "between 'a' and 'b': the input 'x' and the output of 'a' are used behind it, but one "
+            "tensor can be passed on: there is no place to cut this model",
+        ),
         (not_used, "what unit 'b' makes is not used: leave it out"),
+        (result_not_used, "what unit 'out' makes is not used: leave it out"),
         (without_b, "'b' is not called by the model's forward: it must be once"),
         (twice, "'a' is called 2 times by the model's forward: it must be once"),
         (other_order, "the model calls them in the order a, c, b, out: name them in that order"),
         (by_value, "between its units cannot be traced (symbolically traced variables"),
         (dropout, "something else in training than in evaluation ('dropout'): use a module"),
         (noise, "makes a tensor that is not the same every time ('_tensor_constant0')"),
-        (two_results, "the model returns more than one tensor: it must return logits only"),
+        (
+            random_branch,
+            "Parts draws a random number that tracing would fix: put it into a submodule",
+        ),
+        (no_gradient, "uses torch.no_grad, autocast or the like, which tracing would lose ('a')"),
+        (autocast, "uses torch.no_grad, autocast or the like, which tracing would lose ('b')"),
+        (counts, "between its units Parts assigns to 'count', which tracing would lose"),
+        (two_results, "the model returns a tuple: it must return one tensor, the logits"),
+        (named_results, "the model returns a dict: it must return one tensor, the logits"),
         (shared_scale, "units 'b' and 'c' share a parameter or buffer, which stages cannot"),
     ],
 )
@@ -243,15 +352,16 @@ def test_what_is_no_chain_is_refused_in_one_line(forward: Any, said: str) -> Non
         (["out"], "name at least two submodules, the last of which is the classifier"),
         (["a", "bb", "out"], "Parts has no submodule 'bb'; did you mean 'b'?"),
         (["a", "a", "out"], "'a' is named twice"),
+        ("ab", "units='ab': give a list of names of submodules"),
     ],
 )
-def test_units_that_cannot_be(units: list[str], said: str) -> None:
+def test_units_that_cannot_be(units: list[str] | str, said: str) -> None:
     if said == "no 'x'":  # fewer names: what is not named goes with the next one
         chain = a_chain(Parts(plain), *units, shape=(4,))
         assert sorted(chain.classifier.build().state_dict())[0] == "b.bias"
         return
     with pytest.raises(UserError, match=r"^units") as caught:
-        a_chain(Parts(plain), *units, shape=(4,))
+        Chain.from_module(Parts(plain), units=units, input_shape=(4,), classes=5)
     assert said in str(caught.value)
 
 
@@ -280,8 +390,137 @@ def test_a_second_input_that_is_used_is_refused() -> None:
         def forward(self, x: Tensor, y: Tensor) -> Any:  # type: ignore[override]
             return self.out(self.a(x) + y)
 
-    with pytest.raises(UserError, match=r"takes 'x' and 'y': units pass on a single tensor"):
+    with pytest.raises(UserError, match=r"one tensor \(missing a required argument: 'y'\)"):
         a_chain(Two(plain), "a", "out", shape=(4,))
+
+
+def test_further_arguments_keep_their_defaults() -> None:
+    class Options(Parts):
+        def forward(
+            self, images: Tensor, features: bool = False, *more: Tensor, scale: float = 2.0
+        ) -> Any:
+            images = self.c(self.b(self.a(images)))
+            return (images, *more) if features else self.out(images) * scale
+
+    model = Options(plain)
+    ours, expected = outputs(
+        model, a_chain(model, "a", "b", "out", shape=(4,)), torch.randn(2, 4), train=True
+    )
+    assert torch.equal(ours, expected)
+
+
+def test_a_hook_on_the_model_itself_is_not_lost() -> None:
+    model = Parts(plain)
+    model.register_forward_hook(lambda _module, _args, result: result * 3)
+    ours, expected = outputs(
+        model, a_chain(model, "a", "b", "out", shape=(4,)), torch.randn(2, 4), train=True
+    )
+    assert torch.equal(ours, expected)
+
+
+class Awkward(nn.Module):
+    """Of which nothing could be traced: a branch, randomness, gradients switched off."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            keep = torch.rand(len(x), 1) < 0.5
+        return x * keep if self.training and x.dim() == 2 else x
+
+
+def test_submodules_that_hold_no_unit_are_not_traced() -> None:
+    model = Parts(lambda m, x: m.out(m.c(m.awkward(m.b(m.a(x))))))
+    model.awkward = Awkward()
+    chain = a_chain(model, "a", "b", "c", "out", shape=(4,))
+    assert chain.shapes() == [(4,), (4,), (4,)]
+    for train in (False, True):
+        ours, expected = outputs(model, chain, torch.randn(64, 4), train=train)
+        assert torch.equal(ours, expected)
+
+
+def test_units_that_return_more_than_their_output() -> None:
+    """The output is taken out of the tuple in the unit itself, since only a tensor can be passed on."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x, _ = m.one(m.a(x))
+        _, (last, _) = m.two(torch.tanh(x))
+        return m.out(last[-1])  # type: ignore[no-any-return]
+
+    model = Parts(forward)
+    del model.b, model.c
+    model.one, model.two = (nn.LSTM(4, 4, batch_first=True) for _ in range(2))
+    chain = a_chain(model, "a", "one", "two", "out", shape=(6, 4))
+    assert chain.shapes() == [(6, 4), (6, 4), (4,)]
+    ours, expected = outputs(model, chain, torch.randn(2, 6, 4), train=True)
+    assert torch.equal(ours, expected)
+    code = [node.target for node in chain.units[2].build().graph.nodes]  # type: ignore[union-attr]
+    assert operator.getitem in code
+
+
+def test_buffers_are_read_and_written_when_the_units_run() -> None:
+    """Not when they are traced: a table that is sliced by the input's length, and a count."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x)
+        x = m.b(x + m.table[: x.size(1)])
+        m.steps.add_(1)
+        return m.out(m.c(x * m.steps))  # type: ignore[no-any-return]
+
+    model = Parts(forward)
+    model.register_buffer("table", torch.randn(16, 4))
+    model.register_buffer("steps", torch.zeros(()))
+    chain = a_chain(model, "a", "b", "c", "out", shape=(8, 4))
+    assert "table" in chain.units[1].build().state_dict()
+    body, classifier = chain.build(0, 3, seed=0), chain.build_classifier(seed=0)
+    for _ in range(3):
+        x = torch.randn(2, 8, 4)
+        assert torch.equal(classifier(body(x)), model(x))
+    assert int(body[2].state_dict()["steps"]) == 3
+    assert int(chain.build(0, 3, seed=0)[2].state_dict()["steps"]) == 0
+
+
+def test_a_unit_s_own_constant_is_used_between_the_units() -> None:
+    """It is no buffer, and cannot become one under its own name."""
+    model = Parts(lambda m, x: m.out(m.b(m.a(x) * m.b.constant)))
+    model.b.constant = torch.tensor(3.0)
+    del model.c
+    chain = a_chain(model, "a", "b", "out", shape=(4,))
+    assert sorted(chain.units[1].build().state_dict()) == ["b.bias", "b.weight"]
+    ours, expected = outputs(model, chain, torch.randn(2, 4), train=True)
+    assert torch.equal(ours, expected)
+
+
+def test_a_train_method_that_freezes_parts_is_refused() -> None:
+    class Frozen(Parts):
+        def train(self, mode: bool = True) -> Frozen:
+            super().train(mode)
+            self.b.eval()
+            return self
+
+    with pytest.raises(
+        UserError, match=r"^Frozen.train\(\) does not treat all parts alike \('b'\)"
+    ):
+        a_chain(Frozen(plain), "a", "b", "out", shape=(4,))
+
+
+def test_a_second_name_for_a_parameter_is_told_apart_from_one_not_used() -> None:
+    model = Parts(plain)
+    model.alias = model.b
+    with pytest.raises(UserError, match=r"^'alias.weight' is 'b.weight' under a second name"):
+        a_chain(model, "a", "b", "out", shape=(4,))
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(UserError, match=r"takes an nn.Module, not a function"):
+        a_chain(plain, "a", "out")  # type: ignore[arg-type]
+
+
+def test_a_refusal_in_the_user_s_function_names_the_model(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = f"{Path(__file__).with_name('traced_models.py')}:misnamed"
+    assert cli.run(["train", "--model", name, "--plain"]) == cli.USER_ERROR
+    said = capsys.readouterr().err
+    assert f"model '{name}': units: Net has no submodule 'block.0'; did you mean 'blocks.0'" in said
 
 
 def test_a_bare_module_is_refused_with_the_way_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,3 +58,10 @@ def net(shape: Shape, classes: int) -> Chain:
     """A chain from a module and the names of its units."""
     model = Net(shape[0], classes)
     return Chain.from_module(model, units=UNITS, input_shape=shape, classes=classes)
+
+
+def misnamed(shape: Shape, classes: int) -> Chain:
+    """One of the names is not quite right."""
+    model = Net(shape[0], classes)
+    units = ["first", "block.0", "fc"]
+    return Chain.from_module(model, units=units, input_shape=shape, classes=classes)

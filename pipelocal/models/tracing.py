@@ -1,0 +1,192 @@
+"""A model's forward as a graph of ``torch.fx``, or the reason why it cannot be one.
+
+A graph holds what the code did when it was traced. Code that may do something else another time is
+refused here.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from pipelocal.errors import UserError
+
+
+def trace(model: nn.Module, whole: Sequence[str]) -> tuple[fx.Graph, dict[str, Any]]:
+    """What a model's forward does with its only input.
+
+    Args:
+        model: takes one tensor; is left as it is.
+        whole: names of submodules that are one node each. So are those that hold none of them.
+
+    Returns:
+        The graph, and the modules and tensors that it names, which are copies. The names are those
+        in ``model``; constants made by its forward get new ones.
+
+    Raises:
+        UserError: the code between the submodules cannot be traced, or what was traced is not what
+            it does every time.
+    """
+    # Copies, for tracing runs the code between the units, which may change what it finds.
+    training, evaluating = copy.deepcopy(model).train(), copy.deepcopy(model).eval()
+    generators = _generators()
+    root, graph = _trace(training, whole)
+    other_root, other_graph = _trace(evaluating, whole)
+    _check_same(root, graph, other_root, other_graph)
+    _check_modes(root, graph, training=True)
+    _check_modes(other_root, other_graph, training=False)
+    if _generators() != generators:
+        raise UserError(
+            f"between its units {type(model).__name__} draws a random number that tracing would fix: "
+            f"put it into a submodule"
+        )
+    return graph, _rename(root, graph)
+
+
+class _Call(nn.Module):
+    """Calls the model as its users do: with its hooks, and further arguments at their defaults."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> object:
+        return self.model(x)
+
+
+_PREFIX = "model."
+
+
+class _Tracer(fx.Tracer):
+    """Goes only into what holds a named submodule; all others may do whatever they like."""
+
+    proxy_buffer_attributes = True  # what reads or writes a buffer is code like any other
+
+    def __init__(self, model: nn.Module, whole: Sequence[str]) -> None:
+        super().__init__()
+        self._model = type(model).__name__
+        self._names = {_PREFIX + name for name in whole}
+        self._contexts = _contexts()
+
+    def is_leaf_module(self, _: nn.Module, module_qualified_name: str) -> bool:
+        inner = f"{module_qualified_name}."
+        return not any(name.startswith(inner) for name in self._names)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        if _contexts() != self._contexts:  # a graph has none
+            raise UserError(
+                f"between its units {self._model} uses torch.no_grad, autocast or the like, which "
+                f"tracing would lose ('{node.name.removeprefix('model_')}'): put it into a submodule"
+            )
+        return node
+
+
+def _contexts() -> tuple[bool, ...]:
+    autocast = (torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+    return torch.is_grad_enabled(), *autocast
+
+
+def _generators() -> tuple[object, ...]:
+    # NumPy's text leaves out most of the state, but not the position in it, which each draw moves.
+    return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
+
+
+def _trace(model: nn.Module, whole: Sequence[str]) -> tuple[_Call, fx.Graph]:
+    """What was traced and its graph; their names begin with ``_PREFIX``."""
+    kind = type(model).__name__
+    try:
+        signature = inspect.signature(model.forward)
+        signature.bind(Tensor())
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the forward of {kind} cannot be called with one tensor ({error}): units pass on a "
+            f"single tensor"
+        ) from error
+    root = _Call(model)
+    try:
+        graph = _Tracer(model, whole).trace(root)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the code of {kind} between its units cannot be traced ({reason}): put what depends on "
+            f"values into a submodule, or name what holds it instead of its parts"
+        ) from error
+    for name, buffer in root.named_buffers():
+        if isinstance(buffer, fx.Proxy):
+            raise UserError(
+                f"between its units {kind} assigns to '{name.removeprefix(_PREFIX)}', which tracing "
+                f"would lose: put it into a submodule"
+            )
+    for node in graph.find_nodes(op="placeholder"):
+        node.target = next(iter(signature.parameters))
+    return root, graph
+
+
+def _rename(root: _Call, graph: fx.Graph) -> dict[str, Any]:
+    """Give all nodes the model's own names; returns the modules and tensors by these names."""
+    known = {name for name, _ in (*root.named_parameters(), *root.named_buffers())}
+    held: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            value, path = _attribute(root, node), str(node.target)
+            if node.op == "call_module" or path in known:
+                node.target = path.removeprefix(_PREFIX)
+            else:  # a constant, which becomes a buffer, for which the model has no name
+                node.target = f"_constant_{path.replace('.', '_')}"
+            held[node.target] = value
+    return held
+
+
+def _check_same(root: _Call, graph: fx.Graph, evaluating: _Call, other: fx.Graph) -> None:
+    """Refuse code between the units that tracing would fix as it is in training."""
+    kind = type(root.model).__name__
+    for one, two in zip(graph.nodes, other.nodes, strict=False):
+        same = str(one.target) == str(two.target) and str((one.args, one.kwargs)) == str(
+            (two.args, two.kwargs)
+        )
+        if not same:
+            raise UserError(
+                f"between its units {kind} does something else in training than in "
+                f"evaluation ('{one.name}'): use a module for it, such as nn.Dropout"
+            )
+        if one.op == "get_attr" and not _equal(_attribute(root, one), _attribute(evaluating, two)):
+            raise UserError(
+                f"between its units {kind} makes a tensor that is not the same every "
+                f"time ('{one.name}'): use a submodule for it"
+            )
+
+
+def _check_modes(root: _Call, graph: fx.Graph, *, training: bool) -> None:
+    """Refuse what the model's own ``train()`` does to its parts, which units would not."""
+    for node in graph.nodes:
+        if node.op == "call_module":
+            module = root.get_submodule(str(node.target))
+            before = [part.training for part in module.modules()]
+            module.train(training)
+            if before != [part.training for part in module.modules()]:
+                raise UserError(
+                    f"{type(root.model).__name__}.train() does not treat all parts alike "
+                    f"('{str(node.target).removeprefix(_PREFIX)}'), which units would lose: write "
+                    f"that part's own train() so"
+                )
+
+
+def _equal(one: object, two: object) -> bool:
+    return not isinstance(one, Tensor) or not isinstance(two, Tensor) or torch.equal(one, two)
+
+
+def _attribute(root: nn.Module, node: fx.Node) -> object:
+    value: object = root
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value
