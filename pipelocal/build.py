@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -14,15 +15,16 @@ from pipelocal.config import TrainConfig
 from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import UserError
 from pipelocal.models import Chain, Shape, build_chain
-from pipelocal.objective import DISTANCES, OBJECTIVES
+from pipelocal.objective import DISTANCES, OBJECTIVES, WEIGHT_SCHEDULES, Reconciliation
 from pipelocal.objective.heads import build_head, check_logits
 from pipelocal.objective.heads_downstream import Downstream
+from pipelocal.objective.summaries import SUMMARIES, Summary
 from pipelocal.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor
 from pipelocal.partition import Cut, by_count, from_text
 from pipelocal.partition.balance import CostModel
 from pipelocal.partition.partitioners import PartitionRequest, partition
 from pipelocal.partition.profile import Meter, profile_chain
-from pipelocal.seeding import seeded
+from pipelocal.seeding import derive_seed, seeded
 from pipelocal.stage import Stage
 from pipelocal.units import parse_bytes, parse_speeds
 
@@ -77,19 +79,34 @@ class Blueprint:
         Raises:
             UserError: a unit or a head cannot be differentiated twice, as sgr wants it.
         """
-        reconcile = config.objective == "sgr"
+        reconciles = config.objective == "sgr"
+        exact = config.reconcile == "exact"
         profile = profile_chain(
             self.chain,
             self.shapes,
             partial(self._head, config),
             meter,
             batch_size=config.batch_size,
-            reconcile=reconcile,
+            exact=reconciles and exact,
             optimizer=lambda parameters: _optimizer(config, parameters),
             target_shape=self.target_shape,
             seed=config.seed,
         )
-        return CostModel(profile=profile, reconcile=reconcile, window=config.window)
+        fraction = config.reconcile_fraction
+        summaries = [
+            SUMMARIES.get(config.delta)(shape, config.delta_size, config.seed)
+            for shape in self.shapes
+        ]
+        return CostModel(
+            profile=profile,
+            delta_bytes=[
+                config.batch_size * prod(summary.shape) * summary.dtype.itemsize
+                for summary in summaries
+            ],
+            reconcile_share=1 / config.reconcile_every if reconciles else 0.0,
+            passes=0.0 if exact else 2 * fraction if fraction < 1 else 1.0,
+            window=config.window,
+        )
 
     def partitioned(self, config: TrainConfig, measure: Callable[[], CostModel]) -> Blueprint:
         """The same chain, cut as ``--balance``, ``--memory-limit`` and ``--device-speeds`` ask for.
@@ -127,6 +144,24 @@ class Blueprint:
                 classifier=chain.classifier,
             ),
         )
+
+    def _reconciliation(self, stage: int, config: TrainConfig, steps: int) -> Reconciliation:
+        weights = [0.0, *config.reconcile_weights(self.stages)]
+        return Reconciliation(
+            form="exact" if config.reconcile == "exact" else "first-order",
+            distance=DISTANCES.get(config.distance),
+            weight=weights[stage - 1],
+            schedule=WEIGHT_SCHEDULES.get(config.reconcile_schedule),
+            total_steps=steps,
+            every=config.reconcile_every,
+            fraction=config.reconcile_fraction,
+            summary=self.summary(stage - 1, config),
+        )
+
+    def summary(self, source: int, config: TrainConfig) -> Summary:
+        """How delta travels from stage ``source`` to the next."""
+        seed = derive_seed(config.seed, "delta", source)
+        return SUMMARIES.get(config.delta)(self.output_shape(source), config.delta_size, seed)
 
     def output_shape(self, stage: int) -> Shape:
         """Shape of one row of a stage's output; of the samples for stage 0."""
@@ -198,9 +233,8 @@ class Blueprint:
                 head = self._head(config, cut.stop)
         body.to(device)
         head.to(device)
-        objective = OBJECTIVES.get(config.objective)(
-            number, DISTANCES.get(config.distance), config.reconcile_weight
-        )
+        reconciliation = self._reconciliation(number, config, total_steps)
+        objective = OBJECTIVES.get(config.objective)(number, reconciliation)
         parameters = [*body.parameters(), *head.parameters()]
         if not parameters:
             raise UserError(f"stage {number} ({self.units(number)}) has no parameters to train")

@@ -19,12 +19,14 @@ import tyro
 from pipelocal.data import DATASETS
 from pipelocal.errors import UserError
 from pipelocal.models import check_model_name
-from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES
+from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES, WEIGHT_SCHEDULES
+from pipelocal.objective.summaries import SUMMARIES
 from pipelocal.optim import OPTIMIZERS, SCHEDULES
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.transport.connect import EDGES
-from pipelocal.units import parse_bytes, parse_speeds
+from pipelocal.units import parse_bytes, parse_speeds, parse_weights
 
+RECONCILE_FORMS = ("first-order", "exact")
 MOST_RANKS = 4096
 """That can be simulated in some seconds."""
 
@@ -78,10 +80,27 @@ class TrainConfig:
     """Auxiliary head of every stage but the last: linear or mlp (pooled; for labels per token, per
     token), conv (one convolution first; images), token, token-mlp, token-mean, or downstream (the
     shortest row of the units that follow, and the model's classifier)."""
+    reconcile: str = "first-order"
+    """How sgr differentiates the distance: first-order (one more ordinary pass) or exact (double
+    backward: slower, more memory, not for fused attention)."""
+    delta: str = "full"
+    """What travels of the output gradient that a reconciled batch brings along: full, bf16, int8, pooled
+    (over space or tokens), or sketch (a random projection to --delta-size numbers)."""
+    delta_size: int = 256
+    """Numbers of a sketch, per sample."""
     distance: str = "cosine"
     """Distance that sgr reconciles by: cosine, relative, or squared."""
-    reconcile_weight: float = 0.05
-    """Weight of the reconciliation distance against the local loss (lambda)."""
+    reconcile_weight: str = "0.05"
+    """Weight of the reconciliation distance against the local loss (lambda); or one for each stage but
+    the first, such as 0.05,0.1,0.1."""
+    reconcile_schedule: str = "constant"
+    """Factor of that weight: constant, warmup (rises over the first tenth of the training) or decay
+    (falls to zero at its end)."""
+    reconcile_every: int = 4
+    """Reconcile in every so many batches, with so many times the weight; delta travels with these only."""
+    reconcile_fraction: float = 0.5
+    """First-order: reconcile on so large a part of the batch, drawn anew each time (two passes on the
+    part; with 1 one pass on all, which needs more memory)."""
 
     optimizer: str = "sgd"
     """sgd or adamw."""
@@ -109,6 +128,9 @@ class TrainConfig:
     """Most batches that a stage may have sent and the next one not yet taken."""
     timeout: float = 300.0
     """Seconds without a sign from a neighbour after which a rank gives up."""
+    measure_bp_gap: int | None = None
+    """Every so many batches, compare each stage's gradients with those of back-propagation (one process
+    only; costs one more step and memory for the whole model)."""
     log_every: int = 20
     """Batches between two lines of metrics.jsonl, per stage."""
     plain: bool = False
@@ -130,11 +152,15 @@ class TrainConfig:
         OBJECTIVES.get(self.objective)
         HEADS.get(self.head)
         DISTANCES.get(self.distance)
+        WEIGHT_SCHEDULES.get(self.reconcile_schedule)
         OPTIMIZERS.get(self.optimizer)
         SCHEDULES.get(self.schedule)
         for name in ("stages", "epochs", "batch_size", "evaluate_every", "threads", "window"):
             self._check_least(name, 1)
+        self._check_reconciliation()
         self._check_least("log_every", 1)
+        if self.measure_bp_gap is not None:
+            self._check_least("measure_bp_gap", 1)
         self._check_least("warmup_steps", 0)
         if self.max_steps is not None:
             self._check_least("max_steps", 1)
@@ -142,15 +168,36 @@ class TrainConfig:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise UserError(f"{_option(name)} {value}: give a number above 0")
-        for name in ("reconcile_weight", "weight_decay"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise UserError(f"{_option(name)} {value}: give a number of at least 0")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise UserError(f"--weight-decay {self.weight_decay}: give a number of at least 0")
         if not 0 <= self.momentum < 1:
             raise UserError(f"--momentum {self.momentum}: give a number from 0 to below 1")
         self._check_balance()
         if self.edge not in EDGES:
             raise UserError(f"--edge {self.edge}: choose one of {', '.join(EDGES)}")
+
+    def reconcile_weights(self, stages: int) -> list[float]:
+        """The weights of the stages from the second on.
+
+        Raises:
+            UserError: they are no numbers of at least 0, or not as many as stages but the first.
+        """
+        return parse_weights("--reconcile-weight", self.reconcile_weight, stages - 1)
+
+    def _check_reconciliation(self) -> None:
+        if self.reconcile not in RECONCILE_FORMS:
+            raise UserError(
+                f"--reconcile {self.reconcile}: choose one of {', '.join(RECONCILE_FORMS)}"
+            )
+        SUMMARIES.get(self.delta)
+        self._check_least("reconcile_every", 1)
+        self._check_least("delta_size", 1)
+        if not 0 < self.reconcile_fraction <= 1:
+            raise UserError(
+                f"--reconcile-fraction {self.reconcile_fraction}: give a number above 0, to 1"
+            )
+        if self.cut is None:  # which says itself how many stages there are
+            self.reconcile_weights(self.stages)
 
     def _check_balance(self) -> None:
         PARTITIONERS.get(self.balance)
@@ -224,6 +271,16 @@ class PlanConfig:
     """Samples in a batch."""
     head: str = TrainConfig.head
     """Auxiliary head, as for train."""
+    reconcile: str = TrainConfig.reconcile
+    """first-order or exact, as for train."""
+    reconcile_every: int = TrainConfig.reconcile_every
+    """As for train; times and bytes are means over the batches."""
+    reconcile_fraction: float = TrainConfig.reconcile_fraction
+    """As for train."""
+    delta: str = TrainConfig.delta
+    """As for train."""
+    delta_size: int = TrainConfig.delta_size
+    """As for train."""
     optimizer: str = TrainConfig.optimizer
     """sgd or adamw."""
     window: int = TrainConfig.window
@@ -312,6 +369,8 @@ def _checked(path: str, name: str, value: Any, annotation: str) -> Any:
     wanted = annotation.removesuffix(" | None")
     if wanted == "float" and type(value) is int:
         return float(value)
+    if wanted == "str" and type(value) in (int, float):
+        return str(value)  # such as one weight, where several are allowed
     if type(value).__name__ != wanted:
         raise UserError(
             f"--config {path}: '{name}' must be of type {wanted}, not {type(value).__name__}"

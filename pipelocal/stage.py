@@ -11,15 +11,18 @@ a row and a pipeline runs with its transfers in between::
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pipelocal.errors import StageError
 from pipelocal.objective.in_place import disable_inplace
 from pipelocal.objective.local import LocalPass, Objective, cross_entropy
+from pipelocal.objective.reconciliation import Residual
 from pipelocal.seeding import derive_seed
 
 
@@ -31,8 +34,8 @@ class StepMetrics:
     correct: Tensor
     """Number of right predictions."""
     predictions: int
-    reconciliation: Tensor | None
-    """Distance between eta and delta, None where the objective has none."""
+    residual: Residual | None
+    """Between eta and delta; None on a batch that was not reconciled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +83,10 @@ class Stage:
         self.steps = 0
         self._seed = seed
         self._pass: LocalPass | None = None
+        self._target: Tensor | None = None
         self._logits: Tensor | None = None
         self._loss: Tensor | None = None
-        self._reconciliation: Tensor | None = None
+        self._residual: Residual | None = None
         disable_inplace(body)
         disable_inplace(head)
         self._train_mode: bool | None = None
@@ -98,27 +102,41 @@ class Stage:
         Args:
             x: input ``[B, ...]``.
             target: labels ``[B]`` (or ``[B, T]``), int64.
-            delta: output gradient of the stage before, of x's shape; only if :attr:`wants_delta`.
+            delta: output gradient of the stage before, of x's shape, if the batch is to be
+                reconciled; only if :attr:`wants_delta`.
         """
-        output = self.forward(x)
+        output = self.forward(x, reconciled=delta is not None)
         output_gradient = self.output_gradient(target)
         self.reconcile(delta)
         metrics = self.metrics(target)
         self.update()
         return StepResult(output=output, output_gradient=output_gradient, metrics=metrics)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the body; the detached output, which must not be changed until :meth:`update`."""
+    def forward(self, x: Tensor, *, reconciled: bool = False) -> Tensor:
+        """Run the body; the detached output, which must not be changed until :meth:`update`.
+
+        Args:
+            x: input ``[B, ...]``.
+            reconciled: whether :meth:`reconcile` will be given delta.
+        """
         self._set_train_mode(True)
-        torch.manual_seed(derive_seed(self._seed, "step", self.number, self.steps))
-        leaf = x.detach().requires_grad_(self.wants_delta)
+        self._seed_for("step")
+        leaf = x.detach().requires_grad_(reconciled)
         out = self.body(leaf)
-        self._pass = LocalPass(x=leaf, out=out)
+        self._pass = LocalPass(
+            x=leaf,
+            out=out,
+            loss_at=self._loss_at,
+            parameters=self._parameters,
+            step=self.steps,
+            seed=derive_seed(self._seed, "objective", self.number, self.steps),
+        )
         return _own_memory(out.detach(), x)
 
     def output_gradient(self, target: Tensor) -> Tensor:
         """Local loss and its gradient at the output (delta, per batch mean)."""
         local = self._require_pass()
+        self._target = target
 
         def loss_of(out: Tensor) -> Tensor:
             logits = self.head(out)
@@ -126,7 +144,7 @@ class Stage:
             return cross_entropy(logits, target)
 
         # Again, so that what others draw while the output leaves does not change the head's dropout.
-        torch.manual_seed(derive_seed(self._seed, "head", self.number, self.steps))
+        self._seed_for("head")
         version = local.out._version
         in_place = StageError(
             "the head changes the stage's output in place, while the output is on its way to "
@@ -146,7 +164,7 @@ class Stage:
 
     def reconcile(self, delta: Tensor | None) -> None:
         """Complete the gradients of all parameters, with delta of the stage before if wanted."""
-        self._reconciliation = self.objective.body_backward(self._require_pass(), delta)
+        self._residual = self.objective.body_backward(self._require_pass(), delta)
 
     def metrics(self, target: Tensor) -> StepMetrics:
         """What this batch showed; after :meth:`reconcile`."""
@@ -156,7 +174,7 @@ class Stage:
             loss=self._loss,
             correct=count_correct(self._logits, target),
             predictions=target.numel(),
-            reconciliation=self._reconciliation,
+            residual=self._residual,
         )
 
     def update(self) -> None:
@@ -166,7 +184,7 @@ class Stage:
         if self.scheduler is not None:
             self.scheduler.step()
         self.steps += 1
-        self._pass = self._logits = self._loss = self._reconciliation = None
+        self._pass = self._target = self._logits = self._loss = self._residual = None
 
     @torch.no_grad()
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,6 +202,30 @@ class Stage:
             "steps": self.steps,
         }
 
+    def replay_body(self, x: Tensor) -> Tensor:
+        """The body's output for this step's random numbers, with its graph; moves no buffer."""
+        self._set_train_mode(True)
+        self._seed_for("step")
+        return _without_moving_buffers(self.body, x)
+
+    def replay_loss(self, out: Tensor, target: Tensor) -> Tensor:
+        """The local loss at an output of the body, likewise."""
+        self._seed_for("head")
+        return cross_entropy(_without_moving_buffers(self.head, out), target)
+
+    def _loss_at(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        """See :data:`~pipelocal.objective.local.LossAt`."""
+        assert self._target is not None, "output_gradient comes first"
+        target = self._target if rows is None else self._target[rows]
+        return self.replay_loss(self.replay_body(x), target)
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        yield from self.body.parameters()
+        yield from self.head.parameters()
+
+    def _seed_for(self, what: str) -> None:
+        torch.manual_seed(derive_seed(self._seed, what, self.number, self.steps))
+
     def _require_pass(self) -> LocalPass:
         assert self._pass is not None, "forward comes first"
         return self._pass
@@ -193,6 +235,13 @@ class Stage:
             self.body.train(train)
             self.head.train(train)
             self._train_mode = train
+
+
+def _without_moving_buffers(module: nn.Module, x: Tensor) -> Tensor:
+    """Run a module; what it does to its buffers is done to copies."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    out: Tensor = functional_call(module, buffers, (x,))
+    return out
 
 
 def count_correct(logits: Tensor, target: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ def train(
     blueprint = Blueprint.draw(config)
     world = world or World.from_environment()
     _check_bp_alone(config, world)
+    _check_gap_alone(config, world)
     placement = place(blueprint.stages, world.size)
     set_up_host(config.threads)
     device = world.device(config.device)
@@ -81,6 +82,14 @@ def _check_bp_alone(config: TrainConfig, world: World) -> None:
         raise UserError(
             f"--objective bp trains the uncut model in one process, but {world.size} ranks were "
             f"started: start it without torchrun, or choose greedy or sgr"
+        )
+
+
+def _check_gap_alone(config: TrainConfig, world: World) -> None:
+    if config.measure_bp_gap is not None and world.size > 1:
+        raise UserError(
+            f"--measure-bp-gap needs all stages in one process, but {world.size} ranks were started: "
+            f"start it without torchrun, or leave the option out"
         )
 
 
@@ -164,6 +173,9 @@ class _Run:
             steps_per_epoch=facts.steps_per_epoch,
             max_steps=self.config.max_steps,
             evaluate_every=self.config.evaluate_every,
+            reconcile_every=(
+                self.config.reconcile_every if self.config.objective == "sgr" else None
+            ),
         )
         folder = RunFolder(facts.folder)
         stages = self._build_stages(plan, facts)

@@ -78,6 +78,25 @@ def parse_flops(option: str, text: str) -> float:
     return float(match[1]) * {"G": 1e9, "T": 1e12, "P": 1e15}[match[2]]
 
 
+def parse_weights(option: str, text: str, count: int) -> list[float]:
+    """Weights from text such as ``0.05`` (for all) or ``0.05,0.1``, one for each.
+
+    Raises:
+        UserError: they are no numbers of at least 0, or neither one nor as many as wanted.
+    """
+    try:
+        weights = [float(word) for word in text.split(",")]
+    except ValueError:
+        weights = []
+    sound = all(0 <= weight < float("inf") for weight in weights)
+    if not sound or len(weights) not in (1, count) or not weights:
+        raise UserError(
+            f"{option} {text}: give one number of at least 0, or {count} with commas between them, one "
+            f"for each stage but the first"
+        )
+    return weights * count if len(weights) == 1 else weights
+
+
 def parse_speeds(option: str, text: str, stages: int) -> list[float]:
     """Relative speeds from text such as ``1,1,0.5``, one for each stage.
 

@@ -73,9 +73,10 @@ def test_delta_travels_only_where_it_is_wanted(tmp_path: Path) -> None:
     for objective in ("greedy", "sgr"):
         out = tmp_path / objective
         arguments = ["train", "--max-steps", "5", "--objective", objective, "--out", str(out)]
+        arguments += ["--reconcile-every", "2"]
         ranks = launch(tmp_path / "log", [*arguments, "--evaluate-every", "9"], 2)
         assert ranks.wait(60) == [0, 0], ranks.output()
         summary = json.loads((out / "summary.json").read_text())
         sent[objective] = summary["stages"][1]["sent_bytes"]
-    training_rows = 5 * 64
-    assert sent["sgr"] - sent["greedy"] == training_rows * 16 * 8 * 8 * 4
+    reconciled_rows = 3 * 64  # batches 0, 2 and 4
+    assert sent["sgr"] - sent["greedy"] == reconciled_rows * 16 * 8 * 8 * 4

@@ -96,7 +96,7 @@ def test_real_english_is_learnt_by_every_stage(tmp_path: Path, book: Path) -> No
 
 BAD: dict[str, tuple[list[str], str]] = {
     "attention twice": (
-        ["--objective", "sgr"],
+        ["--objective", "sgr", "--reconcile", "exact"],
         "stage 2: unit 'block2' cannot be differentiated twice.*SDPBackend.MATH",
     ),
     "images for a language model": (["--data", "digits"], "model 'gpt' takes sequences of tokens"),
@@ -143,7 +143,7 @@ def test_what_does_not_go_together_ends_in_one_line(
 
 def test_attention_twice_is_refused_on_every_rank(tmp_path: Path, page: Path) -> None:
     arguments = ["train", *_arguments(page, "gpt", "sgr"), "--out", str(tmp_path / "run")]
-    ranks = launch(tmp_path / "log", arguments, 4)
+    ranks = launch(tmp_path / "log", [*arguments, "--reconcile", "exact"], 4)
     codes = ranks.wait(60)
     assert cli.USER_ERROR in codes, ranks.output()
     assert 0 not in codes

@@ -114,8 +114,9 @@ def test_without_matplotlib_a_plot_is_refused_in_one_line(
 def test_a_model_that_cannot_reconcile_is_planned_without(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Fused attention cannot be differentiated twice, as the default objective wants it."""
-    assert cli.run(["plan", "--model", "gpt", "--device", "cpu", "--repeats", "1"]) == 0
+    """Fused attention cannot be differentiated twice, as exact reconciliation wants it."""
+    arguments = ["plan", "--model", "gpt", "--device", "cpu", "--repeats", "1"]
+    assert cli.run([*arguments, "--reconcile", "exact"]) == 0
     said = capsys.readouterr().out
     assert "planned for --objective greedy: unit 'block1' cannot be differentiated twice" in said
     assert "the bottleneck" in said

@@ -28,7 +28,11 @@ def _sgr() -> Objective:
     return sgr(DISTANCES.get("cosine"), 0.3)
 
 
-OBJECTIVES = pytest.mark.parametrize("make_objective", [Greedy, _sgr])
+def _first_order() -> Objective:
+    return sgr(DISTANCES.get("cosine"), 0.3, form="first-order")
+
+
+OBJECTIVES = pytest.mark.parametrize("make_objective", [Greedy, _sgr, _first_order])
 
 TARGET = torch.tensor([0, 2, 1, 1, 0, 2, 2])
 
@@ -124,7 +128,7 @@ def test_step_is_its_phases_whatever_is_drawn_between_them(make_objective: Make)
         before = delta if whole.wants_delta else None
         result = whole.step(x, TARGET, before)
         torch.rand(3)
-        output = phased.forward(x)
+        output = phased.forward(x, reconciled=phased.wants_delta)
         torch.rand(5)
         output_gradient = phased.output_gradient(TARGET)
         torch.rand(1)
@@ -137,11 +141,11 @@ def test_step_is_its_phases_whatever_is_drawn_between_them(make_objective: Make)
         assert torch.equal(result.metrics.loss, metrics.loss)
         assert torch.equal(result.metrics.correct, metrics.correct)
         assert result.metrics.predictions == metrics.predictions == 7
-        if result.metrics.reconciliation is None:
-            assert metrics.reconciliation is None
+        if result.metrics.residual is None:
+            assert metrics.residual is None
         else:
-            assert metrics.reconciliation is not None
-            assert torch.equal(result.metrics.reconciliation, metrics.reconciliation)
+            assert metrics.residual is not None
+            assert torch.equal(result.metrics.residual.distance, metrics.residual.distance)
     assert same_bits(weights(whole), weights(phased))
     assert whole.steps == phased.steps == 3
 
@@ -153,7 +157,7 @@ def test_metrics_are_of_the_weights_before_the_update() -> None:
     metrics = stage.step(x, TARGET).metrics
     assert torch.equal(metrics.loss, F.cross_entropy(logits, TARGET))
     assert int(metrics.correct) == int((logits.argmax(1) == TARGET).sum())
-    assert metrics.reconciliation is None
+    assert metrics.residual is None
 
 
 def test_count_correct_of_sequences() -> None:
@@ -197,7 +201,7 @@ def test_output_is_detached_contiguous_and_apart(unit: str, make_objective: Make
     stage.evaluate(x)  # gives the lazy head its shape
     stage.optimizer = torch.optim.SGD([*stage.body.parameters(), *stage.head.parameters()], lr=0.1)
     given = x.clone()
-    trained = stage.forward(x)
+    trained = stage.forward(x, reconciled=stage.wants_delta)
     stage.output_gradient(TARGET)
     stage.reconcile(torch.randn_like(x) if stage.wants_delta else None)
     stage.update()
@@ -251,7 +255,7 @@ def test_nothing_of_a_batch_is_kept_after_its_update(make_objective: Make) -> No
     gc.disable()  # what only the collector would free is kept too long
     try:
         with saved_tensors_hooks(keep, lambda kept: kept.tensor):
-            stage.forward(x)
+            stage.forward(x, reconciled=stage.wants_delta)
             stage.output_gradient(target)
             stage.reconcile(delta)
         stage.update()
@@ -368,7 +372,7 @@ def test_head_that_works_in_place_is_refused(
     """Whether autograd sees it or not, and whether the body's backward needs what is overwritten."""
     body = nn.Sequential(nn.Linear(4, 4), last())
     stage = make_stage(body, _RectifyingHead(hidden=hidden), number=3, objective=make_objective())
-    stage.forward(torch.randn(7, 4))
+    stage.forward(torch.randn(7, 4), reconciled=stage.wants_delta)
     with pytest.raises(StageError) as caught:
         stage.output_gradient(TARGET)
     text = str(caught.value)
@@ -380,7 +384,7 @@ def test_head_that_works_in_place_is_refused(
 @OBJECTIVES
 def test_other_failures_of_the_head_keep_their_own_words(make_objective: Make) -> None:
     stage = make_stage(nn.Linear(4, 4), nn.Linear(5, 3), objective=make_objective())
-    stage.forward(torch.randn(7, 4))
+    stage.forward(torch.randn(7, 4), reconciled=stage.wants_delta)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         stage.output_gradient(TARGET)
 

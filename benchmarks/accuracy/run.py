@@ -103,7 +103,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--lr", type=float, default=0.1, help="learning rate at its peak (%(default)s)")
     add("--head", default="linear", help="auxiliary heads (%(default)s)")
     add("--distance", default="cosine", help="distance of sgr (%(default)s)")
-    add("--reconcile-weight", type=float, default=0.05, help="weight of sgr (%(default)s)")
+    add("--reconcile-weight", default="0.05", help="weight of sgr (%(default)s)")
     add("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     add("--threads", type=int, default=1, help="CPU threads of each run (%(default)s)")
     add("--jobs", type=int, default=2, help="runs at a time (%(default)s)")

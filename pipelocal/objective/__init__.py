@@ -10,34 +10,41 @@ The names of ``--objective``::
 
 from collections.abc import Callable
 
-from pipelocal.objective.distances import DISTANCES, Distance
+from pipelocal.objective.distances import DISTANCES
+from pipelocal.objective.first_order import FirstOrderReconciliation
 from pipelocal.objective.heads import HEADS
 from pipelocal.objective.local import ExactReconciliation, Greedy, Objective
+from pipelocal.objective.reconciliation import WEIGHT_SCHEDULES, Reconciliation
 from pipelocal.registry import Registry
 
-ObjectiveBuilder = Callable[[int, Distance, float], Objective]
-"""Called with the stage's number, the distance and its weight."""
+ObjectiveBuilder = Callable[[int, Reconciliation], Objective]
+"""Called with the stage's number and how it is to reconcile, if it does."""
 
 OBJECTIVES: Registry[ObjectiveBuilder] = Registry("objective")
 
 
 @OBJECTIVES.register("bp")
 @OBJECTIVES.register("greedy")
-def _greedy(stage: int, distance: Distance, weight: float) -> Objective:  # noqa: ARG001
+def _greedy(_stage: int, _reconciliation: Reconciliation) -> Objective:
     return Greedy()
 
 
 @OBJECTIVES.register("sgr")
-def _sgr(stage: int, distance: Distance, weight: float) -> Objective:
-    # The first stage has no stage before it to reconcile with.
-    return ExactReconciliation(distance, weight) if stage > 1 else Greedy()
+def _sgr(stage: int, reconciliation: Reconciliation) -> Objective:
+    if stage == 1:  # there is none before it to reconcile with
+        return Greedy()
+    exact = reconciliation.form == "exact"
+    return (ExactReconciliation if exact else FirstOrderReconciliation)(reconciliation)
 
 
 __all__ = [
     "DISTANCES",
     "HEADS",
     "OBJECTIVES",
+    "WEIGHT_SCHEDULES",
     "ExactReconciliation",
+    "FirstOrderReconciliation",
     "Greedy",
     "Objective",
+    "Reconciliation",
 ]

@@ -10,19 +10,27 @@ An objective works in two steps, because a stage sends ``delta`` on before it do
 gradients of all parameters.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch.nn.functional as F
-from torch import Tensor, autograd
+from torch import Tensor, autograd, nn
 
-from pipelocal.objective.distances import Distance
+from pipelocal.objective.reconciliation import Reconciliation, Residual
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Mean cross entropy; logits ``[..., classes]``, target int64 ``[...]``."""
     return F.cross_entropy(logits.flatten(0, -2), target.flatten())
+
+
+LossAt = Callable[[Tensor, Tensor | None], Tensor]
+"""The local loss at an input ``[b, ...]``, attached to the parameters' graph. With rows ``[b]`` of the
+batch, whose labels are meant, or None for all. Random numbers are the batch's own, and no buffer
+moves, such as BatchNorm's running statistics."""
 
 
 @dataclass(kw_only=True)
@@ -33,6 +41,19 @@ class LocalPass:
     """Input ``[B, ...]``, a leaf; requires a gradient where the objective wants eta."""
     out: Tensor
     """Output ``[B, ...]`` of the body, still attached to its graph."""
+    loss_at: LossAt
+    """The local loss at another input."""
+    parameters: Callable[[], Iterable[nn.Parameter]]
+    """Those of body and head."""
+    step: int
+    """Batches that the stage was trained on before."""
+    seed: int
+    """For what the objective draws on this batch."""
+
+    @property
+    def reconciled(self) -> bool:
+        """Whether delta of the stage before will come."""
+        return self.x.requires_grad
 
 
 LossOf = Callable[[Tensor], Tensor]
@@ -48,12 +69,13 @@ class Objective(Protocol):
     def head_backward(self, local: LocalPass, loss_of: LossOf) -> tuple[Tensor, Tensor]:
         """The loss (scalar) and delta ``[B, ...]``, both detached."""
 
-    def body_backward(self, local: LocalPass, previous_delta: Tensor | None) -> Tensor | None:
-        """Complete the parameters' gradients; the reconciliation distance (scalar) if there is one.
+    def body_backward(self, local: LocalPass, previous_delta: Tensor | None) -> Residual | None:
+        """Complete the parameters' gradients; what is left to reconcile, if delta was given.
 
         Args:
             local: what :meth:`head_backward` was given.
-            previous_delta: output gradient ``[B, ...]`` of the stage before, of x's shape.
+            previous_delta: output gradient ``[B, ...]`` of the stage before, of x's shape; None on a
+                batch that is not reconciled.
         """
 
 
@@ -87,28 +109,35 @@ class ExactReconciliation:
     computed as a graph. Roughly doubles the time and the memory of a step.
 
     Args:
-        distance: D, on per-sample gradients.
-        weight: lambda.
+        reconciliation: distance, weight and schedule.
     """
 
     wants_delta = True
 
-    def __init__(self, distance: Distance, weight: float) -> None:
-        self._distance = distance
-        self._weight = weight
+    def __init__(self, reconciliation: Reconciliation) -> None:
+        self._reconciliation = reconciliation
+        self._plain = Greedy()
         self._pending: tuple[Tensor, Tensor] | None = None
 
     def head_backward(self, local: LocalPass, loss_of: LossOf) -> tuple[Tensor, Tensor]:
+        """See :class:`Objective`."""
+        if not local.reconciled:
+            return self._plain.head_backward(local, loss_of)
         loss = loss_of(local.out)
         eta, delta = autograd.grad(loss, (local.x, local.out), create_graph=True)
         self._pending = (loss, eta)
         return loss.detach(), delta.detach()
 
-    def body_backward(self, local: LocalPass, previous_delta: Tensor | None) -> Tensor:
-        assert previous_delta is not None, "the stage before must send delta"
-        assert self._pending is not None, "head_backward comes first"
+    def body_backward(self, local: LocalPass, previous_delta: Tensor | None) -> Residual | None:
+        """See :class:`Objective`."""
+        if previous_delta is None:
+            self._plain.body_backward(local, None)
+            return None
+        assert self._pending is not None, "head_backward comes first, on a batch to be reconciled"
         (loss, eta), self._pending = self._pending, None
-        rows = local.x.shape[0]  # turns gradients of the batch mean into per-sample gradients
-        distance = self._distance((eta * rows).flatten(1), (previous_delta * rows).flatten(1))
-        (loss + self._weight * distance).backward()  # type: ignore[no-untyped-call]
-        return distance.detach()
+        settings = self._reconciliation
+        eta, delta = settings.comparable(eta, previous_delta)
+        distance = settings.distance(eta, delta)
+        weight = settings.weight_at(local.step)
+        (loss + weight * distance).backward()  # type: ignore[no-untyped-call]
+        return Residual.of(distance, eta, delta)

@@ -36,7 +36,7 @@ def check_double_backward(
                 other = " or another --head" if what == "the head" else ""
                 raise UserError(
                     f"stage {stage}: {what} cannot be differentiated twice ({reason}), which "
-                    f"--objective sgr needs: choose --objective greedy{other}, or build it from "
+                    f"--reconcile exact needs: choose --reconcile first-order{other}, or build it from "
                     f"operations that have a double backward (for attention: "
                     f"torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
                 ) from error

@@ -40,15 +40,15 @@ class Roofline:
     ) -> tuple[float, float]:
         """See :class:`Meter`."""
         leaf = x.detach().requires_grad_(x.requires_grad)
-        saved = SavedBytes()
+        fixed = [leaf, *module.parameters()]
+        saved = SavedBytes(fixed)
         with saved.counting():
             with FlopCounterMode(display=False) as forward:
                 out = forward_pass(module, leaf, target)
             with FlopCounterMode(display=False) as backward:
                 backward_pass(leaf, out, reconcile=reconcile)
         module.zero_grad(set_to_none=True)
-        fixed = [leaf, *module.parameters()]
-        moved = tensor_bytes([*fixed, out]) + 2 * saved.bytes_beyond(fixed)
+        moved = tensor_bytes([*fixed, out]) + 2 * saved.peak_bytes
         return (
             self._seconds(forward.get_total_flops(), moved),
             self._seconds(backward.get_total_flops(), 2 * moved),

@@ -3,52 +3,78 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelocal.errors import UserError
 from pipelocal.partition.cut import Cut
 from pipelocal.partition.optimal import minimise_largest
-from pipelocal.partition.profile import Profile
+from pipelocal.partition.profile import Cost, Profile
 from pipelocal.transport.remote import RING_SLOTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """What a stage costs, from what its units and its head cost.
+    """What a stage costs, from what its units and its head cost; means over the batches.
 
     Args:
-        profile: the measured costs.
-        reconcile: whether stages reconcile, and so also get the output gradient of the stage before.
+        profile: the costs.
+        delta_bytes: of what travels of delta behind each unit, for a batch.
+        reconcile_share: share of the batches that are reconciled; 0 with the greedy objective.
+        passes: first-order reconciliation: further passes, forward and backward, of such a batch; 0
+            with the exact form, whose cost the profile has.
         window: batches that a stage may have sent and the next one not yet taken.
     """
 
     profile: Profile
-    reconcile: bool
+    delta_bytes: Sequence[int]
+    reconcile_share: float
+    passes: float
     window: int
 
     def seconds(self, start: int, stop: int) -> float:
         """Of one training batch in the stage of units ``start..stop-1`` and the head behind them."""
         units = self.profile.units[start:stop]
+        total = sum(part.train_s for part in [*units, self.profile.heads[stop - 1]])
+        return total - units[0].input_gradient_s + self.reconcile_seconds(start, stop)
+
+    def reconcile_seconds(self, start: int, stop: int) -> float:
+        """The part of it for reconciliation, with the gradient at the stage's input."""
+        if start == 0:  # there is no stage before it
+            return 0.0
+        units = self.profile.units[start:stop]
         parts = [*units, self.profile.heads[stop - 1]]
-        total = sum(part.train_s for part in parts)
-        if self.reconcile and start > 0:
-            return total + sum(part.reconcile_s for part in parts)
-        return total - units[0].input_gradient_s
+        extra = sum(map(self.further_seconds, parts))
+        return self.reconcile_share * (units[0].input_gradient_s + extra)
+
+    def further_seconds(self, part: Cost) -> float:
+        """What a reconciled batch adds to the time of a unit or head."""
+        return self.passes * (part.forward_s + part.backward_s) + part.reconcile_s
 
     def memory_bytes(self, start: int, stop: int) -> int:
         """Peak of the stage: parameters, gradients, optimizer state, activations, edge buffers."""
         parts = [*self.profile.units[start:stop], self.profile.heads[stop - 1]]
         held = sum(part.held_bytes for part in parts)
-        if self.reconcile and start > 0:
+        if self.reconcile_share and start > 0:
             held += sum(part.reconcile_bytes for part in parts)
-        incoming = RING_SLOTS * self.edge_bytes(start) if start > 0 else self.profile.input_bytes
+            if self.passes:  # eta, the direction, and the displaced input
+                held += 3 * self.profile.units[start - 1].output_bytes
         last = stop == len(self.profile.units)
-        return held + incoming + (0 if last else self.window * self.edge_bytes(stop))
+        incoming = RING_SLOTS * self._most_sent(start) if start > 0 else self.profile.input_bytes
+        return held + incoming + (0 if last else self.window * self._most_sent(stop))
+
+    def _most_sent(self, stop: int) -> int:
+        """Bytes of a batch that is reconciled, if any is."""
+        delta = self.delta_bytes[stop - 1] if self.reconcile_share else 0
+        return self.profile.units[stop - 1].output_bytes + delta
+
+    def mean_delta_bytes(self, stop: int) -> float:
+        """What a training batch sends of delta from the stage that ends before unit ``stop``."""
+        return self.delta_bytes[stop - 1] * self.reconcile_share
 
     def edge_bytes(self, stop: int) -> int:
-        """What a training batch sends from the stage that ends before unit ``stop``: x and delta."""
-        x = self.profile.units[stop - 1].output_bytes
-        return 2 * x if self.reconcile else x
+        """What a training batch sends from that stage: x, and delta if it is reconciled."""
+        return self.profile.units[stop - 1].output_bytes + round(self.mean_delta_bytes(stop))
 
 
 def balanced(

@@ -117,7 +117,7 @@ def profile_chain(
     meter: Meter,
     *,
     batch_size: int,
-    reconcile: bool,
+    exact: bool,
     optimizer: OptimizerOf,
     target_shape: Shape = (),
     seed: int = 0,
@@ -130,7 +130,7 @@ def profile_chain(
         head: makes the auxiliary heads.
         meter: says how long things take.
         batch_size: rows.
-        reconcile: whether stages reconcile exactly (double backward).
+        exact: whether to cost exact reconciliation (double backward) too.
         optimizer: makes the optimizer of some parameters.
         target_shape: shape of one sample's labels.
         seed: of parameters and of inputs, which are random: what is computed does not matter.
@@ -177,7 +177,7 @@ def profile_chain(
                     raise
                 raise NotTwiceDifferentiable(
                     f"{name} cannot be differentiated twice, as exact reconciliation wants it "
-                    f"({error}): choose --objective greedy"
+                    f"({error}): choose --reconcile first-order"
                 ) from error
         return seen[key]
 
@@ -185,14 +185,14 @@ def profile_chain(
     target = random(target_shape, torch.int64)
     for index, (unit, shape) in enumerate(zip(chain.units, shapes, strict=True)):
         # The first stage never reconciles: there is none before it.
-        x, with_delta = random(before, dtype), reconcile and index > 0
+        x, with_delta = random(before, dtype), exact and index > 0
         units.append(
             cost(f"unit '{unit.name}'", partial(build_unit, unit, seed), x, None, with_delta)
         )
         last = index == len(shapes) - 1
         build = partial(build_unit, chain.classifier, seed) if last else partial(head, index + 1)
         feature = random(shape, torch.float32)
-        heads.append(cost(f"the head behind '{unit.name}'", build, feature, target, reconcile))
+        heads.append(cost(f"the head behind '{unit.name}'", build, feature, target, exact))
         before, dtype = shape, torch.float32
     return Profile(
         batch_size=batch_size,
@@ -271,13 +271,12 @@ def _saved_bytes(
 ) -> tuple[int, Tensor]:
     """Bytes that autograd keeps beyond the module's own tensors and its input; the output."""
     leaf = x.detach().requires_grad_(x.requires_grad)
-    counter = SavedBytes()
+    counter = SavedBytes([*module.parameters(), *module.buffers(), leaf])
     with counter.counting():
         out = forward_pass(module, leaf, target)
         backward_pass(leaf, out, reconcile=reconcile)
     module.zero_grad(set_to_none=True)
-    own = [*module.parameters(), *module.buffers(), leaf]
-    return counter.bytes_beyond(own), out.detach()
+    return counter.peak_bytes, out.detach()
 
 
 def _make(module: nn.Module) -> tuple[object, ...]:

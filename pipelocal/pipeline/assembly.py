@@ -11,6 +11,7 @@ from pipelocal.config import TrainConfig
 from pipelocal.control import ControlPlane
 from pipelocal.pipeline.worker import Report, Worker
 from pipelocal.stage import Stage
+from pipelocal.telemetry.bp_gap import BackPropagationGap
 from pipelocal.transport.connect import Link, connect
 from pipelocal.transport.contract import Contract, edge_contract
 from pipelocal.transport.edge import Receiver, Sender
@@ -36,17 +37,19 @@ class Assembly:
         self._blueprint = blueprint
         self._device = device
         self._report = report
-        self._with_delta = config.objective == "sgr"
+        self._reconciles = config.objective == "sgr"
 
     def contract(self, source: int) -> Contract:
         """The contract of the edge from stage ``source`` to the next."""
+        summary = self._blueprint.summary(source, self._config) if self._reconciles else None
         return edge_contract(
             source=source,
             feature_shape=self._blueprint.output_shape(source),
             target_shape=self._blueprint.target_shape,
             classes=self._blueprint.chain.classes,
             max_rows=self._config.batch_size,
-            with_delta=self._with_delta,
+            delta_shape=None if summary is None else summary.shape,
+            delta_dtype=torch.float32 if summary is None else summary.dtype,
         )
 
     def workers(
@@ -59,6 +62,8 @@ class Assembly:
             incoming: what feeds the first of them.
             outgoing: where the last one sends; None at the end of the network.
         """
+        every = self._config.measure_bp_gap
+        gap = None if every is None else BackPropagationGap(stages)
         edges = [InProcessEdge(self.contract(stage.number)) for stage in stages[:-1]]
         receivers, senders = [incoming, *edges], [*edges, outgoing]
         return [
@@ -67,9 +72,11 @@ class Assembly:
                 device=self._device,
                 incoming=receiver,
                 outgoing=sender,
-                sends_delta=self._with_delta,
+                encode_delta=self._blueprint.summary(stage.number, self._config).encode,
                 report=self._report,
                 log_every=self._config.log_every,
+                gap=gap,
+                gap_every=every or 1,
             )
             for stage, receiver, sender in zip(stages, receivers, senders, strict=True)
         ]

@@ -27,6 +27,8 @@ class Plan:
     """Stop after this many training batches, also in the middle of an epoch; None for no limit."""
     evaluate_every: int
     """Evaluate after every so many epochs, and always at the end."""
+    reconcile_every: int | None = None
+    """Let the stages reconcile in every so many batches, the first included; None for never."""
 
     @property
     def total_steps(self) -> int:
@@ -71,12 +73,14 @@ class Source:
 
     def _training(self, plan: Plan) -> Generator[HandedBatch]:
         left = plan.total_steps
+        every = plan.reconcile_every
         for epoch in range(plan.epochs_begun):
             for batch in self._batches.train(epoch):
                 if left == 0:
                     break
+                reconciled = every is not None and (plan.total_steps - left) % every == 0
                 left -= 1
-                yield self._event(Kind.TRAIN, epoch, batch)
+                yield self._event(Kind.RECONCILE if reconciled else Kind.TRAIN, epoch, batch)
             if (epoch + 1) % plan.evaluate_every == 0 or left == 0:
                 yield from self._evaluation(epoch)
 

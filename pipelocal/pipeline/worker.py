@@ -18,6 +18,7 @@ from torch import Tensor
 from pipelocal.errors import PipelocalError, StageError
 from pipelocal.objective.local import cross_entropy
 from pipelocal.stage import Stage, count_correct
+from pipelocal.telemetry.bp_gap import BackPropagationGap
 from pipelocal.telemetry.memory import SavedBytes, model_tensors, resident_bytes
 from pipelocal.telemetry.meter import Meter
 from pipelocal.telemetry.tally import Reading, Tally
@@ -35,9 +36,11 @@ class Worker:
         device: where it computes.
         incoming: the edge from the stage before, or the source.
         outgoing: the edge to the next stage; None on the last.
-        sends_delta: whether the next stage wants this one's output gradient.
+        encode_delta: makes of the output gradient what travels.
         report: takes the records of this stage.
         log_every: training batches between two records.
+        gap: compares the stages of this process with back-propagation; None for not at all.
+        gap_every: training batches between two comparisons.
     """
 
     def __init__(
@@ -47,9 +50,11 @@ class Worker:
         device: torch.device,
         incoming: Receiver,
         outgoing: Sender | None,
-        sends_delta: bool,
+        encode_delta: Callable[[Tensor], Tensor],
         report: Report,
         log_every: int,
+        gap: BackPropagationGap | None = None,
+        gap_every: int = 1,
     ) -> None:
         self.stage = stage
         self.incoming = incoming
@@ -60,9 +65,11 @@ class Worker:
         self.last_evaluation: Reading | None = None
         self.ensemble_accuracy: float | None = None
         self._device = device
-        self._sends_delta = sends_delta
+        self._encode_delta = encode_delta
         self._report = report
         self._log_every = log_every
+        self._gap = gap
+        self._gap_every = gap_every
         # Reading a loss makes the host wait for a CUDA device, so there it is done rarely.
         self._check_every = 1 if device.type == "cpu" else log_every
         self._learning_rate = 0.0
@@ -84,7 +91,7 @@ class Worker:
             batch = self.incoming.receive()
             header = batch.header
             self._number = header.number
-            if header.kind == Kind.TRAIN:
+            if header.kind.trains:
                 self._train(batch)
             elif header.kind == Kind.EVALUATE:
                 self._evaluate(batch)
@@ -110,7 +117,7 @@ class Worker:
             raise StageError(reason, stage=self.stage.number, batch=self._number) from error
         batch.release()
         self.meter.add_busy(time.perf_counter() - started - (self._waited_s() - waited))
-        if header.kind == Kind.TRAIN:
+        if header.kind.trains:
             self._after_training_batch(header)
         if header.kind == Kind.END and self.outgoing is not None:
             self.outgoing.drain()
@@ -129,9 +136,13 @@ class Worker:
 
     def _train(self, batch: IncomingBatch) -> None:
         stage, outgoing = self.stage, self.outgoing
-        memory = SavedBytes() if self.peak_memory_bytes is None else None
+        if self._gap is not None and stage.number == 1 and stage.steps % self._gap_every == 0:
+            self._gap.begin(batch.get("x"), batch.get("target"))
+        memory = SavedBytes(model_tensors(stage)) if self.peak_memory_bytes is None else None
+        reconciling = batch.header.kind == Kind.RECONCILE
+        wants_delta = reconciling and stage.wants_delta
         with memory.counting() if memory else nullcontext():
-            output = stage.forward(batch.get("x"))
+            output = stage.forward(batch.get("x"), reconciled=wants_delta)
             target, ids = batch.get("target"), batch.get("ids")
             if outgoing is not None:
                 outgoing.begin(batch.header)
@@ -141,17 +152,16 @@ class Worker:
                 outgoing.send("ids", ids.clone())
             delta = stage.output_gradient(target)
             if outgoing is not None:
-                if self._sends_delta:
-                    outgoing.send("delta", delta)
+                if reconciling:
+                    outgoing.send("delta", self._encode_delta(delta))
                 outgoing.finish()
-            stage.reconcile(batch.get("delta") if stage.wants_delta else None)
+            stage.reconcile(batch.get("delta") if wants_delta else None)
+        self._report_gap(delta, batch.header)
         metrics = stage.metrics(target)
         self._learning_rate = stage.optimizer.param_groups[0]["lr"]
         stage.update()
         if memory:
-            self.peak_memory_bytes = memory.bytes_beyond(model_tensors(stage)) + resident_bytes(
-                stage
-            )
+            self.peak_memory_bytes = memory.peak_bytes + resident_bytes(stage)
         if batch.header.epoch != self._epoch:
             self._epoch = batch.header.epoch
             self._epoch_tally.read_and_reset()
@@ -162,10 +172,24 @@ class Worker:
                 loss=metrics.loss,
                 correct=metrics.correct,
                 predictions=metrics.predictions,
-                reconciliation=metrics.reconciliation,
+                residual=metrics.residual,
             )
         if stage.steps % self._check_every == 0:
             self._check_finite(batch.get("x"))
+
+    def _report_gap(self, delta: Tensor, header: Header) -> None:
+        gap = None if self._gap is None else self._gap.compare(self.stage, delta)
+        if gap is not None:
+            self._report(
+                {
+                    "event": "bp_gap",
+                    "stage": self.stage.number,
+                    "epoch": header.epoch + 1,
+                    "step": self.stage.steps + 1,
+                    "update_cosine": gap.update_cosine,
+                    "residual_sum": gap.residual_sum,
+                }
+            )
 
     def _after_training_batch(self, header: Header) -> None:
         self.meter.trained(header.rows)
@@ -203,6 +227,8 @@ class Worker:
                 "loss": reading.loss,
                 "accuracy": reading.accuracy,
                 "reconciliation": reading.reconciliation,
+                "cosine": reading.cosine,
+                "residual": reading.residual,
                 "learning_rate": self._learning_rate,
                 "samples_per_second": rate,
                 "busy_fraction": busy,

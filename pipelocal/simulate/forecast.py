@@ -61,16 +61,18 @@ def job(scenario: Scenario, *, back_propagation: bool) -> Job:
         stage = _equal_part(model, scenario.ranks, back_propagation)
         outputs = [unit.output_bytes for unit in model.profile.units]
         stages, x_bytes = [stage] * scenario.ranks, [round(fmean(outputs))] * scenario.ranks
+        delta_bytes = [fmean(model.delta_bytes) * model.reconcile_share] * scenario.ranks
     else:
         cuts = scenario.cuts or best_cuts(model, speeds, back_propagation=back_propagation)
         stages = [_stage(model, cut, back_propagation) for cut in cuts]
         x_bytes = [model.profile.units[cut.stop - 1].output_bytes for cut in cuts]
+        delta_bytes = [model.mean_delta_bytes(cut.stop) for cut in cuts]
     own = Job(
         stages=[_slower(stage, speed) for stage, speed in zip(stages, speeds, strict=True)],
         x_bytes=x_bytes,
         link=scenario.link,
         micro_batches=scenario.micro_batches,
-        delta=model.reconcile and not back_propagation,
+        delta_bytes=delta_bytes,
         window=model.window,
     )
     return own.with_batch(scenario.model.profile.batch_size / model.profile.batch_size)
@@ -99,14 +101,13 @@ def _stage(model: CostModel, cut: Cut, back_propagation: bool) -> StageSeconds:
     parts = [*units, head]
     if back_propagation and cut.stop < len(profile.units):
         parts = units
-    reconcile = model.reconcile and not back_propagation and cut.start > 0
     return StageSeconds(
         forward=sum(unit.forward_s for unit in units),
         head=sum(part.forward_s + part.backward_s for part in parts[len(units) :]),
         input_gradient=sum(unit.input_gradient_s for unit in units),
         first_input_gradient=units[0].input_gradient_s,
         weight_gradient=sum(unit.backward_s - unit.input_gradient_s for unit in units),
-        reconcile=sum(part.reconcile_s for part in parts) if reconcile else 0.0,
+        reconcile=0.0 if back_propagation else model.reconcile_seconds(cut.start, cut.stop),
         update=sum(part.update_s for part in parts),
     )
 
@@ -128,8 +129,11 @@ def _equal_part(model: CostModel, ranks: int, back_propagation: bool) -> StageSe
     return replace(
         part,
         head=fmean(head.forward_s + head.backward_s for head in heads),
-        reconcile=sum(unit.reconcile_s for unit in units) / ranks
-        + fmean(head.reconcile_s for head in heads),
+        reconcile=model.reconcile_share
+        * (
+            (sum(map(model.further_seconds, units)) + whole.input_gradient) / ranks
+            + fmean(map(model.further_seconds, heads))
+        ),
         update=sum(unit.update_s for unit in units) / ranks
         + fmean(head.update_s for head in heads),
     )

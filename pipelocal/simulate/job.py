@@ -21,6 +21,7 @@ class StageSeconds:
     weight_gradient: float
     """The rest of the backward pass."""
     reconcile: float
+    """With the gradient at the stage's own input, as far as it is made for it."""
     update: float
 
 
@@ -41,7 +42,7 @@ class Job:
         x_bytes: of each stage's output for a global batch; the last one's is not sent.
         link: between every two neighbours.
         micro_batches: into which GPipe, 1F1B and ZB-H1 split a batch.
-        delta: whether pipelocal sends output gradients too.
+        delta_bytes: what pipelocal sends beside x of output gradients, from each stage.
         window: batches that a pipelocal stage may have sent and the next one not yet received.
     """
 
@@ -49,7 +50,7 @@ class Job:
     x_bytes: list[int]
     link: Link
     micro_batches: int
-    delta: bool
+    delta_bytes: list[float]
     window: int
 
     def with_batch(self, factor: float) -> Job:
@@ -59,7 +60,8 @@ class Job:
             for s in self.stages
         ]
         x_bytes = [round(size * factor) for size in self.x_bytes]
-        return replace(self, stages=stages, x_bytes=x_bytes)
+        delta_bytes = [size * factor for size in self.delta_bytes]
+        return replace(self, stages=stages, x_bytes=x_bytes, delta_bytes=delta_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)

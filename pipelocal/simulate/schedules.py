@@ -65,12 +65,9 @@ def simulate(schedule: str, job: Job) -> Outcome:
 # Resources: rank k is k, its link forward K + k, its link backward 2K + k.
 
 
-def _send(
-    job: Job, after: tuple[Task, ...], rank: int, share: float, *, back: bool = False
-) -> Task:
-    """A transfer of ``share`` of a batch from a rank to the next one, or to the one before it."""
+def _send(job: Job, after: tuple[Task, ...], rank: int, size: float, *, back: bool = False) -> Task:
+    """A transfer of ``size`` bytes from a rank to the next one, or to the one before it."""
     count = len(job.stages)
-    size = job.x_bytes[rank - 1 if back else rank] * share
     return Task(
         resource=(2 * count if back else count) + rank,
         seconds=size / job.link.bytes_per_s,
@@ -100,9 +97,7 @@ def _pipelocal(job: Job) -> tuple[list[Task], list[Task], Task]:
             head = Task(resource=rank, seconds=stage.head, after=full)
             rest = Task(
                 resource=rank,
-                seconds=_backward(stage, whole=delta is not None)
-                + (stage.reconcile if delta else 0.0)
-                + stage.update,
+                seconds=_backward(stage, whole=False) + stage.reconcile + stage.update,
                 after=(delta,) if delta else (),
             )
             tasks += [forward, head, rest]
@@ -113,11 +108,11 @@ def _pipelocal(job: Job) -> tuple[list[Task], list[Task], Task]:
                 continue
             # Both ends must have room: the window here, the ring of the next rank there.
             free = (ended[rank + 1][number - RING_SLOTS],) if number >= RING_SLOTS else ()
-            x = _send(job, (forward, *full, *free), rank, 1.0)
+            x = _send(job, (forward, *full, *free), rank, job.x_bytes[rank])
             sent[rank].append(x)
             tasks.append(x)
-            if job.delta:
-                delta = sent[rank][-1] = _send(job, (head,), rank, 1.0)
+            if job.delta_bytes[rank]:
+                delta = sent[rank][-1] = _send(job, (head,), rank, job.delta_bytes[rank])
                 tasks.append(delta)
     assert first is not None
     return tasks, ended[last], first
@@ -180,9 +175,10 @@ def _split(job: Job, orders: list[Order]) -> tuple[list[Task], Task]:
     sends: list[Task] = []
     for rank in range(last):
         for j in range(count):
-            x = _send(job, (tasks["F", rank, j],), rank, share)
+            size = job.x_bytes[rank] * share
+            x = _send(job, (tasks["F", rank, j],), rank, size)
             tasks["F", rank + 1, j].after = (x,)
-            gradient = _send(job, (tasks["B", rank + 1, j],), rank + 1, share, back=True)
+            gradient = _send(job, (tasks["B", rank + 1, j],), rank + 1, size, back=True)
             tasks["B", rank, j].after = (gradient,)
             sends += [x, gradient]
     updates = [Task(resource=rank, seconds=stage.update) for rank, stage in enumerate(job.stages)]

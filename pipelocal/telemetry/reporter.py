@@ -97,7 +97,8 @@ class Reporter:
         elif record["event"] == "evaluate":
             changes = {"eval_accuracy": record["accuracy"]}
         else:
-            self.finals.append(record)
+            if record["event"] == "final":
+                self.finals.append(record)
             return
         self._rows[record["stage"] - 1] = replace(row, **changes)
         if record["stage"] == len(self._rows):

@@ -25,6 +25,8 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
         "loss": train and train.loss,
         "accuracy": train and train.accuracy,
         "reconciliation": train and train.reconciliation,
+        "cosine": train and train.cosine,
+        "residual": train and train.residual,
         "eval_accuracy": evaluation and evaluation.accuracy,
         "ensemble_accuracy": worker.ensemble_accuracy,
         "steps": worker.stage.steps,

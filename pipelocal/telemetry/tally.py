@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipelocal.objective.reconciliation import Residual
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
@@ -15,22 +17,26 @@ class Reading:
     accuracy: float | None
     """Fraction of right predictions, 0 to 1."""
     reconciliation: float | None
-    """Mean distance between eta and delta; None on stages that do not reconcile."""
+    """Mean distance between eta and delta over the rows that were reconciled; None without any."""
+    cosine: float | None
+    """Mean cosine between the two, over the same rows."""
+    residual: float | None
+    """Mean relative length of their difference, over the same rows."""
 
 
 class Tally:
-    """Adds up loss, right predictions and reconciliation distance, without reading the device.
+    """Adds up loss, right predictions and residuals, without reading the device.
 
     Args:
         device: where the sums live; reading them waits for that device, adding does not.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(5, dtype=torch.float64, device=device)
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         self.rows = 0
         self._predictions = 0
-        self._reconciled = False
+        self._reconciled_rows = 0
 
     def add(
         self,
@@ -40,14 +46,15 @@ class Tally:
         loss: Tensor,
         correct: Tensor,
         predictions: int,
-        reconciliation: Tensor | None = None,
+        residual: Residual | None = None,
     ) -> None:
-        """One batch: mean ``loss``, number ``correct`` of ``predictions``, mean distance; scalars."""
-        distance = torch.zeros_like(loss) if reconciliation is None else reconciliation
-        self._reconciled |= reconciliation is not None
-        self._sums += torch.stack(
-            (loss.double() * rows, correct.double(), distance.double() * rows)
-        )
+        """One batch: mean ``loss``, number ``correct`` of ``predictions``; scalars."""
+        distance = relative = cosine = torch.zeros_like(loss)
+        if residual is not None:
+            distance, cosine, relative = residual.distance, residual.cosine, residual.relative
+            self._reconciled_rows += rows
+        means = torch.stack((loss.double(), distance, cosine, relative)) * rows
+        self._sums += torch.cat((correct.double().reshape(1), means))
         self.rows += rows
         self._predictions += predictions
         fine = torch.isfinite(loss) & torch.isfinite(distance)
@@ -60,13 +67,18 @@ class Tally:
 
     def read_and_reset(self) -> Reading:
         """The means since the last reset; waits for the device."""
-        loss, correct, distance = self._sums.tolist()
-        rows, predictions = self.rows, self._predictions
+        correct, loss, *residual = self._sums.tolist()
+        rows, predictions, reconciled = self.rows, self._predictions, self._reconciled_rows
         self._sums.zero_()
-        self.rows = self._predictions = 0
+        self.rows = self._predictions = self._reconciled_rows = 0
+        distance, cosine, relative = (
+            (value / reconciled if reconciled else None) for value in residual
+        )
         return Reading(
             rows=rows,
             loss=loss / rows if rows else None,
             accuracy=correct / predictions if predictions else None,
-            reconciliation=distance / rows if rows and self._reconciled else None,
+            reconciliation=distance,
+            cosine=cosine,
+            residual=relative,
         )

@@ -13,6 +13,7 @@ from pipelocal.errors import UserError
 from pipelocal.transport.header import Kind
 
 WIRE_DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
+WIRE_DTYPES |= {"bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,9 @@ class Contract:
     ``x`` comes first, so that the receiving stage can start its forward pass while the rest is
     under way, and ``delta`` last, because it is made last::
 
-        TRAIN     x  target  ids  delta       (delta only where the next stage wants it)
-        EVALUATE  x  target  votes
+        TRAIN      x  target  ids
+        RECONCILE  x  target  ids  delta
+        EVALUATE   x  target  votes
     """
 
     source: int
@@ -89,7 +91,8 @@ def edge_contract(
     target_shape: Sequence[int],
     classes: int,
     max_rows: int,
-    with_delta: bool,
+    delta_shape: Sequence[int] | None = None,
+    delta_dtype: torch.dtype = torch.float32,
 ) -> Contract:
     """The contract of the edge from stage ``source`` to the next.
 
@@ -99,10 +102,12 @@ def edge_contract(
         target_shape: shape of one row of the labels, ``()`` for one label a sample.
         classes: number of classes.
         max_rows: rows of a full batch.
-        with_delta: whether the receiving stage reconciles.
+        delta_shape: shape of one row of what travels of delta; None where nothing does.
+        delta_dtype: dtype of it.
     """
     feature, label = tuple(feature_shape), tuple(target_shape)
-    both, train, evaluate = ("TRAIN", "EVALUATE"), ("TRAIN",), ("EVALUATE",)
+    train, evaluate = ("TRAIN", "RECONCILE"), ("EVALUATE",)
+    both = (*train, *evaluate)
     messages = [
         Message(name="x", shape=feature, dtype="float32", kinds=both),
         Message(name="target", shape=label, dtype="int64", kinds=both),
@@ -110,8 +115,11 @@ def edge_contract(
         # Sum of the heads' class probabilities so far, so that the last stage knows the ensemble.
         Message(name="votes", shape=(*label, classes), dtype="float32", kinds=evaluate),
     ]
-    if with_delta:
-        messages.append(Message(name="delta", shape=feature, dtype="float32", kinds=train))
+    if delta_shape is not None:
+        (dtype,) = (name for name, known in WIRE_DTYPES.items() if known == delta_dtype)
+        messages.append(
+            Message(name="delta", shape=tuple(delta_shape), dtype=dtype, kinds=("RECONCILE",))
+        )
     return Contract(source=source, target=source + 1, max_rows=max_rows, messages=tuple(messages))
 
 

@@ -11,13 +11,20 @@ class Kind(IntEnum):
     """What comes next on an edge."""
 
     TRAIN = 1
-    """A batch to train on."""
+    """A batch to train on, without reconciliation."""
     EVALUATE = 2
     """A batch to evaluate on."""
     EVALUATED = 3
     """The evaluation is over: every stage reports and forgets its sums. No tensors follow."""
     END = 4
     """The stream is over. No tensors follow, and no further header."""
+    RECONCILE = 5
+    """A batch to train on and to reconcile: delta comes too."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether the stages are trained on this batch."""
+        return self in (Kind.TRAIN, Kind.RECONCILE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -259,7 +259,7 @@ def test_attention_of_vit_is_refused_for_exact_reconciliation() -> None:
         if name == "swin_t":
             check_double_backward(body, head, x_shape, stage=2)
         else:
-            with pytest.raises(UserError, match=r"cannot be differentiated twice .* greedy"):
+            with pytest.raises(UserError, match=r"cannot be differentiated twice .* first-order"):
                 check_double_backward(body, head, x_shape, stage=2)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipelocal.objective import OBJECTIVES, Greedy, Objective
 from pipelocal.objective.distances import Distance, squared
 from pipelocal.objective.heads import PooledLinear
+from pipelocal.objective.reconciliation import Form, Reconciliation
 from pipelocal.seeding import seeded
 from pipelocal.stage import Stage
 
@@ -51,9 +52,10 @@ def make_stage(
     )
 
 
-def sgr(distance: Distance, weight: float, *, stage: int = 2) -> Objective:
-    """The objective behind ``--objective sgr``."""
-    return OBJECTIVES.get("sgr")(stage, distance, weight)
+def sgr(distance: Distance, weight: float, *, stage: int = 2, form: Form = "exact") -> Objective:
+    """The objective behind ``--objective sgr``, on every batch."""
+    reconciliation = Reconciliation(form=form, distance=distance, weight=weight)
+    return OBJECTIVES.get("sgr")(stage, reconciliation)
 
 
 def gradients(stage: Stage) -> dict[str, Tensor]:
@@ -90,7 +92,7 @@ def train_step_to_gradients(
     stage: Stage, x: Tensor, target: Tensor, delta: Tensor | None
 ) -> dict[str, Tensor]:
     """One batch up to the gradients, without the update."""
-    stage.forward(x)
+    stage.forward(x, reconciled=delta is not None)
     stage.output_gradient(target)
     stage.reconcile(delta)
     return gradients(stage)

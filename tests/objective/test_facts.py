@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, autograd, nn
 
-from pipelocal.objective import DISTANCES, OBJECTIVES
+from pipelocal.objective import DISTANCES
 from pipelocal.objective.local import cross_entropy
 from pipelocal.stage import Stage, StepResult
-from tests.objective.stages import NETS, Net, RecordingDistance, make_stage
+from tests.objective.stages import NETS, Net, RecordingDistance, make_stage, sgr
 
 
 def _step_all(stages: list[Stage], net: Net) -> list[StepResult]:
@@ -47,9 +47,7 @@ def test_f1_residuals_add_up_to_the_gap_to_back_propagation(name: str, weight: f
     reference = copy.deepcopy(net)
     recorders = [RecordingDistance() for _ in net.bodies]
     stages = [
-        make_stage(
-            body, head, number=k, objective=OBJECTIVES.get("sgr")(k, recorders[k - 1], weight)
-        )
+        make_stage(body, head, number=k, objective=sgr(recorders[k - 1], weight, stage=k))
         for k, (body, head) in enumerate(zip(net.bodies, net.heads, strict=True), start=1)
     ]
     results = _step_all(stages, net)
@@ -96,7 +94,7 @@ def test_f2_without_residuals_local_training_is_back_propagation(name: str, dist
             body,
             head,
             number=k,
-            objective=OBJECTIVES.get("sgr")(k, recorders[k - 1], 1.0),
+            objective=sgr(recorders[k - 1], 1.0, stage=k),
             momentum=0.9,
         )
         for k, (body, head) in enumerate(zip(net.bodies, heads, strict=True), start=1)
@@ -112,8 +110,8 @@ def test_f2_without_residuals_local_training_is_back_propagation(name: str, dist
         for result, recorder in zip(results[1:], recorders[1:], strict=True):
             torch.testing.assert_close(recorder.eta, recorder.delta, rtol=1e-9, atol=1e-13)
             assert recorder.delta.norm() > 1e-2
-            assert result.metrics.reconciliation is not None
-            assert result.metrics.reconciliation.abs() < 1e-14
+            assert result.metrics.residual is not None
+            assert result.metrics.residual.distance.abs() < 1e-14
         for result in results:
             torch.testing.assert_close(result.metrics.loss, loss.detach(), rtol=1e-12, atol=0)
         parts = [*(stage.body for stage in stages), stages[-1].head]

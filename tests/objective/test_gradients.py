@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, autograd, nn
 
-from pipelocal.objective import DISTANCES, OBJECTIVES, ExactReconciliation, Greedy
+from pipelocal.objective import DISTANCES, OBJECTIVES, Greedy, Reconciliation
 from pipelocal.objective.local import cross_entropy
 from pipelocal.stage import StepResult
 from tests.objective.stages import (
@@ -107,12 +107,12 @@ def test_loss_and_distance_that_are_reported() -> None:
     expected = cross_entropy(head(body(x)), target)
     result = stage.step(x, target, delta)
     torch.testing.assert_close(result.metrics.loss, expected.detach())
-    assert result.metrics.reconciliation is not None
+    assert result.metrics.residual is not None
     torch.testing.assert_close(
-        result.metrics.reconciliation, _cosine(recorder.eta, delta.flatten(1))
+        result.metrics.residual.distance, _cosine(recorder.eta, delta.flatten(1))
     )
     torch.testing.assert_close(recorder.delta, delta.flatten(1) * 4)
-    for value in (result.metrics.loss, result.metrics.reconciliation):
+    for value in (result.metrics.loss, result.metrics.residual.distance):
         assert value.shape == ()
         assert not value.requires_grad
 
@@ -143,12 +143,12 @@ def test_duplicated_batch_gives_the_same_distance_and_gradients(distance: str, n
         )
         output = first.forward(x)
         delta = first.output_gradient(target)
-        second.forward(output)
+        second.forward(output, reconciled=True)
         second.output_gradient(target)
         second.reconcile(delta)
-        reconciliation = second.metrics(target).reconciliation
-        assert reconciliation is not None
-        found.append((reconciliation, gradients(second)))
+        residual = second.metrics(target).residual
+        assert residual is not None
+        found.append((residual.distance, gradients(second)))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-10, atol=0)
     assert found[0][0] > 1e-3
     for key, gradient in found[0][1].items():
@@ -187,7 +187,7 @@ def test_no_leak_when_the_distance_ignores_delta() -> None:
     found = []
     for scale in (0.0, 1.0, 1000.0):
         body, head, x, target, delta = _case("dense")
-        stage = make_stage(body, head, objective=ExactReconciliation(blind, 2.0))
+        stage = make_stage(body, head, objective=sgr(blind, 2.0))
         for _ in range(3):
             stage.step(x, target, scale * delta)
         found.append(weights(stage))
@@ -248,9 +248,9 @@ def test_samples_without_gradient_give_finite_updates(distance: str) -> None:
     delta[1] = 0.0
     found = train_step_to_gradients(stage, x, torch.tensor([0, 1, 2]), delta)
     assert all(bool(torch.isfinite(gradient).all()) for gradient in found.values())
-    reconciliation = stage.metrics(torch.tensor([0, 1, 2])).reconciliation
-    assert reconciliation is not None
-    assert bool(torch.isfinite(reconciliation))
+    residual = stage.metrics(torch.tensor([0, 1, 2])).residual
+    assert residual is not None
+    assert bool(torch.isfinite(residual.distance))
 
 
 def test_body_without_parameters() -> None:
@@ -269,9 +269,8 @@ def test_body_without_parameters() -> None:
 
 def test_objectives_by_name() -> None:
     """Only sgr wants delta, and not on stage 1, before which there is nothing."""
-    cosine = DISTANCES.get("cosine")
     wants = {
-        (name, stage): OBJECTIVES.get(name)(stage, cosine, 0.1).wants_delta
+        (name, stage): OBJECTIVES.get(name)(stage, Reconciliation()).wants_delta
         for name in ("bp", "greedy", "sgr")
         for stage in (1, 2)
     }

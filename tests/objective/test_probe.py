@@ -96,7 +96,7 @@ def test_refuses_and_names_stage_and_unit(unit: type[nn.Module]) -> None:
         check_double_backward(_body(unit()), _TokenHead(), (5, 8), stage=3)
     text = str(caught.value)
     assert text.startswith("stage 3: unit 'culprit' cannot be differentiated twice")
-    assert "--objective greedy" in text
+    assert "choose --reconcile first-order" in text
     assert "\n" not in text
 
 

@@ -43,7 +43,13 @@ def model_of(units: list[Cost], heads: list[Cost] | None = None, *, reconcile: b
         heads=heads or [NOTHING] * len(units),
         input_bytes=7,
     )
-    return CostModel(profile=profile, reconcile=reconcile, window=2)
+    return CostModel(
+        profile=profile,
+        delta_bytes=[unit.output_bytes for unit in units],
+        reconcile_share=float(reconcile),
+        passes=0.0,
+        window=2,
+    )
 
 
 def test_seconds_of_a_stage() -> None:
@@ -118,11 +124,14 @@ def test_one_heavy_unit_gets_a_stage_of_its_own() -> None:
         lambda _stop: nn.Linear(8, 3),
         Stopwatch(device=CPU),
         batch_size=4,
-        reconcile=False,
+        exact=False,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     )
     assert [cost.forward_s > 0.02 for cost in profile.units] == [s > 0 for s in seconds]
-    cuts = balanced(CostModel(profile=profile, reconcile=False, window=2), 3, balance="time")
+    costs = CostModel(
+        profile=profile, delta_bytes=[0] * 6, reconcile_share=0.0, passes=0.0, window=2
+    )
+    cuts = balanced(costs, 3, balance="time")
     assert Cut(start=2, stop=3) in cuts
 
 
@@ -140,4 +149,5 @@ def test_measured_bytes_are_a_real_stages(objective: str) -> None:
     parts = [*model.profile.units[cut.start : cut.stop], model.profile.heads[cut.stop - 1]]
     predicted = sum(2 * p.parameter_bytes + p.buffer_bytes + p.optimizer_bytes for p in parts)
     assert predicted == resident_bytes(stage)
-    assert model.edge_bytes(cut.stop) == (2 if objective == "sgr" else 1) * 8 * 32 * 4 * 4 * 4
+    # By default delta travels with every fourth batch.
+    assert model.edge_bytes(cut.stop) == (1.25 if objective == "sgr" else 1) * 8 * 32 * 4 * 4 * 4

@@ -13,10 +13,22 @@ from pipelocal.pipeline.source import Plan, Source
 from pipelocal.transport.header import Kind
 
 CPU = torch.device("cpu")
-LETTERS = {Kind.TRAIN: "T", Kind.EVALUATE: "E", Kind.EVALUATED: "#", Kind.END: "."}
+LETTERS = {
+    Kind.TRAIN: "T",
+    Kind.RECONCILE: "R",
+    Kind.EVALUATE: "E",
+    Kind.EVALUATED: "#",
+    Kind.END: ".",
+}
 
 
-def stream_of(*, epochs: int, max_steps: int | None, evaluate_every: int = 1) -> str:
+def stream_of(
+    *,
+    epochs: int,
+    max_steps: int | None,
+    evaluate_every: int = 1,
+    reconcile_every: int | None = None,
+) -> str:
     """Digits in batches of 500: an epoch has three, an evaluation one."""
     dataset = load_dataset("digits", root=None, seed=0)
     batches = BatchStream(dataset, batch_size=500, seed=0)
@@ -25,6 +37,7 @@ def stream_of(*, epochs: int, max_steps: int | None, evaluate_every: int = 1) ->
         steps_per_epoch=batches.steps_per_epoch,
         max_steps=max_steps,
         evaluate_every=evaluate_every,
+        reconcile_every=reconcile_every,
     )
     source = Source(batches, plan, CPU)
     letters = ""
@@ -36,7 +49,7 @@ def stream_of(*, epochs: int, max_steps: int | None, evaluate_every: int = 1) ->
             break
         if event.tensors:
             assert {len(tensor) for tensor in event.tensors.values()} == {event.header.rows}
-    assert letters.count("T") == plan.total_steps
+    assert letters.count("T") + letters.count("R") == plan.total_steps
     return letters
 
 
@@ -56,6 +69,15 @@ def stream_of(*, epochs: int, max_steps: int | None, evaluate_every: int = 1) ->
 )
 def test_streams(epochs: int, max_steps: int | None, every: int, expected: str) -> None:
     assert stream_of(epochs=epochs, max_steps=max_steps, evaluate_every=every) == expected
+
+
+@pytest.mark.parametrize(
+    ("reconcile_every", "expected"), [(1, "RRRE#RRRE#."), (2, "RTRE#TRTE#."), (4, "RTTE#TRTE#.")]
+)
+def test_every_so_many_batches_are_reconciled_across_epochs(
+    reconcile_every: int, expected: str
+) -> None:
+    assert stream_of(epochs=2, max_steps=None, reconcile_every=reconcile_every) == expected
 
 
 def test_the_end_is_the_end() -> None:

@@ -43,7 +43,13 @@ def a_model(
         heads=heads,
         input_bytes=1,
     )
-    return CostModel(profile=profile, reconcile=reconcile, window=2)
+    return CostModel(
+        profile=profile,
+        delta_bytes=[100] * len(units),
+        reconcile_share=float(reconcile),
+        passes=0.0,
+        window=2,
+    )
 
 
 def a_scenario(model: CostModel, ranks: int) -> Scenario:

@@ -34,7 +34,7 @@ def a_job(stages: list[StageSeconds], *, micro_batches: int = 1, link: Link = FR
         x_bytes=[1] * len(stages),
         link=link,
         micro_batches=micro_batches,
-        delta=False,
+        delta_bytes=[0.0] * len(stages),
         window=2,
     )
 
@@ -101,7 +101,7 @@ def test_a_slow_link_sets_the_rate_and_delta_doubles_it() -> None:
     stages = [a_stage()] * 3
     job = a_job(stages, link=Link(bytes_per_s=1 / 5))
     assert simulate("pipelocal", job).seconds_per_batch == pytest.approx(5.0)
-    with_delta = replace(job, delta=True)
+    with_delta = replace(job, delta_bytes=[1.0] * 3)
     assert simulate("pipelocal", with_delta).seconds_per_batch == pytest.approx(10.0)
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pipelocal.objective.reconciliation import Residual
 from pipelocal.telemetry.tally import Reading, Tally
 
 CPU = torch.device("cpu")
@@ -25,8 +26,13 @@ def _add(
         loss=torch.tensor(loss),
         correct=torch.tensor(correct),
         predictions=rows,
-        reconciliation=None if distance is None else torch.tensor(distance),
+        residual=None if distance is None else _residual(distance),
     )
+
+
+def _residual(distance: float) -> Residual:
+    value = torch.tensor(distance)
+    return Residual(distance=value, cosine=1 - value, relative=2 * value)
 
 
 def test_means_are_over_rows_and_not_over_batches() -> None:
@@ -35,7 +41,9 @@ def test_means_are_over_rows_and_not_over_batches() -> None:
     _add(tally, 1, 4.0, rows=2, correct=2, distance=1.5)
     assert tally.rows == 8
     reading = tally.read_and_reset()
-    assert reading == Reading(rows=8, loss=1.75, accuracy=0.625, reconciliation=0.75)
+    assert reading == Reading(
+        rows=8, loss=1.75, accuracy=0.625, reconciliation=0.75, cosine=0.25, residual=1.5
+    )
 
 
 def test_accuracy_is_over_predictions() -> None:
@@ -47,7 +55,7 @@ def test_accuracy_is_over_predictions() -> None:
 
 def test_nothing_seen() -> None:
     assert Tally(CPU).read_and_reset() == Reading(
-        rows=0, loss=None, accuracy=None, reconciliation=None
+        rows=0, loss=None, accuracy=None, reconciliation=None, cosine=None, residual=None
     )
 
 
@@ -57,6 +65,14 @@ def test_no_distance_where_nothing_is_reconciled() -> None:
     assert tally.read_and_reset().reconciliation is None
 
 
+def test_residuals_are_means_over_the_rows_that_were_reconciled() -> None:
+    tally = Tally(CPU)
+    _add(tally, 0, 1.0, rows=6, distance=0.5)
+    _add(tally, 1, 1.0, rows=100, distance=None)
+    _add(tally, 2, 1.0, rows=2, distance=1.5)
+    assert tally.read_and_reset().reconciliation == 0.75
+
+
 def test_reset() -> None:
     tally = Tally(CPU)
     _add(tally, 0, 100.0, distance=100.0)
@@ -64,7 +80,9 @@ def test_reset() -> None:
     assert tally.rows == 0
     assert tally.read_and_reset().loss is None
     _add(tally, 1, 2.0, rows=4, correct=2, distance=0.25)
-    assert tally.read_and_reset() == Reading(rows=4, loss=2.0, accuracy=0.5, reconciliation=0.25)
+    assert tally.read_and_reset() == Reading(
+        rows=4, loss=2.0, accuracy=0.5, reconciliation=0.25, cosine=0.75, residual=0.5
+    )
 
 
 def test_many_small_losses_do_not_drown() -> None:

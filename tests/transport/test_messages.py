@@ -11,7 +11,7 @@ from pipelocal.transport.contract import edge_contract
 from pipelocal.transport.header import HEADER_LENGTH, Header, Kind
 
 CONTRACT = edge_contract(
-    source=2, feature_shape=(3, 4), target_shape=(), classes=5, max_rows=8, with_delta=True
+    source=2, feature_shape=(3, 4), target_shape=(), classes=5, max_rows=8, delta_shape=(3, 4)
 )
 
 
@@ -32,7 +32,8 @@ def test_other_bytes_are_no_header() -> None:
 def test_what_follows_a_header() -> None:
     names = {kind: [message.name for message in CONTRACT.of_kind(kind)] for kind in Kind}
     assert names == {
-        Kind.TRAIN: ["x", "target", "ids", "delta"],
+        Kind.TRAIN: ["x", "target", "ids"],
+        Kind.RECONCILE: ["x", "target", "ids", "delta"],
         Kind.EVALUATE: ["x", "target", "votes"],
         Kind.EVALUATED: [],
         Kind.END: [],

@@ -30,7 +30,7 @@ def contract(features: int, max_rows: int = 8) -> Contract:
         target_shape=(),
         classes=2,
         max_rows=max_rows,
-        with_delta=True,
+        delta_shape=(features,),
     )
 
 
@@ -79,7 +79,7 @@ def run_edge(
 
 def send_batch(sender: Sender, number: int, x: torch.Tensor) -> None:
     rows = len(x)
-    sender.begin(Header(kind=Kind.TRAIN, number=number, rows=rows, epoch=0))
+    sender.begin(Header(kind=Kind.RECONCILE, number=number, rows=rows, epoch=0))
     sender.send("x", x)
     sender.send("target", torch.full((rows,), number))
     sender.send("ids", torch.arange(rows))

@@ -1,0 +1,191 @@
+"""What travels of the output gradient: delta whole, in fewer bits, or a summary of it.
+
+A summary is made at the sending stage and read at the receiving one. Where it cannot be turned back
+into a gradient (``sketch``), the receiver reduces its own input gradient alike, and the two
+reductions are compared.
+
+| name | bytes a sample for F numbers | |
+| --- | --- | --- |
+| ``full`` | 4 F | |
+| ``bf16`` | 2 F | 8 bits of mantissa |
+| ``int8`` | F + 4 | one scale a sample |
+| ``pooled`` | 4 F / (places) | mean over space or tokens: exact for a pooled linear head |
+| ``sketch`` | 4 r | each coordinate with a random sign to one of r sums |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipelocal.registry import Registry
+
+Shape = tuple[int, ...]
+
+SCALE_BYTES = 4
+
+
+class Summary(Protocol):
+    """How delta travels over one edge; rows are samples."""
+
+    @property
+    def shape(self) -> Shape:
+        """Of one row of the message."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the message."""
+
+    def encode(self, delta: Tensor) -> Tensor:
+        """The message ``[B, *shape]`` of an output gradient ``[B, ...]``."""
+
+    def decode(self, message: Tensor) -> Tensor:
+        """What the receiver compares with, ``[B, ...]``."""
+
+    def reduce(self, eta: Tensor) -> Tensor:
+        """The receiver's own gradient ``[B, ...]`` in the same form; linear, row by row."""
+
+
+SummaryBuilder = Callable[[Shape, int, int], Summary]
+"""Called with the shape of one feature, the numbers that a sketch may have, and a seed that both ends
+of the edge share."""
+
+SUMMARIES: Registry[SummaryBuilder] = Registry("form of delta")
+
+
+class Cast:
+    """delta itself, in a dtype of its own.
+
+    Args:
+        shape: of one feature.
+        dtype: on the wire.
+    """
+
+    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
+        self.shape = shape
+        self.dtype = dtype
+
+    def encode(self, delta: Tensor) -> Tensor:
+        """See :class:`Summary`."""
+        return delta.to(self.dtype)
+
+    def decode(self, message: Tensor) -> Tensor:
+        """See :class:`Summary`."""
+        return message.float() if self.dtype != torch.float32 else message
+
+    def reduce(self, eta: Tensor) -> Tensor:
+        """See :class:`Summary`."""
+        return eta
+
+
+class Int8:
+    """delta in steps of a 127th of each sample's largest entry.
+
+    Args:
+        shape: of one feature.
+    """
+
+    dtype = torch.int8
+
+    def __init__(self, shape: Shape) -> None:
+        self._feature = shape
+        self.shape = (prod(shape) + SCALE_BYTES,)
+
+    def encode(self, delta: Tensor) -> Tensor:
+        """See :class:`Summary`; the scale is the last four bytes of a row."""
+        flat = delta.flatten(1)
+        scale = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        steps = (flat / scale).round().to(torch.int8)
+        return torch.cat((steps, scale.contiguous().view(torch.int8)), dim=1)
+
+    def decode(self, message: Tensor) -> Tensor:
+        """See :class:`Summary`."""
+        scale = message[:, -SCALE_BYTES:].contiguous().view(torch.float32)
+        return (message[:, :-SCALE_BYTES].float() * scale).view(-1, *self._feature)
+
+    def reduce(self, eta: Tensor) -> Tensor:
+        """See :class:`Summary`."""
+        return eta
+
+
+class Pooled:
+    """Mean over all places of an image, or over all tokens, spread evenly again by the receiver.
+
+    Args:
+        shape: of one feature: ``[C, ...]``, or tokens ``[T, C]``.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, shape: Shape) -> None:
+        self._feature = shape
+        self._tokens = len(shape) == 2
+        self.shape = (shape[1] if self._tokens else shape[0],)
+
+    def encode(self, delta: Tensor) -> Tensor:
+        """See :class:`Summary`."""
+        if len(self._feature) == 1:
+            return delta
+        return delta.mean(1) if self._tokens else delta.flatten(2).mean(2)
+
+    def decode(self, message: Tensor) -> Tensor:
+        """See :class:`Summary`."""
+        places = message[:, None] if self._tokens else message[(..., *[None] * self._spatial)]
+        return places.expand(-1, *self._feature)
+
+    def reduce(self, eta: Tensor) -> Tensor:
+        """See :class:`Summary`."""
+        return eta
+
+    @property
+    def _spatial(self) -> int:
+        return len(self._feature) - 1
+
+
+class Sketch:
+    """A random projection: every coordinate is added, with a random sign, to one of some sums.
+
+    It keeps inner products in the mean, as any random projection does (count sketch, Charikar et
+    al. 2002), at the cost of one addition a coordinate.
+
+    Args:
+        shape: of one feature.
+        size: numbers that travel for a sample.
+        seed: both ends must have the same.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, shape: Shape, size: int, seed: int) -> None:
+        numbers = prod(shape)
+        self.shape = (min(size, numbers),)
+        generator = torch.Generator().manual_seed(seed)
+        self._sum_of = torch.randint(self.shape[0], (numbers,), generator=generator)
+        self._sign = torch.randint(2, (numbers,), generator=generator) * 2.0 - 1
+
+    def encode(self, delta: Tensor) -> Tensor:
+        """See :class:`Summary`."""
+        return self.reduce(delta)
+
+    def decode(self, message: Tensor) -> Tensor:
+        """See :class:`Summary`."""
+        return message
+
+    def reduce(self, eta: Tensor) -> Tensor:
+        """See :class:`Summary`."""
+        flat = eta.flatten(1)
+        self._sum_of = self._sum_of.to(flat.device)
+        self._sign = self._sign.to(flat.device)
+        sums = flat.new_zeros(len(flat), self.shape[0])
+        return sums.index_add(1, self._sum_of, flat * self._sign.to(flat.dtype))
+
+
+SUMMARIES.register("full")(lambda shape, _size, _seed: Cast(shape, torch.float32))
+SUMMARIES.register("bf16")(lambda shape, _size, _seed: Cast(shape, torch.bfloat16))
+SUMMARIES.register("int8")(lambda shape, _size, _seed: Int8(shape))
+SUMMARIES.register("pooled")(lambda shape, _size, _seed: Pooled(shape))
+SUMMARIES.register("sketch")(Sketch)
