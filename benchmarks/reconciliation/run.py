@@ -107,6 +107,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--model", default="resnet32", help="model (%(default)s)")
     add("--stages", type=int, nargs="+", default=[2, 4, 8, 16])
     add("--variants-at", type=int, default=4, help="stages of the variants (%(default)s)")
+    add("--variants", nargs="*", default=list(VARIANTS), help="which of them (all)")
     add("--heads", nargs="+", default=["linear", "mlp"])
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--epochs", type=int, default=12, help="passes over the training data (%(default)s)")
@@ -114,6 +115,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     add("--jobs", type=int, default=2, help="runs at a time (%(default)s)")
     options = parser.parse_args(arguments)
+    unknown = [name for name in options.variants if name not in VARIANTS]
+    if unknown:
+        parser.error(f"--variants {unknown[0]!r}: choose of {', '.join(VARIANTS)}")
     if options.quick:
         options.model, options.stages, options.heads = "resnet8", [4], ["linear"]
         options.seeds, options.epochs = [0, 1], 6
@@ -129,7 +133,8 @@ def plan_cells(options: argparse.Namespace) -> list[Row]:
                 if head == options.heads[0] or stages == options.variants_at:
                     cells.append({"form": form, "stages": stages, "head": head, "options": own})
     if not options.quick:
-        for form, own in VARIANTS.items():
+        for form in options.variants:
+            own = VARIANTS[form]
             cell = {"form": form, "stages": options.variants_at, "head": options.heads[0]}
             cells.append({**cell, "options": own})
     return cells
