@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -173,8 +173,8 @@ class Run:
         return {k: v for k, v in asdict(self.config).items() if k not in _PATHS}
 
     def command(self) -> str:
-        """The command that was run, with ``DIR`` for folders of this machine."""
-        return shlex.join(["python", *_arguments(self.config, data_root="DIR")])
+        """See :func:`command`."""
+        return command(self.config)
 
     def last_training(self, stage: int, key: str, *, batches: int) -> float | None:
         """Mean of a training figure over the last ``batches`` batches, or a few more.
@@ -197,6 +197,26 @@ class Run:
 _PATHS = ("data_root", "out", "config")
 
 
+def command(config: TrainConfig) -> str:
+    """The command of a run, with ``DIR`` for folders of this machine."""
+    return shlex.join(["python", *_arguments(config, data_root="DIR")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A run of ``pipelocal train`` that ended with an error."""
+
+    config: TrainConfig
+    code: int
+    reason: str
+    """The last line that it printed."""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss was no longer finite."""
+        return "the loss is NaN or infinite" in self.reason
+
+
 def train_all(
     configs: Sequence[TrainConfig],
     *,
@@ -217,10 +237,31 @@ def train_all(
         PipelocalError: options that cannot work; nothing was started.
         BenchmarkError: a run failed; the others were stopped.
     """
+    runs: dict[int, Run] = {}
+    for index, run in train_each(configs, jobs=jobs):
+        if isinstance(run, Failure):
+            config = run.config
+            what = f"{config.objective}, seed {config.seed}"
+            raise BenchmarkError(f"{what}, exit code {run.code}: {run.reason}")
+        runs[index] = run
+        if on_finish is not None:
+            on_finish(run, len(runs))
+    return [runs[index] for index in range(len(configs))]
+
+
+def train_each(
+    configs: Sequence[TrainConfig], *, jobs: int
+) -> Generator[tuple[int, Run | Failure], None, None]:
+    """Like :func:`train_all`, but gives each run with its index as soon as it ends, also failed ones.
+
+    Closing the generator stops the runs under way.
+
+    Raises:
+        PipelocalError: options that cannot work; nothing was started.
+    """
     for config in configs:
         config.validate()
         Blueprint.draw(config)
-    runs: dict[int, Run] = {}
     waiting = list(range(len(configs)))
     with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch, _processes() as busy:
         while waiting or busy:
@@ -229,11 +270,8 @@ def train_all(
                 busy[index] = _start(configs[index], Path(scratch, str(index)))
             for index in [i for i, process in busy.items() if process.poll() is not None]:
                 code = busy.pop(index).returncode
-                runs[index] = _collect(configs[index], Path(scratch, str(index)), code)
-                if on_finish is not None:
-                    on_finish(runs[index], len(runs))
+                yield index, _collect(configs[index], Path(scratch, str(index)), code)
             time.sleep(POLL_S)
-    return [runs[index] for index in range(len(configs))]
 
 
 def launch(ranks: int, arguments: Sequence[str], *, what: str) -> str:
@@ -303,11 +341,11 @@ def _start(config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _collect(config: TrainConfig, folder: Path, code: int) -> Run:
+def _collect(config: TrainConfig, folder: Path, code: int) -> Run | Failure:
     if code:
         lines = (folder / "log").read_text(errors="replace").split("\n")
         last = next((line for line in reversed(lines) if line.strip()), "no output")
-        raise BenchmarkError(f"{config.objective}, seed {config.seed}, exit code {code}: {last}")
+        return Failure(config=config, code=code, reason=last)
     metrics = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     return Run(
         config=config,

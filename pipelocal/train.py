@@ -232,6 +232,8 @@ class _Run:
             return None, _Facts(**self.control.wait_for("facts", timeout_s=START_TIMEOUT_S))
         folder = RunFolder.choose(config)
         dataset = load_dataset(config.data, root=config.data_root, seed=config.seed)
+        if config.train_samples is not None:
+            dataset = dataset.first(config.train_samples)
         batches = BatchStream(
             dataset, batch_size=config.batch_size, seed=config.seed, drop_last=config.drop_last
         )

@@ -1,6 +1,7 @@
 """A classification data set that lies in memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -104,6 +105,19 @@ class ArrayDataset:
             seed: the epoch's own; data that is cut anew in every epoch is cut by it alone.
         """
         return self.train_x, self.train_y
+
+    def first(self, samples: int) -> Self:
+        """The same with so many training samples, the first ones; the test part stays whole.
+
+        Raises:
+            DataError: there are fewer.
+        """
+        if samples > len(self.train_x):
+            raise self._error(
+                f"{samples} training samples are asked for, but there are {len(self.train_x)}: "
+                f"give --train-samples from 1 to that"
+            )
+        return replace(self, train_x=self.train_x[:samples], train_y=self.train_y[:samples])
 
     def _check_part(self, part: str, x: Tensor, y: Tensor) -> None:
         if self.info.tokens:

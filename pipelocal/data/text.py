@@ -8,8 +8,9 @@ window one byte later its labels::
     labels   h e _ c | a t _ s | ...
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -46,6 +47,11 @@ class TextDataset(ArrayDataset):
         spare = len(self.train_tokens) - count * length  # at least 1: the last label
         start = int(torch.randint(min(spare, length), (), generator=generator))
         return _windows(self.train_tokens, start=start, count=count, length=length)
+
+    def first(self, samples: int) -> Self:
+        """So many windows, from the beginning of the text and a window's worth beyond them."""
+        few = super().first(samples)
+        return replace(few, train_tokens=self.train_tokens[: (samples + 1) * self.train_x.shape[1]])
 
 
 @dataclass(frozen=True)

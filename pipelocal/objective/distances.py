@@ -1,9 +1,9 @@
 """Distances between a stage's input gradient and the output gradient of the stage before it.
 
 Each takes per-sample gradients of the per-sample loss, ``eta`` and ``delta``, both ``[B, F]``, and
-returns their mean distance as a scalar. Per-sample means that a batch-mean loss's gradients were
-multiplied by B first: otherwise a squared distance would carry 1/B² and its weight would depend on
-the batch size.
+returns one distance as a scalar, the same for a batch given twice over. Per-sample means that a
+batch-mean loss's gradients were multiplied by B first: otherwise a squared distance would carry 1/B²
+and its weight would depend on the batch size.
 """
 
 from collections.abc import Callable
@@ -32,10 +32,12 @@ def cosine(eta: Tensor, delta: Tensor) -> Tensor:
 
 @DISTANCES.register("relative")
 def relative(eta: Tensor, delta: Tensor) -> Tensor:
-    """Squared L2 distance in units of delta's squared length."""
-    scale = torch.linalg.vector_norm(delta, dim=1).clamp_min(SMALLEST_NORM)
-    relative_error: Tensor = (eta - delta) / scale[:, None]
-    return relative_error.square().sum(1).mean()
+    """Squared L2 distance over delta's squared length, both summed over the batch.
+
+    Not sample by sample: a sample that the stage before has learned has next to no delta, and
+    would rule the mean with a ratio without bound.
+    """
+    return (eta - delta).square().sum() / delta.square().sum().clamp_min(SMALLEST_NORM**2)
 
 
 @DISTANCES.register("squared")

@@ -164,7 +164,12 @@ class Sketch:
         numbers = prod(shape)
         self.shape = (min(size, numbers),)
         generator = torch.Generator().manual_seed(seed)
-        self._sum_of = torch.randint(self.shape[0], (numbers,), generator=generator)
+        # With a sum for each there is nothing to project, and nothing to lose.
+        self._sum_of = (
+            torch.randint(size, (numbers,), generator=generator)
+            if size < numbers
+            else torch.arange(numbers)
+        )
         self._sign = torch.randint(2, (numbers,), generator=generator) * 2.0 - 1
 
     def encode(self, delta: Tensor) -> Tensor:

@@ -27,6 +27,15 @@ def test_good_data_is_taken() -> None:
     assert make(augment=True).augment is True
 
 
+def test_the_first_training_samples_alone() -> None:
+    few = make().first(2)
+    assert few.train_y.tolist() == [0, 1]
+    assert len(few.train_x) == 2
+    assert len(few.test_x) == 2
+    with pytest.raises(DataError, match="7 training samples are asked for, but there are 6"):
+        make().first(7)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -56,6 +56,18 @@ def test_windows_begin_elsewhere_in_every_epoch_and_never_reach_the_test_part(
     assert starts == {0, 1, 2, 3}
 
 
+def test_the_first_windows_alone(tmp_path: Path) -> None:
+    """A window's worth is left over, so that epochs begin elsewhere here too."""
+    few = TINY.load(_counting(tmp_path), 0).first(3)
+    starts = set()
+    for seed in range(50):
+        x, y = few.training_part(seed)
+        assert x.shape == y.shape == (3, 4)
+        starts.add(int(x[0, 0]))
+    assert starts == {0, 1, 2, 3}
+    assert len(few.test_x) == 2
+
+
 @pytest.mark.parametrize("size", range(50, 75))
 def test_any_size_of_text_gives_whole_windows(tmp_path: Path, size: int) -> None:
     data = TINY.load(_counting(tmp_path, size), 0)

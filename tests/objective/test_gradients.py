@@ -29,9 +29,8 @@ def _cosine(eta: Tensor, delta: Tensor) -> Tensor:
 
 
 def _relative(eta: Tensor, delta: Tensor) -> Tensor:
-    return torch.stack(
-        [((e - d).norm() / d.norm()) ** 2 for e, d in zip(eta, delta, strict=True)]
-    ).mean()
+    differences = [(e - d).norm() ** 2 for e, d in zip(eta, delta, strict=True)]
+    return torch.stack(differences).sum() / torch.stack([d.norm() ** 2 for d in delta]).sum()
 
 
 def _squared(eta: Tensor, delta: Tensor) -> Tensor:

@@ -103,6 +103,14 @@ def test_a_sketch_keeps_inner_products_in_the_mean() -> None:
     assert spread < 0.5 * expected
 
 
+def test_a_sketch_of_as_many_numbers_as_there_are_loses_nothing() -> None:
+    delta = gradients((50,))
+    for size in (50, 64):
+        sketch = a_summary("sketch", (50,), size=size)
+        torch.testing.assert_close(sketch.encode(delta).abs(), delta.abs())
+        assert sketch.shape == (50,)
+
+
 def test_both_ends_of_an_edge_draw_the_same_sketch_and_others_do_not() -> None:
     delta = gradients((50,))
     one, same, other = (a_summary("sketch", (50,), seed=seed) for seed in (3, 3, 4))

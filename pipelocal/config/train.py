@@ -1,21 +1,11 @@
-"""The options of every command: one keyword-only dataclass each, from which the CLI is made.
-
-The text under each field is its help. A run can be held in a TOML file of the same names; the
-command line overrides it, and the resolved options are written to the run folder.
-"""
+"""The options of ``pipelocal train``."""
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
-import tomllib
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass
 
-import tyro
-
+from pipelocal.config.option_name import option_name
 from pipelocal.data import DATASETS
 from pipelocal.errors import UserError
 from pipelocal.models import check_model_name
@@ -27,8 +17,6 @@ from pipelocal.transport.connect import EDGES
 from pipelocal.units import parse_bytes, parse_speeds, parse_weights
 
 RECONCILE_FORMS = ("first-order", "exact")
-MOST_RANKS = 4096
-"""That can be simulated in some seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +35,8 @@ class TrainConfig:
     data_root: str | None = None
     """Folder that holds the files of the data set, or for text the file itself; nothing is
     downloaded."""
+    train_samples: int | None = None
+    """Train on the first so many samples only, to study small data; the test part stays whole."""
     objective: str = "sgr"
     """greedy (each stage its own loss), sgr (the same and gradient reconciliation), or bp (ordinary
     back-propagation through the uncut model, one process; --stages does not apply)."""
@@ -146,7 +136,7 @@ class TrainConfig:
         """
         for name, value in asdict(self).items():
             if isinstance(value, str) and not value.isprintable():
-                raise UserError(f"{_option(name)} {value!a}: give text that can be printed")
+                raise UserError(f"{option_name(name)} {value!a}: give text that can be printed")
         check_model_name(self.model)
         DATASETS.get(self.data)
         OBJECTIVES.get(self.objective)
@@ -159,15 +149,14 @@ class TrainConfig:
             self._check_least(name, 1)
         self._check_reconciliation()
         self._check_least("log_every", 1)
-        if self.measure_bp_gap is not None:
-            self._check_least("measure_bp_gap", 1)
         self._check_least("warmup_steps", 0)
-        if self.max_steps is not None:
-            self._check_least("max_steps", 1)
+        for name in ("max_steps", "train_samples", "measure_bp_gap"):
+            if getattr(self, name) is not None:
+                self._check_least(name, 1)
         for name in ("lr", "timeout"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
-                raise UserError(f"{_option(name)} {value}: give a number above 0")
+                raise UserError(f"{option_name(name)} {value}: give a number above 0")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise UserError(f"--weight-decay {self.weight_decay}: give a number of at least 0")
         if not 0 <= self.momentum < 1:
@@ -204,7 +193,9 @@ class TrainConfig:
         for name, other in (("memory_limit", ("count",)), ("device_speeds", ("count", "memory"))):
             if getattr(self, name) is not None and self.balance in other:
                 fitting = [balance for balance in PARTITIONERS if balance not in other]
-                raise UserError(f"{_option(name)} is for --balance {' or '.join(fitting)}: add it")
+                raise UserError(
+                    f"{option_name(name)} is for --balance {' or '.join(fitting)}: add it"
+                )
         if self.memory_limit is not None:
             parse_bytes("--memory-limit", self.memory_limit)
         if self.device_speeds is not None:
@@ -212,171 +203,4 @@ class TrainConfig:
 
     def _check_least(self, name: str, least: int) -> None:
         if getattr(self, name) < least:
-            raise UserError(f"{_option(name)} {getattr(self, name)}: must be at least {least}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Evaluate a finished run: the accuracy of every stage's head, and of their ensemble."""
-
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Run folder that train made."""
-    data_root: str | None = None
-    """Folder of the data set's files, if not the one that the run was trained with."""
-    batch_size: int | None = None
-    """Samples in a batch, if not the training's."""
-    device: str = "auto"
-    """auto (CUDA where there is any), cpu or cuda."""
-    json: bool = False
-    """Print JSON instead of a table."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """Write the uncut model of a finished run as a plain state dict, without auxiliary heads."""
-
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Run folder that train made."""
-    to: str
-    """File to write; loads with torch.load(..., weights_only=True)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig:
-    """Measure a model's units on this machine and show what a cut into stages would cost."""
-
-    model: str = "resnet8"
-    """Model, as for train."""
-    data: str | None = None
-    """Data set whose samples the model would be fed; by default what the model is made for: 224x224
-    images of 1000 classes for torchvision's models, byte sequences for language models, digits."""
-    input_shape: str | None = None
-    """Shape of one sample in place of the data set's, such as 3,32,32."""
-    classes: int | None = None
-    """Number of classes in place of the data set's."""
-    objective: str = "sgr"
-    """greedy or sgr."""
-    stages: int = 4
-    """Number of stages."""
-    cut: str | None = None
-    """Where to cut, as for train; by default the planner chooses."""
-    balance: str = "time"
-    """What the planner's cut is for: time, memory, or count (equal numbers of units); or a registered
-    partitioner of your own."""
-    memory_limit: str | None = None
-    """Most that a stage may need, such as 16GiB."""
-    device_speeds: str | None = None
-    """Relative speed of each stage's device, such as 1,1,0.5."""
-    batch_size: int = 4
-    """Samples in a batch."""
-    head: str = TrainConfig.head
-    """Auxiliary head, as for train."""
-    reconcile: str = TrainConfig.reconcile
-    """first-order or exact, as for train."""
-    reconcile_every: int = TrainConfig.reconcile_every
-    """As for train; times and bytes are means over the batches."""
-    reconcile_fraction: float = TrainConfig.reconcile_fraction
-    """As for train."""
-    delta: str = TrainConfig.delta
-    """As for train."""
-    delta_size: int = TrainConfig.delta_size
-    """As for train."""
-    optimizer: str = TrainConfig.optimizer
-    """sgd or adamw."""
-    window: int = TrainConfig.window
-    """Batches under way on an edge, which the memory counts."""
-    micro_batches: int = 8
-    """Micro-batches of the back-propagation pipelines that are shown beside the plan."""
-    ranks: int | None = None
-    """Also simulate pipelocal and other pipelines over so many ranks, one stage each."""
-    bandwidth: str = "12.5GB/s"
-    """With --ranks: what a link between neighbours carries in each direction."""
-    latency: str = "20us"
-    """With --ranks: what a message takes beyond that."""
-    plot: str | None = None
-    """Also simulate other numbers of ranks, links and batches, and draw the utilisation into this PNG
-    file (needs matplotlib)."""
-    device: str = "auto"
-    """Where the units are measured: auto (CUDA where there is any), cpu or cuda; or meta: nothing is
-    run, and times are estimated for a device of --device-flops and --device-bandwidth."""
-    device_flops: str = "10TFLOPS"
-    """Floating-point operations a second of the device that --device meta stands for."""
-    device_bandwidth: str = "1TB/s"
-    """What the memory of that device delivers."""
-    threads: int = 1
-    """CPU threads."""
-    repeats: int = 3
-    """Each unit is run so many times, after one run that does not count; the median counts."""
-    json: bool = False
-    """Print JSON instead of a table."""
-
-    def train_config(self) -> TrainConfig:
-        """The training that is planned.
-
-        Raises:
-            UserError: an option of the plan alone is out of range.
-        """
-        for name in ("repeats", "micro_batches"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{_option(name)} {getattr(self, name)}: must be at least 1")
-        if self.ranks is not None and not 1 <= self.ranks <= MOST_RANKS:
-            raise UserError(f"--ranks {self.ranks}: give a number from 1 to {MOST_RANKS}")
-        if self.classes is not None and self.classes < 2:
-            raise UserError(f"--classes {self.classes}: must be at least 2")
-        if self.objective == "bp":
-            raise UserError("--objective bp has no stages to plan: choose greedy or sgr")
-        shared = {field.name for field in fields(self)} & {f.name for f in fields(TrainConfig)}
-        values = {name: getattr(self, name) for name in shared}
-        return TrainConfig(**values | {"data": self.data or TrainConfig.data})
-
-
-def load_toml(path: str) -> TrainConfig:
-    """Options from a TOML file, the rest at their defaults.
-
-    Raises:
-        UserError: no such file, no valid TOML, an unknown name or a value of the wrong type.
-    """
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not valid TOML: {error}") from error
-    known = {field.name: field for field in fields(TrainConfig)}
-    options: dict[str, Any] = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise UserError(f"--config {path}: there is no option '{key}'{hint}")
-        options[name] = _checked(path, name, value, str(known[name].type))
-    return TrainConfig(**options)
-
-
-def to_toml(config: TrainConfig) -> str:
-    """All options as TOML; options that are not set are left out, which means the same."""
-    lines = []
-    for name, value in asdict(config).items():
-        if value is not None and name != "config":
-            # JSON's strings, numbers and booleans are TOML's too.
-            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
-    return "\n".join(lines) + "\n"
-
-
-def _checked(path: str, name: str, value: Any, annotation: str) -> Any:
-    """The value in the field's type, where TOML's type fits."""
-    wanted = annotation.removesuffix(" | None")
-    if wanted == "float" and type(value) is int:
-        return float(value)
-    if wanted == "str" and type(value) in (int, float):
-        return str(value)  # such as one weight, where several are allowed
-    if type(value).__name__ != wanted:
-        raise UserError(
-            f"--config {path}: '{name}' must be of type {wanted}, not {type(value).__name__}"
-        )
-    return value
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+            raise UserError(f"{option_name(name)} {getattr(self, name)}: must be at least {least}")

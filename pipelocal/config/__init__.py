@@ -1,0 +1,19 @@
+"""The options of every command: one keyword-only dataclass each, from which the CLI is made.
+
+The text under each field is its help. A run can be held in a TOML file of the same names; the
+command line overrides it, and the resolved options are written to the run folder.
+"""
+
+from pipelocal.config.finished_run import EvaluateConfig, ExportConfig
+from pipelocal.config.plan import PlanConfig
+from pipelocal.config.toml_file import load_toml, to_toml
+from pipelocal.config.train import TrainConfig
+
+__all__ = [
+    "EvaluateConfig",
+    "ExportConfig",
+    "PlanConfig",
+    "TrainConfig",
+    "load_toml",
+    "to_toml",
+]

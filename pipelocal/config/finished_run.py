@@ -1,0 +1,34 @@
+"""The options of the commands for finished runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluate a finished run: the accuracy of every stage's head, and of their ensemble."""
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder that train made."""
+    data_root: str | None = None
+    """Folder of the data set's files, if not the one that the run was trained with."""
+    batch_size: int | None = None
+    """Samples in a batch, if not the training's."""
+    device: str = "auto"
+    """auto (CUDA where there is any), cpu or cuda."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write the uncut model of a finished run as a plain state dict, without auxiliary heads."""
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder that train made."""
+    to: str
+    """File to write; loads with torch.load(..., weights_only=True)."""

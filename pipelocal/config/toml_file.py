@@ -1,0 +1,61 @@
+"""Options in a TOML file, whose names are those of the command line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from pipelocal.config.train import TrainConfig
+from pipelocal.errors import UserError
+
+
+def load_toml(path: str) -> TrainConfig:
+    """Options from a TOML file, the rest at their defaults.
+
+    Raises:
+        UserError: no such file, no valid TOML, an unknown name or a value of the wrong type.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not valid TOML: {error}") from error
+    known = {field.name: field for field in fields(TrainConfig)}
+    options: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise UserError(f"--config {path}: there is no option '{key}'{hint}")
+        options[name] = _checked(path, name, value, str(known[name].type))
+    return TrainConfig(**options)
+
+
+def to_toml(config: TrainConfig) -> str:
+    """All options as TOML; options that are not set are left out, which means the same."""
+    lines = []
+    for name, value in asdict(config).items():
+        if value is not None and name != "config":
+            # JSON's strings, numbers and booleans are TOML's too.
+            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"
+
+
+def _checked(path: str, name: str, value: Any, annotation: str) -> Any:
+    """The value in the field's type, where TOML's type fits."""
+    wanted = annotation.removesuffix(" | None")
+    if wanted == "float" and type(value) is int:
+        return float(value)
+    if wanted == "str" and type(value) in (int, float):
+        return str(value)  # such as one weight, where several are allowed
+    if type(value).__name__ != wanted:
+        raise UserError(
+            f"--config {path}: '{name}' must be of type {wanted}, not {type(value).__name__}"
+        )
+    return value
