@@ -90,11 +90,30 @@ class Stage:
         disable_inplace(body)
         disable_inplace(head)
         self._train_mode: bool | None = None
+        self.frozen_at: int | None = None
+        """Batches after which the stage was frozen; None while it trains."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the stage only feeds the next one: nothing of it changes any more."""
+        return self.frozen_at is not None
 
     @property
     def wants_delta(self) -> bool:
-        """Whether the stage before must send its output gradient along."""
-        return self.objective.wants_delta
+        """Whether the stage can use the output gradient of the stage before."""
+        return self.objective.wants_delta and not self.frozen
+
+    def freeze(self) -> None:
+        """Stop training, for good: from now on the stage runs as in evaluation.
+
+        Its optimizer's memory is given back. The output gradient can still be asked for: the next
+        stage may reconcile with it.
+        """
+        self.frozen_at = self.steps
+        for parameter in self._parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        self.optimizer.state.clear()
 
     def step(self, x: Tensor, target: Tensor, delta: Tensor | None = None) -> StepResult:
         """Train on one batch.
@@ -119,7 +138,8 @@ class Stage:
             x: input ``[B, ...]``.
             reconciled: whether :meth:`reconcile` will be given delta.
         """
-        self._set_train_mode(True)
+        assert not (reconciled and self.frozen), "a frozen stage has nothing to reconcile"
+        self._set_train_mode(not self.frozen)
         self._seed_for("step")
         leaf = x.detach().requires_grad_(reconciled)
         out = self.body(leaf)
@@ -162,6 +182,12 @@ class Stage:
             raise in_place
         return delta.contiguous()
 
+    @torch.no_grad()
+    def local_loss(self, target: Tensor) -> None:
+        """Of a frozen stage whose output gradient nobody wants, the loss alone, for :meth:`metrics`."""
+        logits = self.head(self._require_pass().out)
+        self._logits, self._loss = logits, cross_entropy(logits, target)
+
     def reconcile(self, delta: Tensor | None) -> None:
         """Complete the gradients of all parameters, with delta of the stage before if wanted."""
         self._residual = self.objective.body_backward(self._require_pass(), delta)
@@ -179,10 +205,11 @@ class Stage:
 
     def update(self) -> None:
         """Optimizer and schedule; then the batch is over and nothing of it is kept."""
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.scheduler is not None:
-            self.scheduler.step()
+        if not self.frozen:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.scheduler is not None:
+                self.scheduler.step()
         self.steps += 1
         self._pass = self._target = self._logits = self._loss = self._residual = None
 
@@ -194,17 +221,18 @@ class Stage:
         return _own_memory(out, x), self.head(out)
 
     def state_dict(self) -> dict[str, Any]:
-        """Body, head, optimizer and step count; loads with ``weights_only=True``."""
+        """Body, head, optimizer and step counts; loads with ``weights_only=True``."""
         return {
             "body": self.body.state_dict(),
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
+            "frozen_at": self.frozen_at,
         }
 
     def replay_body(self, x: Tensor) -> Tensor:
         """The body's output for this step's random numbers, with its graph; moves no buffer."""
-        self._set_train_mode(True)
+        self._set_train_mode(not self.frozen)
         self._seed_for("step")
         return _without_moving_buffers(self.body, x)
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pipelocal.config.option_name import option_name
 from pipelocal.data import DATASETS
 from pipelocal.errors import UserError
+from pipelocal.freezing import Freezing, parse_freezing
 from pipelocal.models import check_model_name
 from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES, WEIGHT_SCHEDULES
 from pipelocal.objective.summaries import SUMMARIES
@@ -91,6 +92,11 @@ class TrainConfig:
     reconcile_fraction: float = 0.5
     """First-order: reconcile on so large a part of the batch, drawn anew each time (two passes on the
     part; with 1 one pass on all, which needs more memory)."""
+    freeze_stage: str | None = None
+    """Stages that stop training and then only feed the next one, each after so many batches or on a
+    plateau of its training loss, such as 1:500,2:plateau."""
+    freeze_patience: int = 3
+    """Epochs in a row whose mean training loss is not 1 percent below the best one, which are a plateau."""
 
     optimizer: str = "sgd"
     """sgd or adamw."""
@@ -148,6 +154,10 @@ class TrainConfig:
         for name in ("stages", "epochs", "batch_size", "evaluate_every", "threads", "window"):
             self._check_least(name, 1)
         self._check_reconciliation()
+        self._check_least("freeze_patience", 1)
+        if self.cut is None:  # which says itself how many stages there are
+            self.reconcile_weights(self.stages)
+            self.freezing(1 if self.objective == "bp" else self.stages)
         self._check_least("log_every", 1)
         self._check_least("warmup_steps", 0)
         for name in ("max_steps", "train_samples", "measure_bp_gap"):
@@ -173,6 +183,16 @@ class TrainConfig:
         """
         return parse_weights("--reconcile-weight", self.reconcile_weight, stages - 1)
 
+    def freezing(self, stages: int) -> dict[int, Freezing]:
+        """What says when a stage is frozen, by its number.
+
+        Raises:
+            UserError: the option is no list of stages and batches, or names a stage there is not.
+        """
+        if self.freeze_stage is None:
+            return {}
+        return parse_freezing(self.freeze_stage, stages=stages, patience=self.freeze_patience)
+
     def _check_reconciliation(self) -> None:
         if self.reconcile not in RECONCILE_FORMS:
             raise UserError(
@@ -185,8 +205,6 @@ class TrainConfig:
             raise UserError(
                 f"--reconcile-fraction {self.reconcile_fraction}: give a number above 0, to 1"
             )
-        if self.cut is None:  # which says itself how many stages there are
-            self.reconcile_weights(self.stages)
 
     def _check_balance(self) -> None:
         PARTITIONERS.get(self.balance)

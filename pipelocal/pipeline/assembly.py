@@ -9,6 +9,7 @@ import torch
 from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.control import ControlPlane
+from pipelocal.freezing import Freezing
 from pipelocal.pipeline.worker import Report, Worker
 from pipelocal.stage import Stage
 from pipelocal.telemetry.bp_gap import BackPropagationGap
@@ -38,6 +39,7 @@ class Assembly:
         self._device = device
         self._report = report
         self._reconciles = config.objective == "sgr"
+        self._freezing: dict[int, Freezing] = config.freezing(blueprint.stages)
 
     def contract(self, source: int) -> Contract:
         """The contract of the edge from stage ``source`` to the next."""
@@ -75,6 +77,7 @@ class Assembly:
                 encode_delta=self._blueprint.summary(stage.number, self._config).encode,
                 report=self._report,
                 log_every=self._config.log_every,
+                freezing=self._freezing.get(stage.number),
                 gap=gap,
                 gap_every=every or 1,
             )

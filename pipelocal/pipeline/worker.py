@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipelocal.errors import PipelocalError, StageError
+from pipelocal.freezing import Freezing
 from pipelocal.objective.local import cross_entropy
 from pipelocal.stage import Stage, count_correct
 from pipelocal.telemetry.bp_gap import BackPropagationGap
@@ -39,6 +40,7 @@ class Worker:
         encode_delta: makes of the output gradient what travels.
         report: takes the records of this stage.
         log_every: training batches between two records.
+        freezing: says when the stage stops training; None for never.
         gap: compares the stages of this process with back-propagation; None for not at all.
         gap_every: training batches between two comparisons.
     """
@@ -53,6 +55,7 @@ class Worker:
         encode_delta: Callable[[Tensor], Tensor],
         report: Report,
         log_every: int,
+        freezing: Freezing | None = None,
         gap: BackPropagationGap | None = None,
         gap_every: int = 1,
     ) -> None:
@@ -68,6 +71,7 @@ class Worker:
         self._encode_delta = encode_delta
         self._report = report
         self._log_every = log_every
+        self._freezing = freezing
         self._gap = gap
         self._gap_every = gap_every
         # Reading a loss makes the host wait for a CUDA device, so there it is done rarely.
@@ -136,6 +140,7 @@ class Worker:
 
     def _train(self, batch: IncomingBatch) -> None:
         stage, outgoing = self.stage, self.outgoing
+        self._begin_epoch(batch.header.epoch)
         if self._gap is not None and stage.number == 1 and stage.steps % self._gap_every == 0:
             self._gap.begin(batch.get("x"), batch.get("target"))
         memory = SavedBytes(model_tensors(stage)) if self.peak_memory_bytes is None else None
@@ -150,21 +155,23 @@ class Worker:
                 # Copies: what came in lies in memory that is used again once this batch is over.
                 outgoing.send("target", target.clone())
                 outgoing.send("ids", ids.clone())
-            delta = stage.output_gradient(target)
+            sends_delta = reconciling and outgoing is not None
+            if stage.frozen and not sends_delta:
+                stage.local_loss(target)
+            else:
+                delta = stage.output_gradient(target)
             if outgoing is not None:
-                if reconciling:
+                if sends_delta:
                     outgoing.send("delta", self._encode_delta(delta))
                 outgoing.finish()
-            stage.reconcile(batch.get("delta") if wants_delta else None)
-        self._report_gap(delta, batch.header)
+            if not stage.frozen:
+                stage.reconcile(batch.get("delta") if wants_delta else None)
+                self._report_gap(delta, batch.header)
         metrics = stage.metrics(target)
         self._learning_rate = stage.optimizer.param_groups[0]["lr"]
         stage.update()
         if memory:
             self.peak_memory_bytes = memory.peak_bytes + resident_bytes(stage)
-        if batch.header.epoch != self._epoch:
-            self._epoch = batch.header.epoch
-            self._epoch_tally.read_and_reset()
         for tally in (self._train_tally, self._epoch_tally):
             tally.add(
                 batch=batch.header.number,
@@ -176,6 +183,21 @@ class Worker:
             )
         if stage.steps % self._check_every == 0:
             self._check_finite(batch.get("x"))
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Before every training batch: what is due between two epochs, and freezing."""
+        ended = None
+        if epoch != self._epoch:
+            self._epoch = epoch
+            ended = self._epoch_tally.read_and_reset().loss
+        stage = self.stage
+        if (
+            self._freezing is not None
+            and not stage.frozen
+            and self._freezing.due(stage.steps, ended)
+        ):
+            stage.freeze()
+            self._report({"event": "freeze", "stage": stage.number, "step": stage.steps})
 
     def _report_gap(self, delta: Tensor, header: Header) -> None:
         gap = None if self._gap is None else self._gap.compare(self.stage, delta)

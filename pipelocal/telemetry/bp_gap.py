@@ -48,10 +48,14 @@ class BackPropagationGap:
         outputs, loss = [], None
         for stage in self._stages:
             x = stage.replay_body(x)
+            if not x.requires_grad:  # behind frozen stages
+                x.requires_grad_()
             outputs.append(x)
         loss = self._stages[-1].replay_loss(x, target)
         at_outputs = autograd.grad(loss, outputs, retain_graph=True)
         for stage, at_output in zip(self._stages, at_outputs, strict=True):
+            if stage.frozen:
+                continue
             parameters = [p for p in stage.body.parameters() if p.requires_grad]
             gradients = autograd.grad(
                 loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
@@ -66,7 +70,7 @@ class BackPropagationGap:
             delta: its output gradient.
 
         Returns:
-            None if :meth:`begin` was not called for this batch.
+            None if :meth:`begin` was not called for this batch, or the stage is frozen.
         """
         if stage.number not in self._expected:
             return None

@@ -96,12 +96,14 @@ class Reporter:
             }
         elif record["event"] == "evaluate":
             changes = {"eval_accuracy": record["accuracy"]}
+        elif record["event"] == "freeze":
+            changes = {"frozen": True}
         else:
             if record["event"] == "final":
                 self.finals.append(record)
             return
         self._rows[record["stage"] - 1] = replace(row, **changes)
-        if record["stage"] == len(self._rows):
+        if record["stage"] == len(self._rows) and record["event"] != "freeze":
             self._epoch = record["epoch"]
             self._phase = "eval" if record["event"] == "evaluate" else "train"
 

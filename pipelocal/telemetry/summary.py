@@ -30,6 +30,7 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
         "eval_accuracy": evaluation and evaluation.accuracy,
         "ensemble_accuracy": worker.ensemble_accuracy,
         "steps": worker.stage.steps,
+        "frozen_at": worker.stage.frozen_at,
         "seconds": worker.meter.seconds,
         "samples_per_second": worker.meter.samples_per_second,
         "busy_fraction": worker.meter.busy_fraction,

@@ -53,6 +53,8 @@ class StageRow:
     busy_fraction: float | None = None
     """Share of the time in which it computed and did not wait, 0 to 1."""
     peak_memory_bytes: int | None = None
+    frozen: bool = False
+    """It no longer trains, and only feeds the next one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,6 +249,7 @@ def stage_table(
         padding=(0, 1, 0, 0) if with_bar else 0,
         header_style="bold",
     )
+    # A star stands for "frozen".
     table.add_column("stage", justify="right", no_wrap=True, overflow="crop")
     if with_units:
         table.add_column("rank", justify="right", no_wrap=True, overflow="crop")
@@ -303,7 +306,7 @@ def _head_and_tail(
 
 
 def _cells(row: StageRow, *, with_units: bool, with_bar: bool) -> Iterator[RenderableType]:
-    yield str(row.stage)
+    yield f"{row.stage}*" if row.frozen else str(row.stage)
     if with_units:
         yield str(row.rank)
         yield Text(row.units)  # not markup: a name may hold brackets
@@ -369,7 +372,8 @@ def _stage_text(row: StageRow) -> str:
         figures.append(f"acc {row.accuracy:.3f}")
     if row.eval_accuracy is not None:
         figures.append(f"eval {row.eval_accuracy:.3f}")
-    return f"{row.stage}: {' '.join(figures) or UNKNOWN}"
+    frozen = " frozen" if row.frozen else ""
+    return f"{row.stage}{frozen}: {' '.join(figures) or UNKNOWN}"
 
 
 def _pack(items: Iterable[str], *, width: int) -> Iterator[str]:

@@ -1,0 +1,73 @@
+"""When a stage stops training and only feeds the next one: ``--freeze-stage``."""
+
+from __future__ import annotations
+
+import re
+
+from pipelocal.errors import UserError
+
+LEAST_GAIN = 0.01
+"""An epoch whose mean training loss is not below the best one by this share has not improved."""
+
+
+class Freezing:
+    """Says when one stage is to be frozen.
+
+    Args:
+        after: training batches after which; None for on a plateau.
+        patience: epochs in a row without improvement that make a plateau.
+    """
+
+    def __init__(self, *, after: int | None, patience: int) -> None:
+        self._after = after
+        self._patience = patience
+        self._best = float("inf")
+        self._waited = 0
+
+    def due(self, steps: int, epoch_loss: float | None) -> bool:
+        """Asked before every training batch.
+
+        Args:
+            steps: batches that the stage was trained on.
+            epoch_loss: mean training loss of the epoch that has just ended; None within one.
+        """
+        if self._after is not None:
+            return steps >= self._after
+        if epoch_loss is None:
+            return False
+        if epoch_loss < self._best * (1 - LEAST_GAIN):
+            self._best, self._waited = epoch_loss, 0
+        else:
+            self._waited += 1
+        return self._waited >= self._patience
+
+
+def parse_freezing(text: str, *, stages: int, patience: int) -> dict[int, Freezing]:
+    """From text such as ``1:500,2:plateau``, by the stage's number.
+
+    Args:
+        text: stages with the batch after which each is frozen, or ``plateau``.
+        stages: how many there are.
+        patience: see :class:`Freezing`.
+
+    Raises:
+        UserError: it is no such list, there is no such stage, or one is named twice.
+    """
+    found: dict[int, Freezing] = {}
+    for word in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+|plateau)\s*", word)
+        if match is None:
+            raise UserError(
+                f"--freeze-stage {text}: give stages with the batch after which each is frozen, or "
+                f"plateau, such as 1:500,2:plateau"
+            )
+        stage = int(match[1])
+        if not 1 <= stage <= stages:
+            raise UserError(
+                f"--freeze-stage {text}: there is no stage {stage}, stages are 1 to {stages}"
+            )
+        if stage in found:
+            raise UserError(f"--freeze-stage {text}: stage {stage} is named twice, name it once")
+        after = None if match[2] == "plateau" else int(match[2])
+        found[stage] = Freezing(after=after, patience=patience)
+    return found
