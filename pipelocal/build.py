@@ -233,6 +233,9 @@ class Blueprint:
                 head = self._head(config, cut.stop)
         body.to(device)
         head.to(device)
+        if config.compile is not None:
+            for part in (body, head):
+                part.compile(backend=config.compile)  # in place: names in state dicts stay
         reconciliation = self._reconciliation(number, config, total_steps)
         objective = OBJECTIVES.get(config.objective)(number, reconciliation)
         parameters = [*body.parameters(), *head.parameters()]

@@ -372,3 +372,14 @@ def test_relative_distance_had_no_bound_for_a_learned_sample() -> None:
     delta = torch.ones(4, 8)
     delta[0] *= 1e-6
     assert relative(torch.full((4, 8), 0.5), delta) < 1
+
+
+def test_cosine_distance_had_no_bound_where_the_own_gradient_vanishes(tmp_path: Path) -> None:
+    """A classifier that begins at zero, as torchvision's ViT has, has no input gradient at first.
+
+    The distance's gradient, 1 over that length, was 1e12, and the second batch's loss was NaN.
+    """
+    arguments = ["--model", "vit_small", "--stages", "2", "--max-steps", "4", "--lr", "0.01"]
+    for form in (["--reconcile-fraction", "1"], ["--reconcile-every", "1"]):
+        out = tmp_path / form[0].strip("-")
+        assert cli.run(["train", "--plain", *arguments, *form, "--out", str(out)]) == 0

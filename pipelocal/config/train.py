@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+import torch
+
 from pipelocal.config.option_name import option_name
 from pipelocal.data import DATASETS
 from pipelocal.errors import UserError
@@ -117,6 +119,9 @@ class TrainConfig:
     """auto (CUDA where there is any), cpu or cuda."""
     threads: int = 1
     """CPU threads of each rank. With the same number, any number of ranks gives the same bits."""
+    compile: str | None = None
+    """Compile every stage's body and head with this back end of torch.compile, such as inductor (which on
+    CPUs wants a C++ compiler) or aot_eager."""
     edge: str = "auto"
     """What carries tensors between CUDA ranks: device (NCCL), host (gloo through pinned memory), or
     auto (NCCL unless ranks share a GPU). CPU ranks always use gloo."""
@@ -172,6 +177,7 @@ class TrainConfig:
         if not 0 <= self.momentum < 1:
             raise UserError(f"--momentum {self.momentum}: give a number from 0 to below 1")
         self._check_balance()
+        self._check_compile()
         if self.edge not in EDGES:
             raise UserError(f"--edge {self.edge}: choose one of {', '.join(EDGES)}")
 
@@ -204,6 +210,19 @@ class TrainConfig:
         if not 0 < self.reconcile_fraction <= 1:
             raise UserError(
                 f"--reconcile-fraction {self.reconcile_fraction}: give a number above 0, to 1"
+            )
+
+    def _check_compile(self) -> None:
+        if self.compile is None:
+            return
+        backends = torch.compiler.list_backends(exclude_tags=())
+        if self.compile not in backends:
+            raise UserError(f"--compile {self.compile}: choose one of {', '.join(backends)}")
+        exact = self.objective == "sgr" and self.reconcile == "exact"
+        if exact and self.compile != "eager":
+            raise UserError(
+                f"--compile {self.compile}: compiled code cannot be differentiated twice, which "
+                f"--reconcile exact needs: choose --reconcile first-order, or leave --compile out"
             )
 
     def _check_balance(self) -> None:

@@ -18,14 +18,23 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 DISTANCES: Registry[Distance] = Registry("distance")
 
 SMALLEST_NORM = 1e-12
-"""Gradients shorter than this count as this long, so that a sample without a gradient gives no NaN."""
+"""Lengths below this count as this, so that a batch without a gradient gives no NaN."""
+
+SHORTEST = 0.1
+"""In ``cosine``, a gradient counts as no shorter than this share of the batch's typical delta."""
 
 
 @DISTANCES.register("cosine")
 def cosine(eta: Tensor, delta: Tensor) -> Tensor:
-    """One minus the cosine, from 0 (same direction) to 2; free of both lengths."""
-    eta_norm = torch.linalg.vector_norm(eta, dim=1).clamp_min(SMALLEST_NORM)
-    delta_norm = torch.linalg.vector_norm(delta, dim=1).clamp_min(SMALLEST_NORM)
+    """One minus the cosine, from 0 (same direction) to 2; the mean over the samples.
+
+    Its gradient at eta grows as 1 / length. So that samples that are learned, or a classifier that
+    begins at zero, do not rule the batch, lengths below a tenth of the root mean square of the
+    batch's deltas count as that. Free of both lengths but for that, and of a common scale.
+    """
+    shortest = SHORTEST * delta.square().sum(1).mean().sqrt().clamp_min(SMALLEST_NORM / SHORTEST)
+    eta_norm = torch.linalg.vector_norm(eta, dim=1).clamp_min(shortest)
+    delta_norm = torch.linalg.vector_norm(delta, dim=1).clamp_min(shortest)
     cosines: Tensor = (eta / eta_norm[:, None] * (delta / delta_norm[:, None])).sum(1)
     return (1 - cosines).mean()
 

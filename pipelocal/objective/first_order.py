@@ -32,10 +32,6 @@ STEPS = {torch.float64: 1e-6, torch.float32: 1e-3}
 shrinks, and the curvature, which grows with it, matter least."""
 
 
-LONGEST_ROW = 100.0
-"""Most that one sample's direction may be longer than the batch's median one."""
-
-
 class FirstOrderReconciliation:
     """SGR by one more forward and backward pass, or by two on a part of the batch.
 
@@ -98,26 +94,13 @@ class FirstOrderReconciliation:
         distance = self._reconciliation.distance(eta, delta)
         residual = Residual.of(distance, eta, delta)
         (v,) = autograd.grad(distance, leaf)
-        return residual, _bounded(v)
+        return residual, v
 
 
 def _backward(loss: Tensor) -> None:
     """Add a loss's gradients to the parameters', if it depends on any."""
     if loss.requires_grad:
         loss.backward()  # type: ignore[no-untyped-call]
-
-
-def _bounded(v: Tensor) -> Tensor:
-    """Rows ``[B, ...]`` none of which is much longer than the median one.
-
-    A distance that is free of eta's length has a gradient as 1 / length, and a sample that is learned
-    has next to none left. All rows are displaced in one common measure, so such a row would take it
-    all, and leave the others displacements that rounding swallows.
-    """
-    lengths = torch.linalg.vector_norm(v.flatten(1), dim=1)
-    most = LONGEST_ROW * lengths.median()
-    share = torch.where(lengths > most, most / lengths, 1.0)
-    return v * share.view(-1, *[1] * (v.dim() - 1))
 
 
 def _some_rows(rows: int, fraction: float, seed: int) -> Tensor:

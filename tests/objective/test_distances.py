@@ -35,20 +35,31 @@ def test_known_values(name: str, per_sample: list[float]) -> None:
     torch.testing.assert_close(distance(ETA, DELTA), torch.tensor(batch, dtype=torch.float64))
 
 
-@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
+@given(st.floats(1e-6, 1e6), st.floats(1, 1e6))
 @settings(max_examples=30, deadline=None)
 def test_scale(a: float, b: float) -> None:
-    """Cosine is free of both lengths, relative of a common one; squared of neither."""
-    torch.testing.assert_close(cosine(a * ETA, b * DELTA), cosine(ETA, DELTA))
+    """Cosine and relative are free of a common scale, squared is not; cosine of eta's, if not short."""
+    torch.testing.assert_close(cosine(a * b * ETA, a * DELTA), cosine(ETA, DELTA))
     torch.testing.assert_close(relative(a * ETA, a * DELTA), relative(ETA, DELTA))
     torch.testing.assert_close(squared(a * ETA, a * DELTA), a * a * squared(ETA, DELTA))
 
 
 def test_cosine_of_samples_of_different_length() -> None:
     """Lengths are taken sample by sample: a sample with a large gradient has no larger say."""
-    scale = torch.tensor([[1e-4], [1.0], [1e4], [7.0]], dtype=torch.float64)
-    torch.testing.assert_close(cosine(scale * ETA, DELTA), cosine(ETA, DELTA))
-    torch.testing.assert_close(cosine(ETA, scale * DELTA), cosine(ETA, DELTA))
+    longer = torch.tensor([[0.5], [1.0], [1e4], [7.0]], dtype=torch.float64)
+    torch.testing.assert_close(cosine(longer * ETA, DELTA), cosine(ETA, DELTA))
+    other = torch.tensor([[0.5], [1.0], [2.0], [1.5]], dtype=torch.float64)
+    torch.testing.assert_close(cosine(ETA, other * DELTA), cosine(ETA, DELTA))
+
+
+def test_short_gradients_do_not_rule_the_cosine() -> None:
+    """Of two samples: one that is learned, and one whose own gradient has vanished."""
+    eta = _rows([1e-9, 2e-9], [0.0, 0.0]).requires_grad_()
+    delta = _rows([-1e-9, 1e-9], [0.0, 2.0])
+    (gradient,) = autograd.grad(cosine(eta, delta), eta)
+    longest = 1 / (0.1 * 2**0.5) / len(eta)
+    assert gradient[0].norm() < 1e-6
+    torch.testing.assert_close(gradient[1], torch.tensor([0.0, -longest], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", [*DISTANCES])
