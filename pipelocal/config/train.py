@@ -215,9 +215,9 @@ class TrainConfig:
     def _check_compile(self) -> None:
         if self.compile is None:
             return
-        backends = torch.compiler.list_backends(exclude_tags=())
-        if self.compile not in backends:
-            raise UserError(f"--compile {self.compile}: choose one of {', '.join(backends)}")
+        if self.compile not in torch.compiler.list_backends(exclude_tags=()):
+            usual = ", ".join([*torch.compiler.list_backends(), "aot_eager", "eager"])
+            raise UserError(f"--compile {self.compile}: choose one of {usual}")
         exact = self.objective == "sgr" and self.reconcile == "exact"
         if exact and self.compile != "eager":
             raise UserError(
