@@ -161,7 +161,8 @@ class Worker:
         self._learning_rate = stage.optimizer.param_groups[0]["lr"]
         stage.update()
         if memory:
-            self.peak_memory_bytes = memory.peak_bytes + resident_bytes(stage)
+            activations = memory.peak_bytes + stage.kept_bytes
+            self.peak_memory_bytes = activations + resident_bytes(stage)
         if batch.header.epoch != self._epoch:
             self._epoch = batch.header.epoch
             self._epoch_tally.read_and_reset()
