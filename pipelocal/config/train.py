@@ -24,8 +24,8 @@ class TrainConfig:
     """Train a model in gradient-isolated stages, on one process or, under torchrun, on many ranks."""
 
     model: str = "resnet8"
-    """Model: mlp; resnet8, 20, 32 or 110; torchvision's resnet18, 50, 101 or 152, vgg11_bn, vgg16_bn,
-    vit_b_16, convnext_tiny, swin_t; vit_small; gpt, gpt-math, lstm, gru; or your own as
+    """Model: mlp; allconv; resnet8, 20, 32 or 110; torchvision's resnet18, 50, 101 or 152, vgg11_bn,
+    vgg16_bn, vit_b_16, convnext_tiny, swin_t; vit_small; gpt, gpt-math, lstm, gru; or your own as
     package.module:function or file.py:function, called with the sample shape and the number of
     classes."""
     data: str = "digits"
@@ -68,8 +68,9 @@ class TrainConfig:
     """With --balance time: relative speed of each stage's device, such as 1,1,0.5."""
     head: str = "linear"
     """Auxiliary head of every stage but the last: linear or mlp (pooled; for labels per token, per
-    token), conv (one convolution first; images), token, token-mlp, token-mean, or downstream (the
-    shortest row of the units that follow, and the model's classifier)."""
+    token), linear-fixed (pooled; random weights that are not trained), conv (one convolution first;
+    images), token, token-mlp, token-mean, or downstream (the shortest row of the units that follow, and
+    the model's classifier)."""
     reconcile: str = "first-order"
     """How sgr differentiates the distance: first-order (one more ordinary pass) or exact (double
     backward: slower, more memory, not for fused attention)."""
@@ -91,6 +92,10 @@ class TrainConfig:
     reconcile_fraction: float = 0.5
     """First-order: reconcile on so large a part of the batch, drawn anew each time (two passes on the
     part; with 1 one pass on all, which needs more memory)."""
+
+    bp_free: bool = False
+    """Form every gradient by its written-out formula, without autograd: one layer a stage (linear or
+    convolution, with its norm and activation), heads linear or linear-fixed."""
 
     optimizer: str = "sgd"
     """sgd or adamw."""
@@ -148,6 +153,7 @@ class TrainConfig:
         for name in ("stages", "epochs", "batch_size", "evaluate_every", "threads", "window"):
             self._check_least(name, 1)
         self._check_reconciliation()
+        self._check_bp_free()
         self._check_least("log_every", 1)
         self._check_least("warmup_steps", 0)
         for name in ("max_steps", "train_samples", "measure_bp_gap"):
@@ -187,6 +193,20 @@ class TrainConfig:
             )
         if self.cut is None:  # which says itself how many stages there are
             self.reconcile_weights(self.stages)
+
+    def _check_bp_free(self) -> None:
+        if not self.bp_free:
+            return
+        if self.objective not in ("greedy", "sgr"):
+            raise UserError(
+                f"--objective {self.objective}: --bp-free trains stages without back-propagation, by "
+                f"--objective greedy or sgr"
+            )
+        if self.objective == "sgr" and self.reconcile == "exact":
+            raise UserError(
+                "--reconcile exact differentiates twice by autograd: with --bp-free choose "
+                "--reconcile first-order"
+            )
 
     def _check_balance(self) -> None:
         PARTITIONERS.get(self.balance)
