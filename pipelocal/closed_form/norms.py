@@ -42,10 +42,12 @@ class BatchNormForm(ClosedForm[nn.BatchNorm1d | nn.BatchNorm2d]):
         if moves_buffers:
             _move_statistics(module, mean, variance * (values / (values - 1)))
         inverse = torch.rsqrt(variance + module.eps)
-        z = (x - _per_channel(mean, x)) * _per_channel(inverse, x)
+        z = x - _per_channel(mean, x)
+        z *= _per_channel(inverse, x)
         if not module.affine:
             return z, (z, inverse)
-        return z * _per_channel(module.weight, x) + _per_channel(module.bias, x), (z, inverse)
+        weight, bias = _per_channel(module.weight, x), _per_channel(module.bias, x)
+        return torch.addcmul(bias, z, weight), (z, inverse)
 
     def backward(
         self,
@@ -68,7 +70,7 @@ class BatchNormForm(ClosedForm[nn.BatchNorm1d | nn.BatchNorm2d]):
         values = z.numel() // z.shape[1]
         scale = inverse * module.weight if module.affine else inverse
         eta = upstream - _per_channel(sum_u / values, z)
-        eta -= z * _per_channel(sum_uz / values, z)
+        eta.addcmul_(z, _per_channel(sum_uz / values, z), value=-1)
         eta *= _per_channel(scale, z)
         return eta
 

@@ -161,7 +161,8 @@ class Worker:
         self._learning_rate = stage.optimizer.param_groups[0]["lr"]
         stage.update()
         if memory:
-            activations = memory.peak_bytes + stage.kept_bytes
+            # One after the other: a stage without autograd has it for the distance alone, at the end.
+            activations = max(memory.peak_bytes, stage.kept_bytes)
             self.peak_memory_bytes = activations + resident_bytes(stage)
         if batch.header.epoch != self._epoch:
             self._epoch = batch.header.epoch
