@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipelocal.closed_form import ClosedFormStage, check_stage
 from pipelocal.config import TrainConfig
 from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import UserError
@@ -214,7 +215,8 @@ class Blueprint:
         """Build one stage with fresh parameters that depend on the seed and the units alone.
 
         Raises:
-            UserError: the stage has nothing to train, or its head does not fit features and labels.
+            UserError: the stage has nothing to train, its head does not fit features and labels, or
+                it has no closed form where ``--bp-free`` wants one.
         """
         cut = self.cuts[number - 1]
         body = self.chain.build(cut.start, cut.stop, seed=config.seed)
@@ -231,6 +233,14 @@ class Blueprint:
         else:
             with seeded(config.seed, "head", self.chain.units[cut.stop - 1].name):
                 head = self._head(config, cut.stop)
+        if config.bp_free:
+            check_stage(
+                body,
+                head,
+                stage=number,
+                units=len(self.chain.units),
+                head_name=None if number == len(self.cuts) else config.head,
+            )
         body.to(device)
         head.to(device)
         if config.compile is not None:
@@ -238,7 +248,11 @@ class Blueprint:
                 part.compile(backend=config.compile)  # in place: names in state dicts stay
         reconciliation = self._reconciliation(number, config, total_steps)
         objective = OBJECTIVES.get(config.objective)(number, reconciliation)
-        parameters = [*body.parameters(), *head.parameters()]
+        parameters = [
+            parameter
+            for parameter in (*body.parameters(), *head.parameters())
+            if parameter.requires_grad
+        ]
         if not parameters:
             raise UserError(f"stage {number} ({self.units(number)}) has no parameters to train")
         optimizer = _optimizer(config, parameters)
@@ -247,7 +261,8 @@ class Blueprint:
             total_steps=total_steps,
             warmup_steps=config.warmup_steps,
         )
-        return Stage(
+        make: Callable[..., Stage] = ClosedFormStage if config.bp_free else Stage
+        return make(
             number=number,
             body=body,
             head=head,

@@ -81,6 +81,8 @@ class Stage:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.steps = 0
+        self.kept_bytes = 0
+        """What the last batch kept for its backward pass beside autograd, which is counted elsewhere."""
         self._seed = seed
         self._pass: LocalPass | None = None
         self._target: Tensor | None = None
@@ -146,12 +148,12 @@ class Stage:
         self._pass = LocalPass(
             x=leaf,
             out=out,
-            loss_at=self._loss_at,
+            add_gradients_at=self._add_gradients_at,
             parameters=self._parameters,
             step=self.steps,
             seed=derive_seed(self._seed, "objective", self.number, self.steps),
         )
-        return _own_memory(out.detach(), x)
+        return own_memory(out.detach(), x)
 
     def output_gradient(self, target: Tensor) -> Tensor:
         """Local loss and its gradient at the output (delta, per batch mean)."""
@@ -218,7 +220,7 @@ class Stage:
         """The output and the head's logits, in evaluation mode; nothing is trained."""
         self._set_train_mode(False)
         out = self.body(x)
-        return _own_memory(out, x), self.head(out)
+        return own_memory(out, x), self.head(out)
 
     def state_dict(self) -> dict[str, Any]:
         """Body, head, optimizer and step counts; loads with ``weights_only=True``."""
@@ -241,11 +243,16 @@ class Stage:
         self._seed_for("head")
         return cross_entropy(_without_moving_buffers(self.head, out), target)
 
-    def _loss_at(self, x: Tensor, rows: Tensor | None) -> Tensor:
-        """See :data:`~pipelocal.objective.local.LossAt`."""
+    def _add_gradients_at(self, x: Tensor, rows: Tensor | None, factor: Tensor) -> None:
+        """See :data:`~pipelocal.objective.local.AddGradientsAt`."""
+        loss = factor * self.replay_loss(self.replay_body(x), self._target_of(rows))
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def _target_of(self, rows: Tensor | None) -> Tensor:
+        """This batch's labels, or those of some rows of it."""
         assert self._target is not None, "output_gradient comes first"
-        target = self._target if rows is None else self._target[rows]
-        return self.replay_loss(self.replay_body(x), target)
+        return self._target if rows is None else self._target[rows]
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         yield from self.body.parameters()
@@ -277,7 +284,7 @@ def count_correct(logits: Tensor, target: Tensor) -> Tensor:
     return (logits.argmax(-1) == target).sum()
 
 
-def _own_memory(out: Tensor, x: Tensor) -> Tensor:
+def own_memory(out: Tensor, x: Tensor) -> Tensor:
     """Contiguous and apart from the input, whose memory is used again while ``out`` travels."""
     out = out.contiguous()
     shared = out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()

@@ -298,8 +298,9 @@ class _Run:
         ]
         view = make_view(stream, plain=self.config.plain)
         config = self.config
+        objective = f"{config.objective}, bp-free" if config.bp_free else config.objective
         view.start(
-            f"{config.model} on {config.data}, {config.objective}: {len(rows)} stage(s) on "
+            f"{config.model} on {config.data}, {objective}: {len(rows)} stage(s) on "
             f"{self.world.size} rank(s), {plan.total_steps} batches of {config.batch_size}, "
             f"{folder.path}"
         )

@@ -50,6 +50,22 @@ def test_a_model_by_the_names_of_its_units(tmp_path: Path) -> None:
     assert "5 stage(s)" in done.stdout
 
 
+def test_a_closed_form_of_one_s_own(tmp_path: Path) -> None:
+    (example,) = python_blocks("bp-free.md")
+    (tmp_path / "mine.py").write_text(example)
+    options = "--model mine.py:leaky --stages 2 --bp-free --max-steps 6"
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelocal", "train", *options.split(), "--plain", "--out", "run"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 stage(s)" in done.stdout
+
+
 def test_own_model_head_distance_and_data_set(tmp_path: Path) -> None:
     """The blocks of the guide, put together, are a program with pipelocal's own command line."""
     (tmp_path / "mine.py").write_text("\n".join(python_blocks("extending.md")))

@@ -27,8 +27,8 @@ class TrainConfig:
     """Train a model in gradient-isolated stages, on one process or, under torchrun, on many ranks."""
 
     model: str = "resnet8"
-    """Model: mlp; resnet8, 20, 32 or 110; torchvision's resnet18, 50, 101 or 152, vgg11_bn, vgg16_bn,
-    vit_b_16, convnext_tiny, swin_t; vit_small; gpt, gpt-math, lstm, gru; or your own as
+    """Model: mlp; allconv; resnet8, 20, 32 or 110; torchvision's resnet18, 50, 101 or 152, vgg11_bn,
+    vgg16_bn, vit_b_16, convnext_tiny, swin_t; vit_small; gpt, gpt-math, lstm, gru; or your own as
     package.module:function or file.py:function, called with the sample shape and the number of
     classes."""
     data: str = "digits"
@@ -71,8 +71,9 @@ class TrainConfig:
     """With --balance time: relative speed of each stage's device, such as 1,1,0.5."""
     head: str = "linear"
     """Auxiliary head of every stage but the last: linear or mlp (pooled; for labels per token, per
-    token), conv (one convolution first; images), token, token-mlp, token-mean, or downstream (the
-    shortest row of the units that follow, and the model's classifier)."""
+    token), linear-fixed (pooled; random weights that are not trained), conv (one convolution first;
+    images), token, token-mlp, token-mean, or downstream (the shortest row of the units that follow, and
+    the model's classifier)."""
     reconcile: str = "first-order"
     """How sgr differentiates the distance: first-order (one more ordinary pass) or exact (double
     backward: slower, more memory, not for fused attention)."""
@@ -99,6 +100,10 @@ class TrainConfig:
     plateau of its training loss, such as 1:500,2:plateau."""
     freeze_patience: int = 3
     """Epochs in a row whose mean training loss is not 1 percent below the best one, which are a plateau."""
+
+    bp_free: bool = False
+    """Form every gradient by its written-out formula, without autograd: one layer a stage (linear or
+    convolution, with its norm and activation), heads linear or linear-fixed."""
 
     optimizer: str = "sgd"
     """sgd or adamw."""
@@ -163,6 +168,7 @@ class TrainConfig:
         if self.cut is None:  # which says itself how many stages there are
             self.reconcile_weights(self.stages)
             self.freezing(1 if self.objective == "bp" else self.stages)
+        self._check_bp_free()
         self._check_least("log_every", 1)
         self._check_least("warmup_steps", 0)
         for name in ("max_steps", "train_samples", "measure_bp_gap"):
@@ -218,11 +224,29 @@ class TrainConfig:
         if self.compile not in torch.compiler.list_backends(exclude_tags=()):
             usual = ", ".join([*torch.compiler.list_backends(), "aot_eager", "eager"])
             raise UserError(f"--compile {self.compile}: choose one of {usual}")
+        if self.bp_free:
+            raise UserError(
+                "--compile is for stages that run as modules: leave out --bp-free or --compile"
+            )
         exact = self.objective == "sgr" and self.reconcile == "exact"
         if exact and self.compile != "eager":
             raise UserError(
                 f"--compile {self.compile}: compiled code cannot be differentiated twice, which "
                 f"--reconcile exact needs: choose --reconcile first-order, or leave --compile out"
+            )
+
+    def _check_bp_free(self) -> None:
+        if not self.bp_free:
+            return
+        if self.objective not in ("greedy", "sgr"):
+            raise UserError(
+                f"--objective {self.objective}: --bp-free trains stages without back-propagation, by "
+                f"--objective greedy or sgr"
+            )
+        if self.objective == "sgr" and self.reconcile == "exact":
+            raise UserError(
+                "--reconcile exact differentiates twice by autograd: with --bp-free choose "
+                "--reconcile first-order"
             )
 
     def _check_balance(self) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from pipelocal.errors import UserError
 from pipelocal.models import torchvision_chains
+from pipelocal.models.allconv import allconv
 from pipelocal.models.chain import Chain, Shape, Unit
 from pipelocal.models.gpt import gpt
 from pipelocal.models.mlp import mlp
@@ -31,6 +32,7 @@ ModelBuilder = Callable[[Shape, int], Chain]
 
 MODELS: Registry[ModelBuilder] = Registry("model")
 MODELS.register("mlp")(mlp)
+MODELS.register("allconv")(allconv)
 for _depth in (8, 20, 32, 110):
     MODELS.register(f"resnet{_depth}")(partial(resnet, _depth))
 for _family, _names in (

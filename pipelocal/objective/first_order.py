@@ -58,7 +58,21 @@ class FirstOrderReconciliation:
         self._plain.body_backward(local, None)
         if previous_delta is None:
             return None
-        residual, v = self._direction(local, previous_delta)
+        # Without a name here, so that reconcile can let it go before its passes.
+        return self.reconcile(local, _taken_gradient(local.x), previous_delta)
+
+    def reconcile(self, local: LocalPass, eta: Tensor, previous_delta: Tensor) -> Residual:
+        """Add D's gradients to the parameters', which hold the local loss's already.
+
+        However those were formed: the network is met through ``local.add_gradients_at`` alone.
+
+        Args:
+            local: the forward pass; its output's graph is not needed.
+            eta: gradient of the local loss at the input, ``[B, ...]``, detached.
+            previous_delta: output gradient of the stage before, as it travelled.
+        """
+        residual, v = self._direction(eta, previous_delta)
+        del eta  # of x's size, and needed no more
         x, fraction, rows = local.x.detach(), self._reconciliation.fraction, None
         if fraction < 1.0:
             # D is a mean over rows, so that over some of them has the same expectation.
@@ -80,27 +94,32 @@ class FirstOrderReconciliation:
                     if parameter.grad is not None:
                         parameter.grad.mul_(1 - factor)
                 v += x
-                _backward(factor * local.loss_at(v, None))
+                local.add_gradients_at(v, None, factor)
             else:
-                _backward(factor / 2 * local.loss_at(x + v, rows))
-                _backward(-factor / 2 * local.loss_at(x - v, rows))
+                local.add_gradients_at(x + v, rows, factor / 2)
+                local.add_gradients_at(x - v, rows, -factor / 2)
         return residual
 
-    def _direction(self, local: LocalPass, message: Tensor) -> tuple[Residual, Tensor]:
-        """What there is to reconcile, and ``v``; nothing else of x's size is left behind."""
-        assert local.x.grad is not None, "a batch that is reconciled wants its input's gradient"
-        leaf, local.x.grad = local.x.grad.requires_grad_(), None
-        eta, delta = self._reconciliation.comparable(leaf, message)
-        distance = self._reconciliation.distance(eta, delta)
-        residual = Residual.of(distance, eta, delta)
+    @torch.enable_grad()
+    def _direction(self, eta: Tensor, message: Tensor) -> tuple[Residual, Tensor]:
+        """What there is to reconcile, and ``v``; nothing else of x's size is left behind.
+
+        Autograd's only part here is the distance, a formula of two gradients that anybody may
+        register: there is no layer of the network in it.
+        """
+        leaf = eta.detach().requires_grad_()
+        per_sample, delta = self._reconciliation.comparable(leaf, message)
+        distance = self._reconciliation.distance(per_sample, delta)
+        residual = Residual.of(distance, per_sample, delta)
         (v,) = autograd.grad(distance, leaf)
         return residual, v
 
 
-def _backward(loss: Tensor) -> None:
-    """Add a loss's gradients to the parameters', if it depends on any."""
-    if loss.requires_grad:
-        loss.backward()  # type: ignore[no-untyped-call]
+def _taken_gradient(x: Tensor) -> Tensor:
+    """``x.grad``, which ``x`` holds no longer."""
+    gradient, x.grad = x.grad, None
+    assert gradient is not None, "a batch that is reconciled wants its input's gradient"
+    return gradient
 
 
 def _some_rows(rows: int, fraction: float, seed: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.objective.heads_downstream import Downstream, downstream_head
+from pipelocal.objective.heads_fixed import linear_fixed
 from pipelocal.objective.heads_token import (
     TokenLinear,
     TokenMeanLinear,
@@ -116,6 +117,7 @@ HEADS.register("token")(TokenLinear)
 HEADS.register("token-mlp")(TokenMLP)
 HEADS.register("token-mean")(TokenMeanLinear)
 HEADS.register("downstream")(downstream_head)
+HEADS.register("linear-fixed")(linear_fixed)
 
 
 def build_head(

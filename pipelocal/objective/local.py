@@ -27,10 +27,11 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), target.flatten())
 
 
-LossAt = Callable[[Tensor, Tensor | None], Tensor]
-"""The local loss at an input ``[b, ...]``, attached to the parameters' graph. With rows ``[b]`` of the
-batch, whose labels are meant, or None for all. Random numbers are the batch's own, and no buffer
-moves, such as BatchNorm's running statistics."""
+AddGradientsAt = Callable[[Tensor, Tensor | None, Tensor], None]
+"""Adds to the parameters' ``.grad`` a factor, a scalar, times the gradient of the local loss at an input
+``[b, ...]``. With rows ``[b]`` of the batch, whose labels are meant, or None for all. Called with input,
+rows and factor. Random numbers are the batch's own, and no buffer moves, such as BatchNorm's running
+statistics."""
 
 
 @dataclass(kw_only=True)
@@ -41,8 +42,8 @@ class LocalPass:
     """Input ``[B, ...]``, a leaf; requires a gradient where the objective wants eta."""
     out: Tensor
     """Output ``[B, ...]`` of the body, still attached to its graph."""
-    loss_at: LossAt
-    """The local loss at another input."""
+    add_gradients_at: AddGradientsAt
+    """Gradients of the local loss at another input."""
     parameters: Callable[[], Iterable[nn.Parameter]]
     """Those of body and head."""
     step: int

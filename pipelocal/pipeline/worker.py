@@ -171,7 +171,9 @@ class Worker:
         self._learning_rate = stage.optimizer.param_groups[0]["lr"]
         stage.update()
         if memory:
-            self.peak_memory_bytes = memory.peak_bytes + resident_bytes(stage)
+            # One after the other: a stage without autograd has it for the distance alone, at the end.
+            activations = max(memory.peak_bytes, stage.kept_bytes)
+            self.peak_memory_bytes = activations + resident_bytes(stage)
         for tally in (self._train_tally, self._epoch_tally):
             tally.add(
                 batch=batch.header.number,

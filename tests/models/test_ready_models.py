@@ -13,7 +13,7 @@ from pipelocal.partition import by_count
 from tests.models.test_language_models import NAMES as LANGUAGE_MODELS
 from tests.models.test_torchvision_chains import UNITS as TORCHVISION_MODELS
 
-SMALL = ["mlp", "resnet8", "resnet20", "resnet32"]
+SMALL = ["mlp", "allconv", "resnet8", "resnet20", "resnet32"]
 
 
 def _chain(name: str, input_shape: tuple[int, ...] = (3, 8, 8), classes: int = 7) -> Chain:

@@ -54,6 +54,6 @@ def test_unknown_name() -> None:
         HEADS.get("linaer")
     assert str(caught.value) == (
         "unknown head 'linaer': choose one of linear, conv, mlp, token, token-mlp, token-mean, "
-        "downstream; "
+        "downstream, linear-fixed; "
         "did you mean 'linear'?"
     )

@@ -1,0 +1,129 @@
+"""What a module's closed form is, and which module types have one.
+
+Notation for one module with output ``y = f(x; w)`` and a loss ``l``::
+
+    upstream = dl/dy      what the backward formula is given
+    dl/dx, dl/dw          what it makes of it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+Form = TypeVar("Form", bound="ClosedForm[Any]")
+
+Kept = tuple[Any, ...]
+"""What a backward formula needs of the forward pass; its tensors are counted as memory."""
+
+
+class ClosedForm(Generic[M]):
+    """Forward and backward formulas of a module type, in training mode.
+
+    Called with gradients disabled. Neither method may change a tensor that it is given.
+    """
+
+    weighted: ClassVar[bool] = False
+    """Whether it is a layer, of which a stage may have one; a norm is none."""
+
+    def refusal(self, module: M) -> str | None:
+        """Why these formulas do not cover the module, in a few words; None if they do."""
+        return None
+
+    def forward(self, module: M, x: Tensor, *, moves_buffers: bool) -> tuple[Tensor, Kept]:
+        """The module's output.
+
+        Args:
+            module: in training mode.
+            x: input ``[B, ...]``.
+            moves_buffers: whether running statistics take this batch in; not so where the input is a
+                displaced one.
+
+        Returns:
+            Output ``[B, ...]`` and what :meth:`backward` needs.
+        """
+        raise NotImplementedError
+
+    def backward(
+        self, module: M, kept: Kept, upstream: Tensor, *, wants_input: bool
+    ) -> Tensor | None:
+        """Add the parameters' gradients to their ``.grad``; the gradient at the input.
+
+        Linear in ``upstream``: both scale with it.
+
+        Args:
+            module: as in :meth:`forward`.
+            kept: from :meth:`forward`.
+            upstream: gradient at the output, of its shape and dtype.
+            wants_input: whether the gradient at the input is needed.
+
+        Returns:
+            Gradient at the input, of its shape; may be None if it is not wanted.
+        """
+        raise NotImplementedError
+
+
+_FORMS: dict[type[nn.Module], ClosedForm[Any]] = {}
+
+
+def closed_form_of(kind: type[nn.Module]) -> Callable[[type[Form]], type[Form]]:
+    """Class decorator: the closed form of modules of exactly this type.
+
+    Not of its subclasses, whose forward may be another.
+
+    Raises:
+        ValueError: the type has one already.
+    """
+
+    def add(form: type[Form]) -> type[Form]:
+        if kind in _FORMS:
+            raise ValueError(f"{kind.__name__} has a closed form already")
+        _FORMS[kind] = form()
+        return form
+
+    return add
+
+
+def form_of(module: nn.Module) -> ClosedForm[Any]:
+    """The closed form of a module's type.
+
+    Raises:
+        KeyError: it has none.
+    """
+    return _FORMS[type(module)]
+
+
+def refusal(module: nn.Module) -> str | None:
+    """Why a module has no closed form, as a noun phrase that names its type; None if it has one."""
+    name = type(module).__name__
+    if type(module) not in _FORMS:
+        return name
+    if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)):
+        return f"{name} with hooks"  # such as old-style weight norm: a formula would pass them over
+    reason = form_of(module).refusal(module)
+    return None if reason is None else f"{name} {reason}"
+
+
+def leaves(module: nn.Module) -> list[nn.Module]:
+    """The modules that are called in a row, containers resolved, in order and with repetitions."""
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        return [leaf for child in module for leaf in leaves(child)]
+    return [module]
+
+
+def accumulate(parameter: Tensor | None, gradient: Callable[[], Tensor]) -> None:
+    """Add to a parameter's ``.grad``, if it is there and trained.
+
+    Args:
+        parameter: a parameter, or what a module holds in place of one.
+        gradient: makes its gradient, of its shape, as a tensor that nobody else has.
+    """
+    if parameter is None or not parameter.requires_grad:
+        return
+    if parameter.grad is None:
+        parameter.grad = gradient()
+    else:
+        parameter.grad += gradient()

@@ -1,0 +1,129 @@
+"""A stage whose gradients are formed by their written-out formulas."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipelocal.closed_form.loss import cross_entropy_with_gradient
+from pipelocal.closed_form.run import ClosedRun
+from pipelocal.objective.first_order import FirstOrderReconciliation
+from pipelocal.objective.local import Greedy, LocalPass
+from pipelocal.seeding import derive_seed
+from pipelocal.stage import Stage, own_memory
+
+
+class ClosedFormStage(Stage):
+    """Body and head with their local training, without autograd's backward through any of it.
+
+    In use it is a :class:`Stage`. Evaluation and the comparison with back-propagation run the modules
+    themselves.
+
+    Args:
+        number: position in the network, from 1.
+        body: the units, in order; one layer, see :func:`~pipelocal.closed_form.check.check_stage`.
+        head: makes logits ``[B, ..., classes]`` from the body's output.
+        objective: what is minimised.
+        optimizer: over the parameters of body and head.
+        scheduler: stepped once per batch; None for a constant learning rate.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self,
+        *,
+        number: int,
+        body: nn.Sequential,
+        head: nn.Module,
+        objective: Greedy | FirstOrderReconciliation,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            number=number,
+            body=body,
+            head=head,
+            objective=objective,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            seed=seed,
+        )
+        self._body_run: ClosedRun | None = None
+        self._delta: Tensor | None = None
+
+    def forward(self, x: Tensor, *, reconciled: bool = False) -> Tensor:
+        """See :meth:`Stage.forward`."""
+        del reconciled  # the gradient at the input can be formed or left out later
+        self._set_train_mode(not self.frozen)
+        self._seed_for("step")
+        x = x.detach()
+        if self.frozen:
+            with torch.no_grad():
+                out: Tensor = self.body(x)
+        else:
+            self._body_run = ClosedRun(self.body, x, moves_buffers=True)
+            out = self._body_run.out
+        self._pass = LocalPass(
+            x=x,
+            out=out,
+            add_gradients_at=self._add_gradients_at,
+            parameters=self._parameters,
+            step=self.steps,
+            seed=derive_seed(self._seed, "objective", self.number, self.steps),
+        )
+        return own_memory(out, x)
+
+    @torch.no_grad()
+    def output_gradient(self, target: Tensor) -> Tensor:
+        """See :meth:`Stage.output_gradient`."""
+        out = self._require_pass().out
+        self._target = target
+        self._seed_for("head")
+        head_run = ClosedRun(self.head, out, moves_buffers=not self.frozen)
+        self._logits = head_run.out
+        runs = [run for run in (self._body_run, head_run) if run is not None]
+        self.kept_bytes = self._count_kept(*runs)
+        self._loss, at_logits = cross_entropy_with_gradient(head_run.out, target)
+        delta = head_run.backward(at_logits, wants_input=True)
+        assert delta is not None
+        self._delta = delta.contiguous()
+        return self._delta
+
+    @torch.no_grad()
+    def reconcile(self, delta: Tensor | None) -> None:
+        """See :meth:`Stage.reconcile`."""
+        eta = self._backward_through_body(wants_input=delta is not None)
+        if delta is None:
+            self._residual = None
+            return
+        assert isinstance(self.objective, FirstOrderReconciliation), "greedy wants no delta"
+        assert eta is not None
+        self._residual = self.objective.reconcile(self._require_pass(), eta, delta)
+
+    def _backward_through_body(self, *, wants_input: bool) -> Tensor | None:
+        run, self._body_run = self._body_run, None
+        upstream, self._delta = self._delta, None
+        assert run is not None, "forward comes first"
+        assert upstream is not None, "output_gradient comes first"
+        return run.backward(upstream, wants_input=wants_input)
+
+    @torch.no_grad()
+    def _add_gradients_at(self, x: Tensor, rows: Tensor | None, factor: Tensor) -> None:
+        """See :data:`~pipelocal.objective.local.AddGradientsAt`."""
+        self._seed_for("step")
+        body_run = ClosedRun(self.body, x, moves_buffers=False)
+        self._seed_for("head")
+        head_run = ClosedRun(self.head, body_run.out, moves_buffers=False)
+        _, at_logits = cross_entropy_with_gradient(head_run.out, self._target_of(rows))
+        # All formulas are linear in what comes from above, so the factor needs to enter only here.
+        at_output = head_run.backward(at_logits * factor, wants_input=True)
+        assert at_output is not None
+        body_run.backward(at_output, wants_input=False)
+
+    def _count_kept(self, *runs: ClosedRun) -> int:
+        """Bytes of the distinct storages that the runs keep, without the model's own."""
+        own = {p.untyped_storage().data_ptr() for p in self._parameters()}
+        kept = (tensor.untyped_storage() for run in runs for tensor in run.kept())
+        distinct = {storage.data_ptr(): storage.nbytes() for storage in kept}
+        return sum(size for place, size in distinct.items() if place not in own)
