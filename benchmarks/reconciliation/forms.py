@@ -17,6 +17,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "squared, 0.1": {**FIRST_ORDER, "distance": "squared", "reconcile_weight": "0.1"},
     "relative, 0.01": {**FIRST_ORDER, "distance": "relative", "reconcile_weight": "0.01"},
     "every 4th": {**FIRST_ORDER, "reconcile_every": 4},
+    "every 4th, half of the rows": {"objective": "sgr", "reconcile_every": 4},
     "half of the rows": {**FIRST_ORDER, "reconcile_fraction": 0.5},
     "a quarter of the rows": {**FIRST_ORDER, "reconcile_fraction": 0.25},
     "weight rising": {**FIRST_ORDER, "reconcile_schedule": "warmup"},

@@ -90,7 +90,7 @@ class TrainConfig:
     reconcile_schedule: str = "constant"
     """Factor of that weight: constant, warmup (rises over the first tenth of the training) or decay
     (falls to zero at its end)."""
-    reconcile_every: int = 4
+    reconcile_every: int = 8
     """Reconcile in every so many batches, with so many times the weight; delta travels with these only."""
     reconcile_fraction: float = 0.5
     """First-order: reconcile on so large a part of the batch, drawn anew each time (two passes on the
