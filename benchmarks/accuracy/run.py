@@ -53,6 +53,8 @@ def main() -> None:
             head=options.head,
             distance=options.distance,
             reconcile_weight=options.reconcile_weight,
+            reconcile=options.reconcile,
+            reconcile_every=options.reconcile_every,
             evaluate_every=options.epochs,  # the end is all that is looked at
             device=device,
             threads=options.threads,
@@ -104,6 +106,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--head", default="linear", help="auxiliary heads (%(default)s)")
     add("--distance", default="cosine", help="distance of sgr (%(default)s)")
     add("--reconcile-weight", default="0.05", help="weight of sgr (%(default)s)")
+    add("--reconcile", default=TrainConfig.reconcile, help="form of sgr (%(default)s)")
+    every = TrainConfig.reconcile_every
+    add("--reconcile-every", type=int, default=every, help="batches between (%(default)s)")
     add("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     add("--threads", type=int, default=1, help="CPU threads of each run (%(default)s)")
     add("--jobs", type=int, default=2, help="runs at a time (%(default)s)")

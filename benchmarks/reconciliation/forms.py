@@ -18,6 +18,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "relative, 0.01": {**FIRST_ORDER, "distance": "relative", "reconcile_weight": "0.01"},
     "every 4th": {**FIRST_ORDER, "reconcile_every": 4},
     "every 4th, half of the rows": {"objective": "sgr", "reconcile_every": 4},
+    "default, weight 0.01": {"objective": "sgr", "reconcile_weight": "0.01"},
+    "default, weight falling": {"objective": "sgr", "reconcile_schedule": "decay"},
     "half of the rows": {**FIRST_ORDER, "reconcile_fraction": 0.5},
     "a quarter of the rows": {**FIRST_ORDER, "reconcile_fraction": 0.25},
     "weight rising": {**FIRST_ORDER, "reconcile_schedule": "warmup"},
