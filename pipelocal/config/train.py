@@ -84,7 +84,7 @@ class TrainConfig:
     """Numbers of a sketch, per sample."""
     distance: str = "cosine"
     """Distance that sgr reconciles by: cosine, relative, or squared."""
-    reconcile_weight: str = "0.05"
+    reconcile_weight: str = "0.01"
     """Weight of the reconciliation distance against the local loss (lambda); or one for each stage but
     the first, such as 0.05,0.1,0.1."""
     reconcile_schedule: str = "constant"

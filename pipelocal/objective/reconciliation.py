@@ -62,7 +62,7 @@ class Reconciliation:
 
     form: Form = "first-order"
     distance: Distance = cosine
-    weight: float = 0.05
+    weight: float = 0.01
     schedule: WeightFactor = constant
     total_steps: int = 1
     every: int = 1
