@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from pipelocal.partition.partitioners import PartitionRequest, partition
 from pipelocal.partition.profile import Meter, profile_chain
 from pipelocal.seeding import derive_seed, seeded
 from pipelocal.stage import Stage
+from pipelocal.transport.packing import PACKINGS, row_bytes
 from pipelocal.units import parse_bytes, parse_speeds
 
 
@@ -98,12 +98,11 @@ class Blueprint:
             SUMMARIES.get(config.delta)(shape, config.delta_size, config.seed)
             for shape in self.shapes
         ]
+        packings = [PACKINGS.get(config.wire)(shape) for shape in self.shapes]
         return CostModel(
             profile=profile,
-            delta_bytes=[
-                config.batch_size * prod(summary.shape) * summary.dtype.itemsize
-                for summary in summaries
-            ],
+            x_bytes=[config.batch_size * row_bytes(packing) for packing in packings],
+            delta_bytes=[config.batch_size * row_bytes(summary) for summary in summaries],
             reconcile_share=1 / config.reconcile_every if reconciles else 0.0,
             passes=0.0 if exact else 2 * fraction if fraction < 1 else 1.0,
             window=config.window,

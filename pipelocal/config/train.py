@@ -17,6 +17,7 @@ from pipelocal.objective.summaries import SUMMARIES
 from pipelocal.optim import OPTIMIZERS, SCHEDULES
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.transport.connect import EDGES
+from pipelocal.transport.packing import PACKINGS
 from pipelocal.units import parse_bytes, parse_speeds, parse_weights
 
 RECONCILE_FORMS = ("first-order", "exact")
@@ -130,6 +131,9 @@ class TrainConfig:
     edge: str = "auto"
     """What carries tensors between CUDA ranks: device (NCCL), host (gloo through pinned memory), or
     auto (NCCL unless ranks share a GPU). CPU ranks always use gloo."""
+    wire: str = "float32"
+    """How a stage's output travels to the next one, in training and evaluation: float32, bf16 (half the
+    bytes), or int8 (a quarter; one scale a sample)."""
     window: int = 2
     """Most batches that a stage may have sent and the next one not yet taken."""
     timeout: float = 300.0
@@ -161,6 +165,7 @@ class TrainConfig:
         WEIGHT_SCHEDULES.get(self.reconcile_schedule)
         OPTIMIZERS.get(self.optimizer)
         SCHEDULES.get(self.schedule)
+        PACKINGS.get(self.wire)
         for name in ("stages", "epochs", "batch_size", "evaluate_every", "threads", "window"):
             self._check_least(name, 1)
         self._check_reconciliation()
