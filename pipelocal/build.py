@@ -12,6 +12,7 @@ from torch import nn
 
 from pipelocal.closed_form import ClosedFormStage, check_stage
 from pipelocal.config import TrainConfig
+from pipelocal.config.train import AUTOCAST
 from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import UserError
 from pipelocal.models import Chain, Shape, build_chain
@@ -260,7 +261,10 @@ class Blueprint:
             total_steps=total_steps,
             warmup_steps=config.warmup_steps,
         )
-        make: Callable[..., Stage] = ClosedFormStage if config.bp_free else Stage
+        autocast = None if config.autocast is None else AUTOCAST[config.autocast]
+        make: Callable[..., Stage] = (
+            ClosedFormStage if config.bp_free else partial(Stage, autocast=autocast)
+        )
         return make(
             number=number,
             body=body,

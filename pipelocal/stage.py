@@ -11,8 +11,9 @@ a row and a pipeline runs with its transfers in between::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,6 +62,8 @@ class Stage:
         scheduler: stepped once per batch; None for a constant learning rate.
         seed: the run's seed. Dropout and the like draw from a seed made of this, the stage and the
             step, so they do not depend on what else the process does.
+        autocast: dtype in which body and head compute what torch.autocast knows to be safe; None for
+            that of the parameters. Parameters, outputs, logits, loss and delta are float32 either way.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Stage:
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         seed: int = 0,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.number = number
         self.body = body
@@ -84,6 +88,7 @@ class Stage:
         self.kept_bytes = 0
         """What the last batch kept for its backward pass beside autograd, which is counted elsewhere."""
         self._seed = seed
+        self._autocast = autocast
         self._pass: LocalPass | None = None
         self._target: Tensor | None = None
         self._logits: Tensor | None = None
@@ -144,7 +149,7 @@ class Stage:
         self._set_train_mode(not self.frozen)
         self._seed_for("step")
         leaf = x.detach().requires_grad_(reconciled)
-        out = self.body(leaf)
+        out = self._run(self.body, leaf)
         self._pass = LocalPass(
             x=leaf,
             out=out,
@@ -152,6 +157,7 @@ class Stage:
             parameters=self._parameters,
             step=self.steps,
             seed=derive_seed(self._seed, "objective", self.number, self.steps),
+            mixed=self._autocast is not None,
         )
         return own_memory(out.detach(), x)
 
@@ -161,7 +167,7 @@ class Stage:
         self._target = target
 
         def loss_of(out: Tensor) -> Tensor:
-            logits = self.head(out)
+            logits = self._run(self.head, out)
             self._logits = logits.detach()
             return cross_entropy(logits, target)
 
@@ -187,7 +193,7 @@ class Stage:
     @torch.no_grad()
     def local_loss(self, target: Tensor) -> None:
         """Of a frozen stage whose output gradient nobody wants, the loss alone, for :meth:`metrics`."""
-        logits = self.head(self._require_pass().out)
+        logits = self._run(self.head, self._require_pass().out)
         self._logits, self._loss = logits, cross_entropy(logits, target)
 
     def reconcile(self, delta: Tensor | None) -> None:
@@ -219,8 +225,8 @@ class Stage:
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The output and the head's logits, in evaluation mode; nothing is trained."""
         self._set_train_mode(False)
-        out = self.body(x)
-        return own_memory(out, x), self.head(out)
+        out = self._run(self.body, x)
+        return own_memory(out, x), self._run(self.head, out)
 
     def state_dict(self) -> dict[str, Any]:
         """Body, head, optimizer and step counts; loads with ``weights_only=True``."""
@@ -232,20 +238,35 @@ class Stage:
             "frozen_at": self.frozen_at,
         }
 
-    def replay_body(self, x: Tensor) -> Tensor:
-        """The body's output for this step's random numbers, with its graph; moves no buffer."""
+    def replay_body(self, x: Tensor, *, full: bool = False) -> Tensor:
+        """The body's output for this step's random numbers, with its graph; moves no buffer.
+
+        Args:
+            x: input ``[B, ...]``.
+            full: whether to leave autocast out.
+        """
         self._set_train_mode(not self.frozen)
         self._seed_for("step")
-        return _without_moving_buffers(self.body, x)
+        run = partial(_without_moving_buffers, self.body)
+        return run(x) if full else self._run(run, x)
 
-    def replay_loss(self, out: Tensor, target: Tensor) -> Tensor:
+    def replay_loss(self, out: Tensor, target: Tensor, *, full: bool = False) -> Tensor:
         """The local loss at an output of the body, likewise."""
         self._seed_for("head")
-        return cross_entropy(_without_moving_buffers(self.head, out), target)
+        run = partial(_without_moving_buffers, self.head)
+        return cross_entropy(run(out) if full else self._run(run, out), target)
+
+    def _run(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Body or head, under autocast if so wanted; what it makes is float32 again."""
+        if self._autocast is None:
+            return module(x)
+        with torch.autocast(x.device.type, self._autocast):
+            return module(x).float()
 
     def _add_gradients_at(self, x: Tensor, rows: Tensor | None, factor: Tensor) -> None:
         """See :data:`~pipelocal.objective.local.AddGradientsAt`."""
-        loss = factor * self.replay_loss(self.replay_body(x), self._target_of(rows))
+        out = self.replay_body(x, full=True)
+        loss = factor * self.replay_loss(out, self._target_of(rows), full=True)
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
 

@@ -20,6 +20,8 @@ from pipelocal.transport.connect import EDGES
 from pipelocal.transport.packing import PACKINGS
 from pipelocal.units import parse_bytes, parse_speeds, parse_weights
 
+AUTOCAST = {"bf16": torch.bfloat16}
+
 RECONCILE_FORMS = ("first-order", "exact")
 
 
@@ -125,6 +127,9 @@ class TrainConfig:
     """auto (CUDA where there is any), cpu or cuda."""
     threads: int = 1
     """CPU threads of each rank. With the same number, any number of ranks gives the same bits."""
+    autocast: str | None = None
+    """bf16: run body and head under torch.autocast in bfloat16. Parameters, optimizer, loss and
+    reconciliation's difference stay float32, and so does what leaves a stage (see --wire)."""
     compile: str | None = None
     """Compile every stage's body and head with this back end of torch.compile, such as inductor (which on
     CPUs wants a C++ compiler) or aot_eager."""
@@ -189,6 +194,7 @@ class TrainConfig:
             raise UserError(f"--momentum {self.momentum}: give a number from 0 to below 1")
         self._check_balance()
         self._check_compile()
+        self._check_autocast()
         if self.edge not in EDGES:
             raise UserError(f"--edge {self.edge}: choose one of {', '.join(EDGES)}")
 
@@ -238,6 +244,21 @@ class TrainConfig:
             raise UserError(
                 f"--compile {self.compile}: compiled code cannot be differentiated twice, which "
                 f"--reconcile exact needs: choose --reconcile first-order, or leave --compile out"
+            )
+
+    def _check_autocast(self) -> None:
+        if self.autocast is None:
+            return
+        if self.autocast not in AUTOCAST:
+            raise UserError(f"--autocast {self.autocast}: choose one of {', '.join(AUTOCAST)}")
+        if self.bp_free:
+            raise UserError(
+                "--autocast is for stages that run as modules: leave out --bp-free or --autocast"
+            )
+        if self.objective == "sgr" and self.reconcile == "exact":
+            raise UserError(
+                "--autocast rounds away what --reconcile exact adds to a gradient: choose --reconcile "
+                "first-order, or leave --autocast out"
             )
 
     def _check_bp_free(self) -> None:
