@@ -15,6 +15,7 @@ from pipelocal.config import TrainConfig
 from pipelocal.config.train import AUTOCAST
 from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import UserError
+from pipelocal.layout import put_channels_last
 from pipelocal.models import Chain, Shape, build_chain
 from pipelocal.objective import DISTANCES, OBJECTIVES, WEIGHT_SCHEDULES, Reconciliation
 from pipelocal.objective.heads import build_head, check_logits
@@ -243,6 +244,9 @@ class Blueprint:
             )
         body.to(device)
         head.to(device)
+        if config.channels_last:
+            put_channels_last(body)
+            put_channels_last(head)
         if config.compile is not None:
             for part in (body, head):
                 part.compile(backend=config.compile)  # in place: names in state dicts stay
@@ -262,9 +266,9 @@ class Blueprint:
             warmup_steps=config.warmup_steps,
         )
         autocast = None if config.autocast is None else AUTOCAST[config.autocast]
-        make: Callable[..., Stage] = (
-            ClosedFormStage if config.bp_free else partial(Stage, autocast=autocast)
-        )
+        make: Callable[..., Stage] = ClosedFormStage
+        if not config.bp_free:
+            make = partial(Stage, autocast=autocast, channels_last=config.channels_last)
         return make(
             number=number,
             body=body,

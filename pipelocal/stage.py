@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pipelocal.errors import StageError
+from pipelocal.layout import laid_out, own_memory
 from pipelocal.objective.in_place import disable_inplace
 from pipelocal.objective.local import LocalPass, Objective, cross_entropy
 from pipelocal.objective.reconciliation import Residual
@@ -44,7 +45,7 @@ class StepResult:
     """A stage's answer to one batch."""
 
     output: Tensor
-    """Detached and contiguous, ``[B, ...]``: the next stage's input."""
+    """Detached and contiguous, or channels last, ``[B, ...]``: the next stage's input."""
     output_gradient: Tensor
     """delta, of the output's shape and dtype."""
     metrics: StepMetrics
@@ -64,6 +65,8 @@ class Stage:
             step, so they do not depend on what else the process does.
         autocast: dtype in which body and head compute what torch.autocast knows to be safe; None for
             that of the parameters. Parameters, outputs, logits, loss and delta are float32 either way.
+        channels_last: whether images ``[B, C, H, W]`` lie channels last, as the modules' weights must
+            then.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Stage:
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         seed: int = 0,
         autocast: torch.dtype | None = None,
+        channels_last: bool = False,
     ) -> None:
         self.number = number
         self.body = body
@@ -89,6 +93,7 @@ class Stage:
         """What the last batch kept for its backward pass beside autograd, which is counted elsewhere."""
         self._seed = seed
         self._autocast = autocast
+        self._channels_last = channels_last
         self._pass: LocalPass | None = None
         self._target: Tensor | None = None
         self._logits: Tensor | None = None
@@ -148,6 +153,7 @@ class Stage:
         assert not (reconciled and self.frozen), "a frozen stage has nothing to reconcile"
         self._set_train_mode(not self.frozen)
         self._seed_for("step")
+        x = self._laid_out(x)
         leaf = x.detach().requires_grad_(reconciled)
         out = self._run(self.body, leaf)
         self._pass = LocalPass(
@@ -159,7 +165,7 @@ class Stage:
             seed=derive_seed(self._seed, "objective", self.number, self.steps),
             mixed=self._autocast is not None,
         )
-        return own_memory(out.detach(), x)
+        return own_memory(out.detach(), x, channels_last=self._channels_last)
 
     def output_gradient(self, target: Tensor) -> Tensor:
         """Local loss and its gradient at the output (delta, per batch mean)."""
@@ -188,7 +194,7 @@ class Stage:
             raise in_place from error
         if local.out._version != version:
             raise in_place
-        return delta.contiguous()
+        return self._laid_out(delta)
 
     @torch.no_grad()
     def local_loss(self, target: Tensor) -> None:
@@ -225,8 +231,9 @@ class Stage:
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The output and the head's logits, in evaluation mode; nothing is trained."""
         self._set_train_mode(False)
+        x = self._laid_out(x)
         out = self._run(self.body, x)
-        return own_memory(out, x), self._run(self.head, out)
+        return own_memory(out, x, channels_last=self._channels_last), self._run(self.head, out)
 
     def state_dict(self) -> dict[str, Any]:
         """Body, head, optimizer and step counts; loads with ``weights_only=True``."""
@@ -282,6 +289,9 @@ class Stage:
     def _seed_for(self, what: str) -> None:
         torch.manual_seed(derive_seed(self._seed, what, self.number, self.steps))
 
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        return laid_out(tensor, channels_last=self._channels_last)
+
     def _require_pass(self) -> LocalPass:
         assert self._pass is not None, "forward comes first"
         return self._pass
@@ -303,10 +313,3 @@ def _without_moving_buffers(module: nn.Module, x: Tensor) -> Tensor:
 def count_correct(logits: Tensor, target: Tensor) -> Tensor:
     """Number of right predictions as a scalar; logits ``[..., classes]``, target ``[...]``."""
     return (logits.argmax(-1) == target).sum()
-
-
-def own_memory(out: Tensor, x: Tensor) -> Tensor:
-    """Contiguous and apart from the input, whose memory is used again while ``out`` travels."""
-    out = out.contiguous()
-    shared = out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-    return out.clone() if shared else out

@@ -130,6 +130,8 @@ class TrainConfig:
     autocast: str | None = None
     """bf16: run body and head under torch.autocast in bfloat16. Parameters, optimizer, loss and
     reconciliation's difference stay float32, and so does what leaves a stage (see --wire)."""
+    channels_last: bool = False
+    """Keep images channels last in memory, in every stage and on the edges."""
     compile: str | None = None
     """Compile every stage's body and head with this back end of torch.compile, such as inductor (which on
     CPUs wants a C++ compiler) or aot_eager."""
@@ -264,6 +266,10 @@ class TrainConfig:
     def _check_bp_free(self) -> None:
         if not self.bp_free:
             return
+        if self.channels_last:
+            raise UserError(
+                "--channels-last: the formulas of --bp-free do not know it: leave it out"
+            )
         if self.objective not in ("greedy", "sgr"):
             raise UserError(
                 f"--objective {self.objective}: --bp-free trains stages without back-propagation, by "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipelocal.errors import UserError
 from pipelocal.transport.header import Kind
-from pipelocal.transport.packing import PACKINGS, Packing
+from pipelocal.transport.packing import Packing, packing_of
 
 WIRE_DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
 WIRE_DTYPES |= {"bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -27,11 +27,13 @@ class Packed:
     """A name in :data:`~pipelocal.transport.packing.PACKINGS`."""
     shape: tuple[int, ...]
     """Shape of one row as both stages know it."""
+    channels_last: bool
+    """Whether it is an image whose channels lie last in memory."""
 
     @cached_property
     def packing(self) -> Packing:
         """What packs and unpacks."""
-        return PACKINGS.get(self.form)(self.shape)
+        return packing_of(self.form, self.shape, channels_last=self.channels_last)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,7 @@ def edge_contract(
     classes: int,
     max_rows: int,
     form: str = "float32",
+    channels_last: bool = False,
     delta_shape: Sequence[int] | None = None,
     delta_dtype: torch.dtype = torch.float32,
 ) -> Contract:
@@ -132,21 +135,22 @@ def edge_contract(
         classes: number of classes.
         max_rows: rows of a full batch.
         form: how the output travels, a name in :data:`~pipelocal.transport.packing.PACKINGS`.
+        channels_last: whether images ``[C, H, W]`` are sent, and arrive, channels last in memory.
         delta_shape: shape of one row of what travels of delta; None where nothing does.
         delta_dtype: dtype of it.
     """
     feature, label = tuple(feature_shape), tuple(target_shape)
     train, evaluate = ("TRAIN", "RECONCILE"), ("EVALUATE",)
     both = (*train, *evaluate)
-    packed = None if form == "float32" else Packed(form=form, shape=feature)
-    packing = PACKINGS.get(form)(feature)
+    x = Packed(form=form, shape=feature, channels_last=channels_last and len(feature) == 3)
+    as_it_is = form == "float32" and not x.channels_last
     messages = [
         Message(
             name="x",
-            shape=packing.shape,
-            dtype=_name_of(packing.dtype),
+            shape=x.packing.shape,
+            dtype=_name_of(x.packing.dtype),
             kinds=both,
-            packed=packed,
+            packed=None if as_it_is else x,
         ),
         Message(name="target", shape=label, dtype="int64", kinds=both),
         Message(name="ids", shape=(), dtype="int64", kinds=train),

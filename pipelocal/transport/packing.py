@@ -107,6 +107,48 @@ class Int8:
         return (message[:, :-SCALE_BYTES] * scale).view(-1, *self._row)
 
 
+class ChannelsLast:
+    """Images, sent as they lie in memory with their channels last: nothing is copied for it.
+
+    Args:
+        form: how the numbers are written, a name in :data:`PACKINGS`.
+        shape: of one image, ``[C, H, W]``.
+    """
+
+    def __init__(self, form: str, shape: Shape) -> None:
+        channels, *places = shape
+        self._row = (*places, channels)
+        self._numbers = PACKINGS.get(form)(self._row)
+        self.shape = self._numbers.shape
+        self.dtype = self._numbers.dtype
+
+    def encode(self, tensor: Tensor) -> Tensor:
+        """See :class:`Packing`."""
+        # By way of one dimension: the strides of dimensions of size 1 are those of a fresh tensor.
+        rows = tensor.permute(0, 2, 3, 1).flatten().view(-1, *self._row)
+        return self._numbers.encode(rows)
+
+    def decode(self, message: Tensor) -> Tensor:
+        """See :class:`Packing`; channels last in memory."""
+        return self._numbers.decode(message).permute(0, 3, 1, 2)
+
+
+def packing_of(form: str, shape: Shape, *, channels_last: bool = False) -> Packing:
+    """How rows of a shape travel.
+
+    Args:
+        form: a name in :data:`PACKINGS`.
+        shape: of one row.
+        channels_last: whether images lie so; what is no image ``[C, H, W]`` is not concerned.
+
+    Raises:
+        UserError: there is no such form.
+    """
+    if channels_last and len(shape) == 3:
+        return ChannelsLast(form, shape)
+    return PACKINGS.get(form)(shape)
+
+
 PACKINGS.register("float32")(lambda shape: Cast(shape, torch.float32))
 PACKINGS.register("bf16")(lambda shape: Cast(shape, torch.bfloat16))
 PACKINGS.register("int8")(Int8)
