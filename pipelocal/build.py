@@ -282,7 +282,7 @@ class Blueprint:
 
 def _optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     build = OPTIMIZERS.get(config.optimizer)
-    return build(parameters, config.lr, config.weight_decay, config.momentum)
+    return build(parameters, config.lr, config.weight_decay, config.momentum, fused=config.fused)
 
 
 def _check_sample_dtype(chain: Chain, model: str, info: DataInfo) -> None:
