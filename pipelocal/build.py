@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
@@ -13,8 +12,10 @@ from torch import nn
 
 from pipelocal.closed_form import ClosedFormStage, check_stage
 from pipelocal.config import TrainConfig
+from pipelocal.config.train import AUTOCAST
 from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import UserError
+from pipelocal.layout import put_channels_last
 from pipelocal.models import Chain, Shape, build_chain
 from pipelocal.objective import DISTANCES, OBJECTIVES, WEIGHT_SCHEDULES, Reconciliation
 from pipelocal.objective.heads import build_head, check_logits
@@ -27,6 +28,7 @@ from pipelocal.partition.partitioners import PartitionRequest, partition
 from pipelocal.partition.profile import Meter, profile_chain
 from pipelocal.seeding import derive_seed, seeded
 from pipelocal.stage import Stage
+from pipelocal.transport.packing import PACKINGS, row_bytes
 from pipelocal.units import parse_bytes, parse_speeds
 
 
@@ -98,12 +100,11 @@ class Blueprint:
             SUMMARIES.get(config.delta)(shape, config.delta_size, config.seed)
             for shape in self.shapes
         ]
+        packings = [PACKINGS.get(config.wire)(shape) for shape in self.shapes]
         return CostModel(
             profile=profile,
-            delta_bytes=[
-                config.batch_size * prod(summary.shape) * summary.dtype.itemsize
-                for summary in summaries
-            ],
+            x_bytes=[config.batch_size * row_bytes(packing) for packing in packings],
+            delta_bytes=[config.batch_size * row_bytes(summary) for summary in summaries],
             reconcile_share=1 / config.reconcile_every if reconciles else 0.0,
             passes=0.0 if exact else 2 * fraction if fraction < 1 else 1.0,
             window=config.window,
@@ -243,6 +244,9 @@ class Blueprint:
             )
         body.to(device)
         head.to(device)
+        if config.channels_last:
+            put_channels_last(body)
+            put_channels_last(head)
         if config.compile is not None:
             for part in (body, head):
                 part.compile(backend=config.compile)  # in place: names in state dicts stay
@@ -261,7 +265,10 @@ class Blueprint:
             total_steps=total_steps,
             warmup_steps=config.warmup_steps,
         )
-        make: Callable[..., Stage] = ClosedFormStage if config.bp_free else Stage
+        autocast = None if config.autocast is None else AUTOCAST[config.autocast]
+        make: Callable[..., Stage] = ClosedFormStage
+        if not config.bp_free:
+            make = partial(Stage, autocast=autocast, channels_last=config.channels_last)
         return make(
             number=number,
             body=body,
@@ -275,7 +282,7 @@ class Blueprint:
 
 def _optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     build = OPTIMIZERS.get(config.optimizer)
-    return build(parameters, config.lr, config.weight_decay, config.momentum)
+    return build(parameters, config.lr, config.weight_decay, config.momentum, fused=config.fused)
 
 
 def _check_sample_dtype(chain: Chain, model: str, info: DataInfo) -> None:

@@ -2,14 +2,29 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from pipelocal.registry import Registry
 
-OptimizerBuilder = Callable[[Iterable[nn.Parameter], float, float, float], torch.optim.Optimizer]
-"""Called with the parameters, learning rate, weight decay and momentum."""
+
+class OptimizerBuilder(Protocol):
+    """Makes an optimizer."""
+
+    def __call__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        /,
+        *,
+        fused: bool = False,
+    ) -> torch.optim.Optimizer:
+        """Over some parameters, all on one device; fused: by one kernel for all that a step does."""
+
 
 OPTIMIZERS: Registry[OptimizerBuilder] = Registry("optimizer")
 
@@ -21,9 +36,16 @@ SCHEDULES: Registry[Schedule] = Registry("schedule")
 
 @OPTIMIZERS.register("sgd")
 def _sgd(
-    parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    *,
+    fused: bool = False,
 ) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused or None
+    )
 
 
 @OPTIMIZERS.register("adamw")
@@ -32,8 +54,16 @@ def _adamw(
     lr: float,
     weight_decay: float,
     momentum: float,
+    *,
+    fused: bool = False,
 ) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay)
+    return torch.optim.AdamW(
+        parameters,
+        lr=lr,
+        betas=(momentum, 0.999),
+        weight_decay=weight_decay,
+        fused=fused or None,
+    )
 
 
 @SCHEDULES.register("constant")

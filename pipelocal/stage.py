@@ -11,8 +11,9 @@ a row and a pipeline runs with its transfers in between::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pipelocal.errors import StageError
+from pipelocal.layout import laid_out, own_memory
 from pipelocal.objective.in_place import disable_inplace
 from pipelocal.objective.local import LocalPass, Objective, cross_entropy
 from pipelocal.objective.reconciliation import Residual
@@ -43,7 +45,7 @@ class StepResult:
     """A stage's answer to one batch."""
 
     output: Tensor
-    """Detached and contiguous, ``[B, ...]``: the next stage's input."""
+    """Detached and contiguous, or channels last, ``[B, ...]``: the next stage's input."""
     output_gradient: Tensor
     """delta, of the output's shape and dtype."""
     metrics: StepMetrics
@@ -61,6 +63,10 @@ class Stage:
         scheduler: stepped once per batch; None for a constant learning rate.
         seed: the run's seed. Dropout and the like draw from a seed made of this, the stage and the
             step, so they do not depend on what else the process does.
+        autocast: dtype in which body and head compute what torch.autocast knows to be safe; None for
+            that of the parameters. Parameters, outputs, logits, loss and delta are float32 either way.
+        channels_last: whether images ``[B, C, H, W]`` lie channels last, as the modules' weights must
+            then.
     """
 
     def __init__(
@@ -73,6 +79,8 @@ class Stage:
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         seed: int = 0,
+        autocast: torch.dtype | None = None,
+        channels_last: bool = False,
     ) -> None:
         self.number = number
         self.body = body
@@ -84,6 +92,8 @@ class Stage:
         self.kept_bytes = 0
         """What the last batch kept for its backward pass beside autograd, which is counted elsewhere."""
         self._seed = seed
+        self._autocast = autocast
+        self._channels_last = channels_last
         self._pass: LocalPass | None = None
         self._target: Tensor | None = None
         self._logits: Tensor | None = None
@@ -143,8 +153,9 @@ class Stage:
         assert not (reconciled and self.frozen), "a frozen stage has nothing to reconcile"
         self._set_train_mode(not self.frozen)
         self._seed_for("step")
+        x = self._laid_out(x)
         leaf = x.detach().requires_grad_(reconciled)
-        out = self.body(leaf)
+        out = self._run(self.body, leaf)
         self._pass = LocalPass(
             x=leaf,
             out=out,
@@ -152,8 +163,9 @@ class Stage:
             parameters=self._parameters,
             step=self.steps,
             seed=derive_seed(self._seed, "objective", self.number, self.steps),
+            mixed=self._autocast is not None,
         )
-        return own_memory(out.detach(), x)
+        return own_memory(out.detach(), x, channels_last=self._channels_last)
 
     def output_gradient(self, target: Tensor) -> Tensor:
         """Local loss and its gradient at the output (delta, per batch mean)."""
@@ -161,7 +173,7 @@ class Stage:
         self._target = target
 
         def loss_of(out: Tensor) -> Tensor:
-            logits = self.head(out)
+            logits = self._run(self.head, out)
             self._logits = logits.detach()
             return cross_entropy(logits, target)
 
@@ -182,12 +194,12 @@ class Stage:
             raise in_place from error
         if local.out._version != version:
             raise in_place
-        return delta.contiguous()
+        return self._laid_out(delta)
 
     @torch.no_grad()
     def local_loss(self, target: Tensor) -> None:
         """Of a frozen stage whose output gradient nobody wants, the loss alone, for :meth:`metrics`."""
-        logits = self.head(self._require_pass().out)
+        logits = self._run(self.head, self._require_pass().out)
         self._logits, self._loss = logits, cross_entropy(logits, target)
 
     def reconcile(self, delta: Tensor | None) -> None:
@@ -219,8 +231,9 @@ class Stage:
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The output and the head's logits, in evaluation mode; nothing is trained."""
         self._set_train_mode(False)
-        out = self.body(x)
-        return own_memory(out, x), self.head(out)
+        x = self._laid_out(x)
+        out = self._run(self.body, x)
+        return own_memory(out, x, channels_last=self._channels_last), self._run(self.head, out)
 
     def state_dict(self) -> dict[str, Any]:
         """Body, head, optimizer and step counts; loads with ``weights_only=True``."""
@@ -232,20 +245,35 @@ class Stage:
             "frozen_at": self.frozen_at,
         }
 
-    def replay_body(self, x: Tensor) -> Tensor:
-        """The body's output for this step's random numbers, with its graph; moves no buffer."""
+    def replay_body(self, x: Tensor, *, full: bool = False) -> Tensor:
+        """The body's output for this step's random numbers, with its graph; moves no buffer.
+
+        Args:
+            x: input ``[B, ...]``.
+            full: whether to leave autocast out.
+        """
         self._set_train_mode(not self.frozen)
         self._seed_for("step")
-        return _without_moving_buffers(self.body, x)
+        run = partial(_without_moving_buffers, self.body)
+        return run(x) if full else self._run(run, x)
 
-    def replay_loss(self, out: Tensor, target: Tensor) -> Tensor:
+    def replay_loss(self, out: Tensor, target: Tensor, *, full: bool = False) -> Tensor:
         """The local loss at an output of the body, likewise."""
         self._seed_for("head")
-        return cross_entropy(_without_moving_buffers(self.head, out), target)
+        run = partial(_without_moving_buffers, self.head)
+        return cross_entropy(run(out) if full else self._run(run, out), target)
+
+    def _run(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Body or head, under autocast if so wanted; what it makes is float32 again."""
+        if self._autocast is None:
+            return module(x)
+        with torch.autocast(x.device.type, self._autocast):
+            return module(x).float()
 
     def _add_gradients_at(self, x: Tensor, rows: Tensor | None, factor: Tensor) -> None:
         """See :data:`~pipelocal.objective.local.AddGradientsAt`."""
-        loss = factor * self.replay_loss(self.replay_body(x), self._target_of(rows))
+        out = self.replay_body(x, full=True)
+        loss = factor * self.replay_loss(out, self._target_of(rows), full=True)
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
 
@@ -260,6 +288,9 @@ class Stage:
 
     def _seed_for(self, what: str) -> None:
         torch.manual_seed(derive_seed(self._seed, what, self.number, self.steps))
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        return laid_out(tensor, channels_last=self._channels_last)
 
     def _require_pass(self) -> LocalPass:
         assert self._pass is not None, "forward comes first"
@@ -282,10 +313,3 @@ def _without_moving_buffers(module: nn.Module, x: Tensor) -> Tensor:
 def count_correct(logits: Tensor, target: Tensor) -> Tensor:
     """Number of right predictions as a scalar; logits ``[..., classes]``, target ``[...]``."""
     return (logits.argmax(-1) == target).sum()
-
-
-def own_memory(out: Tensor, x: Tensor) -> Tensor:
-    """Contiguous and apart from the input, whose memory is used again while ``out`` travels."""
-    out = out.contiguous()
-    shared = out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-    return out.clone() if shared else out

@@ -22,6 +22,7 @@ from pipelocal.evaluate import export
 from pipelocal.models import Chain, build_chain
 from pipelocal.objective import ExactReconciliation, Greedy, Reconciliation
 from pipelocal.objective.distances import relative
+from pipelocal.objective.summaries import SUMMARIES
 from pipelocal.pipeline.worker import Worker, run_stream
 from pipelocal.stage import Stage
 from pipelocal.train import train
@@ -383,3 +384,10 @@ def test_cosine_distance_had_no_bound_where_the_own_gradient_vanishes(tmp_path: 
     for form in (["--reconcile-fraction", "1"], ["--reconcile-every", "1"]):
         out = tmp_path / form[0].strip("-")
         assert cli.run(["train", "--plain", *arguments, *form, "--out", str(out)]) == 0
+
+
+def test_int8_of_a_batch_of_one_row_could_not_be_read() -> None:
+    """One row is contiguous, so its scale was not copied, and a float may begin at fours alone."""
+    summary = SUMMARIES.get("int8")((2,), 1, 0)
+    delta = torch.tensor([[0.5, 1.0]])
+    torch.testing.assert_close(summary.decode(summary.encode(delta)), delta, rtol=0, atol=0.5 / 127)

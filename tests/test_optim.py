@@ -82,3 +82,19 @@ def test_unknown_names() -> None:
         OPTIMIZERS.get("adam")
     with pytest.raises(UserError, match=r"unknown schedule 'cosin'.*did you mean 'cosine'"):
         SCHEDULES.get("cosin")
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_fused_step_is_the_same_step_up_to_rounding_and_repeats_itself(name: str) -> None:
+    def trained(*, fused: bool) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        weight = nn.Parameter(torch.randn(7, 9, generator=generator))
+        optimizer = OPTIMIZERS.get(name)([weight], 0.1, 0.01, 0.9, fused=fused)
+        for _ in range(5):
+            weight.grad = torch.randn(7, 9, generator=generator)
+            optimizer.step()
+        assert (optimizer.defaults["fused"] is True) == fused
+        return weight.detach()
+
+    assert torch.equal(trained(fused=True), trained(fused=True))
+    torch.testing.assert_close(trained(fused=True), trained(fused=False))

@@ -101,3 +101,15 @@ def test_torchrun_with_1_2_and_4_ranks_exports_the_same_file(tmp_path: Path) -> 
     for other in exported[1:]:
         assert exported[0].keys() == other.keys()
         assert all(torch.equal(value, other[name]) for name, value in exported[0].items())
+
+
+@pytest.mark.parametrize("optimizer", [[], ["--optimizer", "adamw", "--lr", "0.01"]])
+def test_fused_optimizers_over_ranks_equal_one_process(
+    tmp_path: Path, optimizer: list[str]
+) -> None:
+    arguments = ["--fused", "--max-steps", "20", *optimizer]
+    alone = train_alone(arguments, tmp_path / "alone")
+    for size in (2, 4):
+        out = tmp_path / f"ranks-{size}"
+        run_ranks(tmp_path / f"log-{size}", ["train", *arguments, "--out", str(out)], size)
+        assert_same_bits(alone, out)

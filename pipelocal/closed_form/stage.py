@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from pipelocal.closed_form.loss import cross_entropy_with_gradient
 from pipelocal.closed_form.run import ClosedRun
+from pipelocal.layout import own_memory
 from pipelocal.objective.first_order import FirstOrderReconciliation
 from pipelocal.objective.local import Greedy, LocalPass
 from pipelocal.seeding import derive_seed
-from pipelocal.stage import Stage, own_memory
+from pipelocal.stage import Stage
 
 
 class ClosedFormStage(Stage):

@@ -54,6 +54,8 @@ class PlanConfig:
     """As for train."""
     optimizer: str = TrainConfig.optimizer
     """sgd or adamw."""
+    wire: str = TrainConfig.wire
+    """As for train: float32, bf16 or int8."""
     window: int = TrainConfig.window
     """Batches under way on an edge, which the memory counts."""
     micro_batches: int = 8

@@ -17,7 +17,10 @@ from pipelocal.objective.summaries import SUMMARIES
 from pipelocal.optim import OPTIMIZERS, SCHEDULES
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.transport.connect import EDGES
+from pipelocal.transport.packing import PACKINGS
 from pipelocal.units import parse_bytes, parse_speeds, parse_weights
+
+AUTOCAST = {"bf16": torch.bfloat16}
 
 RECONCILE_FORMS = ("first-order", "exact")
 
@@ -111,6 +114,8 @@ class TrainConfig:
     """Momentum of sgd, or the first beta of adamw."""
     weight_decay: float = 5e-4
     """Weight decay."""
+    fused: bool = False
+    """Let one kernel do all of an optimizer's step: faster, and rounded a little differently."""
     schedule: str = "cosine"
     """Learning-rate schedule after the warm-up: cosine (to zero) or constant."""
     warmup_steps: int = 0
@@ -124,12 +129,20 @@ class TrainConfig:
     """auto (CUDA where there is any), cpu or cuda."""
     threads: int = 1
     """CPU threads of each rank. With the same number, any number of ranks gives the same bits."""
+    autocast: str | None = None
+    """bf16: run body and head under torch.autocast in bfloat16. Parameters, optimizer, loss and
+    reconciliation's difference stay float32, and so does what leaves a stage (see --wire)."""
+    channels_last: bool = False
+    """Keep images channels last in memory, in every stage and on the edges."""
     compile: str | None = None
     """Compile every stage's body and head with this back end of torch.compile, such as inductor (which on
     CPUs wants a C++ compiler) or aot_eager."""
     edge: str = "auto"
     """What carries tensors between CUDA ranks: device (NCCL), host (gloo through pinned memory), or
     auto (NCCL unless ranks share a GPU). CPU ranks always use gloo."""
+    wire: str = "float32"
+    """How a stage's output travels to the next one, in training and evaluation: float32, bf16 (half the
+    bytes), or int8 (a quarter; one scale a sample)."""
     window: int = 2
     """Most batches that a stage may have sent and the next one not yet taken."""
     timeout: float = 300.0
@@ -161,6 +174,7 @@ class TrainConfig:
         WEIGHT_SCHEDULES.get(self.reconcile_schedule)
         OPTIMIZERS.get(self.optimizer)
         SCHEDULES.get(self.schedule)
+        PACKINGS.get(self.wire)
         for name in ("stages", "epochs", "batch_size", "evaluate_every", "threads", "window"):
             self._check_least(name, 1)
         self._check_reconciliation()
@@ -184,6 +198,7 @@ class TrainConfig:
             raise UserError(f"--momentum {self.momentum}: give a number from 0 to below 1")
         self._check_balance()
         self._check_compile()
+        self._check_autocast()
         if self.edge not in EDGES:
             raise UserError(f"--edge {self.edge}: choose one of {', '.join(EDGES)}")
 
@@ -235,9 +250,28 @@ class TrainConfig:
                 f"--reconcile exact needs: choose --reconcile first-order, or leave --compile out"
             )
 
+    def _check_autocast(self) -> None:
+        if self.autocast is None:
+            return
+        if self.autocast not in AUTOCAST:
+            raise UserError(f"--autocast {self.autocast}: choose one of {', '.join(AUTOCAST)}")
+        if self.bp_free:
+            raise UserError(
+                "--autocast is for stages that run as modules: leave out --bp-free or --autocast"
+            )
+        if self.objective == "sgr" and self.reconcile == "exact":
+            raise UserError(
+                "--autocast rounds away what --reconcile exact adds to a gradient: choose --reconcile "
+                "first-order, or leave --autocast out"
+            )
+
     def _check_bp_free(self) -> None:
         if not self.bp_free:
             return
+        if self.channels_last:
+            raise UserError(
+                "--channels-last: the formulas of --bp-free do not know it: leave it out"
+            )
         if self.objective not in ("greedy", "sgr"):
             raise UserError(
                 f"--objective {self.objective}: --bp-free trains stages without back-propagation, by "

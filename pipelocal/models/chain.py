@@ -228,6 +228,11 @@ class Chain:
                     f"unit '{unit.name}' must return one tensor with the batch dimension first, "
                     f"not {type(out).__name__}: give units that pass on a single tensor"
                 )
+            if not out.is_floating_point():
+                raise UserError(
+                    f"unit '{unit.name}' makes {out.dtype}: edges carry float32, so put it into one "
+                    f"unit with what takes it"
+                )
             for tensor in (out, *module.parameters()):
                 if tensor.is_floating_point() and tensor.dtype != torch.float32:
                     raise UserError(

@@ -85,7 +85,7 @@ class FirstOrderReconciliation:
         weight = self._reconciliation.weight_at(local.step)
         factor = torch.where(length > SMALLEST_NORM, weight / epsilon, 0.0)
         v *= epsilon
-        mixed = torch.is_autocast_enabled(x.device.type)
+        mixed = local.mixed or torch.is_autocast_enabled(x.device.type)
         # Fewer bits would round the displacement away; so the difference is formed in full ones.
         with torch.autocast(x.device.type, enabled=False):
             if rows is None and not mixed:

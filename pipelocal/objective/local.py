@@ -50,6 +50,8 @@ class LocalPass:
     """Batches that the stage was trained on before."""
     seed: int
     """For what the objective draws on this batch."""
+    mixed: bool = False
+    """Whether the pass ran under autocast; ``add_gradients_at`` never does."""
 
     @property
     def reconciled(self) -> bool:

@@ -23,28 +23,11 @@ import torch
 from torch import Tensor
 
 from pipelocal.registry import Registry
-
-Shape = tuple[int, ...]
-
-SCALE_BYTES = 4
+from pipelocal.transport.packing import PACKINGS, Packing, Shape
 
 
-class Summary(Protocol):
-    """How delta travels over one edge; rows are samples."""
-
-    @property
-    def shape(self) -> Shape:
-        """Of one row of the message."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the message."""
-
-    def encode(self, delta: Tensor) -> Tensor:
-        """The message ``[B, *shape]`` of an output gradient ``[B, ...]``."""
-
-    def decode(self, message: Tensor) -> Tensor:
-        """What the receiver compares with, ``[B, ...]``."""
+class Summary(Packing, Protocol):
+    """How delta travels over one edge: a packing, whose message need not decode to delta itself."""
 
     def reduce(self, eta: Tensor) -> Tensor:
         """The receiver's own gradient ``[B, ...]`` in the same form; linear, row by row."""
@@ -57,55 +40,18 @@ of the edge share."""
 SUMMARIES: Registry[SummaryBuilder] = Registry("form of delta")
 
 
-class Cast:
-    """delta itself, in a dtype of its own.
+class Itself:
+    """delta itself, in one of the forms in which the outputs travel too.
 
     Args:
-        shape: of one feature.
-        dtype: on the wire.
+        packing: how its numbers are written.
     """
 
-    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
-        self.shape = shape
-        self.dtype = dtype
-
-    def encode(self, delta: Tensor) -> Tensor:
-        """See :class:`Summary`."""
-        return delta.to(self.dtype)
-
-    def decode(self, message: Tensor) -> Tensor:
-        """See :class:`Summary`."""
-        return message.float() if self.dtype != torch.float32 else message
-
-    def reduce(self, eta: Tensor) -> Tensor:
-        """See :class:`Summary`."""
-        return eta
-
-
-class Int8:
-    """delta in steps of a 127th of each sample's largest entry.
-
-    Args:
-        shape: of one feature.
-    """
-
-    dtype = torch.int8
-
-    def __init__(self, shape: Shape) -> None:
-        self._feature = shape
-        self.shape = (prod(shape) + SCALE_BYTES,)
-
-    def encode(self, delta: Tensor) -> Tensor:
-        """See :class:`Summary`; the scale is the last four bytes of a row."""
-        flat = delta.flatten(1)
-        scale = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
-        steps = (flat / scale).round().to(torch.int8)
-        return torch.cat((steps, scale.contiguous().view(torch.int8)), dim=1)
-
-    def decode(self, message: Tensor) -> Tensor:
-        """See :class:`Summary`."""
-        scale = message[:, -SCALE_BYTES:].contiguous().view(torch.float32)
-        return (message[:, :-SCALE_BYTES].float() * scale).view(-1, *self._feature)
+    def __init__(self, packing: Packing) -> None:
+        self.shape = packing.shape
+        self.dtype = packing.dtype
+        self.encode = packing.encode
+        self.decode = packing.decode
 
     def reduce(self, eta: Tensor) -> Tensor:
         """See :class:`Summary`."""
@@ -189,8 +135,8 @@ class Sketch:
         return sums.index_add(1, self._sum_of, flat * self._sign.to(flat.dtype))
 
 
-SUMMARIES.register("full")(lambda shape, _size, _seed: Cast(shape, torch.float32))
-SUMMARIES.register("bf16")(lambda shape, _size, _seed: Cast(shape, torch.bfloat16))
-SUMMARIES.register("int8")(lambda shape, _size, _seed: Int8(shape))
+SUMMARIES.register("full")(lambda shape, _size, _seed: Itself(PACKINGS.get("float32")(shape)))
+SUMMARIES.register("bf16")(lambda shape, _size, _seed: Itself(PACKINGS.get("bf16")(shape)))
+SUMMARIES.register("int8")(lambda shape, _size, _seed: Itself(PACKINGS.get("int8")(shape)))
 SUMMARIES.register("pooled")(lambda shape, _size, _seed: Pooled(shape))
 SUMMARIES.register("sketch")(Sketch)

@@ -19,6 +19,7 @@ class CostModel:
 
     Args:
         profile: the costs.
+        x_bytes: of what travels of the output behind each unit, for a batch.
         delta_bytes: of what travels of delta behind each unit, for a batch.
         reconcile_share: share of the batches that are reconciled; 0 with the greedy objective.
         passes: first-order reconciliation: further passes, forward and backward, of such a batch; 0
@@ -27,6 +28,7 @@ class CostModel:
     """
 
     profile: Profile
+    x_bytes: Sequence[int]
     delta_bytes: Sequence[int]
     reconcile_share: float
     passes: float
@@ -60,13 +62,21 @@ class CostModel:
             if self.passes:  # eta, the direction, and the displaced input
                 held += 3 * self.profile.units[start - 1].output_bytes
         last = stop == len(self.profile.units)
-        incoming = RING_SLOTS * self._most_sent(start) if start > 0 else self.profile.input_bytes
-        return held + incoming + (0 if last else self.window * self._most_sent(stop))
+        outgoing = 0 if last else self.window * self._most_sent(stop)
+        return held + self._incoming_bytes(start) + outgoing
+
+    def _incoming_bytes(self, start: int) -> int:
+        """Of the ring of the edge before, and of x where it has to be unpacked first."""
+        if start == 0:
+            return self.profile.input_bytes
+        x = self.profile.units[start - 1].output_bytes
+        unpacked = 0 if self.x_bytes[start - 1] == x else x
+        return RING_SLOTS * self._most_sent(start) + unpacked
 
     def _most_sent(self, stop: int) -> int:
         """Bytes of a batch that is reconciled, if any is."""
         delta = self.delta_bytes[stop - 1] if self.reconcile_share else 0
-        return self.profile.units[stop - 1].output_bytes + delta
+        return self.x_bytes[stop - 1] + delta
 
     def mean_delta_bytes(self, stop: int) -> float:
         """What a training batch sends of delta from the stage that ends before unit ``stop``."""
@@ -74,7 +84,7 @@ class CostModel:
 
     def edge_bytes(self, stop: int) -> int:
         """What a training batch sends from that stage: x, and delta if it is reconciled."""
-        return self.profile.units[stop - 1].output_bytes + round(self.mean_delta_bytes(stop))
+        return self.x_bytes[stop - 1] + round(self.mean_delta_bytes(stop))
 
 
 def balanced(

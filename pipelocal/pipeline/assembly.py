@@ -50,6 +50,8 @@ class Assembly:
             target_shape=self._blueprint.target_shape,
             classes=self._blueprint.chain.classes,
             max_rows=self._config.batch_size,
+            form=self._config.wire,
+            channels_last=self._config.channels_last,
             delta_shape=None if summary is None else summary.shape,
             delta_dtype=torch.float32 if summary is None else summary.dtype,
         )

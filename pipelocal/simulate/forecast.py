@@ -57,15 +57,17 @@ def job(scenario: Scenario, *, back_propagation: bool) -> Job:
     """
     model = scenario.micro if back_propagation else scenario.model
     speeds = scenario.speeds or (1.0,) * scenario.ranks
+    # Only pipelocal packs what it sends.
+    full = [unit.output_bytes for unit in model.profile.units]
+    outputs = full if back_propagation else model.x_bytes
     if scenario.equal_parts:
         stage = _equal_part(model, scenario.ranks, back_propagation)
-        outputs = [unit.output_bytes for unit in model.profile.units]
         stages, x_bytes = [stage] * scenario.ranks, [round(fmean(outputs))] * scenario.ranks
         delta_bytes = [fmean(model.delta_bytes) * model.reconcile_share] * scenario.ranks
     else:
         cuts = scenario.cuts or best_cuts(model, speeds, back_propagation=back_propagation)
         stages = [_stage(model, cut, back_propagation) for cut in cuts]
-        x_bytes = [model.profile.units[cut.stop - 1].output_bytes for cut in cuts]
+        x_bytes = [outputs[cut.stop - 1] for cut in cuts]
         delta_bytes = [model.mean_delta_bytes(cut.stop) for cut in cuts]
     own = Job(
         stages=[_slower(stage, speed) for stage, speed in zip(stages, speeds, strict=True)],

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipelocal.errors import UserError
 from pipelocal.transport.header import Kind
+from pipelocal.transport.packing import Packing, packing_of
 
 WIRE_DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
 WIRE_DTYPES |= {"bfloat16": torch.bfloat16, "int8": torch.int8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """How a float32 tensor is written on the wire."""
+
+    form: str
+    """A name in :data:`~pipelocal.transport.packing.PACKINGS`."""
+    shape: tuple[int, ...]
+    """Shape of one row as both stages know it."""
+    channels_last: bool
+    """Whether it is an image whose channels lie last in memory."""
+
+    @cached_property
+    def packing(self) -> Packing:
+        """What packs and unpacks."""
+        return packing_of(self.form, self.shape, channels_last=self.channels_last)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +42,13 @@ class Message:
 
     name: str
     shape: tuple[int, ...]
-    """Shape of one row, without the batch dimension."""
+    """Shape of one row on the wire, without the batch dimension."""
     dtype: str
-    """Name of the dtype, such as ``float32``; the same on the wire."""
+    """Name of the dtype on the wire, such as ``float32``."""
     kinds: tuple[str, ...]
     """Names of the kinds of batch that carry it."""
+    packed: Packed | None = None
+    """None for a tensor that travels as it is."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -37,6 +59,14 @@ class Message:
     def bytes_per_row(self) -> int:
         """Bytes of one row on the wire."""
         return prod(self.shape) * self.torch_dtype.itemsize
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """What travels, ``[rows, *shape]``, of a stage's tensor ``[rows, ...]``."""
+        return tensor if self.packed is None else self.packed.packing.encode(tensor)
+
+    def unpack(self, data: Tensor) -> Tensor:
+        """The next stage's tensor ``[rows, ...]``; may share the memory of what travelled."""
+        return data if self.packed is None else self.packed.packing.decode(data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +121,8 @@ def edge_contract(
     target_shape: Sequence[int],
     classes: int,
     max_rows: int,
+    form: str = "float32",
+    channels_last: bool = False,
     delta_shape: Sequence[int] | None = None,
     delta_dtype: torch.dtype = torch.float32,
 ) -> Contract:
@@ -102,25 +134,40 @@ def edge_contract(
         target_shape: shape of one row of the labels, ``()`` for one label a sample.
         classes: number of classes.
         max_rows: rows of a full batch.
+        form: how the output travels, a name in :data:`~pipelocal.transport.packing.PACKINGS`.
+        channels_last: whether images ``[C, H, W]`` are sent, and arrive, channels last in memory.
         delta_shape: shape of one row of what travels of delta; None where nothing does.
         delta_dtype: dtype of it.
     """
     feature, label = tuple(feature_shape), tuple(target_shape)
     train, evaluate = ("TRAIN", "RECONCILE"), ("EVALUATE",)
     both = (*train, *evaluate)
+    x = Packed(form=form, shape=feature, channels_last=channels_last and len(feature) == 3)
+    as_it_is = form == "float32" and not x.channels_last
     messages = [
-        Message(name="x", shape=feature, dtype="float32", kinds=both),
+        Message(
+            name="x",
+            shape=x.packing.shape,
+            dtype=_name_of(x.packing.dtype),
+            kinds=both,
+            packed=None if as_it_is else x,
+        ),
         Message(name="target", shape=label, dtype="int64", kinds=both),
         Message(name="ids", shape=(), dtype="int64", kinds=train),
         # Sum of the heads' class probabilities so far, so that the last stage knows the ensemble.
         Message(name="votes", shape=(*label, classes), dtype="float32", kinds=evaluate),
     ]
     if delta_shape is not None:
-        (dtype,) = (name for name, known in WIRE_DTYPES.items() if known == delta_dtype)
+        dtype = _name_of(delta_dtype)
         messages.append(
             Message(name="delta", shape=tuple(delta_shape), dtype=dtype, kinds=("RECONCILE",))
         )
     return Contract(source=source, target=source + 1, max_rows=max_rows, messages=tuple(messages))
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    (name,) = (name for name, known in WIRE_DTYPES.items() if known == dtype)
+    return name
 
 
 def _as_lists(value: Any) -> Any:

@@ -10,7 +10,8 @@
     Sender.finish()                                     batch.release()
 
 Ownership: what was given to ``send`` must not change until the transfer is done; the sender holds
-the reference until then. What ``get`` returns belongs to the receiver until ``release``.
+the reference until then. What ``get`` returns belongs to the receiver until ``release``. The contract
+says what is packed; ``send`` packs it, and ``get`` unpacks it.
 """
 
 from collections.abc import Callable

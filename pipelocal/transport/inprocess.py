@@ -1,4 +1,7 @@
-"""An edge between two stages of one process: tensors are handed over, not copied."""
+"""An edge between two stages of one process: tensors are handed over, not copied.
+
+What is packed on a wire is packed and unpacked here too, so that the next stage meets the same bits.
+"""
 
 from collections import deque
 
@@ -17,7 +20,7 @@ class InProcessEdge:
     waited_s = 0.0
 
     def __init__(self, contract: Contract) -> None:
-        self._bytes_per_row = {m.name: m.bytes_per_row for m in contract.messages}
+        self._messages = {m.name: m for m in contract.messages}
         self._batches: deque[HandedBatch] = deque()
         self.sent_bytes = 0
         self.received_bytes = 0
@@ -29,8 +32,9 @@ class InProcessEdge:
         self._batches.append(HandedBatch(header))
 
     def send(self, name: str, tensor: Tensor) -> None:
-        self._batches[-1].tensors[name] = tensor.detach()
-        self.sent_bytes += tensor.shape[0] * self._bytes_per_row[name]
+        message = self._messages[name]
+        self._batches[-1].tensors[name] = message.unpack(message.pack(tensor.detach()))
+        self.sent_bytes += len(tensor) * message.bytes_per_row
         self.received_bytes = self.sent_bytes
 
     def finish(self) -> None:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pipelocal.errors import StageError
-from pipelocal.transport.contract import Contract
+from pipelocal.transport.contract import Contract, Message
 from pipelocal.transport.edge import Check
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.wires import Token, WaitReceived, WaitSent, Wire
@@ -156,9 +156,9 @@ class RemoteSender(_Endpoint):
     def send(self, name: str, tensor: Tensor) -> None:
         wanted = self._expected.popleft() if self._expected else None
         assert wanted == name, f"the contract wants {wanted} next, not {name}"
-        self.sent_bytes += tensor.numel() * tensor.element_size()
-        tensor = tensor.detach().contiguous()
         message = self._contract.messages[self._index[name] - 1]
+        tensor = message.pack(tensor.detach()).contiguous()
+        self.sent_bytes += tensor.nbytes
         assert (tensor.dtype, tensor.shape[1:]) == (message.torch_dtype, message.shape), (
             f"{name} is {tensor.dtype} {list(tensor.shape[1:])}, but the contract says {message}"
         )
@@ -214,6 +214,7 @@ class RemoteReceiver(_Endpoint):
             contract, wire, own=contract.target, peer=peer, check=check, timeout_s=timeout_s
         )
         self.received_bytes = 0
+        self._messages = {m.name: m for m in contract.messages}
         self._next_number = 0
         self._arriving: deque[ArrivingBatch] = deque()
         self._free: deque[_Slot] = deque(
@@ -236,11 +237,12 @@ class RemoteReceiver(_Endpoint):
         self._next_number += 1
         return batch
 
-    def wait_for_tensor(self, batch: ArrivingBatch, name: str) -> None:
-        """Wait until one tensor of a batch is there."""
+    def wait_for_tensor(self, batch: ArrivingBatch, name: str) -> Message:
+        """Wait until one tensor of a batch is there; what the contract says of it."""
         with self._changed:
             self._wait_for(lambda: name in batch.arrived, "nothing from")
         self._wire.join(batch.arrived[name])
+        return self._messages[name]
 
     def give_back(self, slot: _Slot) -> None:
         """A slot may be filled again once the device is past what it was asked so far."""
@@ -296,10 +298,14 @@ class ArrivingBatch:
         self.arrived: dict[str, Token] = {}
         self._receiver = receiver
         self._slot = slot
+        self._taken: dict[str, Tensor] = {}
 
     def get(self, name: str) -> Tensor:
-        self._receiver.wait_for_tensor(self, name)
-        return self._slot.buffers[name][: self.header.rows]
+        if name not in self._taken:
+            message = self._receiver.wait_for_tensor(self, name)
+            self._taken[name] = message.unpack(self._slot.buffers[name][: self.header.rows])
+        return self._taken[name]
 
     def release(self) -> None:
+        self._taken.clear()
         self._receiver.give_back(self._slot)

@@ -38,6 +38,7 @@ def make_stage(
     lr: float = 0.1,
     momentum: float = 0.0,
     seed: int = 0,
+    autocast: torch.dtype | None = None,
 ) -> Stage:
     """A stage with SGD; greedy unless told otherwise."""
     body = body if isinstance(body, nn.Sequential) else nn.Sequential(body)
@@ -49,6 +50,7 @@ def make_stage(
         objective=objective or Greedy(),
         optimizer=torch.optim.SGD(parameters, lr=lr, momentum=momentum),
         seed=seed,
+        autocast=autocast,
     )
 
 

@@ -69,13 +69,14 @@ def added_gradient(
     objective: Objective,
     *,
     dtype: torch.dtype = torch.float64,
+    autocast: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """What reconciliation adds to each parameter's gradient, on the batch of ``make``."""
     return {
         name: value - plain
         for (name, value), plain in zip(
-            found(make, objective, dtype).items(),
-            found(make, Greedy(), dtype).values(),
+            found(make, objective, dtype, autocast).items(),
+            found(make, Greedy(), dtype, autocast).values(),
             strict=True,
         )
     }
@@ -85,10 +86,11 @@ def found(
     make: Callable[[], tuple[nn.Module, nn.Module, Tensor, Tensor]],
     objective: Objective,
     dtype: torch.dtype,
+    autocast: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     with seeded(0, "first order"), sdpa_kernel(SDPBackend.MATH):
         body, head, x, target = make()
-        stage = make_stage(body.to(dtype), head.to(dtype), objective=objective)
+        stage = make_stage(body.to(dtype), head.to(dtype), objective=objective, autocast=autocast)
         delta = torch.randn(x.shape).to(dtype) / ROWS
         stage.forward(x.to(dtype), reconciled=objective.wants_delta)
         stage.output_gradient(target)
@@ -235,6 +237,29 @@ def test_under_autocast_the_difference_is_formed_in_float32() -> None:
 
     exact = added_gradient(gpt, exact_form(d))
     assert relative_error({n: v.double() for n, v in added().items()}, exact) < 0.1
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.999])
+@pytest.mark.parametrize("model", ["cnn", "gpt"])
+def test_a_stage_of_its_own_autocast_too(model: str, fraction: float) -> None:
+    """Its passes leave autocast before reconciliation, which is told in another way."""
+    d = DISTANCES.get("cosine")
+    added = added_gradient(
+        MAKERS[model],
+        first_order(d, fraction=fraction),
+        dtype=torch.float32,
+        autocast=torch.bfloat16,
+    )
+    exact = added_gradient(MAKERS[model], exact_form(d))
+    assert relative_error({n: v.double() for n, v in added.items()}, exact) < 0.1
+
+
+def test_the_exact_form_is_lost_in_the_rounding_of_autocast() -> None:
+    """Which is why it is refused: what it adds is rounded with the loss's own gradient."""
+    d = DISTANCES.get("cosine")
+    added = added_gradient(gpt, exact_form(d), dtype=torch.float32, autocast=torch.bfloat16)
+    exact = added_gradient(gpt, exact_form(d))
+    assert relative_error({n: v.double() for n, v in added.items()}, exact) > 0.5
 
 
 class Checkpointed(nn.Module):

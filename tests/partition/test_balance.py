@@ -45,6 +45,7 @@ def model_of(units: list[Cost], heads: list[Cost] | None = None, *, reconcile: b
     )
     return CostModel(
         profile=profile,
+        x_bytes=[unit.output_bytes for unit in units],
         delta_bytes=[unit.output_bytes for unit in units],
         reconcile_share=float(reconcile),
         passes=0.0,
@@ -129,7 +130,12 @@ def test_one_heavy_unit_gets_a_stage_of_its_own() -> None:
     )
     assert [cost.forward_s > 0.02 for cost in profile.units] == [s > 0 for s in seconds]
     costs = CostModel(
-        profile=profile, delta_bytes=[0] * 6, reconcile_share=0.0, passes=0.0, window=2
+        profile=profile,
+        x_bytes=[0] * 6,
+        delta_bytes=[0] * 6,
+        reconcile_share=0.0,
+        passes=0.0,
+        window=2,
     )
     cuts = balanced(costs, 3, balance="time")
     assert Cut(start=2, stop=3) in cuts

@@ -45,6 +45,7 @@ def a_model(
     )
     return CostModel(
         profile=profile,
+        x_bytes=[100] * len(units),
         delta_bytes=[100] * len(units),
         reconcile_share=float(reconcile),
         passes=0.0,

@@ -15,6 +15,7 @@ from pipelocal.transport.connect import Link, connect, use_nccl
 from pipelocal.transport.contract import Contract, edge_contract
 from pipelocal.transport.edge import Receiver, Sender
 from pipelocal.transport.header import Header, Kind
+from pipelocal.transport.packing import SCALE_BYTES
 from pipelocal.transport.remote import RING_SLOTS, RemoteReceiver, RemoteSender
 from pipelocal.world import describe_device
 from tests.ranks import start, world_of
@@ -23,13 +24,14 @@ CPU = torch.device("cpu")
 SLOW_S = 0.5
 
 
-def contract(features: int, max_rows: int = 8) -> Contract:
+def contract(features: int, max_rows: int = 8, form: str = "float32") -> Contract:
     return edge_contract(
         source=1,
         feature_shape=(features,),
         target_shape=(),
         classes=2,
         max_rows=max_rows,
+        form=form,
         delta_shape=(features,),
     )
 
@@ -146,6 +148,38 @@ def test_messages_of_64_mib(tmp_path: Path) -> None:
         assert take_all(receiver, check) == 3
 
     run_edge(tmp_path, contract(features), send, receive, seconds=60)
+
+
+@pytest.mark.parametrize("form", ["bf16", "int8"])
+def test_a_packed_message_of_64_mib(tmp_path: Path, form: str) -> None:
+    """64 MiB on the wire; what arrives is what packing and unpacking in one process gives."""
+    per_row = 64 * 2**20 // 8
+    features = per_row // 2 if form == "bf16" else per_row - SCALE_BYTES
+    edge = contract(features, form=form)
+    x = edge.messages[0]
+    assert x.bytes_per_row * 8 == 64 * 2**20
+
+    def send(sender: RemoteSender) -> None:
+        for number in range(2):
+            sender.begin(Header(kind=Kind.TRAIN, number=number, rows=8, epoch=0))
+            sender.send("x", value(number, 8, features))
+            for name in ("target", "ids"):
+                sender.send(name, torch.arange(8))
+            sender.finish()
+        end(sender, 2)
+        assert sender.sent_bytes == 2 * (64 * 2**20 + 128)
+
+    def receive(receiver: RemoteReceiver) -> None:
+        for number in range(2):
+            batch = receiver.receive()
+            got = batch.get("x")
+            assert torch.equal(got, x.unpack(x.pack(value(number, 8, features))))
+            assert got.dtype == torch.float32
+            assert batch.get("x") is got  # unpacked once
+            batch.release()
+        receiver.receive().release()
+
+    run_edge(tmp_path, edge, send, receive, seconds=60)
 
 
 def test_three_thousand_small_batches(tmp_path: Path) -> None:
