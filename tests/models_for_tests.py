@@ -128,3 +128,43 @@ def attention(shape: tuple[int, ...], classes: int) -> nn.Sequential:
     return _sequential(
         _first(32), _layer(32, 32), SelfAttention(), _layer(32, 32), nn.Linear(32, classes)
     )
+
+
+class Repeat(nn.Module):
+    """``[B, 64]`` to ``[B, times * 64]``, with a trained scale and next to no work."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).repeat(1, self.times) * self.scale
+
+
+class Dawdle(nn.Module):
+    """Takes its time with every batch, and passes a little of it on."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(self.seconds)
+        return x[:, :64] * self.scale
+
+
+def slow_second(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """A first stage that could send 1 MiB for 16 samples far faster than the second one takes it."""
+    return _sequential(Repeat(256), Dawdle(0.004), nn.Linear(64, classes))
+
+
+def huge_messages(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """64 MiB of x for 16 samples."""
+    return _sequential(Repeat(16_384), Dawdle(0.0), nn.Linear(64, classes))
+
+
+def tiny(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """As little work as a batch can be."""
+    return _sequential(Repeat(1), Repeat(1), nn.Linear(64, classes))
