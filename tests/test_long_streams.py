@@ -29,6 +29,7 @@ def stages(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("window", [1, 4])
 def test_memory_does_not_grow_while_a_stage_is_slow(tmp_path: Path, window: int) -> None:
     """3000 batches of 1 MiB: what is queued is the window, not what the fast stage could make."""
@@ -43,6 +44,7 @@ def test_memory_does_not_grow_while_a_stage_is_slow(tmp_path: Path, window: int)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("objective", ["greedy", "sgr"])
 def test_ten_thousand_small_batches(tmp_path: Path, objective: str) -> None:
     """Over two ranks as in one process, to the last bit."""
