@@ -314,6 +314,20 @@ def train_over_ranks(ranks: int, options: Sequence[str], *, what: str) -> dict[s
         return summary
 
 
+def metrics_over_ranks(ranks: int, config: TrainConfig) -> list[dict[str, Any]]:
+    """``pipelocal train`` under torchrun; the lines of ``metrics.jsonl``.
+
+    Raises:
+        BenchmarkError: it failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
+        out = Path(scratch, "run")
+        arguments = [*_arguments(config, data_root=config.data_root), "--plain", "--out", str(out)]
+        launch(ranks, arguments, what=f"{config.model}, {config.objective}, {ranks} ranks")
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
 @contextmanager
 def _processes() -> Iterator[dict[int, subprocess.Popen[bytes]]]:
     """Running processes by index; what still runs at the end is stopped."""

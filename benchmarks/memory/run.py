@@ -1,0 +1,203 @@
+"""Peak memory and step time of ways to train one model with one global batch.
+
+On one device: back-propagation, with activation checkpointing, with gradient accumulation, and
+pipelocal in 2 to 16 stages. Over ranks: 1F1B and pipelocal, each stage. Auxiliary heads, their
+gradients, and reconciliation count like everything else::
+
+    python benchmarks/memory/run.py --quick --json memory.json
+    python benchmarks/memory/run.py --json memory.json
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks import common
+from benchmarks.common import Target
+from benchmarks.memory.trial import LOG_EVERY, PLAIN
+from pipelocal.build import Blueprint
+from pipelocal.config import TrainConfig
+from pipelocal.partition import to_text
+from pipelocal.partition.analysed import Roofline
+
+HERE = Path(__file__).parent
+RANKS = 4
+MIB = 2**20
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = common.Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, required=True, help="result file to write")
+    parser.add_argument("--quick", action="store_true", help="a short form of under 3 minutes")
+    parser.add_argument("--model", default="resnet110", help="model (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="global batch (%(default)s)")
+    parser.add_argument("--stages", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--rounds", type=int, default=3, help="timings in turns, so many times")
+    options = parser.parse_args()
+    if options.quick:
+        options.model, options.batch_size, options.stages, options.rounds = "resnet20", 32, [4], 1
+    common.check_writable(options.json)
+    cuts = {stages: memory_cut(options.model, stages) for stages in {*options.stages, RANKS}}
+    base = ["--model", options.model, "--batch-size", str(options.batch_size)]
+    one = {name: ["--method", name] for name in PLAIN}
+    for objective in ("greedy", "sgr"):
+        for stages in options.stages:
+            own = ["--method", "pipelocal", "--objective", objective, "--cut", cuts[stages]]
+            one[f"pipelocal {objective}, K = {stages}"] = own
+    rows: list[Row] = [measure(name, [*base, *own]) for name, own in one.items()]
+    seconds = time_in_turns({name: [*base, *own] for name, own in one.items()}, options.rounds)
+    for row in rows:
+        ratios = [a / b for a, b in zip(seconds[row["method"]], seconds["BP"], strict=True)]
+        row["time_over_bp"] = statistics.median(ratios)
+        row["time_over_bp_each_round"] = ratios
+    rows += over_ranks(base, cuts[RANKS])
+    for row in rows:
+        row["memory_over_bp"] = row["live_bytes"] / rows[0]["live_bytes"]
+    targets = make_targets(rows)
+    show(rows)
+    common.print_targets(targets)
+    common.write_result(
+        options.json,
+        environment={
+            **common.describe_environment(threads=1),
+            "model": options.model,
+            "batch_size": options.batch_size,
+            "cuts": cuts,
+        },
+        results=rows,
+        targets=targets,
+    )
+    plot(rows, options.json.with_suffix(".png"))
+
+
+def memory_cut(model: str, stages: int) -> str:
+    """As ``--balance memory`` cuts, found on the meta device: the same on every machine."""
+    config = TrainConfig(model=model, data="synthetic", stages=stages, balance="memory")
+    blueprint = Blueprint.draw(config)
+    meter = Roofline(flops=1e13, memory_bytes_per_s=1e12)
+    cut = blueprint.partitioned(config, lambda: blueprint.cost_model(config, meter))
+    return to_text(cut.chain, cut.cuts)
+
+
+def measure(name: str, arguments: Sequence[str]) -> Row:
+    """Peak memory of a method on one device."""
+    output = common.launch(1, [str(HERE / "trial.py"), *arguments], what=name)
+    found = json.loads(output.splitlines()[-1])
+    print(f"{name}: {found['live_bytes'] / MIB:.0f} MiB", flush=True)
+    return {"method": name, "ranks": 1, **_without_rank(found)}
+
+
+def time_in_turns(methods: dict[str, list[str]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a step of each method, in each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    for round_ in range(rounds):
+        for name, arguments in methods.items():
+            steps = 4 if name in PLAIN else 3 * LOG_EVERY
+            timed = [str(HERE / "trial.py"), *arguments, "--time", "--steps", str(steps)]
+            output = common.launch(1, timed, what=name)
+            seconds[name].append(float(json.loads(output.splitlines()[-1])["seconds"]))
+        print(f"round {round_ + 1} of {rounds}", flush=True)
+    return seconds
+
+
+def over_ranks(base: Sequence[str], cut: str) -> list[Row]:
+    """Peak memory of every rank, for 1F1B and pipelocal on the same cut."""
+    methods = {f"1F1B, m = {m}": ["--method", "1F1B", "--micro-batches", str(m)] for m in (4, 16)}
+    for objective in ("greedy", "sgr"):
+        methods[f"pipelocal {objective}"] = ["--method", "pipelocal", "--objective", objective]
+    rows = []
+    for name, own in methods.items():
+        arguments = [str(HERE / "trial.py"), *base, *own, "--cut", cut]
+        output = common.launch(RANKS, arguments, what=name)
+        ranks = sorted(
+            (json.loads(line) for line in output.splitlines() if line.startswith("{")),
+            key=lambda found: int(found["rank"]),
+        )
+        rows += [
+            {
+                "method": f"{name}, rank {found['rank']}",
+                "ranks": RANKS,
+                **_without_rank(found),
+            }
+            for found in ranks
+        ]
+    return rows
+
+
+def _without_rank(found: Row) -> Row:
+    return {key: value for key, value in found.items() if key != "rank"}
+
+
+def make_targets(rows: Sequence[Row]) -> list[Target]:
+    """Memory and time on one device, and the first stage's memory over ranks."""
+    found = {row["method"]: row for row in rows}
+    targets = []
+    for objective, goal in (("greedy", 1.05), ("sgr", 1.25)):
+        if (row := found.get(f"pipelocal {objective}, K = 4")) is None:
+            continue
+        name = f"one device, {objective}, K = 4"
+        targets += [
+            common.at_most(f"{name}: memory over BP's", row["memory_over_bp"], 0.40),
+            common.at_most(f"{name}: time over BP's", row["time_over_bp"], goal),
+        ]
+        checkpointed = found["BP, checkpointing"]
+        for what in ("memory", "time"):
+            ratio = row[f"{what}_over_bp"] / checkpointed[f"{what}_over_bp"]
+            targets.append(
+                common.at_most(f"{name}: {what} over BP's with checkpointing", ratio, 1.0)
+            )
+    ours, theirs = found["pipelocal sgr, rank 0"], found["1F1B, m = 4, rank 0"]
+    ratio = theirs["live_bytes"] / ours["live_bytes"]
+    return [*targets, common.reported("first stage of 4 ranks, 1F1B over pipelocal sgr", ratio)]
+
+
+def show(rows: Sequence[Row]) -> None:
+    """A line for each method."""
+    common.print_table(
+        "peak memory of a process, heads and optimizer included",
+        ("method", "live tensors, MiB", "over BP", "process, MiB", "step time over BP"),
+        [
+            (
+                row["method"],
+                f"{row['live_bytes'] / MIB:.0f}",
+                f"{row['memory_over_bp']:.2f}",
+                f"{row['process_bytes'] / MIB:.0f}",
+                f"{row['time_over_bp']:.2f}" if "time_over_bp" in row else "-",
+            )
+            for row in rows
+        ],
+    )
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Memory against time on one device; memory of each rank beside it."""
+    pyplot = common.load_pyplot()
+    if pyplot is None:
+        return
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    for row in rows:
+        if "time_over_bp" in row:
+            left.plot(row["memory_over_bp"], row["time_over_bp"], "o")
+            place = (row["memory_over_bp"], row["time_over_bp"])
+            left.annotate(row["method"], place, fontsize=6)
+    left.set(xlabel="peak memory over BP's", ylabel="step time over BP's", title="one device")
+    own = [row for row in rows if "time_over_bp" not in row]
+    right.barh([row["method"] for row in own], [row["live_bytes"] / MIB for row in own])
+    right.invert_yaxis()
+    right.tick_params(axis="y", labelsize=7)
+    right.set(xlabel="peak of live tensors, MiB", title=f"{RANKS} ranks")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    common.run_main(main)

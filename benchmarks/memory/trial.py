@@ -1,0 +1,193 @@
+"""One way to train, in a process of its own: its peak memory, or the time of its steps, as JSON.
+
+Run by torchrun for several ranks, which print a line each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.live_bytes import LiveBytes
+from benchmarks.throughput.peer import pipeline_step, random_batch, sgd
+from pipelocal.build import Blueprint
+from pipelocal.config import TrainConfig
+from pipelocal.data import DATASETS, ArrayDataset, DataInfo, DatasetEntry
+from pipelocal.host import set_up_host
+from pipelocal.objective.local import cross_entropy
+from pipelocal.pipeline.assembly import Assembly
+from pipelocal.train import train
+from pipelocal.transport.remote import RING_SLOTS
+
+ACCUMULATED = 4
+"""Parts of the batch with gradient accumulation."""
+PLAIN = ("BP", "BP, checkpointing", "BP, accumulation")
+DATA = DataInfo(name="noise", sample_shape=(3, 32, 32), classes=10)
+SAMPLES = 512
+LOG_EVERY = 8
+"""Batches in a record: whole cycles of ``--reconcile-every``."""
+
+
+def main() -> None:
+    """Run one rank."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--method", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--cut", default="1", help="for pipelocal and pipelines")
+    parser.add_argument("--objective", default="greedy")
+    parser.add_argument("--micro-batches", type=int, default=1)
+    parser.add_argument("--time", action="store_true", help="time, not memory")
+    parser.add_argument("--steps", type=int, default=4)
+    options = parser.parse_args()
+    set_up_host(1)
+    DATASETS.register(DATA.name)(DatasetEntry(DATA, noise))
+    config = TrainConfig(
+        model=options.model,
+        data=DATA.name,
+        batch_size=options.batch_size,
+        cut=None if options.method in PLAIN else options.cut,
+        objective="bp" if options.method in PLAIN else options.objective,
+        lr=0.01,
+        log_every=LOG_EVERY,
+        evaluate_every=1000,
+        drop_last=True,
+        max_steps=options.steps,
+        epochs=1000,
+        plain=True,
+    )
+    before = psutil.Process().memory_info().rss
+    if options.time:
+        found = {"seconds": seconds(options.method, config)}
+    else:
+        with LiveBytes() as counter:
+            run(options.method, config, options.micro_batches, [])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        extra = ring_bytes(config) if options.method == "pipelocal" else 0
+        found = {"live_bytes": counter.peak + extra, "process_bytes": peak}
+    print(json.dumps(found | {"rank": int(os.environ.get("RANK", 0))}), flush=True)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def noise(_root: Path | None, seed: int) -> ArrayDataset:
+    """Images that need next to no memory to make, unlike ``synthetic``'s."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (SAMPLES, *DATA.sample_shape)
+    x = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    y = torch.arange(SAMPLES) % DATA.classes
+    half = (0.5,) * 3
+    few = slice(0, 8)
+    return ArrayDataset(
+        info=DATA, train_x=x, train_y=y, test_x=x[few], test_y=y[few], mean=half, std=half
+    )
+
+
+def seconds(method: str, config: TrainConfig) -> float:
+    """Median of a step's seconds, the first ones left out."""
+    found: list[float] = []
+    run(method, config, 1, found)
+    return statistics.median(found)
+
+
+def run(method: str, config: TrainConfig, micro_batches: int, found: list[float]) -> None:
+    """Train some steps.
+
+    Args:
+        method: how.
+        config: what; its ``max_steps`` says how long.
+        micro_batches: of a pipeline schedule.
+        found: takes the seconds of steps.
+    """
+    if method == "pipelocal":
+        run_own(config, found)
+        return
+    pipeline = method not in PLAIN
+    if pipeline:
+        dist.init_process_group("gloo")
+    blueprint = Blueprint.draw(config)
+    x, target = random_batch(blueprint, config.batch_size)
+    step = (
+        pipeline_step(blueprint, method, micro_batches, x, target)
+        if pipeline
+        else plain_step(blueprint, method, x, target)
+    )
+    assert config.max_steps is not None
+    for number in range(config.max_steps):
+        started = time.perf_counter()
+        step()
+        if number > 0:
+            found.append(time.perf_counter() - started)
+
+
+def run_own(config: TrainConfig, found: list[float]) -> None:
+    """The trainer itself, evaluation at the end included."""
+    with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
+        out = Path(scratch, "run")
+        train(replace(config, out=str(out)), stream=io.StringIO())
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    last = max(record["stage"] for record in records)
+    rates = [
+        record["samples_per_second"]
+        for record in records
+        if record["event"] == "train" and record["stage"] == last
+    ]
+    found += [config.batch_size / rate for rate in rates[1:]]
+
+
+def plain_step(blueprint: Blueprint, method: str, x: Tensor, target: Tensor) -> Callable[[], None]:
+    """Back-propagation through the whole model on one device."""
+    model: nn.Module = blueprint.chain.build_whole(seed=0)
+    optimizer = sgd(model)
+    parts = ACCUMULATED if method == "BP, accumulation" else 1
+    units = list(model.children())
+
+    def forward(rows: Tensor) -> Tensor:
+        if method != "BP, checkpointing":
+            return model(rows)  # type: ignore[no-any-return]
+        for unit in units[:-1]:
+            rows = checkpoint(unit, rows, use_reentrant=False)
+        return units[-1](rows)  # type: ignore[no-any-return]
+
+    def step() -> None:
+        for rows, labels in zip(x.chunk(parts), target.chunk(parts), strict=True):
+            (cross_entropy(forward(rows), labels) / parts).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def ring_bytes(config: TrainConfig) -> int:
+    """What the edge of this rank receives into, which another thread makes; 0 without one."""
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if rank == 0 or ranks == 1:
+        return 0
+    blueprint = Blueprint.draw(config)
+    assembly = Assembly(config, blueprint, torch.device("cpu"), report=lambda _record: None)
+    first = rank * blueprint.stages // ranks
+    rows = sum(message.bytes_per_row for message in assembly.contract(first).messages)
+    return RING_SLOTS * config.batch_size * rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Each stage of a cut by itself, without edges; prints its median seconds of a step as JSON.
+
+The rate of the slowest one is the most that a pipeline can reach: what it is held against.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from benchmarks.throughput.peer import NOT_COUNTED, random_batch
+from pipelocal.build import Blueprint
+from pipelocal.config import TrainConfig
+from pipelocal.host import set_up_host
+
+
+def main() -> None:
+    """Time the stages, one after the other."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--cut", required=True)
+    parser.add_argument("--objective", required=True)
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    options = parser.parse_args()
+    set_up_host(1)
+    config = TrainConfig(
+        model=options.model, data=options.data, cut=options.cut, objective=options.objective
+    )
+    blueprint = Blueprint.draw(config)
+    first, target = random_batch(blueprint, options.batch_size)
+    # Whole cycles of reconciled and other batches, so that the mean is that of a long run.
+    every = config.reconcile_every if config.objective == "sgr" else 1
+    steps = -(-options.steps // every) * every
+    seconds = []
+    for number in range(1, blueprint.stages + 1):
+        stage = blueprint.build_stage(number, config, device=torch.device("cpu"), total_steps=steps)
+        rows = options.batch_size
+        x = first if number == 1 else torch.randn(rows, *blueprint.output_shape(number - 1))
+        delta = torch.randn(x.shape) / rows if stage.wants_delta else None
+        own = []
+        for step in range(NOT_COUNTED + steps):
+            reconciled = (step - NOT_COUNTED) % every == 0
+            started = time.perf_counter()
+            stage.step(x, target, delta if reconciled else None)
+            own.append(time.perf_counter() - started)
+        counted = own[NOT_COUNTED:]
+        cycles = [sum(counted[i : i + every]) / every for i in range(0, steps, every)]
+        seconds.append(statistics.median(cycles))
+    print(json.dumps(seconds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""What a user would train the same model with otherwise; run by torchrun, one process a rank.
+
+Pipeline schedules of ``torch.distributed.pipelining`` over the stages of a cut, data parallelism
+(``DDP``), and back-propagation in one process (``BP``). All do the same work a step: one global
+batch, forward, backward, one step of SGD with momentum. Rank 0 prints the median seconds of a step
+as its last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import pipelining
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelocal.build import Blueprint
+from pipelocal.config import TrainConfig
+from pipelocal.host import set_up_host
+from pipelocal.objective.in_place import disable_inplace
+from pipelocal.objective.local import cross_entropy
+
+NOT_COUNTED = 3
+"""First steps, which pay for what is done once."""
+
+SINGLE = {
+    "GPipe": pipelining.ScheduleGPipe,
+    "1F1B": pipelining.Schedule1F1B,
+}
+"""Schedules of one stage a rank."""
+MULTI = {
+    "interleaved 1F1B": pipelining.ScheduleInterleaved1F1B,
+    "zero bubble": pipelining.ScheduleInterleavedZeroBubble,
+}
+"""Schedules of one or several stages a rank, dealt out in turn."""
+
+Step = Callable[[], None]
+
+
+def main() -> None:
+    """Run one rank."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--method", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--cut", required=True)
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--micro-batches", type=int, default=1)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    set_up_host(options.threads)
+    dist.init_process_group("gloo")
+    blueprint = Blueprint.draw(
+        TrainConfig(model=options.model, data=options.data, cut=options.cut, objective="greedy")
+    )
+    x, target = random_batch(blueprint, options.batch_size)
+    if options.method in ("BP", "DDP"):
+        step = plain_step(blueprint, x, target, ddp=options.method == "DDP")
+    else:
+        step = pipeline_step(blueprint, options.method, options.micro_batches, x, target)
+    seconds = []
+    for _ in range(options.steps):
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        print(statistics.median(seconds[NOT_COUNTED:]), flush=True)
+    sys.stdout.flush()
+    os._exit(0)  # live DDP objects can deadlock destroy_process_group
+
+
+def random_batch(blueprint: Blueprint, rows: int) -> tuple[Tensor, Tensor]:
+    """Samples ``[rows, ...]`` and labels, the same on every rank."""
+    generator = torch.Generator().manual_seed(0)
+    chain = blueprint.chain
+    shape = (rows, *blueprint.target_shape)
+    target = torch.randint(chain.classes, shape, generator=generator)
+    if chain.input_dtype.is_floating_point:
+        return torch.randn(rows, *chain.input_shape, generator=generator), target
+    return torch.randint(chain.classes, (rows, *chain.input_shape), generator=generator), target
+
+
+def plain_step(blueprint: Blueprint, x: Tensor, target: Tensor, *, ddp: bool) -> Step:
+    """A step of the whole model; with DDP on this rank's share of the rows."""
+    model: nn.Module = blueprint.chain.build_whole(seed=0)
+    if ddp:
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        x, target = x.chunk(ranks)[rank], target.chunk(ranks)[rank]
+        model = DistributedDataParallel(model)
+    optimizer = sgd(model)
+
+    def step() -> None:
+        cross_entropy(model(x), target).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def pipeline_step(
+    blueprint: Blueprint, method: str, micro_batches: int, x: Tensor, target: Tensor
+) -> Step:
+    """A step of a pipeline schedule; stage i is on rank i modulo the ranks."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    numbers = range(rank, blueprint.stages, ranks)
+    modules: list[nn.Module] = [build_part(blueprint, number) for number in numbers]
+    stages: list[Any] = [
+        pipelining.PipelineStage(module, number, blueprint.stages, torch.device("cpu"))
+        for number, module in zip(numbers, modules, strict=True)
+    ]
+    arguments: dict[str, Any] = {"n_microbatches": micro_batches, "loss_fn": cross_entropy}
+    schedule: Any
+    if method in SINGLE:
+        (stage,) = stages
+        schedule = SINGLE[method](stage, **arguments)
+    else:
+        schedule = MULTI[method](stages, **arguments)
+    optimizer = sgd(nn.ModuleList(list(modules)))
+    inputs = (x,) if rank == 0 else ()
+    labels = {"target": target} if rank == ranks - 1 else {}
+
+    def step() -> None:
+        schedule.step(*inputs, **labels)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def build_part(blueprint: Blueprint, number: int) -> nn.Module:
+    """Stage ``number``, from 0, as a module; the last one with the classifier."""
+    cut = blueprint.cuts[number]
+    module: nn.Module = blueprint.chain.build(cut.start, cut.stop, seed=0)
+    if number == blueprint.stages - 1:
+        module = nn.Sequential(module, blueprint.chain.build_classifier(seed=0))
+    disable_inplace(module)  # the schedules hand inputs on that must not be changed
+    return module
+
+
+def sgd(module: nn.Module) -> torch.optim.Optimizer:
+    """As pipelocal's stages have it by default."""
+    return torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+
+if __name__ == "__main__":
+    main()
