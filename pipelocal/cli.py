@@ -1,4 +1,4 @@
-"""The command line: ``pipelocal train | evaluate | export | plan``.
+"""The command line: ``pipelocal train | evaluate | export | plan | timeline``.
 
 ::
 
@@ -7,6 +7,7 @@
     pipelocal evaluate runs/first
     pipelocal export runs/first --to model.pt
     pipelocal plan --model resnet50 --stages 4
+    pipelocal timeline runs/first
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import tyro
 
-from pipelocal.config import EvaluateConfig, ExportConfig, PlanConfig, TrainConfig, load_toml
+from pipelocal.config import (
+    EvaluateConfig,
+    ExportConfig,
+    PlanConfig,
+    TimelineConfig,
+    TrainConfig,
+    load_toml,
+)
 from pipelocal.errors import Interrupted, PipelocalError, Terminated, UserError
 
 Command = (
@@ -30,7 +39,10 @@ Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
     | Annotated[PlanConfig, tyro.conf.subcommand("plan")]
+    | Annotated[TimelineConfig, tyro.conf.subcommand("timeline")]
 )
+
+AnyConfig = TrainConfig | EvaluateConfig | ExportConfig | PlanConfig | TimelineConfig
 
 USER_ERROR, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
@@ -79,7 +91,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> TrainConfig | EvaluateConfig | ExportConfig | PlanConfig:
+def _parse(arguments: list[str]) -> AnyConfig:
     """Options from the command line, over those of a ``--config`` file, over the defaults."""
     quiet = _rank() != "0"
     if arguments[:1] == ["train"]:
@@ -109,7 +121,7 @@ def _config_path(arguments: list[str]) -> str | None:
     return None
 
 
-def _dispatch(command: TrainConfig | EvaluateConfig | ExportConfig | PlanConfig) -> None:
+def _dispatch(command: AnyConfig) -> None:
     if isinstance(command, TrainConfig):
         from pipelocal.train import train
 
@@ -127,6 +139,9 @@ def _dispatch(command: TrainConfig | EvaluateConfig | ExportConfig | PlanConfig)
         else:
             print_plan(result_of_plan, sys.stdout)
         return
+    if isinstance(command, TimelineConfig):
+        _timeline(command)
+        return
     from pipelocal.evaluate import evaluate, export
 
     if isinstance(command, ExportConfig):
@@ -140,6 +155,19 @@ def _dispatch(command: TrainConfig | EvaluateConfig | ExportConfig | PlanConfig)
     for stage in result["stages"]:
         print(f"stage {stage['stage']:>3}  {stage['units']:<24} accuracy {stage['accuracy']:.4f}")
     print(f"ensemble of heads                   accuracy {result['ensemble_accuracy']:.4f}")
+
+
+def _timeline(command: TimelineConfig) -> None:
+    from pipelocal.checkpoint.run_folder import RunFolder
+    from pipelocal.telemetry.timeline import Timeline
+    from pipelocal.telemetry.timeline_view import draw_timeline, print_timeline
+
+    folder = RunFolder.open(command.run).path
+    timeline = Timeline.of(folder)
+    print_timeline(timeline, sys.stdout)
+    path = folder / "timeline.png" if command.to is None else Path(command.to)
+    draw_timeline(timeline, path)
+    print(f"picture: {path}")
 
 
 def _say(what: str, error: object, code: int) -> int:

@@ -44,6 +44,10 @@ class StageError(PipelocalError, RuntimeError):
         return f"{where}: {self.reason}"
 
 
+STALLED = "it hangs or is too slow (--timeout sets the patience)"
+"""How the account of a stall ends; then every rank tells what it did last."""
+
+
 class Terminated(BaseException):
     """This process was asked to end by SIGTERM; like KeyboardInterrupt no error of the program's."""
 

@@ -23,7 +23,14 @@ from pipelocal.config import TrainConfig
 from pipelocal.control import CAUSE_PATIENCE_S, ControlPlane
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
-from pipelocal.errors import Interrupted, PipelocalError, StageError, Terminated, UserError
+from pipelocal.errors import (
+    STALLED,
+    Interrupted,
+    PipelocalError,
+    StageError,
+    Terminated,
+    UserError,
+)
 from pipelocal.host import set_up_host
 from pipelocal.objective.local import ExactReconciliation
 from pipelocal.objective.probe import check_double_backward, check_one_row
@@ -34,8 +41,11 @@ from pipelocal.pipeline.placement import place
 from pipelocal.pipeline.source import Plan, Source
 from pipelocal.pipeline.worker import Worker, run_stream
 from pipelocal.stage import Stage
+from pipelocal.telemetry.actions import Recorder
+from pipelocal.telemetry.clock import seconds_behind_rank_0
 from pipelocal.telemetry.reporter import Reporter
 from pipelocal.telemetry.summary import describe, final_record, summarise
+from pipelocal.telemetry.trace import merge_parts, write_part
 from pipelocal.telemetry.view import StageRow, make_view
 from pipelocal.transport.edge import Receiver, Sender
 from pipelocal.world import START_TIMEOUT_S, World
@@ -98,11 +108,13 @@ def _failures_told(control: ControlPlane, run: _Run) -> Iterator[None]:
     """Make one rank's failure known to all; where another rank was first, raise its account."""
     try:
         yield
-    except Interrupted:
+    except Interrupted as interrupted:
+        _tell_last_actions(run, str(interrupted))
         raise
     except BaseException as raised:
         error = _reason_behind(raised, run) if isinstance(raised, Terminated) else raised
         account, own = control.fail(error)
+        _tell_last_actions(run, account)
         _keep_traceback(run, raised)
         if not own:
             raise Interrupted(account) from raised
@@ -121,6 +133,14 @@ def _reason_behind(terminated: Terminated, run: _Run) -> BaseException:
             return trouble
         time.sleep(0.02)
     return terminated
+
+
+def _tell_last_actions(run: _Run, account: str) -> None:
+    """On a stall, what this rank did last: who waits for whom."""
+    if account.endswith(STALLED):
+        lines = [f"pipelocal (rank {run.world.rank}): last actions, the newest last"]
+        lines += [f"  {line}" for line in run.recorder.last_actions()]
+        sys.stderr.write("\n".join(lines) + "\n")  # in one piece: ranks share the terminal
 
 
 def _keep_traceback(run: _Run, error: BaseException) -> None:
@@ -163,6 +183,8 @@ class _Run:
         self.control = control
         self.folder: RunFolder | None = None
         self.workers: list[Worker] = []
+        self.recorder = Recorder(trace=config.trace, print_transfers=config.debug_transfers)
+        self._clock_offset_s = 0.0
 
     def execute(self, stream: TextIO) -> dict[str, Any] | None:
         """Set up, train, save, and leave together."""
@@ -180,7 +202,13 @@ class _Run:
         folder = RunFolder(facts.folder)
         stages = self._build_stages(plan, facts)
         first, last = stages[0].number, stages[-1].number
-        assembly = Assembly(self.config, self.blueprint, self.device, report=self.control.post)
+        assembly = Assembly(
+            self.config,
+            self.blueprint,
+            self.device,
+            report=self.control.post,
+            recorder=self.recorder,
+        )
         before, after = breakable(
             lambda: self._open_edges(assembly, first, last),
             check=self.control.check,
@@ -197,13 +225,16 @@ class _Run:
         try:
             if reporter:
                 reporter.start()
-            run_stream(workers, self.control.check)
+            with self._traced(folder):
+                run_stream(workers, self.control.check)
             for worker in workers:
                 folder.save_stage(worker.stage.number, self.blueprint.stage_state(worker.stage))
                 self.control.post(final_record(worker, self.world.rank, self.device))
             summary = None
             if reporter:
                 finals = self._finals(reporter)
+                if self.config.trace:  # by now every rank has written its part
+                    merge_parts(folder.path, self.world.size)
                 summary = summarise(self.config, self.world.size, finals)
                 folder.write_summary(summary)
                 reporter.stop()
@@ -224,6 +255,16 @@ class _Run:
         """What this rank knows to be wrong with its neighbours."""
         edges = (worker.trouble() for worker in self.workers)
         return next(filter(None, (self.control.lost, *edges)), None)
+
+    @contextmanager
+    def _traced(self, folder: RunFolder) -> Iterator[None]:
+        """Keep this rank's part of a trace, if one is wanted, whatever comes."""
+        try:
+            yield
+        finally:
+            if self.config.trace:
+                rank = self.world.rank
+                write_part(folder.path, rank, self.recorder, self._clock_offset_s)
 
     def _prepare(self) -> tuple[BatchStream | None, _Facts]:
         """Rank 0 chooses the folder and reads the data; the others learn what they must know."""
@@ -288,6 +329,8 @@ class _Run:
             rank=self.world.rank,
             world_size=self.world.size,
         )
+        if self.config.trace:
+            self._clock_offset_s = seconds_behind_rank_0()
         return assembly.remote_edges(self.world, self.control, first, last)
 
     def _reporter(self, folder: RunFolder, plan: Plan, stream: TextIO) -> Reporter:

@@ -4,7 +4,7 @@ The text under each field is its help. A run can be held in a TOML file of the s
 command line overrides it, and the resolved options are written to the run folder.
 """
 
-from pipelocal.config.finished_run import EvaluateConfig, ExportConfig
+from pipelocal.config.finished_run import EvaluateConfig, ExportConfig, TimelineConfig
 from pipelocal.config.plan import PlanConfig
 from pipelocal.config.toml_file import load_toml, to_toml
 from pipelocal.config.train import TrainConfig
@@ -13,6 +13,7 @@ __all__ = [
     "EvaluateConfig",
     "ExportConfig",
     "PlanConfig",
+    "TimelineConfig",
     "TrainConfig",
     "load_toml",
     "to_toml",

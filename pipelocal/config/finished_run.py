@@ -32,3 +32,13 @@ class ExportConfig:
     """Run folder that train made."""
     to: str
     """File to write; loads with torch.load(..., weights_only=True)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimelineConfig:
+    """Show who computed and who waited in a run that was trained with --trace, and what held it up."""
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder that train --trace made."""
+    to: str | None = None
+    """PNG file to write; timeline.png in the run folder by default."""

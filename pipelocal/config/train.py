@@ -150,6 +150,11 @@ class TrainConfig:
     measure_bp_gap: int | None = None
     """Every so many batches, compare each stage's gradients with those of back-propagation (one process
     only; costs one more step and memory for the whole model)."""
+    trace: bool = False
+    """Write trace.json to the run folder: what every rank did when, for ui.perfetto.dev and for
+    pipelocal timeline."""
+    debug_transfers: bool = False
+    """Print a line for every tensor that is sent to or received from another rank."""
     log_every: int = 20
     """Batches between two lines of metrics.jsonl, per stage."""
     plain: bool = False

@@ -12,6 +12,7 @@ from pipelocal.control import ControlPlane
 from pipelocal.freezing import Freezing
 from pipelocal.pipeline.worker import Report, Worker
 from pipelocal.stage import Stage
+from pipelocal.telemetry.actions import Recorder
 from pipelocal.telemetry.bp_gap import BackPropagationGap
 from pipelocal.transport.connect import Link, connect
 from pipelocal.transport.contract import Contract, edge_contract
@@ -29,15 +30,23 @@ class Assembly:
         blueprint: the cut model.
         device: this rank's device.
         report: takes the records of the stages.
+        recorder: takes what stages and edges do, and when; None for nobody.
     """
 
     def __init__(
-        self, config: TrainConfig, blueprint: Blueprint, device: torch.device, *, report: Report
+        self,
+        config: TrainConfig,
+        blueprint: Blueprint,
+        device: torch.device,
+        *,
+        report: Report,
+        recorder: Recorder | None = None,
     ) -> None:
         self._config = config
         self._blueprint = blueprint
         self._device = device
         self._report = report
+        self._recorder = recorder or Recorder()
         self._reconciles = config.objective == "sgr"
         self._freezing: dict[int, Freezing] = config.freezing(blueprint.stages)
 
@@ -79,6 +88,7 @@ class Assembly:
                 encode_delta=self._blueprint.summary(stage.number, self._config).encode,
                 report=self._report,
                 log_every=self._config.log_every,
+                recorder=self._recorder,
                 freezing=self._freezing.get(stage.number),
                 gap=gap,
                 gap_every=every or 1,
@@ -126,6 +136,7 @@ class Assembly:
                     peer=link.peer_name,
                     check=control.check,
                     timeout_s=config.timeout,
+                    recorder=self._recorder,
                 )
             else:
                 receiver = RemoteReceiver(
@@ -134,5 +145,6 @@ class Assembly:
                     peer=link.peer_name,
                     check=control.check,
                     timeout_s=config.timeout,
+                    recorder=self._recorder,
                 )
         return receiver, sender

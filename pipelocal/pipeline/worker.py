@@ -3,6 +3,8 @@
 A training batch, from left to right in time; ``>`` marks what leaves for the next stage::
 
     receive x | forward > x, target, ids | head backward > delta | receive delta, reconcile | update
+
+What a trace calls these: receive, forward, send, head, send, backward (or receive, reconcile), step.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pipelocal.errors import PipelocalError, StageError
 from pipelocal.freezing import Freezing
 from pipelocal.objective.local import cross_entropy
 from pipelocal.stage import Stage, count_correct
+from pipelocal.telemetry.actions import Action, Recorder
 from pipelocal.telemetry.bp_gap import BackPropagationGap
 from pipelocal.telemetry.memory import SavedBytes, model_tensors, resident_bytes
 from pipelocal.telemetry.meter import Meter
@@ -40,6 +43,7 @@ class Worker:
         encode_delta: makes of the output gradient what travels.
         report: takes the records of this stage.
         log_every: training batches between two records.
+        recorder: takes what is done, and when; None for nobody.
         freezing: says when the stage stops training; None for never.
         gap: compares the stages of this process with back-propagation; None for not at all.
         gap_every: training batches between two comparisons.
@@ -55,6 +59,7 @@ class Worker:
         encode_delta: Callable[[Tensor], Tensor],
         report: Report,
         log_every: int,
+        recorder: Recorder | None = None,
         freezing: Freezing | None = None,
         gap: BackPropagationGap | None = None,
         gap_every: int = 1,
@@ -71,13 +76,15 @@ class Worker:
         self._encode_delta = encode_delta
         self._report = report
         self._log_every = log_every
+        self._recorder = recorder or Recorder()
+        self._lane = f"stage {stage.number}"
         self._freezing = freezing
         self._gap = gap
         self._gap_every = gap_every
         # Reading a loss makes the host wait for a CUDA device, so there it is done rarely.
         self._check_every = 1 if device.type == "cpu" else log_every
         self._learning_rate = 0.0
-        self._number = 0
+        self._number = -1
         self._train_tally = Tally(device)
         self._epoch_tally = Tally(device)
         self._epoch = -1
@@ -92,13 +99,15 @@ class Worker:
         """
         started, waited = time.perf_counter(), self._waited_s()
         try:
-            batch = self.incoming.receive()
+            with self._action("receive", self._number + 1) as receiving:
+                batch = self.incoming.receive()
+                receiving.batch = self._number = batch.header.number
             header = batch.header
-            self._number = header.number
             if header.kind.trains:
                 self._train(batch)
             elif header.kind == Kind.EVALUATE:
-                self._evaluate(batch)
+                with self._action("evaluate"):
+                    self._evaluate(batch)
             else:
                 self._report_rest(batch)
                 self._pass_on(header, {})
@@ -147,29 +156,37 @@ class Worker:
         reconciling = batch.header.kind == Kind.RECONCILE
         wants_delta = reconciling and stage.wants_delta
         with memory.counting() if memory else nullcontext():
-            output = stage.forward(batch.get("x"), reconciled=wants_delta)
-            target, ids = batch.get("target"), batch.get("ids")
+            with self._action("receive"):
+                x = batch.get("x")
+            with self._action("forward"):
+                output = stage.forward(x, reconciled=wants_delta)
+            with self._action("receive"):
+                target, ids = batch.get("target"), batch.get("ids")
             if outgoing is not None:
-                outgoing.begin(batch.header)
-                outgoing.send("x", output)
-                # Copies: what came in lies in memory that is used again once this batch is over.
-                outgoing.send("target", target.clone())
-                outgoing.send("ids", ids.clone())
+                with self._action("send"):
+                    outgoing.begin(batch.header)
+                    outgoing.send("x", output)
+                    # Copies: what came in lies in memory that is used again once this batch is over.
+                    outgoing.send("target", target.clone())
+                    outgoing.send("ids", ids.clone())
             sends_delta = reconciling and outgoing is not None
-            if stage.frozen and not sends_delta:
-                stage.local_loss(target)
-            else:
-                delta = stage.output_gradient(target)
+            with self._action("head"):
+                if stage.frozen and not sends_delta:
+                    stage.local_loss(target)
+                else:
+                    delta = stage.output_gradient(target)
             if outgoing is not None:
-                if sends_delta:
-                    outgoing.send("delta", self._encode_delta(delta))
-                outgoing.finish()
+                with self._action("send"):
+                    if sends_delta:
+                        outgoing.send("delta", self._encode_delta(delta))
+                    outgoing.finish()
             if not stage.frozen:
-                stage.reconcile(batch.get("delta") if wants_delta else None)
+                self._complete_gradients(batch, wants_delta=wants_delta)
                 self._report_gap(delta, batch.header)
         metrics = stage.metrics(target)
         self._learning_rate = stage.optimizer.param_groups[0]["lr"]
-        stage.update()
+        with self._action("step"):
+            stage.update()
         if memory:
             # One after the other: a stage without autograd has it for the distance alone, at the end.
             activations = max(memory.peak_bytes, stage.kept_bytes)
@@ -185,6 +202,19 @@ class Worker:
             )
         if stage.steps % self._check_every == 0:
             self._check_finite(batch.get("x"))
+
+    def _complete_gradients(self, batch: IncomingBatch, *, wants_delta: bool) -> None:
+        if not wants_delta:
+            with self._action("backward"):
+                self.stage.reconcile(None)
+            return
+        with self._action("receive"):
+            delta = batch.get("delta")
+        with self._action("reconcile"):
+            self.stage.reconcile(delta)
+
+    def _action(self, name: str, batch: int | None = None) -> Action:
+        return self._recorder.begin(self._lane, name, self._number if batch is None else batch)
 
     def _begin_epoch(self, epoch: int) -> None:
         """Before every training batch: what is due between two epochs, and freezing."""

@@ -32,7 +32,7 @@ def check_plot(path: str) -> None:
         raise UserError(f"--plot {path}: give a file in a folder that exists")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise UserError(f"--plot {path} cannot be written: give another file")
-    _pyplot()
+    load_pyplot("--plot")
 
 
 def plot_sweeps(sweeps: Sequence[Sweep], path: str, title: str) -> None:
@@ -43,7 +43,7 @@ def plot_sweeps(sweeps: Sequence[Sweep], path: str, title: str) -> None:
         path: PNG file to write.
         title: stands above them.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot("--plot")
     figure, panels = pyplot.subplots(1, len(sweeps), figsize=(4.5 * len(sweeps), 4), sharey=True)
     for axes, sweep in zip(panels, sweeps, strict=True):
         for i, schedule in enumerate(SCHEDULES):
@@ -63,12 +63,16 @@ def plot_sweeps(sweeps: Sequence[Sweep], path: str, title: str) -> None:
     pyplot.close(figure)
 
 
-def _pyplot() -> Any:
-    """matplotlib's pyplot, drawing to files only."""
+def load_pyplot(what: str) -> Any:
+    """matplotlib's pyplot, drawing to files only.
+
+    Raises:
+        UserError: it is not installed; ``what`` needs it.
+    """
     try:
         importlib.import_module("matplotlib").use("Agg")
         return importlib.import_module("matplotlib.pyplot")
     except ImportError as error:
         raise UserError(
-            "--plot needs matplotlib, which is not installed: pip install 'pipelocal[plot]'"
+            f"{what} needs matplotlib, which is not installed: pip install 'pipelocal[plot]'"
         ) from error

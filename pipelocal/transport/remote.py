@@ -23,7 +23,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipelocal.errors import StageError
+from pipelocal.errors import STALLED, StageError
+from pipelocal.telemetry.actions import Action, Recorder
 from pipelocal.transport.contract import Contract, Message
 from pipelocal.transport.edge import Check
 from pipelocal.transport.header import Header, Kind
@@ -40,9 +41,18 @@ class _Endpoint(ABC):
     """What both ends share: a thread, its failure, and waits that can be broken."""
 
     def __init__(
-        self, contract: Contract, wire: Wire, *, own: int, peer: str, check: Check, timeout_s: float
+        self,
+        contract: Contract,
+        wire: Wire,
+        *,
+        own: int,
+        peer: str,
+        check: Check,
+        timeout_s: float,
+        recorder: Recorder | None,
     ) -> None:
         self.waited_s = 0.0
+        self._recorder = recorder or Recorder()
         self._contract = contract
         self._wire = wire
         self._own = own
@@ -83,6 +93,10 @@ class _Endpoint(ABC):
                 self._failure = _first_sentence(error)
                 self._changed.notify_all()
 
+    def _action(self, name: str, message: str, batch: int, size: int) -> Action:
+        edge = f"{self._contract.source} -> {self._contract.target}"
+        return self._recorder.begin(f"{edge} {message}", name, batch, size)
+
     @abstractmethod
     def _run(self) -> None:
         """Serve the transfers until the stream ends; on the edge's thread."""
@@ -96,8 +110,7 @@ class _Endpoint(ABC):
             self._check()
             if time.monotonic() - started > self._timeout_s:
                 raise StageError(
-                    f"{what} {self._peer} for {self._timeout_s:g} s: it hangs or is too slow "
-                    f"(--timeout sets the patience)",
+                    f"{what} {self._peer} for {self._timeout_s:g} s: {STALLED}",
                     stage=self._own,
                     batch=self._batch,
                     symptom=True,
@@ -122,6 +135,7 @@ class RemoteSender(_Endpoint):
         peer: name of the other end, for error messages.
         check: raises when another rank has failed.
         timeout_s: longest wait for room in the window, in seconds.
+        recorder: takes the transfers, and when they were; None for nobody.
     """
 
     def __init__(
@@ -133,9 +147,16 @@ class RemoteSender(_Endpoint):
         peer: str,
         check: Check,
         timeout_s: float,
+        recorder: Recorder | None = None,
     ) -> None:
         super().__init__(
-            contract, wire, own=contract.source, peer=peer, check=check, timeout_s=timeout_s
+            contract,
+            wire,
+            own=contract.source,
+            peer=peer,
+            check=check,
+            timeout_s=timeout_s,
+            recorder=recorder,
         )
         self.sent_bytes = 0
         self._window = window
@@ -177,17 +198,22 @@ class RemoteSender(_Endpoint):
         self._queue.put(CLOSE)
 
     def _run(self) -> None:
-        underway: list[tuple[WaitSent, Tensor]] = []
+        underway: list[tuple[WaitSent, Tensor, Action]] = []
+        number = -1
         while (job := self._queue.get()) is not CLOSE:
             if isinstance(job, Header):
-                encoded = job.encode()
-                underway.append((self._wire.post_header(encoded), encoded))
+                encoded, number = job.encode(), job.number
+                action = self._action("send", "header", number, encoded.nbytes)
+                underway.append((self._wire.post_header(encoded), encoded, action))
             elif isinstance(job, tuple):
                 index, tensor, ready = job
-                underway.append((self._wire.post_send(tensor, ready, index), tensor))
+                name = self._contract.messages[index - 1].name
+                action = self._action("send", name, number, tensor.nbytes)
+                underway.append((self._wire.post_send(tensor, ready, index), tensor, action))
             else:
-                for wait, _ in underway:
+                for wait, _, action in underway:
                     wait()
+                    action.stop()
                 underway.clear()  # only now may the tensors' memory be used again
                 with self._changed:
                     self._unfinished -= 1
@@ -208,10 +234,23 @@ class RemoteReceiver(_Endpoint):
     """The receiving end; arguments as for :class:`RemoteSender`."""
 
     def __init__(
-        self, contract: Contract, wire: Wire, *, peer: str, check: Check, timeout_s: float
+        self,
+        contract: Contract,
+        wire: Wire,
+        *,
+        peer: str,
+        check: Check,
+        timeout_s: float,
+        recorder: Recorder | None = None,
     ) -> None:
         super().__init__(
-            contract, wire, own=contract.target, peer=peer, check=check, timeout_s=timeout_s
+            contract,
+            wire,
+            own=contract.target,
+            peer=peer,
+            check=check,
+            timeout_s=timeout_s,
+            recorder=recorder,
         )
         self.received_bytes = 0
         self._messages = {m.name: m for m in contract.messages}
@@ -264,14 +303,17 @@ class RemoteReceiver(_Endpoint):
                 batch = ArrivingBatch(self, header, slot)
                 self._arriving.append(batch)
                 self._changed.notify_all()
-            waits: list[tuple[str, WaitReceived]] = []
+            waits: list[tuple[str, WaitReceived, Action]] = []
             for index, message in enumerate(self._contract.messages, start=1):
                 if message in messages:
                     buffer = slot.buffers[message.name][: header.rows]
-                    self.received_bytes += buffer.numel() * buffer.element_size()
-                    waits.append((message.name, self._wire.post_receive(buffer, slot.free, index)))
-            for name, wait in waits:
+                    self.received_bytes += buffer.nbytes
+                    action = self._action("recv", message.name, header.number, buffer.nbytes)
+                    wait = self._wire.post_receive(buffer, slot.free, index)
+                    waits.append((message.name, wait, action))
+            for name, wait, action in waits:
                 token = wait()
+                action.stop()
                 with self._changed:
                     batch.arrived[name] = token
                     self._changed.notify_all()

@@ -1,0 +1,162 @@
+"""What a trace says: who computes, who waits, and what holds the pipeline up.
+
+::
+
+    stage 1  FFBBBB|FFBBBB|FFBBBB|..wait for room..|FFBBBB
+    stage 2         FFFFBBBBBBBB|FFFFBBBBBBBB|FFFFBBBBBBBB     <- never waits: the bottleneck
+    stage 3                      FFBB......FFBB......FFBB
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelocal.errors import UserError
+from pipelocal.telemetry.trace import read_events
+
+COMPUTING = ("forward", "head", "backward", "reconcile", "step")
+WAITING = ("receive", "send")
+SATURATED = 0.8
+"""A rank or an edge that is busy for so much of the time holds the others up."""
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTimes:
+    """Where a stage's time went, in the mean of its training batches."""
+
+    stage: int
+    rank: int
+    ms: dict[str, float]
+    """Milliseconds a batch by action; those of :data:`WAITING` are spent waiting."""
+
+    @property
+    def computing_ms(self) -> float:
+        """Milliseconds a batch that the stage computes."""
+        return sum(self.ms[name] for name in COMPUTING)
+
+    def share(self, name: str) -> float:
+        """Part of the stage's own time, 0 to 1."""
+        total = sum(self.ms.values())
+        return self.ms[name] / total if total else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """What a trace says of the training batches."""
+
+    stages: list[StageTimes]
+    edges_ms: dict[str, float]
+    """Milliseconds a batch that tensors are under way, by edge between ranks (``1 -> 2``)."""
+    period_ms: float
+    """Milliseconds from one training batch to the next, where the last stage ends."""
+    events: list[Event]
+
+    @classmethod
+    def of(cls, folder: Path) -> Timeline:
+        """Of a finished run.
+
+        Raises:
+            UserError: there is no trace, or no training batch in it.
+        """
+        events = read_events(folder)
+        own = [event for event in events if event["cat"] == "stage"]
+        batches = {e["args"]["batch"] for e in own if e["name"] == "forward"}
+        if len(batches) < 2:
+            raise UserError(f"the trace in {folder} has no two training batches: train for longer")
+        own = [e for e in own if e["args"]["batch"] in batches and e["name"] != "evaluate"]
+        stages = _stage_times(own, len(batches))
+        last = [e for e in own if e["tid"] == own[-1]["tid"] and e["pid"] == own[-1]["pid"]]
+        return cls(
+            stages=stages,
+            edges_ms=_edge_times(events, batches),
+            period_ms=(_end(last) - min(e["ts"] for e in last)) / len(batches) / 1000,
+            events=events,
+        )
+
+    def verdict(self) -> str:
+        """What holds the pipeline up, and what to do."""
+        ranks: dict[int, float] = defaultdict(float)
+        for stage in self.stages:
+            ranks[stage.rank] += stage.computing_ms
+        if len(ranks) == 1:
+            return (
+                f"one rank runs all stages in turn, {self.period_ms:.1f} ms a batch: start more ranks "
+                f"with torchrun to run them at once"
+            )
+        slowest = max(ranks, key=lambda rank: ranks[rank])
+        edge = max(self.edges_ms, key=lambda name: self.edges_ms[name])
+        if ranks[slowest] < SATURATED * self.period_ms:
+            if self.edges_ms[edge] >= SATURATED * self.period_ms:
+                return (
+                    f"edge {edge} is the bottleneck: its tensors are under way for "
+                    f"{self.edges_ms[edge]:.1f} of {self.period_ms:.1f} ms a batch: send fewer bytes "
+                    f"(--wire bf16 or int8), or cut where the output is smaller (pipelocal plan)"
+                )
+            if self.stages[0].share("receive") > 1 - SATURATED:
+                return (
+                    f"the data is the bottleneck: stage 1 waits for it "
+                    f"{self.stages[0].share('receive'):.0%} of its time"
+                )
+        rest = [time for rank, time in ranks.items() if rank != slowest]
+        names = [f"stage {s.stage}" for s in self.stages if s.rank == slowest]
+        said = f"rank {slowest} ({', '.join(names)})"
+        if ranks[slowest] <= 1.1 * min(rest):
+            return (
+                f"the ranks are balanced within 10 %: {said} computes {ranks[slowest]:.1f} ms of "
+                f"{self.period_ms:.1f} ms a batch"
+            )
+        return (
+            f"{said} is the bottleneck: it computes {ranks[slowest]:.1f} ms a batch, the others "
+            f"{min(rest):.1f} to {max(rest):.1f}: move units away from it (--balance time measures "
+            f"where to cut), or give it a faster device"
+        )
+
+
+def _stage_times(events: Iterable[Event], batches: int) -> list[StageTimes]:
+    ms: dict[tuple[int, int], dict[str, float]] = defaultdict(
+        lambda: dict.fromkeys((*COMPUTING, *WAITING), 0.0)
+    )
+    for event in events:
+        stage = int(event["args"]["lane"].removeprefix("stage "))
+        ms[stage, event["pid"]][event["name"]] += event["dur"] / 1000 / batches
+    return [StageTimes(stage=stage, rank=rank, ms=ms[stage, rank]) for stage, rank in sorted(ms)]
+
+
+def _edge_times(events: Iterable[Event], batches: set[int]) -> dict[str, float]:
+    """From when both ends are ready until a tensor is there; what overlaps counts once."""
+    begun: dict[tuple[str, int], float] = {}
+    arrived: dict[str, list[Event]] = defaultdict(list)
+    for event in events:
+        lane, batch = event["args"]["lane"], event["args"]["batch"]
+        if event["name"] == "send" and event["cat"] == "transfer":
+            begun[lane, batch] = event["ts"]
+        elif event["name"] == "recv" and batch in batches:
+            arrived[lane.rpartition(" ")[0]].append(event)
+    times = {}
+    for edge, received in arrived.items():
+        spans = []
+        for event in received:
+            key = event["args"]["lane"], event["args"]["batch"]
+            start = max(event["ts"], begun.get(key, event["ts"]))
+            spans.append((start, max(start, event["ts"] + event["dur"])))
+        times[edge] = _covered(spans) / 1000 / len(batches)
+    return times
+
+
+def _covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return total
+
+
+def _end(events: Iterable[Event]) -> float:
+    return max(float(event["ts"] + event["dur"]) for event in events)

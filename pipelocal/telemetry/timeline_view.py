@@ -1,0 +1,91 @@
+"""A timeline as a table and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelocal.telemetry.plan_plot import load_pyplot
+from pipelocal.telemetry.timeline import COMPUTING, Timeline
+
+COLOURS = {
+    "receive": "#dddddd",
+    "send": "#aaaaaa",
+    "forward": "#4c9f70",
+    "head": "#8ac6a0",
+    "backward": "#3b6ea5",
+    "reconcile": "#9b5fb5",
+    "step": "#e0a030",
+    "evaluate": "#c8c060",
+}
+SMALL = ("header", "target", "ids")
+"""Messages left out of the picture, for they travel with x."""
+
+SHOWN = 12
+"""Training batches in the picture: the last ones."""
+
+
+def print_timeline(timeline: Timeline, stream: TextIO) -> None:
+    """A row for every stage, and the verdict."""
+    console = Console(file=stream, width=None if stream.isatty() else 160)
+    table = Table(title="milliseconds a training batch", title_justify="left")
+    waits = ("wait for input", "hand over, wait for room")
+    for name in ("stage", "rank", "computing", *COMPUTING, *waits):
+        table.add_column(name, justify="right")
+    for stage in timeline.stages:
+        busy = sum(stage.share(name) for name in COMPUTING)
+        table.add_row(
+            str(stage.stage),
+            str(stage.rank),
+            f"{busy:.0%}",
+            *(f"{stage.ms[name]:.2f}" for name in (*COMPUTING, "receive", "send")),
+        )
+    console.print(table)
+    for edge, ms in sorted(timeline.edges_ms.items()):
+        console.print(f"edge {edge}: under way for {ms:.2f} ms a batch", highlight=False)
+    console.print(timeline.verdict(), highlight=False, soft_wrap=True)
+
+
+def draw_timeline(timeline: Timeline, path: Path) -> None:
+    """A bar for every stage and edge over the last training batches, as PNG."""
+    pyplot = load_pyplot("the picture")
+    batches = sorted({e["args"]["batch"] for e in timeline.events if e["name"] == "forward"})
+    shown = set(batches[-SHOWN:])
+    events = [
+        e
+        for e in timeline.events
+        if e["args"]["batch"] in shown and not e["args"]["lane"].endswith(SMALL)
+    ]
+    lanes = sorted({(e["cat"], e["args"]["lane"], e["pid"], e["name"] == "recv") for e in events})
+    rows = {lane: row for row, lane in enumerate(lanes)}
+    start = min(e["ts"] for e in events)
+    figure, axes = pyplot.subplots(figsize=(13, 1 + 0.35 * len(rows)))
+    for e in events:
+        row = rows[e["cat"], e["args"]["lane"], e["pid"], e["name"] == "recv"]
+        colour = COLOURS.get(e["name"], "#d0584c")
+        if e["cat"] == "transfer":
+            colour = "#d0584c"
+        axes.barh(row, e["dur"] / 1000, left=(e["ts"] - start) / 1000, color=colour, height=0.8)
+    labels = [
+        f"{lane} {'arrives' if received else 'leaves'}" if cat == "transfer" else lane
+        for cat, lane, _, received in lanes
+    ]
+    axes.set_yticks(range(len(rows)), labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.set(xlabel="milliseconds", title=timeline.verdict())
+    axes.title.set_fontsize(8)
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
+    axes.legend(
+        handles,
+        COLOURS,
+        ncols=len(COLOURS),
+        fontsize=7,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.12 - 0.6 / len(rows)),
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

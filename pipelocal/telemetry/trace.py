@@ -1,0 +1,93 @@
+"""A run's actions as a file that chrome://tracing and ui.perfetto.dev show.
+
+::
+
+    runs/first/
+      trace.json            all ranks, once the run has ended
+      trace/rank-1.json     a rank's own part; stays if the run fails
+
+The format is the Trace Event Format's "complete" events: a process for every rank, a thread for every
+lane, times in microseconds of rank 0's clock. On CUDA the times are the host's: when something was asked
+of the device, not when the device did it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelocal.errors import UserError
+from pipelocal.telemetry.actions import Recorder
+
+
+def write_part(folder: Path, rank: int, recorder: Recorder, clock_offset_s: float) -> None:
+    """Write what one rank did.
+
+    Args:
+        folder: the run folder.
+        rank: whose actions they are.
+        recorder: knows them.
+        clock_offset_s: see :func:`~pipelocal.telemetry.clock.seconds_behind_rank_0`.
+    """
+    actions = recorder.traced()
+    lanes = {lane: number for number, lane in enumerate(sorted({a.lane for a in actions}))}
+    events: list[dict[str, Any]] = [_name("process_name", rank, 0, f"rank {rank}")]
+    events += [_name("thread_name", rank, number, lane) for lane, number in lanes.items()]
+    for action in actions:
+        assert action.stopped is not None
+        events.append(
+            {
+                "ph": "X",
+                "name": action.name,
+                "cat": "transfer" if action.bytes else "stage",
+                "pid": rank,
+                "tid": lanes[action.lane],
+                "ts": 1e6 * (action.started + clock_offset_s),
+                "dur": 1e6 * (action.stopped - action.started),
+                "args": {"lane": action.lane, "batch": action.batch, "bytes": action.bytes},
+            }
+        )
+    path = _part(folder, rank)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"events": events, "left_out": recorder.left_out}))
+
+
+def merge_parts(folder: Path, ranks: int) -> None:
+    """Make ``trace.json`` of all ranks' parts, which go."""
+    parts = [json.loads(_part(folder, rank).read_text()) for rank in range(ranks)]
+    events = [event for part in parts for event in part["events"]]
+    start = min((event["ts"] for event in events if event["ph"] == "X"), default=0.0)
+    for event in events:
+        if event["ph"] == "X":
+            event["ts"] -= start
+    trace = {
+        "traceEvents": events,
+        "displayTimeUnit": "ms",
+        "otherData": {"actions_left_out": sum(part["left_out"] for part in parts)},
+    }
+    (folder / "trace.json").write_text(json.dumps(trace))
+    for rank in range(ranks):
+        _part(folder, rank).unlink()
+    (folder / "trace").rmdir()
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """The actions of a run's trace: ``name``, ``ts`` and ``dur`` in microseconds, and ``args``.
+
+    Raises:
+        UserError: there is no trace.
+    """
+    path = folder / "trace.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no trace.json: train with --trace, to the end")
+    events = json.loads(path.read_text())["traceEvents"]
+    return [event for event in events if event["ph"] == "X"]
+
+
+def _part(folder: Path, rank: int) -> Path:
+    return folder / "trace" / f"rank-{rank}.json"
+
+
+def _name(what: str, rank: int, lane: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "name": what, "pid": rank, "tid": lane, "args": {"name": name}}
