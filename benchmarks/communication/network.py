@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 ADDRESSES = ("10.73.0.1", "10.73.0.2")
 MTU = 16_000
@@ -107,7 +108,7 @@ def missing() -> str | None:
         return "network namespaces want root on Linux"
     if shutil.which("ip") is None:
         return "ip not found: install iproute2"
-    if not os.path.exists("/dev/net/tun"):
+    if not Path("/dev/net/tun").exists():
         return "/dev/net/tun is missing"
     name = f"pipelocal-try-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)

@@ -144,7 +144,8 @@ class TrainConfig:
     """How a stage's output travels to the next one, in training and evaluation: float32, bf16 (half the
     bytes), or int8 (a quarter; one scale a sample)."""
     window: int = 2
-    """Most batches that a stage may have sent and the next one not yet taken."""
+    """Most batches that a stage may have sent and the next one not yet taken. The next one keeps room for
+    as many (at least 2): more of them hide a long link, and cost memory."""
     timeout: float = 300.0
     """Seconds without a sign from a neighbour after which a rank gives up."""
     measure_bp_gap: int | None = None

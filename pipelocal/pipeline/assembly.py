@@ -142,6 +142,7 @@ class Assembly:
                 receiver = RemoteReceiver(
                     link.contract,
                     wire,
+                    window=config.window,
                     peer=link.peer_name,
                     check=control.check,
                     timeout_s=config.timeout,

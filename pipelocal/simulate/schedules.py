@@ -28,7 +28,7 @@ from collections.abc import Callable
 
 from pipelocal.simulate.events import Task, run
 from pipelocal.simulate.job import Job, Outcome, StageSeconds
-from pipelocal.transport.remote import RING_SLOTS
+from pipelocal.transport.remote import ring_slots
 
 
 def simulate(schedule: str, job: Job) -> Outcome:
@@ -81,7 +81,8 @@ def _pipelocal(job: Job) -> tuple[list[Task], list[Task], Task]:
 
     There are more batches than window and ring hold, so that the second half shows the long run.
     """
-    batches = 4 * (job.window + RING_SLOTS)
+    slots = ring_slots(job.window)
+    batches = 4 * (job.window + slots)
     last = len(job.stages) - 1
     tasks: list[Task] = []
     sent: list[list[Task]] = [[] for _ in job.stages]
@@ -107,7 +108,7 @@ def _pipelocal(job: Job) -> tuple[list[Task], list[Task], Task]:
                 first = first or forward
                 continue
             # Both ends must have room: the window here, the ring of the next rank there.
-            free = (ended[rank + 1][number - RING_SLOTS],) if number >= RING_SLOTS else ()
+            free = (ended[rank + 1][number - slots],) if number >= slots else ()
             x = _send(job, (forward, *full, *free), rank, job.x_bytes[rank])
             sent[rank].append(x)
             tasks.append(x)

@@ -1,13 +1,17 @@
-"""The two ends of an edge between ranks: a thread each, a bounded window, no waiting without a way out.
+"""The two ends of an edge between ranks: threads, a bounded window, no waiting without a way out.
 
 ::
 
-    sending rank                                     receiving rank
-    compute thread          edge thread              edge thread           compute thread
-    begin, send, finish ->  [queue, <= window]  ==>  [ring of 2 slots]  -> receive, get, release
+    sending rank                                       receiving rank
+    compute thread          edge threads               edge threads            compute thread
+    begin, send, finish ->  [queue, <= window]  ====>  [ring, >= 2 slots]   -> receive, get, release
+                             post | wait                post | wait
 
 The transfers wait on threads of their own, so that they go on while the model computes, and so that
-the compute thread only ever waits on a condition that a failure elsewhere can break.
+the compute thread only ever waits on a condition that a failure elsewhere can break. One thread starts
+the transfers of a batch while another still waits for those of the batch before: over a long link a
+batch takes several trips (header, the receiver's answer that it is ready, tensors), and those of one
+batch must not wait for those of another.
 """
 
 from __future__ import annotations
@@ -34,11 +38,16 @@ POLL_S = 0.1
 """How often a wait looks whether it is in vain."""
 
 RING_SLOTS = 2
-"""One batch in use and one arriving."""
+"""Least slots of a ring: one batch in use and one arriving."""
+
+
+def ring_slots(window: int) -> int:
+    """Batches that the receiving end has memory for, of an edge with this window."""
+    return max(RING_SLOTS, window)
 
 
 class _Endpoint(ABC):
-    """What both ends share: a thread, its failure, and waits that can be broken."""
+    """What both ends share: two threads, their failure, and waits that can be broken."""
 
     def __init__(
         self,
@@ -63,9 +72,6 @@ class _Endpoint(ABC):
         self._failure: str | None = None
         self._batch: int | None = None
         self._closed = False
-        self._thread = threading.Thread(
-            target=self._guarded, name=f"edge {contract.source}->{contract.target}", daemon=True
-        )
 
     def trouble(self) -> StageError | None:
         if self._failure is None:
@@ -82,11 +88,16 @@ class _Endpoint(ABC):
             self._closed = True
             self._changed.notify_all()
 
-    def _guarded(self) -> None:
+    def _start_threads(self) -> None:
+        edge = f"edge {self._contract.source}->{self._contract.target}"
+        for work in (self._post, self._complete):
+            threading.Thread(target=self._guarded, args=[work], name=edge, daemon=True).start()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
         try:
             if self._wire.device.type == "cuda":
                 torch.cuda.set_device(self._wire.device)
-            self._run()
+            work()
         except Exception as error:
             # The process may be on its way out; then nobody reads this.
             with self._changed:
@@ -98,8 +109,12 @@ class _Endpoint(ABC):
         return self._recorder.begin(f"{edge} {message}", name, batch, size)
 
     @abstractmethod
-    def _run(self) -> None:
-        """Serve the transfers until the stream ends; on the edge's thread."""
+    def _post(self) -> None:
+        """Start the transfers until the stream ends; on a thread of its own."""
+
+    @abstractmethod
+    def _complete(self) -> None:
+        """Wait for the transfers that were started, in order; on a thread of its own."""
 
     def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
         """Wait, with the lock held, until ``condition``; an error if that can no longer be."""
@@ -164,7 +179,8 @@ class RemoteSender(_Endpoint):
         self._expected: deque[str] = deque()
         self._index = {m.name: i + 1 for i, m in enumerate(contract.messages)}
         self._queue: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._thread.start()
+        self._posted: queue.SimpleQueue[list[_Leaving]] = queue.SimpleQueue()
+        self._start_threads()
 
     def begin(self, header: Header) -> None:
         self._batch = header.number
@@ -197,8 +213,8 @@ class RemoteSender(_Endpoint):
         super().close()
         self._queue.put(CLOSE)
 
-    def _run(self) -> None:
-        underway: list[tuple[WaitSent, Tensor, Action]] = []
+    def _post(self) -> None:
+        underway: list[_Leaving] = []
         number = -1
         while (job := self._queue.get()) is not CLOSE:
             if isinstance(job, Header):
@@ -210,14 +226,26 @@ class RemoteSender(_Endpoint):
                 name = self._contract.messages[index - 1].name
                 action = self._action("send", name, number, tensor.nbytes)
                 underway.append((self._wire.post_send(tensor, ready, index), tensor, action))
+                del tensor  # the list alone keeps it
             else:
-                for wait, _, action in underway:
-                    wait()
-                    action.stop()
-                underway.clear()  # only now may the tensors' memory be used again
-                with self._changed:
-                    self._unfinished -= 1
-                    self._changed.notify_all()
+                self._posted.put(underway)
+                underway = []
+
+    def _complete(self) -> None:
+        while True:
+            underway = self._posted.get()
+            while underway:
+                wait, _, action = underway[0]
+                wait()
+                action.stop()
+                underway.pop(0)  # only now may the tensor's memory be used again
+            with self._changed:
+                self._unfinished -= 1
+                self._changed.notify_all()
+
+
+_Leaving = tuple[WaitSent, Tensor, Action]
+"""A transfer under way, and the tensor that must not change until it is through."""
 
 
 class _Close:
@@ -231,13 +259,17 @@ _Job = Header | tuple[int, Tensor, Token] | None | _Close
 
 
 class RemoteReceiver(_Endpoint):
-    """The receiving end; arguments as for :class:`RemoteSender`."""
+    """The receiving end; arguments as for :class:`RemoteSender`.
+
+    The ring has as many slots as the window has batches: what is in use, and what may be under way.
+    """
 
     def __init__(
         self,
         contract: Contract,
         wire: Wire,
         *,
+        window: int,
         peer: str,
         check: Check,
         timeout_s: float,
@@ -257,9 +289,11 @@ class RemoteReceiver(_Endpoint):
         self._next_number = 0
         self._arriving: deque[ArrivingBatch] = deque()
         self._free: deque[_Slot] = deque(
-            _Slot(contract, wire.device, wire.mark()) for _ in range(RING_SLOTS)
+            _Slot(contract, wire.device, wire.mark()) for _ in range(ring_slots(window))
         )
-        self._thread.start()
+        self._posted: queue.SimpleQueue[tuple[ArrivingBatch, list[_Arriving]] | None]
+        self._posted = queue.SimpleQueue()
+        self._start_threads()
 
     def receive(self) -> ArrivingBatch:
         self._batch = self._next_number
@@ -290,7 +324,7 @@ class RemoteReceiver(_Endpoint):
             self._free.append(slot)
             self._changed.notify_all()
 
-    def _run(self) -> None:
+    def _post(self) -> None:
         while True:
             header = Header.decode(self._wire.receive_header())
             messages = self._contract.of_kind(header.kind)
@@ -303,22 +337,32 @@ class RemoteReceiver(_Endpoint):
                 batch = ArrivingBatch(self, header, slot)
                 self._arriving.append(batch)
                 self._changed.notify_all()
-            waits: list[tuple[str, WaitReceived, Action]] = []
+            underway: list[_Arriving] = []
             for index, message in enumerate(self._contract.messages, start=1):
                 if message in messages:
                     buffer = slot.buffers[message.name][: header.rows]
                     self.received_bytes += buffer.nbytes
                     action = self._action("recv", message.name, header.number, buffer.nbytes)
                     wait = self._wire.post_receive(buffer, slot.free, index)
-                    waits.append((message.name, wait, action))
-            for name, wait, action in waits:
+                    underway.append((message.name, wait, action))
+            self._posted.put((batch, underway))
+            if header.kind == Kind.END:
+                self._posted.put(None)
+                return
+
+    def _complete(self) -> None:
+        while (posted := self._posted.get()) is not None:
+            batch, underway = posted
+            for name, wait, action in underway:
                 token = wait()
                 action.stop()
                 with self._changed:
                     batch.arrived[name] = token
                     self._changed.notify_all()
-            if header.kind == Kind.END:
-                return
+
+
+_Arriving = tuple[str, WaitReceived, Action]
+"""A tensor's name and its transfer under way."""
 
 
 class _Slot:

@@ -16,7 +16,7 @@ from pipelocal.transport.contract import Contract, edge_contract
 from pipelocal.transport.edge import Receiver, Sender
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.packing import SCALE_BYTES
-from pipelocal.transport.remote import RING_SLOTS, RemoteReceiver, RemoteSender
+from pipelocal.transport.remote import RemoteReceiver, RemoteSender, ring_slots
 from pipelocal.world import describe_device
 from tests.ranks import start, world_of
 
@@ -64,8 +64,9 @@ def run_edge(
             wait_for=lambda key: control.wait_for(key, timeout_s=20),
         )
         common = {"peer": link.peer_name, "check": control.check, "timeout_s": timeout_s}
+        common["window"] = window
         if rank == 0:
-            sender = RemoteSender(edge, wire, window=window, **common)  # type: ignore[arg-type]
+            sender = RemoteSender(edge, wire, **common)  # type: ignore[arg-type]
             send(sender)
             sender.drain()
             sender.close()
@@ -224,7 +225,7 @@ def test_what_was_received_stays_until_it_is_released(tmp_path: Path) -> None:
 @pytest.mark.parametrize("window", [1, 3])
 def test_a_sender_is_never_further_ahead_than_the_window(tmp_path: Path, window: int) -> None:
     """With a receiver that takes nothing, so many batches leave as the window and the ring hold."""
-    most = window + RING_SLOTS
+    most = window + ring_slots(window)
 
     def send(sender: RemoteSender) -> None:
         begun: list[int] = []
