@@ -199,7 +199,7 @@ _PATHS = ("data_root", "out", "config")
 
 def command(config: TrainConfig) -> str:
     """The command of a run, with ``DIR`` for folders of this machine."""
-    return shlex.join(["python", *_arguments(config, data_root="DIR")])
+    return shlex.join(["python", *train_arguments(config, data_root="DIR")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,7 +322,12 @@ def metrics_over_ranks(ranks: int, config: TrainConfig) -> list[dict[str, Any]]:
     """
     with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
         out = Path(scratch, "run")
-        arguments = [*_arguments(config, data_root=config.data_root), "--plain", "--out", str(out)]
+        arguments = [
+            *train_arguments(config, data_root=config.data_root),
+            "--plain",
+            "--out",
+            str(out),
+        ]
         launch(ranks, arguments, what=f"{config.model}, {config.objective}, {ranks} ranks")
         lines = (out / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
@@ -343,7 +348,7 @@ def _processes() -> Iterator[dict[int, subprocess.Popen[bytes]]]:
 
 def _start(config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
     folder.mkdir()
-    arguments = _arguments(config, data_root=config.data_root)
+    arguments = train_arguments(config, data_root=config.data_root)
     environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(
@@ -368,8 +373,8 @@ def _collect(config: TrainConfig, folder: Path, code: int) -> Run | Failure:
     )
 
 
-def _arguments(config: TrainConfig, *, data_root: str | None) -> list[str]:
-    """``-m pipelocal train`` and the options that are not at their defaults."""
+def train_arguments(config: TrainConfig, *, data_root: str | None) -> list[str]:
+    """``-m pipelocal train`` and the options that are not at their defaults; without ``--out``."""
     arguments = ["-m", "pipelocal", "train"]
     defaults = asdict(TrainConfig())
     for name, value in asdict(config).items():

@@ -1,48 +1,57 @@
-"""Two hosts on one machine: network namespaces joined by a link as slow and as long as wanted.
+"""Two hosts on one machine: network namespaces with a link between them, as slow as asked for.
 
 ::
 
-    namespace A, 10.73.0.1 [tun] <---> relay: rate, then delay, each way <---> [tun] 10.73.0.2, namespace B
+    namespace a                        relay.py                         namespace b
+    processes - "wire" 10.77.0.1  -->  holds each packet  -->  "wire" 10.77.0.2 - processes
+                tc tbf: bandwidth      for the latency         tc tbf: bandwidth
 
-The relay is two threads a direction in this process, so that no kernel module is needed (``tc netem`` is
-missing from many small kernels). Real TCP of the kernel runs over it. Needs root, ``ip`` (Debian:
-iproute2) and ``/dev/net/tun``.
+Each end of the link is a TUN device. ``tc`` limits what leaves it; the relay carries packets from one
+device to the other and holds each for the latency. ``netem`` would hold them in the kernel, but not
+every kernel has it, and every kernel that containers run on has TUN devices.
+
+Needs root, and ``ip`` and ``tc`` of iproute2.
 """
 
 from __future__ import annotations
 
-import fcntl
+import itertools
 import os
-import queue
 import shutil
-import struct
+import signal
 import subprocess
-import threading
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-ADDRESSES = ("10.73.0.1", "10.73.0.2")
-MTU = 16_000
-"""Bytes of a packet: large, so that the relay's work a packet takes little of the machine."""
+DEVICE = "wire"
+"""Name of the link's device in both namespaces."""
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+BURST = 72 * 1024
+"""Bytes that may leave at once: a little over the 64 KiB that the kernel hands over in one piece."""
+QUEUE = 4 * 2**20
+"""Bytes that wait for a limited link before packets are dropped; over a round trip's worth."""
+END_PATIENCE_S = 2.0
+"""How long what still runs at the end may take to leave."""
 
-_TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
+_numbers = itertools.count()
+
+
+class NetworkError(Exception):
+    """The link cannot be made; the text is one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
-    """How good a link is, the same in both directions, which do not share it."""
+class Shape:
+    """What a link is like, the same in both directions."""
 
-    mbit_per_s: int | None
-    """None for as fast as the machine."""
-    delay_ms: int
-    """One way."""
-
-    def __str__(self) -> str:
-        rate = "unlimited" if self.mbit_per_s is None else f"{self.mbit_per_s} Mbit/s"
-        return f"{rate}, {self.delay_ms} ms"
+    bits_per_s: float | None = None
+    """Bandwidth; None for as fast as this machine moves packets."""
+    one_way_s: float = 0.0
+    """Latency of one direction; a round trip takes twice that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,111 +59,120 @@ class Host:
     """One end of the link."""
 
     namespace: str
-    interface: str
     address: str
 
-    def start(self, command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-        """Start a program on this host, its output captured."""
-        return subprocess.Popen(
-            ["ip", "netns", "exec", self.namespace, *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "GLOO_SOCKET_IFNAME": self.interface, **environment},
-        )
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """The command line that runs another one on this host."""
+        return ["ip", "netns", "exec", self.namespace, *arguments]
 
+    def sent_bytes(self) -> int:
+        """Bytes that left towards the other host so far, IP and TCP headers included."""
+        counter = f"/sys/class/net/{DEVICE}/statistics/tx_bytes"
+        return int(_call(*self.command(["cat", counter])))
 
-class Relay:
-    """Carries packets from one tun device to another, one way.
-
-    Args:
-        source: file descriptor of the device that packets come from.
-        target: of the device that they go to.
-        link: how fast and how long the way is.
-    """
-
-    def __init__(self, source: int, target: int, link: Link) -> None:
-        self.carried_bytes = 0
-        """Bytes on the link so far, TCP's and IP's headers and acknowledgements included."""
-        self._source = source
-        self._target = target
-        self._seconds_a_byte = 0.0 if link.mbit_per_s is None else 8 / (link.mbit_per_s * 1e6)
-        self._delay_s = link.delay_ms / 1000
-        self._under_way: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
-        for work in (self._take, self._deliver):
-            threading.Thread(target=work, daemon=True).start()
-
-    def _take(self) -> None:
-        free = 0.0  # when the last packet will have left
-        with suppress(OSError):  # the device is gone: the end
-            while True:
-                packet = os.read(self._source, MTU + 100)
-                self.carried_bytes += len(packet)
-                free = max(time.monotonic(), free) + len(packet) * self._seconds_a_byte
-                self._under_way.put((free + self._delay_s, packet))
-
-    def _deliver(self) -> None:
-        with suppress(OSError):
-            while True:
-                due, packet = self._under_way.get()
-                if (early := due - time.monotonic()) > 0:
-                    time.sleep(early)
-                os.write(self._target, packet)
+    def processes(self) -> list[int]:
+        """Ids of what runs here."""
+        return [int(line) for line in _call("ip", "netns", "pids", self.namespace).split()]
 
 
 def missing() -> str | None:
-    """Why two hosts cannot be had here; None if they can."""
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        return "network namespaces want root on Linux"
-    if shutil.which("ip") is None:
-        return "ip not found: install iproute2"
+    """What this machine lacks for such a link, in a few words; None if nothing."""
+    for program in ("ip", "tc"):
+        if shutil.which(program) is None:
+            return f"the program {program} (package iproute2)"
     if not Path("/dev/net/tun").exists():
-        return "/dev/net/tun is missing"
-    name = f"pipelocal-try-{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
-    if made.returncode:
-        return "this system lets nobody make network namespaces"
-    _run("ip", "netns", "delete", name)
-    return None
+        return "the device /dev/net/tun"
+    try:
+        with two_hosts(Shape(bits_per_s=1e9)):
+            return None
+    except NetworkError as error:
+        return f"root's rights over networks ({error})"
 
 
 @contextmanager
-def two_hosts(link: Link) -> Iterator[tuple[tuple[Host, Host], tuple[Relay, Relay]]]:
-    """Two hosts and both ways of the link between them; gone at the end, with what still runs there."""
-    own = os.getpid()
-    first, second = (
-        Host(namespace=f"pipelocal-{own}-{end}", interface=f"pl{own}{end}", address=address)
-        for end, address in zip("ab", ADDRESSES, strict=True)
+def two_hosts(shape: Shape, *, offload: bool = True) -> Iterator[tuple[Host, Host]]:
+    """Two hosts and the link between them; what runs on them at the end is ended.
+
+    Args:
+        shape: the link's bandwidth and latency.
+        offload: whether TCP may hand over many packets in one piece, as a network card lets it.
+            Without, the counters see every packet's header, for more of the CPU's time.
+
+    Raises:
+        NetworkError: the link cannot be made.
+    """
+    mark = f"pipelocal-{os.getpid()}-{next(_numbers)}"
+    hosts = tuple(
+        Host(namespace=f"{mark}-{side}", address=address)
+        for side, address in zip("ab", ADDRESSES, strict=True)
     )
-    devices: list[int] = []
     try:
-        for host in (first, second):
-            _run("ip", "netns", "add", host.namespace)
-            devices.append(_open_tun(host.interface))
-            _run("ip", "link", "set", host.interface, "mtu", str(MTU), "netns", host.namespace)
-            inside = ("ip", "-n", host.namespace)
-            _run(*inside, "link", "set", "lo", "up")
-            _run(*inside, "addr", "add", f"{host.address}/24", "dev", host.interface)
-            _run(*inside, "link", "set", host.interface, "txqueuelen", "10000", "up")
-        there, back = devices
-        yield (first, second), (Relay(there, back, link), Relay(back, there, link))
+        for host in hosts:
+            _call("ip", "netns", "add", host.namespace)
+        with _relay(shape.one_way_s, offload) as devices:
+            for host, other, device in zip(hosts, reversed(hosts), devices, strict=True):
+                _attach(host, other, device, shape)
+            try:
+                yield hosts[0], hosts[1]
+            finally:
+                _end_processes(hosts)
     finally:
-        for host in (first, second):
-            listed = ["ip", "netns", "pids", host.namespace]
-            shown = subprocess.run(listed, capture_output=True, text=True, check=False)
-            for pid in shown.stdout.split():
-                subprocess.run(["kill", "-KILL", pid], capture_output=True, check=False)
-            deleted = ["ip", "netns", "delete", host.namespace]
-            subprocess.run(deleted, capture_output=True, check=False)
-        for device in devices:
-            os.close(device)
+        for host in hosts:
+            with suppress(NetworkError):  # if it was not made, that error is under way
+                _call("ip", "netns", "del", host.namespace)
 
 
-def _open_tun(name: str) -> int:
-    device = os.open("/dev/net/tun", os.O_RDWR)
-    fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH", name.encode(), _IFF_TUN | _IFF_NO_PI))
-    return device
+def _attach(host: Host, other: Host, device: str, shape: Shape) -> None:
+    """Make a relay's device the link of a host."""
+    name = host.namespace
+    _call("ip", "link", "set", device, "netns", name, "name", DEVICE)
+    _call("ip", "-n", name, "address", "add", host.address, "peer", other.address, "dev", DEVICE)
+    for each in ("lo", DEVICE):
+        _call("ip", "-n", name, "link", "set", each, "up")
+    if shape.bits_per_s is not None:
+        limit = f"tbf rate {shape.bits_per_s:.0f}bit burst {BURST} limit {QUEUE}"
+        _call("tc", "-n", name, "qdisc", "add", "dev", DEVICE, "root", *limit.split())
 
 
-def _run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+@contextmanager
+def _relay(one_way_s: float, offload: bool) -> Iterator[list[str]]:
+    """A running relay; the names of its two devices."""
+    arguments = [str(Path(__file__).with_name("relay.py")), str(one_way_s), str(int(offload))]
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C ends the processes on the hosts first
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            devices = process.stdout.readline().split()
+            if len(devices) != 2:
+                lines = process.stderr.read().splitlines()
+                raise NetworkError(lines[-1] if lines else "the relay did not start")
+            yield devices
+        finally:
+            process.kill()
+
+
+def _end_processes(hosts: Sequence[Host]) -> None:
+    """End what runs on the hosts: politely, and after some seconds by force."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + END_PATIENCE_S
+        running = [process for host in hosts for process in host.processes()]
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+        while running and time.monotonic() < deadline:
+            time.sleep(0.02)
+            running = [process for host in hosts for process in host.processes()]
+
+
+def _call(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NetworkError(f"{' '.join(command)}: {' '.join(done.stderr.split())}")
+    return done.stdout
