@@ -18,6 +18,17 @@ def derive_seed(seed: int, *path: str | int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def reseed(seed: int) -> None:
+    """Seed torch's generators of the CPU and, where CUDA is in use, of its devices.
+
+    As torch.manual_seed does, but fit for every batch: that one also goes through the back ends that
+    are not in use, and takes down the call stack for one of them.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+
+
 @contextmanager
 def seeded(seed: int, *path: str | int) -> Iterator[None]:
     """Run a block under a derived seed and leave torch's CPU generator as it was before."""

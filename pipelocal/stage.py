@@ -25,7 +25,7 @@ from pipelocal.layout import laid_out, own_memory
 from pipelocal.objective.in_place import disable_inplace
 from pipelocal.objective.local import LocalPass, Objective, cross_entropy
 from pipelocal.objective.reconciliation import Residual
-from pipelocal.seeding import derive_seed
+from pipelocal.seeding import derive_seed, reseed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +287,7 @@ class Stage:
         yield from self.head.parameters()
 
     def _seed_for(self, what: str) -> None:
-        torch.manual_seed(derive_seed(self._seed, what, self.number, self.steps))
+        reseed(derive_seed(self._seed, what, self.number, self.steps))
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
         return laid_out(tensor, channels_last=self._channels_last)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from pipelocal.seeding import derive_seed, seeded
+from pipelocal.seeding import derive_seed, reseed, seeded
 
 
 def test_fixed_for_ever() -> None:
@@ -64,3 +64,12 @@ def test_seeded_restores_the_generator_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_reseed_draws_what_manual_seed_draws() -> None:
+    drawn = []
+    for seed_all in (torch.manual_seed, reseed):
+        with torch.random.fork_rng(devices=[]):
+            seed_all(2**62 + 3)
+            drawn.append(torch.rand(5))
+    assert torch.equal(*drawn)

@@ -1,12 +1,15 @@
-"""Each stage of a cut by itself, without edges; prints its median seconds of a step as JSON.
+"""The stages of a cut without edges: median seconds of a step of each, as a JSON list.
 
-The rate of the slowest one is the most that a pipeline can reach: what it is held against.
+In one process the stages take turns, each with the machine for itself: the rate of the slowest one is
+what a pipeline is held against. Over as many ranks as stages they run at once, one a rank, and each
+rank prints a list of one: what is left of that rate when the cores share caches, memory and clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -23,7 +26,7 @@ from pipelocal.host import set_up_host
 
 
 def main() -> None:
-    """Time the stages, one after the other."""
+    """Time the stages, one after the other, or this rank's."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
@@ -42,7 +45,7 @@ def main() -> None:
     every = config.reconcile_every if config.objective == "sgr" else 1
     steps = -(-options.steps // every) * every
     seconds = []
-    for number in range(1, blueprint.stages + 1):
+    for number in own_stages(blueprint.stages):
         stage = blueprint.build_stage(number, config, device=torch.device("cpu"), total_steps=steps)
         rows = options.batch_size
         x = first if number == 1 else torch.randn(rows, *blueprint.output_shape(number - 1))
@@ -57,6 +60,12 @@ def main() -> None:
         cycles = [sum(counted[i : i + every]) / every for i in range(0, steps, every)]
         seconds.append(statistics.median(cycles))
     print(json.dumps(seconds))
+
+
+def own_stages(stages: int) -> list[int]:
+    """What this process runs."""
+    ranks = int(os.environ["WORLD_SIZE"])
+    return list(range(1, stages + 1)) if ranks == 1 else [int(os.environ["RANK"]) + 1]
 
 
 if __name__ == "__main__":

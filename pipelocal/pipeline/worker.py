@@ -2,7 +2,7 @@
 
 A training batch, from left to right in time; ``>`` marks what leaves for the next stage::
 
-    receive x | forward > x, target, ids | head backward > delta | receive delta, reconcile | update
+    receive x | forward > target, ids, x | head backward > delta | receive delta, reconcile | update
 
 What a trace calls these: receive, forward, send, head, send, backward (or receive, reconcile), step.
 """
@@ -30,6 +30,9 @@ from pipelocal.transport.edge import Check, IncomingBatch, Receiver, Sender
 from pipelocal.transport.header import Header, Kind
 
 Report = Callable[[dict[str, Any]], None]
+
+RECORD, EPOCH = 0, 1
+"""Windows of the tally of training: since the last record, and since the epoch began."""
 
 
 class Worker:
@@ -85,8 +88,7 @@ class Worker:
         self._check_every = 1 if device.type == "cpu" else log_every
         self._learning_rate = 0.0
         self._number = -1
-        self._train_tally = Tally(device)
-        self._epoch_tally = Tally(device)
+        self._train_tally = Tally(device, windows=2)
         self._epoch = -1
         self._evaluation_tally = Tally(device)
         self._ensemble_tally = Tally(device)
@@ -114,7 +116,7 @@ class Worker:
                 if header.kind == Kind.EVALUATED:
                     self._finish_evaluation(header)
                 else:
-                    self.last_epoch = self._epoch_tally.read_and_reset()
+                    self.last_epoch = self._train_tally.read_and_reset(EPOCH)
                     self.meter.ended()
         except StageError as error:
             raise StageError(
@@ -165,10 +167,10 @@ class Worker:
             if outgoing is not None:
                 with self._action("send"):
                     outgoing.begin(batch.header)
-                    outgoing.send("x", output)
                     # Copies: what came in lies in memory that is used again once this batch is over.
                     outgoing.send("target", target.clone())
                     outgoing.send("ids", ids.clone())
+                    outgoing.send("x", output)
             sends_delta = reconciling and outgoing is not None
             with self._action("head"):
                 if stage.frozen and not sends_delta:
@@ -191,15 +193,14 @@ class Worker:
             # One after the other: a stage without autograd has it for the distance alone, at the end.
             activations = max(memory.peak_bytes, stage.kept_bytes)
             self.peak_memory_bytes = activations + resident_bytes(stage)
-        for tally in (self._train_tally, self._epoch_tally):
-            tally.add(
-                batch=batch.header.number,
-                rows=batch.header.rows,
-                loss=metrics.loss,
-                correct=metrics.correct,
-                predictions=metrics.predictions,
-                residual=metrics.residual,
-            )
+        self._train_tally.add(
+            batch=batch.header.number,
+            rows=batch.header.rows,
+            loss=metrics.loss,
+            correct=metrics.correct,
+            predictions=metrics.predictions,
+            residual=metrics.residual,
+        )
         if stage.steps % self._check_every == 0:
             self._check_finite(batch.get("x"))
 
@@ -221,7 +222,7 @@ class Worker:
         ended = None
         if epoch != self._epoch:
             self._epoch = epoch
-            ended = self._epoch_tally.read_and_reset().loss
+            ended = self._train_tally.read_and_reset(EPOCH).loss
         stage = self.stage
         if (
             self._freezing is not None
@@ -252,7 +253,7 @@ class Worker:
 
     def _report_rest(self, batch: IncomingBatch) -> None:
         """The training batches since the last record, before something else than training."""
-        if self._train_tally.rows:
+        if self._train_tally.rows[RECORD]:
             has_x = batch.header.kind == Kind.EVALUATE
             self._check_finite(batch.get("x") if has_x else None)
             self._report_training(batch.header.epoch)
@@ -270,7 +271,7 @@ class Worker:
             )
 
     def _report_training(self, epoch: int) -> None:
-        reading = self._train_tally.read_and_reset()
+        reading = self._train_tally.read_and_reset(RECORD)
         rate, busy = self.meter.read_window()
         self._report(
             {
@@ -297,7 +298,7 @@ class Worker:
         votes = logits.softmax(-1)
         if self.stage.number > 1:
             votes += batch.get("votes")
-        self._pass_on(batch.header, {"x": output, "target": target.clone(), "votes": votes})
+        self._pass_on(batch.header, {"target": target.clone(), "x": output, "votes": votes})
         loss = cross_entropy(logits, target)
         self._evaluation_tally.add(
             batch=batch.header.number,

@@ -29,14 +29,16 @@ class Tally:
 
     Args:
         device: where the sums live; reading them waits for that device, adding does not.
+        windows: number of sums that are kept of the same batches and reset one by one.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(5, dtype=torch.float64, device=device)
+    def __init__(self, device: torch.device, *, windows: int = 1) -> None:
+        self._sums = torch.zeros(windows, 5, dtype=torch.float64, device=device)
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
-        self.rows = 0
-        self._predictions = 0
-        self._reconciled_rows = 0
+        self.rows = [0] * windows
+        """Rows of each window since its last reset."""
+        self._predictions = [0] * windows
+        self._reconciled_rows = [0] * windows
 
     def add(
         self,
@@ -49,15 +51,17 @@ class Tally:
         residual: Residual | None = None,
     ) -> None:
         """One batch: mean ``loss``, number ``correct`` of ``predictions``; scalars."""
-        distance = relative = cosine = torch.zeros_like(loss)
+        sums = [correct.double(), rows * loss.double()]
+        fine = torch.isfinite(loss)
         if residual is not None:
-            distance, cosine, relative = residual.distance, residual.cosine, residual.relative
-            self._reconciled_rows += rows
-        means = torch.stack((loss.double(), distance, cosine, relative)) * rows
-        self._sums += torch.cat((correct.double().reshape(1), means))
-        self.rows += rows
-        self._predictions += predictions
-        fine = torch.isfinite(loss) & torch.isfinite(distance)
+            means = (residual.distance, residual.cosine, residual.relative)
+            sums += [rows * mean.double() for mean in means]
+            fine &= torch.isfinite(residual.distance)
+        self._sums[:, : len(sums)] += torch.stack(sums)
+        for window in range(len(self.rows)):
+            self.rows[window] += rows
+            self._predictions[window] += predictions
+            self._reconciled_rows[window] += 0 if residual is None else rows
         self._first_bad.masked_fill_(~fine & (self._first_bad < 0), batch)
 
     def first_bad_batch(self) -> int | None:
@@ -65,12 +69,13 @@ class Tally:
         batch = int(self._first_bad.item())
         return None if batch < 0 else batch
 
-    def read_and_reset(self) -> Reading:
-        """The means since the last reset; waits for the device."""
-        correct, loss, *residual = self._sums.tolist()
-        rows, predictions, reconciled = self.rows, self._predictions, self._reconciled_rows
-        self._sums.zero_()
-        self.rows = self._predictions = self._reconciled_rows = 0
+    def read_and_reset(self, window: int = 0) -> Reading:
+        """The means since the last reset of a window; waits for the device."""
+        correct, loss, *residual = self._sums[window].tolist()
+        rows, predictions = self.rows[window], self._predictions[window]
+        reconciled = self._reconciled_rows[window]
+        self._sums[window].zero_()
+        self.rows[window] = self._predictions[window] = self._reconciled_rows[window] = 0
         distance, cosine, relative = (
             (value / reconciled if reconciled else None) for value in residual
         )

@@ -21,8 +21,8 @@ COLOURS = {
     "step": "#e0a030",
     "evaluate": "#c8c060",
 }
-SMALL = ("header", "target", "ids")
-"""Messages left out of the picture, for they travel with x."""
+SMALL = ("header",)
+"""Messages left out of the picture, for x follows at once."""
 
 SHOWN = 12
 """Training batches in the picture: the last ones."""

@@ -49,6 +49,8 @@ class Message:
     """Names of the kinds of batch that carry it."""
     packed: Packed | None = None
     """None for a tensor that travels as it is."""
+    announced: bool = False
+    """Whether it is small and travels with the header: int64 of every kind of batch that has it."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -73,12 +75,12 @@ class Message:
 class Contract:
     """The ordered messages of an edge.
 
-    ``x`` comes first, so that the receiving stage can start its forward pass while the rest is
-    under way, and ``delta`` last, because it is made last::
+    What is announced comes first, within the frame of the header, for a transfer of its own would
+    cost more than its bytes; and ``delta`` last, because it is made last::
 
-        TRAIN      x  target  ids
-        RECONCILE  x  target  ids  delta
-        EVALUATE   x  target  votes
+        TRAIN      [header target ids] x
+        RECONCILE  [header target ids] x  delta
+        EVALUATE   [header target    ] x  votes
     """
 
     source: int
@@ -145,6 +147,8 @@ def edge_contract(
     x = Packed(form=form, shape=feature, channels_last=channels_last and len(feature) == 3)
     as_it_is = form == "float32" and not x.channels_last
     messages = [
+        Message(name="target", shape=label, dtype="int64", kinds=both, announced=True),
+        Message(name="ids", shape=(), dtype="int64", kinds=train, announced=True),
         Message(
             name="x",
             shape=x.packing.shape,
@@ -152,8 +156,6 @@ def edge_contract(
             kinds=both,
             packed=None if as_it_is else x,
         ),
-        Message(name="target", shape=label, dtype="int64", kinds=both),
-        Message(name="ids", shape=(), dtype="int64", kinds=train),
         # Sum of the heads' class probabilities so far, so that the last stage knows the ensemble.
         Message(name="votes", shape=(*label, classes), dtype="float32", kinds=evaluate),
     ]

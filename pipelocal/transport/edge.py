@@ -3,9 +3,10 @@
 ::
 
     stage k                                             stage k+1
-    Sender.begin(header)   ----- header ------------->  Receiver.receive() -> IncomingBatch
-    Sender.send("x", x)    ----- x ------------------>  batch.get("x")
-    Sender.send("target")  ----- target ------------->  batch.get("target")
+    Sender.begin(header)
+    Sender.send("target"), "ids"
+    Sender.send("x", x)    ----- frame, x ----------->  Receiver.receive() -> IncomingBatch
+                                                        batch.get("target"), batch.get("x")
     Sender.send("delta")   ----- delta -------------->  batch.get("delta")
     Sender.finish()                                     batch.release()
 

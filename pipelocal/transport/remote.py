@@ -10,7 +10,7 @@
 The transfers wait on threads of their own, so that they go on while the model computes, and so that
 the compute thread only ever waits on a condition that a failure elsewhere can break. One thread starts
 the transfers of a batch while another still waits for those of the batch before: over a long link a
-batch takes several trips (header, the receiver's answer that it is ready, tensors), and those of one
+batch takes several trips (frame, the receiver's answer that it is ready, tensors), and those of one
 batch must not wait for those of another.
 """
 
@@ -23,6 +23,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from pipelocal.errors import STALLED, StageError
 from pipelocal.telemetry.actions import Action, Recorder
 from pipelocal.transport.contract import Contract, Message
 from pipelocal.transport.edge import Check
+from pipelocal.transport.frame import FrameLayout
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.wires import Token, WaitReceived, WaitSent, Wire
 
@@ -63,6 +65,7 @@ class _Endpoint(ABC):
         self.waited_s = 0.0
         self._recorder = recorder or Recorder()
         self._contract = contract
+        self._layout = FrameLayout(contract)
         self._wire = wire
         self._own = own
         self._peer = peer
@@ -177,8 +180,9 @@ class RemoteSender(_Endpoint):
         self._window = window
         self._unfinished = 0
         self._expected: deque[str] = deque()
+        self._announced: _Announced | None = None
         self._index = {m.name: i + 1 for i, m in enumerate(contract.messages)}
-        self._queue: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._posted: queue.SimpleQueue[list[_Leaving]] = queue.SimpleQueue()
         self._start_threads()
 
@@ -188,7 +192,7 @@ class RemoteSender(_Endpoint):
             self._wait_for(lambda: self._unfinished < self._window, "no room towards")
             self._unfinished += 1
         self._expected = deque(m.name for m in self._contract.of_kind(header.kind))
-        self._queue.put(header)
+        self._announced = (header, {})
 
     def send(self, name: str, tensor: Tensor) -> None:
         wanted = self._expected.popleft() if self._expected else None
@@ -199,11 +203,16 @@ class RemoteSender(_Endpoint):
         assert (tensor.dtype, tensor.shape[1:]) == (message.torch_dtype, message.shape), (
             f"{name} is {tensor.dtype} {list(tensor.shape[1:])}, but the contract says {message}"
         )
-        self._queue.put((self._index[name], tensor, self._wire.mark()))
+        if message.announced:
+            assert self._announced is not None, "what is announced comes first"
+            self._announced[1][name] = tensor
+        else:
+            self._put((self._index[name], tensor))
 
     def finish(self) -> None:
         assert not self._expected, f"not sent: {list(self._expected)}"
-        self._queue.put(None)
+        if self._announced is not None:  # a batch without tensors of their own
+            self._put(None)
 
     def drain(self) -> None:
         with self._changed:
@@ -211,25 +220,35 @@ class RemoteSender(_Endpoint):
 
     def close(self) -> None:
         super().close()
-        self._queue.put(CLOSE)
+        self._queue.put(None)
+
+    def _put(self, tensor: tuple[int, Tensor] | None) -> None:
+        """Each job wakes the edge's thread, so a batch without delta is one."""
+        announced, self._announced = self._announced, None
+        last = not self._expected
+        self._queue.put(_Job(announced, tensor, self._wire.mark(), last))
 
     def _post(self) -> None:
         underway: list[_Leaving] = []
         number = -1
-        while (job := self._queue.get()) is not CLOSE:
-            if isinstance(job, Header):
-                encoded, number = job.encode(), job.number
-                action = self._action("send", "header", number, encoded.nbytes)
-                underway.append((self._wire.post_header(encoded), encoded, action))
-            elif isinstance(job, tuple):
-                index, tensor, ready = job
+        while (job := self._queue.get()) is not None:
+            if job.announced is not None:
+                header, tensors = job.announced
+                number = header.number
+                on_host = {n: self._wire.to_host(t, job.ready) for n, t in tensors.items()}
+                frame = self._layout.write(header, on_host)
+                action = self._action("send", "header", number, frame.nbytes)
+                underway.append((self._wire.post_frame(frame), frame, action))
+            if job.tensor is not None:
+                index, tensor = job.tensor
                 name = self._contract.messages[index - 1].name
                 action = self._action("send", name, number, tensor.nbytes)
-                underway.append((self._wire.post_send(tensor, ready, index), tensor, action))
+                underway.append((self._wire.post_send(tensor, job.ready, index), tensor, action))
                 del tensor  # the list alone keeps it
-            else:
+            if job.last:
                 self._posted.put(underway)
                 underway = []
+            del job
 
     def _complete(self) -> None:
         while True:
@@ -248,14 +267,21 @@ _Leaving = tuple[WaitSent, Tensor, Action]
 """A transfer under way, and the tensor that must not change until it is through."""
 
 
-class _Close:
-    """Tells a sender's thread to end."""
+_Announced = tuple[Header, dict[str, Tensor]]
+"""What goes into a frame."""
 
 
-CLOSE = _Close()
+@dataclass(frozen=True)
+class _Job:
+    """What a sender's thread starts next."""
 
-_Job = Header | tuple[int, Tensor, Token] | None | _Close
-"""A batch's header, one of its tensors with its place in the contract, its end, or the thread's."""
+    announced: _Announced | None
+    """A frame to send first; None where it is already under way."""
+    tensor: tuple[int, Tensor] | None
+    """A tensor and its place in the contract, from 1."""
+    ready: Token
+    last: bool
+    """Whether the batch is complete with this."""
 
 
 class RemoteReceiver(_Endpoint):
@@ -326,7 +352,8 @@ class RemoteReceiver(_Endpoint):
 
     def _post(self) -> None:
         while True:
-            header = Header.decode(self._wire.receive_header())
+            frame = self._wire.receive_frame(self._layout.length)
+            header = self._layout.read_header(frame)
             messages = self._contract.of_kind(header.kind)
             with self._changed:
                 while not self._free and not self._closed:
@@ -334,12 +361,19 @@ class RemoteReceiver(_Endpoint):
                 if self._closed:
                     return
                 slot = self._free.popleft()
-                batch = ArrivingBatch(self, header, slot)
+            batch = ArrivingBatch(self, header, slot)
+            for message in messages:
+                if message.announced:
+                    buffer = slot.buffers[message.name][: header.rows]
+                    self.received_bytes += buffer.nbytes
+                    data = self._layout.read(frame, message.name, header.rows)
+                    batch.arrived[message.name] = self._wire.from_host(data, buffer, slot.free)
+            with self._changed:
                 self._arriving.append(batch)
                 self._changed.notify_all()
             underway: list[_Arriving] = []
             for index, message in enumerate(self._contract.messages, start=1):
-                if message in messages:
+                if message in messages and not message.announced:
                     buffer = slot.buffers[message.name][: header.rows]
                     self.received_bytes += buffer.nbytes
                     action = self._action("recv", message.name, header.number, buffer.nbytes)

@@ -9,7 +9,7 @@ A wire serves one directed edge. All three work alike, so that what queues and b
   a function that waits for it.
 
 ========== ============== ============ =============================================================
-wire       tensors on     headers      remark
+wire       tensors on     frames       remark
 ========== ============== ============ =============================================================
 GlooWire   CPU            gloo         bytes go from and to the tensors themselves
 PinnedWire CUDA           gloo         staged through pinned host memory; works where NCCL does not
@@ -26,13 +26,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelocal.transport.header import HEADER_LENGTH
-
 Token = torch.cuda.Event | None
 WaitSent = Callable[[], None]
 WaitReceived = Callable[[], Token]
 
-HEADER_TAG = 0
+FRAME_TAG = 0
 """Tensors use the tags 1, 2, ... by their place in the contract (gloo only; NCCL goes by order)."""
 
 
@@ -47,11 +45,17 @@ class Wire(Protocol):
     def join(self, token: Token) -> None:
         """The device goes on, for the calling thread, only after ``token``; the host does not wait."""
 
-    def post_header(self, header: Tensor) -> WaitSent:
-        """Start sending int64 ``[5]`` on the CPU."""
+    def post_frame(self, frame: Tensor) -> WaitSent:
+        """Start sending int64 ``[length]`` on the CPU."""
 
-    def receive_header(self) -> Tensor:
-        """Wait for a header."""
+    def receive_frame(self, length: int) -> Tensor:
+        """Wait for a frame, int64 ``[length]`` on the CPU."""
+
+    def to_host(self, tensor: Tensor, ready: Token) -> Tensor:
+        """A small tensor on the CPU, once the device is past ``ready``; waits for that."""
+
+    def from_host(self, tensor: Tensor, buffer: Tensor, free: Token) -> Token:
+        """Fill a buffer from the CPU once the device is past ``free``; when it is full."""
 
     def post_send(self, tensor: Tensor, ready: Token, index: int) -> WaitSent:
         """Start sending a contiguous tensor once the device is past ``ready``."""
@@ -79,13 +83,20 @@ class GlooWire:
     def join(self, token: Token) -> None:
         pass
 
-    def post_header(self, header: Tensor) -> WaitSent:
-        return self.post_send(header, None, HEADER_TAG)
+    def post_frame(self, frame: Tensor) -> WaitSent:
+        return self.post_send(frame, None, FRAME_TAG)
 
-    def receive_header(self) -> Tensor:
-        header = torch.empty(HEADER_LENGTH, dtype=torch.int64)
-        self.post_receive(header, None, HEADER_TAG)()
-        return header
+    def receive_frame(self, length: int) -> Tensor:
+        frame = torch.empty(length, dtype=torch.int64)
+        self.post_receive(frame, None, FRAME_TAG)()
+        return frame
+
+    def to_host(self, tensor: Tensor, ready: Token) -> Tensor:  # noqa: ARG002
+        return tensor
+
+    def from_host(self, tensor: Tensor, buffer: Tensor, free: Token) -> Token:  # noqa: ARG002
+        buffer.copy_(tensor)
+        return None
 
     def post_send(self, tensor: Tensor, ready: Token, index: int) -> WaitSent:  # noqa: ARG002
         work = dist.isend(tensor, self._peer, group=self._group, tag=index)
@@ -116,12 +127,23 @@ class PinnedWire(GlooWire):
     def post_send(self, tensor: Tensor, ready: Token, index: int) -> WaitSent:
         if tensor.device.type == "cpu":
             return super().post_send(tensor, None, index)
+        return super().post_send(self.to_host(tensor, ready), None, index)
+
+    def to_host(self, tensor: Tensor, ready: Token) -> Tensor:
         with torch.cuda.stream(self._stream):
             self.join(ready)
             staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             staged.copy_(tensor, non_blocking=True)
             _record_event(self._stream).synchronize()  # this edge's thread waits, nothing else
-        return super().post_send(staged, None, index)
+        return staged
+
+    def from_host(self, tensor: Tensor, buffer: Tensor, free: Token) -> Token:
+        with torch.cuda.stream(self._stream):
+            self.join(free)
+            buffer.copy_(tensor, non_blocking=True)
+            copied = _record_event(self._stream)
+        copied.synchronize()  # before the tensor's memory is used for something else
+        return copied
 
     def post_receive(self, buffer: Tensor, free: Token, index: int) -> WaitReceived:
         if buffer.device.type == "cpu":
@@ -131,22 +153,17 @@ class PinnedWire(GlooWire):
 
         def finish() -> Token:
             wait()
-            with torch.cuda.stream(self._stream):
-                self.join(free)
-                buffer.copy_(staged, non_blocking=True)
-                copied = _record_event(self._stream)
-            copied.synchronize()  # before the pinned memory goes back to its pool
-            return copied
+            return self.from_host(staged, buffer, free)
 
         return finish
 
 
 class NcclWire(PinnedWire):
-    """CUDA tensors over NCCL, on a stream of its own; headers go by gloo on the host.
+    """CUDA tensors over NCCL, on a stream of its own; frames go by gloo on the host.
 
     Args:
         peer: global rank of the other end.
-        group: a gloo group of the two ranks, for headers.
+        group: a gloo group of the two ranks, for frames.
         device: the CUDA device of this rank.
         nccl_group: an NCCL group of the two ranks that no other edge uses.
     """

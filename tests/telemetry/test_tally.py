@@ -39,7 +39,7 @@ def test_means_are_over_rows_and_not_over_batches() -> None:
     tally = Tally(CPU)
     _add(tally, 0, 1.0, rows=6, correct=3, distance=0.5)
     _add(tally, 1, 4.0, rows=2, correct=2, distance=1.5)
-    assert tally.rows == 8
+    assert tally.rows == [8]
     reading = tally.read_and_reset()
     assert reading == Reading(
         rows=8, loss=1.75, accuracy=0.625, reconciliation=0.75, cosine=0.25, residual=1.5
@@ -73,11 +73,22 @@ def test_residuals_are_means_over_the_rows_that_were_reconciled() -> None:
     assert tally.read_and_reset().reconciliation == 0.75
 
 
+def test_windows_are_reset_one_by_one() -> None:
+    tally = Tally(CPU, windows=2)
+    _add(tally, 0, 1.0, rows=1, distance=0.5)
+    assert tally.read_and_reset(0).loss == 1.0
+    _add(tally, 1, 4.0, rows=2, distance=None)
+    first, second = tally.read_and_reset(0), tally.read_and_reset(1)
+    assert (first.rows, first.loss, first.reconciliation) == (2, 4.0, None)
+    assert (second.rows, second.loss, second.reconciliation) == (3, 3.0, 0.5)
+    assert tally.rows == [0, 0]
+
+
 def test_reset() -> None:
     tally = Tally(CPU)
     _add(tally, 0, 100.0, distance=100.0)
     tally.read_and_reset()
-    assert tally.rows == 0
+    assert tally.rows == [0]
     assert tally.read_and_reset().loss is None
     _add(tally, 1, 2.0, rows=4, correct=2, distance=0.25)
     assert tally.read_and_reset() == Reading(

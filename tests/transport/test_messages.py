@@ -8,6 +8,7 @@ import torch
 
 from pipelocal.errors import UserError
 from pipelocal.transport.contract import edge_contract
+from pipelocal.transport.frame import FrameLayout
 from pipelocal.transport.header import HEADER_LENGTH, Header, Kind
 
 CONTRACT = edge_contract(
@@ -32,12 +33,37 @@ def test_other_bytes_are_no_header() -> None:
 def test_what_follows_a_header() -> None:
     names = {kind: [message.name for message in CONTRACT.of_kind(kind)] for kind in Kind}
     assert names == {
-        Kind.TRAIN: ["x", "target", "ids"],
-        Kind.RECONCILE: ["x", "target", "ids", "delta"],
-        Kind.EVALUATE: ["x", "target", "votes"],
+        Kind.TRAIN: ["target", "ids", "x"],
+        Kind.RECONCILE: ["target", "ids", "x", "delta"],
+        Kind.EVALUATE: ["target", "x", "votes"],
         Kind.EVALUATED: [],
         Kind.END: [],
     }
+
+
+@pytest.mark.parametrize("rows", [8, 3, 1])
+@pytest.mark.parametrize("label", [(), (4,)])
+def test_a_frame_holds_the_header_and_what_is_announced(rows: int, label: tuple[int, ...]) -> None:
+    contract = edge_contract(
+        source=1, feature_shape=(3,), target_shape=label, classes=5, max_rows=8
+    )
+    layout = FrameLayout(contract)
+    header = Header(kind=Kind.TRAIN, number=5, rows=rows, epoch=1)
+    target = torch.randint(1, 9, (rows, *label))
+    ids = torch.arange(100, 100 + rows)
+    frame = layout.write(header, {"target": target, "ids": ids})
+    assert (frame.dtype, frame.shape) == (torch.int64, (layout.length,))
+    assert layout.read_header(frame) == header
+    assert torch.equal(layout.read(frame, "target", rows), target)
+    assert torch.equal(layout.read(frame, "ids", rows), ids)
+
+
+def test_a_frame_is_as_long_without_tensors() -> None:
+    layout = FrameLayout(CONTRACT)
+    header = Header(kind=Kind.END, number=5, rows=0, epoch=1)
+    frame = layout.write(header, {})
+    assert len(frame) == layout.length == HEADER_LENGTH + 8 + 8
+    assert layout.read_header(frame) == header
 
 
 def test_bytes_per_row() -> None:

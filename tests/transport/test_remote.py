@@ -83,9 +83,9 @@ def run_edge(
 def send_batch(sender: Sender, number: int, x: torch.Tensor) -> None:
     rows = len(x)
     sender.begin(Header(kind=Kind.RECONCILE, number=number, rows=rows, epoch=0))
-    sender.send("x", x)
     sender.send("target", torch.full((rows,), number))
     sender.send("ids", torch.arange(rows))
+    sender.send("x", x)
     sender.send("delta", -x)
     sender.finish()
 
@@ -157,15 +157,15 @@ def test_a_packed_message_of_64_mib(tmp_path: Path, form: str) -> None:
     per_row = 64 * 2**20 // 8
     features = per_row // 2 if form == "bf16" else per_row - SCALE_BYTES
     edge = contract(features, form=form)
-    x = edge.messages[0]
+    (x,) = (message for message in edge.messages if message.name == "x")
     assert x.bytes_per_row * 8 == 64 * 2**20
 
     def send(sender: RemoteSender) -> None:
         for number in range(2):
             sender.begin(Header(kind=Kind.TRAIN, number=number, rows=8, epoch=0))
-            sender.send("x", value(number, 8, features))
             for name in ("target", "ids"):
                 sender.send(name, torch.arange(8))
+            sender.send("x", value(number, 8, features))
             sender.finish()
         end(sender, 2)
         assert sender.sent_bytes == 2 * (64 * 2**20 + 128)
@@ -281,8 +281,8 @@ def test_patience_ends_with_an_error_that_names_both_ends(tmp_path: Path) -> Non
 def test_messages_out_of_the_contracts_order_are_refused(tmp_path: Path) -> None:
     def send(sender: RemoteSender) -> None:
         sender.begin(Header(kind=Kind.EVALUATE, number=0, rows=1, epoch=0))
-        with pytest.raises(AssertionError, match="the contract wants x next, not target"):
-            sender.send("target", torch.zeros(1, dtype=torch.int64))
+        with pytest.raises(AssertionError, match="the contract wants target next, not x"):
+            sender.send("x", torch.zeros(1, 4))
         os._exit(0)
 
     def receive(receiver: RemoteReceiver) -> None:
