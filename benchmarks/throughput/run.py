@@ -134,6 +134,8 @@ def compare(work: Work, options: argparse.Namespace, text: str) -> list[Row]:
 def peer_measures(work: Work, cut: str, ranks: int, *, quick: bool) -> dict[str, Measure]:
     """What pipelocal is held against; the short form leaves the weaker schedules out."""
     measures: dict[str, Measure] = {}
+    counts: tuple[int, ...]
+    methods: tuple[str, ...]
     if quick:
         counts, methods, finer_cut = (ranks, 4 * ranks), ("1F1B",), cut
     else:
