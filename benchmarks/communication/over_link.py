@@ -60,20 +60,23 @@ def launch(hosts: Hosts, arguments: Sequence[str], *, what: str) -> str:
         return Path(scratch, "out0").read_text()
 
 
-def train(hosts: Hosts | None, config: TrainConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def train(
+    hosts: Hosts | None, config: TrainConfig, *, entry: Sequence[str] = ("-m", "pipelocal")
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """``pipelocal train``; the content of ``summary.json`` and the lines of ``metrics.jsonl``.
 
     Args:
         hosts: the two ends of a link; None for two ranks of this host.
         config: the options; ``out`` is not used.
+        entry: what Python runs, and its first arguments.
 
     Raises:
         BenchmarkError: it failed.
     """
     with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
         out = Path(scratch, "run")
-        arguments = common.train_arguments(config, data_root=config.data_root)
-        arguments += ["--plain", "--out", str(out)]
+        _, _, *options = common.train_arguments(config, data_root=config.data_root)
+        arguments = [*entry, *options, "--plain", "--out", str(out)]
         what = f"{config.model}, {config.objective}, two ranks"
         if hosts is None:
             common.launch(2, arguments, what=what)

@@ -21,10 +21,12 @@ QUICK = (OWN[1], PEERS[0])
 
 UNSHAPED = Shape()
 SLOWEST = Shape(bits_per_s=1e8, one_way_s=0.05)
-GRID = tuple(
-    Shape(bits_per_s=bits, one_way_s=one_way)
-    for bits in (None, 1e9, 1e8)
-    for one_way in (0.0, 0.01, 0.05)
+GRID = (
+    UNSHAPED,
+    Shape(one_way_s=0.05),
+    Shape(bits_per_s=1e8),
+    Shape(bits_per_s=1e8, one_way_s=0.01),
+    SLOWEST,
 )
 FEW = (UNSHAPED, Shape(bits_per_s=1e8), SLOWEST)
 

@@ -24,7 +24,7 @@ from benchmarks import common
 from benchmarks.common import BenchmarkError, Target
 from benchmarks.communication import counted, network, rates, report
 from benchmarks.communication.methods import WORKS, Work
-from benchmarks.communication.network import NetworkError
+from benchmarks.communication.network import NetworkError, Shape
 from pipelocal.host import set_up_host
 
 TEXT_BYTES = 60_000
@@ -100,7 +100,7 @@ def measure(work: Work, options: argparse.Namespace, text: str, *, link: bool) -
             rows.append(counted.count(work, method, text=text, link=link))
             print(f"{work.model}, {method.name}: bytes counted", flush=True)
     if options.part != "bytes" and link:
-        shapes = rates.GRID if first else rates.FEW
+        shapes: Sequence[Shape] = rates.GRID if first else rates.FEW
         chosen, rounds = rates.METHODS, options.rounds
         if options.quick:
             shapes, chosen, rounds = (rates.UNSHAPED, rates.SLOWEST), rates.QUICK, 1
