@@ -56,7 +56,7 @@ def without_early_send() -> None:
             call()
         held.clear()
 
-    RemoteSender.begin = noticing_begin  # type: ignore[method-assign]
+    RemoteSender.begin = noticing_begin  # type: ignore[method-assign, assignment]
     RemoteSender.send = holding_send  # type: ignore[method-assign, assignment]
     RemoteSender.finish = holding_finish  # type: ignore[method-assign, assignment]
     Stage.update = letting_go_update  # type: ignore[method-assign, assignment]
