@@ -268,7 +268,13 @@ class Blueprint:
         autocast = None if config.autocast is None else AUTOCAST[config.autocast]
         make: Callable[..., Stage] = ClosedFormStage
         if not config.bp_free:
-            make = partial(Stage, autocast=autocast, channels_last=config.channels_last)
+            make = partial(
+                Stage,
+                autocast=autocast,
+                channels_last=config.channels_last,
+                recomputed_units=config.checkpoint_activations,
+                steps_early=config.step_early,
+            )
         return make(
             number=number,
             body=body,

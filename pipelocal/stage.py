@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from pipelocal.early_step import EarlyStep
 from pipelocal.errors import StageError
 from pipelocal.layout import laid_out, own_memory
 from pipelocal.objective.in_place import disable_inplace
 from pipelocal.objective.local import LocalPass, Objective, cross_entropy
 from pipelocal.objective.reconciliation import Residual
+from pipelocal.recompute import RecomputedBody, without_moving_buffers
 from pipelocal.seeding import derive_seed, reseed
 
 
@@ -67,6 +68,9 @@ class Stage:
             that of the parameters. Parameters, outputs, logits, loss and delta are float32 either way.
         channels_last: whether images ``[B, C, H, W]`` lie channels last, as the modules' weights must
             then.
+        recomputed_units: how many units of the body share one kept input, the rest being computed again
+            in the backward pass; None to keep all activations.
+        steps_early: whether a batch that is not reconciled updates each parameter as its gradient comes.
     """
 
     def __init__(
@@ -81,6 +85,8 @@ class Stage:
         seed: int = 0,
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
+        recomputed_units: int | None = None,
+        steps_early: bool = False,
     ) -> None:
         self.number = number
         self.body = body
@@ -90,7 +96,7 @@ class Stage:
         self.scheduler = scheduler
         self.steps = 0
         self.kept_bytes = 0
-        """What the last batch kept for its backward pass beside autograd, which is counted elsewhere."""
+        """What the last batch kept for its backward pass and autograd did not, as it is counted elsewhere."""
         self._seed = seed
         self._autocast = autocast
         self._channels_last = channels_last
@@ -99,6 +105,8 @@ class Stage:
         self._logits: Tensor | None = None
         self._loss: Tensor | None = None
         self._residual: Residual | None = None
+        self._recomputed = RecomputedBody(body, recomputed_units) if recomputed_units else None
+        self._early = EarlyStep(optimizer, self._trained()) if steps_early else None
         disable_inplace(body)
         disable_inplace(head)
         self._train_mode: bool | None = None
@@ -155,7 +163,11 @@ class Stage:
         self._seed_for("step")
         x = self._laid_out(x)
         leaf = x.detach().requires_grad_(reconciled)
-        out = self._run(self.body, leaf)
+        out = self._run(self._recomputed or self.body, leaf)
+        if self._recomputed is not None:
+            self.kept_bytes = self._recomputed.kept_bytes
+        if self._early is not None:
+            self._early.on = not reconciled
         self._pass = LocalPass(
             x=leaf,
             out=out,
@@ -254,13 +266,15 @@ class Stage:
         """
         self._set_train_mode(not self.frozen)
         self._seed_for("step")
-        run = partial(_without_moving_buffers, self.body)
+        run: Callable[[Tensor], Tensor] = partial(without_moving_buffers, self.body)
+        if self._recomputed is not None:
+            run = self._recomputed.without_moving_buffers
         return run(x) if full else self._run(run, x)
 
     def replay_loss(self, out: Tensor, target: Tensor, *, full: bool = False) -> Tensor:
         """The local loss at an output of the body, likewise."""
         self._seed_for("head")
-        run = partial(_without_moving_buffers, self.head)
+        run = partial(without_moving_buffers, self.head)
         return cross_entropy(run(out) if full else self._run(run, out), target)
 
     def _run(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -286,6 +300,9 @@ class Stage:
         yield from self.body.parameters()
         yield from self.head.parameters()
 
+    def _trained(self) -> Iterator[nn.Parameter]:
+        return (parameter for parameter in self._parameters() if parameter.requires_grad)
+
     def _seed_for(self, what: str) -> None:
         reseed(derive_seed(self._seed, what, self.number, self.steps))
 
@@ -301,13 +318,6 @@ class Stage:
             self.body.train(train)
             self.head.train(train)
             self._train_mode = train
-
-
-def _without_moving_buffers(module: nn.Module, x: Tensor) -> Tensor:
-    """Run a module; what it does to its buffers is done to copies."""
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    out: Tensor = functional_call(module, buffers, (x,))
-    return out
 
 
 def count_correct(logits: Tensor, target: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ from pipelocal.partition.analysed import Roofline
 
 HERE = Path(__file__).parent
 RANKS = 4
+SAVING, SAVED = 4, ", checkpointing"
+"""Stages with which ``--checkpoint-activations 1 --step-early`` are looked at too, and their row's name."""
 MIB = 2**20
 Row = dict[str, Any]
 
@@ -48,18 +50,14 @@ def main() -> None:
     common.check_writable(options.json)
     cuts = {stages: memory_cut(options.model, stages) for stages in {*options.stages, RANKS}}
     base = ["--model", options.model, "--batch-size", str(options.batch_size)]
-    one = {name: ["--method", name] for name in PLAIN}
-    for objective in ("greedy", "sgr"):
-        for stages in options.stages:
-            own = ["--method", "pipelocal", "--objective", objective, "--cut", cuts[stages]]
-            one[f"pipelocal {objective}, K = {stages}"] = own
+    one = on_one_device({stages: cuts[stages] for stages in options.stages}, quick=options.quick)
     rows: list[Row] = [measure(name, [*base, *own]) for name, own in one.items()]
     seconds = time_in_turns({name: [*base, *own] for name, own in one.items()}, options.rounds)
     for row in rows:
         ratios = [a / b for a, b in zip(seconds[row["method"]], seconds["BP"], strict=True)]
         row["time_over_bp"] = statistics.median(ratios)
         row["time_over_bp_each_round"] = ratios
-    rows += over_ranks(base, cuts[RANKS])
+    rows += over_ranks(base, cuts[RANKS], quick=options.quick)
     for row in rows:
         row["memory_over_bp"] = row["live_bytes"] / rows[0]["live_bytes"]
     targets = make_targets(rows)
@@ -77,6 +75,19 @@ def main() -> None:
         targets=targets,
     )
     plot(rows, options.json.with_suffix(".png"))
+
+
+def on_one_device(cuts: dict[int, str], *, quick: bool) -> dict[str, list[str]]:
+    """The arguments of each method's trial, by its name."""
+    trials = {name: ["--method", name] for name in (PLAIN[:2] if quick else PLAIN)}
+    for objective in ("greedy", "sgr"):
+        for stages, cut in cuts.items():
+            name = f"pipelocal {objective}, K = {stages}"
+            own = ["--method", "pipelocal", "--objective", objective, "--cut", cut]
+            trials[name] = own
+            if stages == SAVING and not quick:
+                trials[f"{name}{SAVED}"] = [*own, "--saving"]
+    return trials
 
 
 def memory_cut(model: str, stages: int) -> str:
@@ -109,10 +120,11 @@ def time_in_turns(methods: dict[str, list[str]], rounds: int) -> dict[str, list[
     return seconds
 
 
-def over_ranks(base: Sequence[str], cut: str) -> list[Row]:
+def over_ranks(base: Sequence[str], cut: str, *, quick: bool) -> list[Row]:
     """Peak memory of every rank, for 1F1B and pipelocal on the same cut."""
-    methods = {f"1F1B, m = {m}": ["--method", "1F1B", "--micro-batches", str(m)] for m in (4, 16)}
-    for objective in ("greedy", "sgr"):
+    counts = (RANKS,) if quick else (RANKS, 4 * RANKS)
+    methods = {f"1F1B, m = {m}": ["--method", "1F1B", "--micro-batches", str(m)] for m in counts}
+    for objective in ("sgr",) if quick else ("greedy", "sgr"):
         methods[f"pipelocal {objective}"] = ["--method", "pipelocal", "--objective", objective]
     rows = []
     for name, own in methods.items():
@@ -142,19 +154,23 @@ def make_targets(rows: Sequence[Row]) -> list[Target]:
     found = {row["method"]: row for row in rows}
     targets = []
     for objective, goal in (("greedy", 1.05), ("sgr", 1.25)):
-        if (row := found.get(f"pipelocal {objective}, K = 4")) is None:
-            continue
-        name = f"one device, {objective}, K = 4"
-        targets += [
-            common.at_most(f"{name}: memory over BP's", row["memory_over_bp"], 0.40),
-            common.at_most(f"{name}: time over BP's", row["time_over_bp"], goal),
-        ]
-        checkpointed = found["BP, checkpointing"]
-        for what in ("memory", "time"):
-            ratio = row[f"{what}_over_bp"] / checkpointed[f"{what}_over_bp"]
-            targets.append(
-                common.at_most(f"{name}: {what} over BP's with checkpointing", ratio, 1.0)
-            )
+        for saved in ("", SAVED):
+            if (row := found.get(f"pipelocal {objective}, K = 4{saved}")) is None:
+                continue
+            name = f"one device, {objective}, K = 4{saved}"
+            memory, time = f"{name}: memory over BP's", f"{name}: time over BP's"
+            targets += [
+                common.at_most(memory, row["memory_over_bp"], 0.40),
+                common.reported(time, row["time_over_bp"])
+                if saved
+                else common.at_most(time, row["time_over_bp"], goal),
+            ]
+            checkpointed = found["BP, checkpointing"]
+            for what in ("memory", "time"):
+                ratio = row[f"{what}_over_bp"] / checkpointed[f"{what}_over_bp"]
+                targets.append(
+                    common.at_most(f"{name}: {what} over BP's with checkpointing", ratio, 1.0)
+                )
     ours, theirs = found["pipelocal sgr, rank 0"], found["1F1B, m = 4, rank 0"]
     ratio = theirs["live_bytes"] / ours["live_bytes"]
     return [*targets, common.reported("first stage of 4 ranks, 1F1B over pipelocal sgr", ratio)]

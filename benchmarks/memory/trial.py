@@ -35,7 +35,7 @@ from pipelocal.host import set_up_host
 from pipelocal.objective.local import cross_entropy
 from pipelocal.pipeline.assembly import Assembly
 from pipelocal.train import train
-from pipelocal.transport.remote import RING_SLOTS
+from pipelocal.transport.remote import ring_slots
 
 ACCUMULATED = 4
 """Parts of the batch with gradient accumulation."""
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--cut", default="1", help="for pipelocal and pipelines")
     parser.add_argument("--objective", default="greedy")
     parser.add_argument("--micro-batches", type=int, default=1)
+    parser.add_argument("--saving", action="store_true", help="pipelocal's own ways to save memory")
     parser.add_argument("--time", action="store_true", help="time, not memory")
     parser.add_argument("--steps", type=int, default=4)
     options = parser.parse_args()
@@ -73,6 +74,8 @@ def main() -> None:
         max_steps=options.steps,
         epochs=1000,
         plain=True,
+        checkpoint_activations=1 if options.saving else None,
+        step_early=options.saving,
     )
     before = psutil.Process().memory_info().rss
     if options.time:
@@ -143,6 +146,8 @@ def run_own(config: TrainConfig, found: list[float]) -> None:
     with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
         out = Path(scratch, "run")
         train(replace(config, out=str(out)), stream=io.StringIO())
+        if int(os.environ.get("RANK", 0)):
+            return  # rank 0 alone takes the records
         lines = (out / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     last = max(record["stage"] for record in records)
@@ -186,7 +191,7 @@ def ring_bytes(config: TrainConfig) -> int:
     assembly = Assembly(config, blueprint, torch.device("cpu"), report=lambda _record: None)
     first = rank * blueprint.stages // ranks
     rows = sum(message.bytes_per_row for message in assembly.contract(first).messages)
-    return RING_SLOTS * config.batch_size * rows
+    return ring_slots(config.window) * config.batch_size * rows
 
 
 if __name__ == "__main__":

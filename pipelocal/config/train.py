@@ -137,6 +137,12 @@ class TrainConfig:
     compile: str | None = None
     """Compile every stage's body and head with this back end of torch.compile, such as inductor (which on
     CPUs wants a C++ compiler) or aot_eager."""
+    checkpoint_activations: int | None = None
+    """Keep of so many units the input alone, and compute what they make again in the backward pass: less
+    memory, more time, the same bits."""
+    step_early: bool = False
+    """Update each parameter as soon as its gradient is there, and let that go: less memory, the same bits.
+    Batches that sgr reconciles are updated at their end, as without it."""
     edge: str = "auto"
     """What carries tensors between CUDA ranks: device (NCCL), host (gloo through pinned memory), or
     auto (NCCL unless ranks share a GPU). CPU ranks always use gloo."""
@@ -191,7 +197,7 @@ class TrainConfig:
         self._check_bp_free()
         self._check_least("log_every", 1)
         self._check_least("warmup_steps", 0)
-        for name in ("max_steps", "train_samples", "measure_bp_gap"):
+        for name in ("max_steps", "train_samples", "measure_bp_gap", "checkpoint_activations"):
             if getattr(self, name) is not None:
                 self._check_least(name, 1)
         for name in ("lr", "timeout"):
@@ -205,6 +211,7 @@ class TrainConfig:
         self._check_balance()
         self._check_compile()
         self._check_autocast()
+        self._check_memory_savers()
         if self.edge not in EDGES:
             raise UserError(f"--edge {self.edge}: choose one of {', '.join(EDGES)}")
 
@@ -269,6 +276,30 @@ class TrainConfig:
             raise UserError(
                 "--autocast rounds away what --reconcile exact adds to a gradient: choose --reconcile "
                 "first-order, or leave --autocast out"
+            )
+
+    def _check_memory_savers(self) -> None:
+        for name in ("checkpoint_activations", "step_early"):
+            if self.bp_free and getattr(self, name):
+                option = option_name(name)
+                raise UserError(
+                    f"{option} is about backward passes, of which --bp-free has none: leave out {option}"
+                )
+        if self.step_early and self.measure_bp_gap is not None:
+            raise UserError(
+                "--measure-bp-gap looks at gradients that --step-early has let go: leave one of them out"
+            )
+        if self.checkpoint_activations is None:
+            return
+        if self.objective == "sgr" and self.reconcile == "exact":
+            raise UserError(
+                "--reconcile exact differentiates twice, through what --checkpoint-activations has let go: "
+                "choose --reconcile first-order, or leave --checkpoint-activations out"
+            )
+        if self.compile is not None:
+            raise UserError(
+                "--checkpoint-activations runs a body in parts, and --compile compiles it whole: leave "
+                "one of them out"
             )
 
     def _check_bp_free(self) -> None:

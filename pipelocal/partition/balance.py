@@ -10,7 +10,7 @@ from pipelocal.errors import UserError
 from pipelocal.partition.cut import Cut
 from pipelocal.partition.optimal import minimise_largest
 from pipelocal.partition.profile import Cost, Profile
-from pipelocal.transport.remote import RING_SLOTS
+from pipelocal.transport.remote import ring_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class CostModel:
             return self.profile.input_bytes
         x = self.profile.units[start - 1].output_bytes
         unpacked = 0 if self.x_bytes[start - 1] == x else x
-        return RING_SLOTS * self._most_sent(start) + unpacked
+        return ring_slots(self.window) * self._most_sent(start) + unpacked
 
     def _most_sent(self, stop: int) -> int:
         """Bytes of a batch that is reconciled, if any is."""
