@@ -282,6 +282,7 @@ class Blueprint:
             objective=objective,
             optimizer=optimizer,
             scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, factor),
+            accumulate=config.accumulate,
             seed=config.seed,
         )
 

@@ -27,6 +27,7 @@ from pipelocal.objective.local import LocalPass, Objective, cross_entropy
 from pipelocal.objective.reconciliation import Residual
 from pipelocal.recompute import RecomputedBody, without_moving_buffers
 from pipelocal.seeding import derive_seed, reseed
+from pipelocal.update import Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class Stage:
         objective: what is minimised.
         optimizer: over the parameters of body and head.
         scheduler: stepped once per batch; None for a constant learning rate.
+        accumulate: batches whose mean gradient makes an update.
         seed: the run's seed. Dropout and the like draw from a seed made of this, the stage and the
             step, so they do not depend on what else the process does.
         autocast: dtype in which body and head compute what torch.autocast knows to be safe; None for
@@ -82,6 +84,7 @@ class Stage:
         objective: Objective,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        accumulate: int = 1,
         seed: int = 0,
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
@@ -93,7 +96,7 @@ class Stage:
         self.head = head
         self.objective = objective
         self.optimizer = optimizer
-        self.scheduler = scheduler
+        self._update = Update(optimizer, scheduler, every=accumulate)
         self.steps = 0
         self.kept_bytes = 0
         """What the last batch kept for its backward pass and autograd did not, as it is counted elsewhere."""
@@ -132,8 +135,7 @@ class Stage:
         self.frozen_at = self.steps
         for parameter in self._parameters():
             parameter.requires_grad_(False)
-            parameter.grad = None
-        self.optimizer.state.clear()
+        self._update.forget()
 
     def step(self, x: Tensor, target: Tensor, delta: Tensor | None = None) -> StepResult:
         """Train on one batch.
@@ -230,14 +232,15 @@ class Stage:
         )
 
     def update(self) -> None:
-        """Optimizer and schedule; then the batch is over and nothing of it is kept."""
+        """Optimizer and schedule, if due; then the batch is over and at most gradients are kept."""
         if not self.frozen:
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            if self.scheduler is not None:
-                self.scheduler.step()
+            self._update.batch_done()
         self.steps += 1
         self._pass = self._target = self._logits = self._loss = self._residual = None
+
+    def complete_update(self) -> None:
+        """Update with the batches since the last update, at the end of an epoch."""
+        self._update.complete()
 
     @torch.no_grad()
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:

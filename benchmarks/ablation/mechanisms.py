@@ -74,6 +74,12 @@ def mechanisms() -> list[Mechanism]:
         _option("channels last", channels_last=True),
         _option("fused optimizer", quick=True, fused=True),
         _option("autocast bf16", autocast="bf16"),
+        _option("checkpointed activations", checkpoint_activations=1),
+        Mechanism(
+            name="early optimizer step, greedy",
+            own=Variant(options={"objective": "greedy", "step_early": True}),
+            without=Variant(options={"objective": "greedy"}),
+        ),
     ]
     if shutil.which("c++"):
         rows.append(_option("torch.compile, inductor", compile="inductor"))

@@ -28,7 +28,7 @@ GRID = (
     Shape(bits_per_s=1e8, one_way_s=0.01),
     SLOWEST,
 )
-FEW = (UNSHAPED, Shape(bits_per_s=1e8), SLOWEST)
+FEW = (UNSHAPED, SLOWEST)
 
 STEPS = {"own": 48, "peer": 12}
 """Training steps of a run; the peers' median needs fewer than a median of records."""

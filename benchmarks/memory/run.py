@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import common
 from benchmarks.common import Target
-from benchmarks.memory.trial import LOG_EVERY, PLAIN
+from benchmarks.memory.trial import ACCUMULATED, LOG_EVERY, PLAIN
 from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.partition import to_text
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet110", help="model (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="global batch (%(default)s)")
     parser.add_argument("--stages", type=int, nargs="+", default=[2, 4, 8, 16])
-    parser.add_argument("--rounds", type=int, default=3, help="timings in turns, so many times")
+    parser.add_argument("--rounds", type=int, default=2, help="timings in turns, so many times")
     options = parser.parse_args()
     if options.quick:
         options.model, options.batch_size, options.stages, options.rounds = "resnet20", 32, [4], 1
@@ -87,6 +87,7 @@ def on_one_device(cuts: dict[int, str], *, quick: bool) -> dict[str, list[str]]:
             trials[name] = own
             if stages == SAVING and not quick:
                 trials[f"{name}{SAVED}"] = [*own, "--saving"]
+                trials[f"{name}, accumulation"] = [*own, "--accumulate", str(ACCUMULATED)]
     return trials
 
 
@@ -112,7 +113,9 @@ def time_in_turns(methods: dict[str, list[str]], rounds: int) -> dict[str, list[
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for round_ in range(rounds):
         for name, arguments in methods.items():
-            steps = 4 if name in PLAIN else 3 * LOG_EVERY
+            steps = (
+                4 if name in PLAIN else 2 * LOG_EVERY
+            )  # of which the first record is not counted
             timed = [str(HERE / "trial.py"), *arguments, "--time", "--steps", str(steps)]
             output = common.launch(1, timed, what=name)
             seconds[name].append(float(json.loads(output.splitlines()[-1])["seconds"]))
@@ -125,7 +128,9 @@ def over_ranks(base: Sequence[str], cut: str, *, quick: bool) -> list[Row]:
     counts = (RANKS,) if quick else (RANKS, 4 * RANKS)
     methods = {f"1F1B, m = {m}": ["--method", "1F1B", "--micro-batches", str(m)] for m in counts}
     for objective in ("sgr",) if quick else ("greedy", "sgr"):
-        methods[f"pipelocal {objective}"] = ["--method", "pipelocal", "--objective", objective]
+        for m in (1, *counts):
+            own = ["--method", "pipelocal", "--objective", objective, "--accumulate", str(m)]
+            methods[f"pipelocal {objective}, m = {m}"] = own
     rows = []
     for name, own in methods.items():
         arguments = [str(HERE / "trial.py"), *base, *own, "--cut", cut]
@@ -171,9 +176,12 @@ def make_targets(rows: Sequence[Row]) -> list[Target]:
                 targets.append(
                     common.at_most(f"{name}: {what} over BP's with checkpointing", ratio, 1.0)
                 )
-    ours, theirs = found["pipelocal sgr, rank 0"], found["1F1B, m = 4, rank 0"]
-    ratio = theirs["live_bytes"] / ours["live_bytes"]
-    return [*targets, common.reported("first stage of 4 ranks, 1F1B over pipelocal sgr", ratio)]
+    for m in (RANKS, 4 * RANKS):
+        ours, theirs = (found.get(f"{who}, m = {m}, rank 0") for who in ("pipelocal sgr", "1F1B"))
+        if ours is not None and theirs is not None:
+            name = f"first stage of {RANKS} ranks, m = {m}: 1F1B over pipelocal sgr"
+            targets.append(common.reported(name, theirs["live_bytes"] / ours["live_bytes"]))
+    return targets
 
 
 def show(rows: Sequence[Row]) -> None:

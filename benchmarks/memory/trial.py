@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--objective", default="greedy")
     parser.add_argument("--micro-batches", type=int, default=1)
     parser.add_argument("--saving", action="store_true", help="pipelocal's own ways to save memory")
+    parser.add_argument("--accumulate", type=int, default=1, help="pipelocal's micro-batches")
     parser.add_argument("--time", action="store_true", help="time, not memory")
     parser.add_argument("--steps", type=int, default=4)
     options = parser.parse_args()
@@ -64,14 +65,15 @@ def main() -> None:
     config = TrainConfig(
         model=options.model,
         data=DATA.name,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size // options.accumulate,
+        accumulate=options.accumulate,
         cut=None if options.method in PLAIN else options.cut,
         objective="bp" if options.method in PLAIN else options.objective,
         lr=0.01,
         log_every=LOG_EVERY,
         evaluate_every=1000,
         drop_last=True,
-        max_steps=options.steps,
+        max_steps=options.steps * options.accumulate,
         epochs=1000,
         plain=True,
         checkpoint_activations=1 if options.saving else None,
@@ -156,7 +158,7 @@ def run_own(config: TrainConfig, found: list[float]) -> None:
         for record in records
         if record["event"] == "train" and record["stage"] == last
     ]
-    found += [config.batch_size / rate for rate in rates[1:]]
+    found += [config.batch_size * config.accumulate / rate for rate in rates[1:]]
 
 
 def plain_step(blueprint: Blueprint, method: str, x: Tensor, target: Tensor) -> Callable[[], None]:

@@ -39,6 +39,7 @@ class ClosedFormStage(Stage):
         objective: Greedy | FirstOrderReconciliation,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        accumulate: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -48,6 +49,7 @@ class ClosedFormStage(Stage):
             objective=objective,
             optimizer=optimizer,
             scheduler=scheduler,
+            accumulate=accumulate,
             seed=seed,
         )
         self._body_run: ClosedRun | None = None

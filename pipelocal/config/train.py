@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from pipelocal.config.combinations import check_combinations
 from pipelocal.config.option_name import option_name
 from pipelocal.data import DATASETS
 from pipelocal.errors import UserError
@@ -21,6 +22,7 @@ from pipelocal.transport.packing import PACKINGS
 from pipelocal.units import parse_bytes, parse_speeds, parse_weights
 
 AUTOCAST = {"bf16": torch.bfloat16}
+"""What --autocast takes."""
 
 RECONCILE_FORMS = ("first-order", "exact")
 
@@ -116,6 +118,9 @@ class TrainConfig:
     """Weight decay."""
     fused: bool = False
     """Let one kernel do all of an optimizer's step: faster, and rounded a little differently."""
+    accumulate: int = 1
+    """Batches whose mean gradient makes an update; what --batch-size says are then micro-batches, and no
+    stage holds more than one. The last update of an epoch takes what is left."""
     schedule: str = "cosine"
     """Learning-rate schedule after the warm-up: cosine (to zero) or constant."""
     warmup_steps: int = 0
@@ -187,14 +192,21 @@ class TrainConfig:
         OPTIMIZERS.get(self.optimizer)
         SCHEDULES.get(self.schedule)
         PACKINGS.get(self.wire)
-        for name in ("stages", "epochs", "batch_size", "evaluate_every", "threads", "window"):
+        for name in (
+            "stages",
+            "epochs",
+            "batch_size",
+            "evaluate_every",
+            "threads",
+            "window",
+            "accumulate",
+        ):
             self._check_least(name, 1)
         self._check_reconciliation()
         self._check_least("freeze_patience", 1)
         if self.cut is None:  # which says itself how many stages there are
             self.reconcile_weights(self.stages)
             self.freezing(1 if self.objective == "bp" else self.stages)
-        self._check_bp_free()
         self._check_least("log_every", 1)
         self._check_least("warmup_steps", 0)
         for name in ("max_steps", "train_samples", "measure_bp_gap", "checkpoint_activations"):
@@ -209,11 +221,11 @@ class TrainConfig:
         if not 0 <= self.momentum < 1:
             raise UserError(f"--momentum {self.momentum}: give a number from 0 to below 1")
         self._check_balance()
-        self._check_compile()
-        self._check_autocast()
-        self._check_memory_savers()
+        if self.autocast is not None and self.autocast not in AUTOCAST:
+            raise UserError(f"--autocast {self.autocast}: choose one of {', '.join(AUTOCAST)}")
         if self.edge not in EDGES:
             raise UserError(f"--edge {self.edge}: choose one of {', '.join(EDGES)}")
+        check_combinations(self)
 
     def reconcile_weights(self, stages: int) -> list[float]:
         """The weights of the stages from the second on.
@@ -244,80 +256,6 @@ class TrainConfig:
         if not 0 < self.reconcile_fraction <= 1:
             raise UserError(
                 f"--reconcile-fraction {self.reconcile_fraction}: give a number above 0, to 1"
-            )
-
-    def _check_compile(self) -> None:
-        if self.compile is None:
-            return
-        if self.compile not in torch.compiler.list_backends(exclude_tags=()):
-            usual = ", ".join([*torch.compiler.list_backends(), "aot_eager", "eager"])
-            raise UserError(f"--compile {self.compile}: choose one of {usual}")
-        if self.bp_free:
-            raise UserError(
-                "--compile is for stages that run as modules: leave out --bp-free or --compile"
-            )
-        exact = self.objective == "sgr" and self.reconcile == "exact"
-        if exact and self.compile != "eager":
-            raise UserError(
-                f"--compile {self.compile}: compiled code cannot be differentiated twice, which "
-                f"--reconcile exact needs: choose --reconcile first-order, or leave --compile out"
-            )
-
-    def _check_autocast(self) -> None:
-        if self.autocast is None:
-            return
-        if self.autocast not in AUTOCAST:
-            raise UserError(f"--autocast {self.autocast}: choose one of {', '.join(AUTOCAST)}")
-        if self.bp_free:
-            raise UserError(
-                "--autocast is for stages that run as modules: leave out --bp-free or --autocast"
-            )
-        if self.objective == "sgr" and self.reconcile == "exact":
-            raise UserError(
-                "--autocast rounds away what --reconcile exact adds to a gradient: choose --reconcile "
-                "first-order, or leave --autocast out"
-            )
-
-    def _check_memory_savers(self) -> None:
-        for name in ("checkpoint_activations", "step_early"):
-            if self.bp_free and getattr(self, name):
-                option = option_name(name)
-                raise UserError(
-                    f"{option} is about backward passes, of which --bp-free has none: leave out {option}"
-                )
-        if self.step_early and self.measure_bp_gap is not None:
-            raise UserError(
-                "--measure-bp-gap looks at gradients that --step-early has let go: leave one of them out"
-            )
-        if self.checkpoint_activations is None:
-            return
-        if self.objective == "sgr" and self.reconcile == "exact":
-            raise UserError(
-                "--reconcile exact differentiates twice, through what --checkpoint-activations has let go: "
-                "choose --reconcile first-order, or leave --checkpoint-activations out"
-            )
-        if self.compile is not None:
-            raise UserError(
-                "--checkpoint-activations runs a body in parts, and --compile compiles it whole: leave "
-                "one of them out"
-            )
-
-    def _check_bp_free(self) -> None:
-        if not self.bp_free:
-            return
-        if self.channels_last:
-            raise UserError(
-                "--channels-last: the formulas of --bp-free do not know it: leave it out"
-            )
-        if self.objective not in ("greedy", "sgr"):
-            raise UserError(
-                f"--objective {self.objective}: --bp-free trains stages without back-propagation, by "
-                f"--objective greedy or sgr"
-            )
-        if self.objective == "sgr" and self.reconcile == "exact":
-            raise UserError(
-                "--reconcile exact differentiates twice by autograd: with --bp-free choose "
-                "--reconcile first-order"
             )
 
     def _check_balance(self) -> None:

@@ -222,6 +222,7 @@ class Worker:
         ended = None
         if epoch != self._epoch:
             self._epoch = epoch
+            self.stage.complete_update()
             ended = self._train_tally.read_and_reset(EPOCH).loss
         stage = self.stage
         if (
@@ -253,6 +254,7 @@ class Worker:
 
     def _report_rest(self, batch: IncomingBatch) -> None:
         """The training batches since the last record, before something else than training."""
+        self.stage.complete_update()
         if self._train_tally.rows[RECORD]:
             has_x = batch.header.kind == Kind.EVALUATE
             self._check_finite(batch.get("x") if has_x else None)

@@ -1,0 +1,59 @@
+"""When a stage's parameters change: optimizer and schedule, after every so many batches."""
+
+from __future__ import annotations
+
+import torch
+
+
+class Update:
+    """Steps the optimizer with the mean gradient of the batches since the last update.
+
+    With several batches an update, a batch is what others call a micro-batch: its activations are gone
+    before the next one comes, and only the gradients stay.
+
+    Args:
+        optimizer: over the parameters, whose ``.grad`` the batches add to.
+        scheduler: stepped once for every batch, whichever update it belongs to; None for a constant
+            learning rate.
+        every: batches an update.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        *,
+        every: int = 1,
+    ) -> None:
+        self.optimizer = optimizer
+        self._scheduler = scheduler
+        self._every = every
+        self._batches = 0
+
+    def batch_done(self) -> None:
+        """The gradients of one more batch are in."""
+        self._batches += 1
+        if self._batches == self._every:
+            self.complete()
+
+    def complete(self) -> None:
+        """Update with the batches there are, fewer than usual as they may be; if there are any."""
+        if self._batches == 0:
+            return
+        if self._batches > 1:
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.div_(self._batches)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._scheduler is not None:
+            for _ in range(self._batches):
+                self._scheduler.step()
+        self._batches = 0
+
+    def forget(self) -> None:
+        """Drop the batches since the last update, and the optimizer's memory."""
+        self._batches = 0
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
