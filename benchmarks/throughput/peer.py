@@ -147,7 +147,33 @@ def build_part(blueprint: Blueprint, number: int) -> nn.Module:
     if number == blueprint.stages - 1:
         module = nn.Sequential(module, blueprint.chain.build_classifier(seed=0))
     disable_inplace(module)  # the schedules hand inputs on that must not be changed
-    return module
+    return Contiguous(module)
+
+
+class Contiguous(nn.Module):
+    """A stage whose output and whose input's gradient can be sent; gloo takes contiguous tensors only."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x = ContiguousGradient.apply(x)  # type: ignore[no-untyped-call]
+        out: Tensor = self.part(x)
+        return out.contiguous()
+
+
+class ContiguousGradient(torch.autograd.Function):
+    """The identity; its gradient is contiguous."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
 
 
 def sgd(module: nn.Module) -> torch.optim.Optimizer:
