@@ -93,7 +93,7 @@ def parse() -> argparse.Namespace:
     parser = common.Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="result file to write")
     parser.add_argument("--quick", action="store_true", help="a short form of under 3 minutes")
-    parser.add_argument("--rounds", type=int, default=3, help="all runs in turns, so many times")
+    parser.add_argument("--rounds", type=int, default=2, help="all runs in turns, so many times")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error(f"--rounds {options.rounds}: must be at least 1")

@@ -25,7 +25,6 @@ GRID = (
     UNSHAPED,
     Shape(one_way_s=0.05),
     Shape(bits_per_s=1e8),
-    Shape(bits_per_s=1e8, one_way_s=0.01),
     SLOWEST,
 )
 FEW = (UNSHAPED, SLOWEST)
