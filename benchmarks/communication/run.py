@@ -101,7 +101,8 @@ def measure(work: Work, options: argparse.Namespace, text: str, *, link: bool) -
             print(f"{work.model}, {method.name}: bytes counted", flush=True)
     if options.part != "bytes" and link:
         shapes: Sequence[Shape] = rates.GRID if first else rates.FEW
-        chosen, rounds = rates.METHODS, options.rounds
+        chosen = rates.METHODS if first else (rates.OWN[1], rates.PEERS[0])
+        rounds = options.rounds
         if options.quick:
             shapes, chosen, rounds = (rates.UNSHAPED, rates.SLOWEST), rates.QUICK, 1
         for item in rates.measure(work, shapes, chosen, rounds, text=text):
