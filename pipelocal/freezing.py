@@ -24,6 +24,14 @@ class Freezing:
         self._best = float("inf")
         self._waited = 0
 
+    def state_dict(self) -> dict[str, float]:
+        """What it has seen so far."""
+        return {"best": self._best, "waited": self._waited}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self._best, self._waited = state["best"], int(state["waited"])
+
     def due(self, steps: int, epoch_loss: float | None) -> bool:
         """Asked before every training batch.
 

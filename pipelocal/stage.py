@@ -260,6 +260,25 @@ class Stage:
             "frozen_at": self.frozen_at,
         }
 
+    def training_state(self) -> dict[str, Any]:
+        """Beside :meth:`state_dict`, what it takes to go on as if nothing had been."""
+        return self._update.state_dict()
+
+    def load_training_state(
+        self, state: dict[str, Any], *, steps: int, frozen_at: int | None
+    ) -> None:
+        """The inverse of :meth:`training_state`; body and head are loaded already.
+
+        Args:
+            state: as it was given.
+            steps: batches that the stage had been trained on.
+            frozen_at: batches after which it was frozen; None if it was not.
+        """
+        if frozen_at is not None:
+            self.freeze()
+        self._update.load_state_dict(state)
+        self.steps, self.frozen_at = steps, frozen_at
+
     def replay_body(self, x: Tensor, *, full: bool = False) -> Tensor:
         """The body's output for this step's random numbers, with its graph; moves no buffer.
 

@@ -40,6 +40,7 @@ from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.placement import place
 from pipelocal.pipeline.source import Plan, Source
 from pipelocal.pipeline.worker import Worker, run_stream
+from pipelocal.recovery import Snapshots, first_step, load_snapshot
 from pipelocal.stage import Stage
 from pipelocal.telemetry.actions import Recorder
 from pipelocal.telemetry.clock import seconds_behind_rank_0
@@ -49,6 +50,9 @@ from pipelocal.telemetry.trace import merge_parts, write_part
 from pipelocal.telemetry.view import StageRow, make_view
 from pipelocal.transport.edge import Receiver, Sender
 from pipelocal.world import START_TIMEOUT_S, World
+
+FOLDER = "folder"
+"""Key of the run's folder, for the attempts that follow."""
 
 
 def train(
@@ -161,6 +165,8 @@ class _Facts:
     smallest_batch: int
     """Rows of the smallest training batch."""
     cut: str
+    start: int
+    """Training batches before the snapshot to go on from; 0 to begin anew."""
 
 
 class _Run:
@@ -198,6 +204,7 @@ class _Run:
             reconcile_every=(
                 self.config.reconcile_every if self.config.objective == "sgr" else None
             ),
+            snapshot_every=self.config.snapshot_every,
         )
         folder = RunFolder(facts.folder)
         stages = self._build_stages(plan, facts)
@@ -215,18 +222,26 @@ class _Run:
             timeout_s=START_TIMEOUT_S,
         )
         # Only now: all ranks have built their stages, so a start that fails leaves no folder behind.
-        if self.world.rank == 0:
+        if self.world.rank == 0 and not folder.unfinished:
             folder.create(self.config)
+            folder.lock()
         self.folder = folder
-        incoming = Source(batches, plan, self.device) if batches else before
+        incoming = Source(batches, plan, self.device, start=facts.start) if batches else before
         assert incoming is not None
-        workers = self.workers = assembly.workers(stages, incoming, after)
+        snapshots = self._snapshots(folder, range(first, last + 1), facts.cut)
+        save = snapshots.save if snapshots else None
+        workers = self.workers = assembly.workers(stages, incoming, after, save=save)
+        if facts.start:
+            for worker in workers:
+                load_snapshot(self.blueprint, worker, folder.path, facts.start)
         reporter = self._reporter(folder, plan, stream) if self.world.rank == 0 else None
         try:
             if reporter:
                 reporter.start()
             with self._traced(folder):
                 run_stream(workers, self.control.check)
+            if snapshots:
+                snapshots.close()
             for worker in workers:
                 folder.save_stage(worker.stage.number, self.blueprint.stage_state(worker.stage))
                 self.control.post(final_record(worker, self.world.rank, self.device))
@@ -271,7 +286,8 @@ class _Run:
         config = self.config
         if self.world.rank > 0:
             return None, _Facts(**self.control.wait_for("facts", timeout_s=START_TIMEOUT_S))
-        folder = RunFolder.choose(config)
+        folder = RunFolder.choose(config, earlier=self._earlier_folder())
+        self.world.lasting.set(FOLDER, str(folder.path))
         dataset = load_dataset(config.data, root=config.data_root, seed=config.seed)
         if config.train_samples is not None:
             dataset = dataset.first(config.train_samples)
@@ -282,13 +298,29 @@ class _Run:
             folder=str(folder.path),
             steps_per_epoch=batches.steps_per_epoch,
             smallest_batch=batches.smallest_batch,
-            cut=self._choose_cut(),
+            cut=(cut := self._choose_cut(folder)),
+            start=first_step(folder, config, cut),
         )
         self.control.put("facts", asdict(facts))
         return batches, facts
 
-    def _choose_cut(self) -> str:
+    def _snapshots(self, folder: RunFolder, own: range, cut: str) -> Snapshots | None:
+        if self.config.snapshot_every is None:
+            return None
+        return Snapshots(self.blueprint, self.config, folder, self.control, own=own, cut=cut)
+
+    def _earlier_folder(self) -> str | None:
+        """Where the attempt before this one was, if torchrun has started all ranks anew."""
+        if self.world.attempt == 0 or not self.world.lasting.check([FOLDER]):
+            return None
+        return self.world.lasting.get(FOLDER).decode()
+
+    def _choose_cut(self, folder: RunFolder) -> str:
         """Where to cut, for all ranks: measured by this one where the options ask for it."""
+        if self.config.balance != "count" and folder.unfinished:
+            measured = folder.config().cut  # another measurement need not come out the same
+            if measured is not None:
+                return measured
         config, blueprint = self.config, self.blueprint
         stopwatch = Stopwatch(device=self.device)
         cut = blueprint.partitioned(config, lambda: blueprint.cost_model(config, stopwatch))

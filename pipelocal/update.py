@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -41,16 +43,36 @@ class Update:
         if self._batches == 0:
             return
         if self._batches > 1:
-            for group in self.optimizer.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        parameter.grad.div_(self._batches)
+            for parameter in self._parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(self._batches)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self._scheduler is not None:
             for _ in range(self._batches):
                 self._scheduler.step()
         self._batches = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizer, schedule, and what was gathered since the last update."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
+            "batches": self._batches,
+            "gradients": [parameter.grad for parameter in self._parameters()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`, for the same parameters."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
+        self._batches = state["batches"]
+        for parameter, gradient in zip(self._parameters(), state["gradients"], strict=True):
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def forget(self) -> None:
         """Drop the batches since the last update, and the optimizer's memory."""

@@ -28,11 +28,16 @@ class World:
     local_rank: int
     store: dist.Store
     """Shared by all ranks; of this process alone when there is only one."""
+    lasting: dist.Store
+    """As ``store``, but shared with the attempts before and after this one."""
+    attempt: int = 0
+    """How often torchrun has started all ranks anew."""
 
     @classmethod
     def alone(cls) -> World:
         """A world of this one process; needs no torchrun and opens no socket."""
-        return cls(rank=0, size=1, local_rank=0, store=dist.HashStore())
+        store = dist.HashStore()
+        return cls(rank=0, size=1, local_rank=0, store=store, lasting=store)
 
     @classmethod
     def from_environment(cls) -> World:
@@ -65,12 +70,14 @@ class World:
                 f"MASTER_ADDR and MASTER_PORT"
             ) from error
         # torchrun keeps one store over restarts: an attempt must not read what the last one wrote.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        attempt = _number("TORCHELASTIC_RESTART_COUNT", 0)
         return cls(
             rank=rank,
             size=size,
             local_rank=_number("LOCAL_RANK", rank),
             store=dist.PrefixStore(f"pipelocal/{attempt}", store),
+            lasting=dist.PrefixStore("pipelocal/all", store),
+            attempt=attempt,
         )
 
     @property

@@ -24,7 +24,8 @@ def planes(tmp_path: Path) -> Iterator[Planes]:
     def make(size: int) -> list[ControlPlane]:
         for rank in range(size):
             store = dist.FileStore(str(tmp_path / "store"), size)
-            made.append(ControlPlane(World(rank=rank, size=size, local_rank=rank, store=store)))
+            world = World(rank=rank, size=size, local_rank=rank, store=store, lasting=store)
+            made.append(ControlPlane(world))
         return made
 
     yield make

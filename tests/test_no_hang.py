@@ -56,9 +56,9 @@ def test_train_and_evaluate_in_any_order(tmp_path: Path, kinds: str) -> None:
         wished = iter(kinds)
         whole = Source._training
 
-        def events(self: Source, plan: object) -> object:
+        def events(self: Source, plan: object, start: int) -> object:
             by_kind: dict[str, list[HandedBatch]] = {"T": [], "E": [], "#": []}
-            for event in whole(self, plan):  # type: ignore[arg-type]
+            for event in whole(self, plan, start):  # type: ignore[arg-type]
                 by_kind[{1: "T", 5: "T", 2: "E", 3: "#"}[event.header.kind]].append(event)
             for number, kind in enumerate(wished):
                 event = by_kind[kind].pop(0) if kind != "#" else by_kind["#"][0]

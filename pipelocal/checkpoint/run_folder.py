@@ -11,15 +11,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
-import os
+import math
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
+from pipelocal.checkpoint.atomic import write_atomically
 from pipelocal.config import TrainConfig, load_toml, to_toml
 from pipelocal.errors import UserError
 
@@ -33,16 +35,23 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._lock: TextIO | None = None
         self.metrics = self.path / "metrics.jsonl"
 
     @classmethod
-    def choose(cls, config: TrainConfig) -> RunFolder:
-        """The folder of a new run, which is not made yet.
+    def choose(cls, config: TrainConfig, *, earlier: str | None = None) -> RunFolder:
+        """The folder of a new run, which is not made yet, or that of the run to go on with.
+
+        Args:
+            config: the options.
+            earlier: folder of an attempt of this very run that failed; None on the first attempt.
 
         Raises:
             UserError: there is something already.
         """
-        folder = cls(config.out) if config.out else cls(_free_default(config))
+        folder = cls(config.out or earlier or _free_default(config))
+        if config.resume == "auto" and folder.unfinished:
+            return folder
         try:
             if folder.path.exists() and any(folder.path.iterdir()):
                 what = "another run" if (folder.path / "config.toml").exists() else "other files"
@@ -52,6 +61,36 @@ class RunFolder:
         except OSError as error:
             raise _unusable(folder.path, error) from error
         return folder
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a run began here and did not come to its end."""
+        begun = (self.path / "config.toml").is_file()
+        return begun and not (self.path / "summary.json").exists()
+
+    def lock(self) -> None:
+        """Keep other processes from the folder until this one ends.
+
+        Raises:
+            UserError: a run that still goes on has it.
+        """
+        try:
+            self._lock = (self.path / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"--out {self.path} is in use by a run that still goes on: give another folder"
+            ) from error
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget the records after a batch: they will come again."""
+        if not self.metrics.exists():
+            return
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
 
     def create(self, config: TrainConfig) -> None:
         """Make the folder and write the options.
@@ -92,7 +131,7 @@ class RunFolder:
         path = self._stage_path(stage)
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        _write_atomically(path, buffer.getbuffer())
+        write_atomically(path, buffer.getbuffer())
 
     def load_stage(self, stage: int) -> dict[str, Any]:
         """A stage's state, on the CPU.
@@ -110,7 +149,7 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``."""
-        _write_atomically(
+        write_atomically(
             self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode()
         )
 
@@ -124,6 +163,14 @@ class RunFolder:
         return self.path / "stages" / f"stage-{stage}.pt"
 
 
+def _step_of(line: str) -> float:
+    """The batch of a record; after all others if the line is none, as one cut off by a crash."""
+    try:
+        return float(json.loads(line).get("step", math.inf))
+    except ValueError:
+        return math.inf
+
+
 def _unusable(path: Path, error: OSError) -> UserError:
     return UserError(f"--out {path} cannot be a run folder: {error.strerror or error}")
 
@@ -134,24 +181,3 @@ def _free_default(config: TrainConfig) -> Path:
     while (path := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1
     return path
-
-
-def _write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """The file is whole or not there.
-
-    Raises:
-        UserError: it cannot be written, as on a full disk.
-    """
-    temporary = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): free space, or choose another --out"
-        ) from error

@@ -24,6 +24,8 @@ from pipelocal.units import parse_bytes, parse_speeds, parse_weights
 AUTOCAST = {"bf16": torch.bfloat16}
 """What --autocast takes."""
 
+RESUME = ("auto", "never")
+
 RECONCILE_FORMS = ("first-order", "exact")
 
 
@@ -159,6 +161,12 @@ class TrainConfig:
     as many (at least 2): more of them hide a long link, and cost memory."""
     timeout: float = 300.0
     """Seconds without a sign from a neighbour after which a rank gives up."""
+    snapshot_every: int | None = None
+    """Save a snapshot after every so many batches and at the end, without stopping the stream."""
+    keep_snapshots: int = 3
+    """How many snapshots stay; older ones are deleted."""
+    resume: str = "auto"
+    """auto (go on with the unfinished run in --out, from its newest good snapshot), or never."""
     measure_bp_gap: int | None = None
     """Every so many batches, compare each stage's gradients with those of back-propagation (one process
     only; costs one more step and memory for the whole model)."""
@@ -200,6 +208,7 @@ class TrainConfig:
             "threads",
             "window",
             "accumulate",
+            "keep_snapshots",
         ):
             self._check_least(name, 1)
         self._check_reconciliation()
@@ -209,7 +218,13 @@ class TrainConfig:
             self.freezing(1 if self.objective == "bp" else self.stages)
         self._check_least("log_every", 1)
         self._check_least("warmup_steps", 0)
-        for name in ("max_steps", "train_samples", "measure_bp_gap", "checkpoint_activations"):
+        for name in (
+            "max_steps",
+            "train_samples",
+            "measure_bp_gap",
+            "checkpoint_activations",
+            "snapshot_every",
+        ):
             if getattr(self, name) is not None:
                 self._check_least(name, 1)
         for name in ("lr", "timeout"):
@@ -223,6 +238,8 @@ class TrainConfig:
         self._check_balance()
         if self.autocast is not None and self.autocast not in AUTOCAST:
             raise UserError(f"--autocast {self.autocast}: choose one of {', '.join(AUTOCAST)}")
+        if self.resume not in RESUME:
+            raise UserError(f"--resume {self.resume}: choose one of {', '.join(RESUME)}")
         if self.edge not in EDGES:
             raise UserError(f"--edge {self.edge}: choose one of {', '.join(EDGES)}")
         check_combinations(self)

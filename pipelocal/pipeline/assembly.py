@@ -10,7 +10,7 @@ from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.control import ControlPlane
 from pipelocal.freezing import Freezing
-from pipelocal.pipeline.worker import Report, Worker
+from pipelocal.pipeline.worker import Report, Save, Worker
 from pipelocal.stage import Stage
 from pipelocal.telemetry.actions import Recorder
 from pipelocal.telemetry.bp_gap import BackPropagationGap
@@ -66,7 +66,12 @@ class Assembly:
         )
 
     def workers(
-        self, stages: Sequence[Stage], incoming: Receiver, outgoing: Sender | None
+        self,
+        stages: Sequence[Stage],
+        incoming: Receiver,
+        outgoing: Sender | None,
+        *,
+        save: Save | None = None,
     ) -> list[Worker]:
         """A worker per stage, with in-process edges between them.
 
@@ -74,6 +79,7 @@ class Assembly:
             stages: the rank's stages, in order.
             incoming: what feeds the first of them.
             outgoing: where the last one sends; None at the end of the network.
+            save: keeps a stage's snapshot; None where none will be taken.
         """
         every = self._config.measure_bp_gap
         gap = None if every is None else BackPropagationGap(stages)
@@ -90,6 +96,7 @@ class Assembly:
                 log_every=self._config.log_every,
                 recorder=self._recorder,
                 freezing=self._freezing.get(stage.number),
+                save=save,
                 gap=gap,
                 gap_every=every or 1,
             )

@@ -19,6 +19,10 @@ class Plan:
     The stream, with two epochs of three batches and an evaluation of two after each::
 
         T T T  E E #  T T T  E E #  end        T train, E evaluate, # evaluation over
+
+    and with a marker (*) behind every two batches::
+
+        T T * T  E E #  T * T T *  E E #  end
     """
 
     epochs: int
@@ -29,6 +33,8 @@ class Plan:
     """Evaluate after every so many epochs, and always at the end."""
     reconcile_every: int | None = None
     """Let the stages reconcile in every so many batches, the first included; None for never."""
+    snapshot_every: int | None = None
+    """Put a marker behind every so many batches and behind the last one; None for never."""
 
     @property
     def total_steps(self) -> int:
@@ -49,17 +55,20 @@ class Source:
         batches: the data.
         plan: how long to train; None to evaluate once and end.
         device: where the first stage computes.
+        start: training batches to leave out, for they were trained on before.
     """
 
     waited_s = 0.0
     received_bytes = 0
 
-    def __init__(self, batches: BatchStream, plan: Plan | None, device: torch.device) -> None:
+    def __init__(
+        self, batches: BatchStream, plan: Plan | None, device: torch.device, *, start: int = 0
+    ) -> None:
         self._batches = batches
         self._plan = plan
         self._device = device
         self._number = 0
-        self._events = self._evaluation(0) if plan is None else self._training(plan)
+        self._events = self._evaluation(0) if plan is None else self._training(plan, start)
 
     def trouble(self) -> None:
         return None
@@ -71,17 +80,22 @@ class Source:
     def close(self) -> None:
         self._events.close()
 
-    def _training(self, plan: Plan) -> Generator[HandedBatch]:
-        left = plan.total_steps
-        every = plan.reconcile_every
-        for epoch in range(plan.epochs_begun):
-            for batch in self._batches.train(epoch):
-                if left == 0:
+    def _training(self, plan: Plan, start: int) -> Generator[HandedBatch]:
+        done, total = start, plan.total_steps
+        # A marker stands before the evaluation that follows its batch.
+        begun = max(0, -(-start // plan.steps_per_epoch) - 1)
+        for epoch in range(begun, plan.epochs_begun):
+            for batch in self._batches.train(epoch, done - epoch * plan.steps_per_epoch):
+                if done == total:
                     break
-                reconciled = every is not None and (plan.total_steps - left) % every == 0
-                left -= 1
+                every = plan.reconcile_every
+                reconciled = every is not None and done % every == 0
+                done += 1
                 yield self._event(Kind.RECONCILE if reconciled else Kind.TRAIN, epoch, batch)
-            if (epoch + 1) % plan.evaluate_every == 0 or left == 0:
+                every = plan.snapshot_every
+                if every is not None and (done % every == 0 or done == total):
+                    yield self._event(Kind.SNAPSHOT, epoch)
+            if (epoch + 1) % plan.evaluate_every == 0 or done == total:
                 yield from self._evaluation(epoch)
 
     def _evaluation(self, epoch: int) -> Generator[HandedBatch]:

@@ -31,6 +31,9 @@ from pipelocal.transport.header import Header, Kind
 
 Report = Callable[[dict[str, Any]], None]
 
+Save = Callable[[Stage, dict[str, Any]], None]
+"""Takes a stage, and what its worker must know to go on with it."""
+
 RECORD, EPOCH = 0, 1
 """Windows of the tally of training: since the last record, and since the epoch began."""
 
@@ -48,6 +51,7 @@ class Worker:
         log_every: training batches between two records.
         recorder: takes what is done, and when; None for nobody.
         freezing: says when the stage stops training; None for never.
+        save: keeps what the stage is, when a marker comes; None where none will.
         gap: compares the stages of this process with back-propagation; None for not at all.
         gap_every: training batches between two comparisons.
     """
@@ -64,6 +68,7 @@ class Worker:
         log_every: int,
         recorder: Recorder | None = None,
         freezing: Freezing | None = None,
+        save: Save | None = None,
         gap: BackPropagationGap | None = None,
         gap_every: int = 1,
     ) -> None:
@@ -82,6 +87,7 @@ class Worker:
         self._recorder = recorder or Recorder()
         self._lane = f"stage {stage.number}"
         self._freezing = freezing
+        self._save = save
         self._gap = gap
         self._gap_every = gap_every
         # Reading a loss makes the host wait for a CUDA device, so there it is done rarely.
@@ -110,6 +116,11 @@ class Worker:
             elif header.kind == Kind.EVALUATE:
                 with self._action("evaluate"):
                     self._evaluate(batch)
+            elif header.kind == Kind.SNAPSHOT:
+                self._pass_on(
+                    header, {}
+                )  # first: the next stage need not wait for this one's files
+                self._take_snapshot(header)
             else:
                 self._report_rest(batch)
                 self._pass_on(header, {})
@@ -232,6 +243,38 @@ class Worker:
         ):
             stage.freeze()
             self._report({"event": "freeze", "stage": stage.number, "step": stage.steps})
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the worker knows beside its stage, between two batches of training."""
+        return {
+            "epoch": self._epoch,
+            "tally": self._train_tally.state_dict(),
+            "freezing": None if self._freezing is None else self._freezing.state_dict(),
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self._epoch = state["epoch"]
+        self._train_tally.load_state_dict(state["tally"])
+        if self._freezing is not None and state["freezing"] is not None:
+            self._freezing.load_state_dict(state["freezing"])
+        self.peak_memory_bytes = state["peak_memory_bytes"]
+
+    def _take_snapshot(self, header: Header) -> None:
+        assert self._save is not None, "the source sends markers only where they can be met"
+        started = time.perf_counter()
+        with self._action("snapshot"):
+            self._save(self.stage, self.state_dict())
+        self._report(
+            {
+                "event": "snapshot",
+                "stage": self.stage.number,
+                "epoch": header.epoch + 1,
+                "step": self.stage.steps,
+                "pause_s": time.perf_counter() - started,
+            }
+        )
 
     def _report_gap(self, delta: Tensor, header: Header) -> None:
         gap = None if self._gap is None else self._gap.compare(self.stage, delta)

@@ -1,6 +1,7 @@
 """Sums of what a stage's batches showed, kept on the device until somebody reads them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,22 @@ class Tally:
             self._predictions[window] += predictions
             self._reconciled_rows[window] += 0 if residual is None else rows
         self._first_bad.masked_fill_(~fine & (self._first_bad < 0), batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums as they are."""
+        return {
+            "sums": self._sums,
+            "rows": list(self.rows),
+            "predictions": list(self._predictions),
+            "reconciled_rows": list(self._reconciled_rows),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self._sums.copy_(state["sums"])
+        self.rows = list(state["rows"])
+        self._predictions = list(state["predictions"])
+        self._reconciled_rows = list(state["reconciled_rows"])
 
     def first_bad_batch(self) -> int | None:
         """Number of the first batch whose loss or distance was not finite; waits for the device."""

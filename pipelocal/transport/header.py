@@ -21,6 +21,9 @@ class Kind(IntEnum):
     RECONCILE = 5
     """A batch to train on and to reconcile: delta comes too."""
 
+    SNAPSHOT = 6
+    """A marker: every stage saves what it is after the batches before it. No tensors follow."""
+
     @property
     def trains(self) -> bool:
         """Whether the stages are trained on this batch."""

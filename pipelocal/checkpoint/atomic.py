@@ -1,0 +1,29 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipelocal.errors import UserError
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file, and its folder where there is none; whoever looks meanwhile sees the old one.
+
+    Raises:
+        UserError: it cannot be written, as on a full disk.
+    """
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): free space, or choose another --out"
+        ) from error
