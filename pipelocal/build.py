@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipelocal.checkpoint.repartition import HEAD
 from pipelocal.closed_form import ClosedFormStage, check_stage
 from pipelocal.config import TrainConfig
 from pipelocal.config.train import AUTOCAST
@@ -181,6 +182,17 @@ class Blueprint:
         cut = self.cuts[stage.number - 1]
         body = self.chain.whole_state(stage.body, cut.start, cut.stop)
         return stage.state_dict() | {"body": body}
+
+    def parameter_names(self, stage: Stage) -> list[str]:
+        """The names of what the stage's optimizer trains, in its order: the body's, then the head's."""
+        cut = self.cuts[stage.number - 1]
+        body = self.chain.whole_names(stage.body, cut.start, cut.stop)
+        return body + [HEAD + name for name, p in stage.head.named_parameters() if p.requires_grad]
+
+    def unit_names(self, stage: int) -> list[str]:
+        """The names of a stage's units."""
+        cut = self.cuts[stage - 1]
+        return [unit.name for unit in self.chain.units[cut.start : cut.stop]]
 
     def load_weights(self, stage: Stage, state: dict[str, Any]) -> None:
         """Body and head from :meth:`stage_state`.

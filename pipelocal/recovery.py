@@ -4,42 +4,81 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelocal.build import Blueprint
+from pipelocal.checkpoint.repartition import StageState, repartitioned
 from pipelocal.checkpoint.resume import check_same_run, identity, newest_good
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.checkpoint.snapshot import Manifest, SavedFile, SnapshotFolder
 from pipelocal.checkpoint.writer import SnapshotWriter
 from pipelocal.config import TrainConfig
 from pipelocal.control import ControlPlane
+from pipelocal.partition import from_text, to_text
 from pipelocal.pipeline.worker import Worker
 from pipelocal.stage import Stage
 
 
-def first_step(folder: RunFolder, config: TrainConfig, cut: str) -> int:
-    """Training batches before the newest good snapshot of an unfinished run; 0 to begin anew.
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run begins."""
+
+    step: int = 0
+    """Training batches before the snapshot to go on from; 0 to begin anew."""
+    cut: str = ""
+    """Where the model was cut in that snapshot."""
+
+
+def find_start(folder: RunFolder, config: TrainConfig, blueprint: Blueprint, cut: str) -> Start:
+    """The newest good snapshot of an unfinished run, if the folder holds one.
 
     Rank 0 asks. Says on standard error what it found, and forgets the records that will come again.
+
+    Args:
+        folder: the run's.
+        config: the options.
+        blueprint: the model.
+        cut: where it will be cut.
 
     Raises:
         UserError: the run is another one, or still goes on.
     """
-    if not folder.unfinished:
-        return 0
+    if not folder.goes_on:
+        return Start()
     folder.lock()
-    before = identity(folder.config())
-    check_same_run(before, folder.config().cut or cut, config, cut, folder.path)
+    check_same_run(identity(folder.config()), config, folder.path)
     manifest = newest_good(folder.path, _tell)
     if manifest is None:
         _tell(f"there is no snapshot in {folder.path}: beginning anew")
         folder.cut_metrics(0)
-        return 0
-    check_same_run(manifest.identity, manifest.cut, config, cut, folder.path)
+        return Start()
+    check_same_run(manifest.identity, config, folder.path)
     _tell(f"going on after batch {manifest.step} of {folder.path}")
+    if manifest.cut != cut:
+        _tell_new_heads(blueprint, manifest.cut, cut)
     folder.cut_metrics(manifest.step)
-    return manifest.step
+    return Start(step=manifest.step, cut=manifest.cut)
+
+
+def _tell_new_heads(blueprint: Blueprint, old: str, new: str) -> None:
+    before, now = (_ends(blueprint, cut) for cut in (old, new))
+    anew = [end for end in now if end not in before]
+    gone = [end for end in before if end not in now]
+    _tell(
+        f"another cut: every unit goes on with all that was known of it; heads that begin anew: "
+        f"{_listed(anew)}; heads that have no place any more: {_listed(gone)}"
+    )
+
+
+def _ends(blueprint: Blueprint, cut: str) -> list[str]:
+    units = blueprint.chain.units
+    return [units[each.stop - 1].name for each in from_text(blueprint.chain, cut)]
+
+
+def _listed(ends: list[str]) -> str:
+    return ", ".join(f"behind {end}" for end in ends) or "none"
 
 
 class Snapshots:
@@ -82,6 +121,7 @@ class Snapshots:
         """See :data:`~pipelocal.pipeline.worker.Save`."""
         state = self._blueprint.stage_state(stage)
         state |= {"training": stage.training_state(), "worker": worker}
+        state["names"] = self._blueprint.parameter_names(stage)
         del state["optimizer"]  # which the training state holds
         self._writer.save(stage.steps, stage.number, state)
 
@@ -93,17 +133,35 @@ class Snapshots:
         return Manifest(step=step, cut=self._cut, identity=self._identity, files=tuple(files))
 
 
-def load_snapshot(blueprint: Blueprint, worker: Worker, run: Path, step: int) -> None:
-    """Bring a stage and its worker to where they were when the marker came.
+def load_snapshot(blueprint: Blueprint, worker: Worker, run: Path, start: Start) -> None:
+    """Bring a stage and its worker to where they were when the marker came, or its units were.
 
     Raises:
-        UserError: the stage's file cannot be read or does not fit.
+        UserError: a stage's file cannot be read or does not fit.
     """
-    stage = worker.stage
-    state = SnapshotFolder(run).load_stage(step, stage.number)
+    stage, folder = worker.stage, SnapshotFolder(run)
+    if start.cut == to_text(blueprint.chain, blueprint.cuts):
+        state = folder.load_stage(start.step, stage.number)
+        worker.load_state_dict(state["worker"])
+    else:
+        state, epoch = _from_other_cut(blueprint, stage, folder, start)
+        worker.continue_in(epoch)
     blueprint.load_weights(stage, state)
-    stage.load_training_state(state["training"], steps=state["steps"], frozen_at=state["frozen_at"])
-    worker.load_state_dict(state["worker"])
+    steps, frozen_at = state["steps"], state["frozen_at"]
+    stage.load_training_state(state["training"], steps=steps, frozen_at=frozen_at)
+
+
+def _from_other_cut(
+    blueprint: Blueprint, stage: Stage, folder: SnapshotFolder, start: Start
+) -> tuple[dict[str, Any], int]:
+    """A stage's state from those of other stages, and the epoch they were in."""
+    saved = []
+    for number, cut in enumerate(from_text(blueprint.chain, start.cut), start=1):
+        units = tuple(unit.name for unit in blueprint.chain.units[cut.start : cut.stop])
+        saved.append(StageState(units=units, state=folder.load_stage(start.step, number)))
+    fresh = blueprint.stage_state(stage) | {"names": blueprint.parameter_names(stage)}
+    state = repartitioned(saved, blueprint.unit_names(stage.number), fresh)
+    return state, saved[0].state["worker"]["epoch"]
 
 
 def _tell(line: str) -> None:

@@ -40,7 +40,7 @@ from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.placement import place
 from pipelocal.pipeline.source import Plan, Source
 from pipelocal.pipeline.worker import Worker, run_stream
-from pipelocal.recovery import Snapshots, first_step, load_snapshot
+from pipelocal.recovery import Snapshots, Start, find_start, load_snapshot
 from pipelocal.stage import Stage
 from pipelocal.telemetry.actions import Recorder
 from pipelocal.telemetry.clock import seconds_behind_rank_0
@@ -165,8 +165,8 @@ class _Facts:
     smallest_batch: int
     """Rows of the smallest training batch."""
     cut: str
-    start: int
-    """Training batches before the snapshot to go on from; 0 to begin anew."""
+    start: dict[str, Any]
+    """Of :class:`~pipelocal.recovery.Start`."""
 
 
 class _Run:
@@ -188,6 +188,7 @@ class _Run:
         self.device = device
         self.control = control
         self.folder: RunFolder | None = None
+        self._chosen: RunFolder | None = None
         self.workers: list[Worker] = []
         self.recorder = Recorder(trace=config.trace, print_transfers=config.debug_transfers)
         self._clock_offset_s = 0.0
@@ -206,7 +207,7 @@ class _Run:
             ),
             snapshot_every=self.config.snapshot_every,
         )
-        folder = RunFolder(facts.folder)
+        start = Start(**facts.start)
         stages = self._build_stages(plan, facts)
         first, last = stages[0].number, stages[-1].number
         assembly = Assembly(
@@ -222,18 +223,17 @@ class _Run:
             timeout_s=START_TIMEOUT_S,
         )
         # Only now: all ranks have built their stages, so a start that fails leaves no folder behind.
-        if self.world.rank == 0 and not folder.unfinished:
-            folder.create(self.config)
-            folder.lock()
-        self.folder = folder
-        incoming = Source(batches, plan, self.device, start=facts.start) if batches else before
+        folder = self.folder = self._chosen or RunFolder(facts.folder)
+        if self.world.rank == 0:
+            folder.begin(self.config)
+        incoming = Source(batches, plan, self.device, start=start.step) if batches else before
         assert incoming is not None
         snapshots = self._snapshots(folder, range(first, last + 1), facts.cut)
         save = snapshots.save if snapshots else None
         workers = self.workers = assembly.workers(stages, incoming, after, save=save)
-        if facts.start:
+        if start.step:
             for worker in workers:
-                load_snapshot(self.blueprint, worker, folder.path, facts.start)
+                load_snapshot(self.blueprint, worker, folder.path, start)
         reporter = self._reporter(folder, plan, stream) if self.world.rank == 0 else None
         try:
             if reporter:
@@ -286,7 +286,7 @@ class _Run:
         config = self.config
         if self.world.rank > 0:
             return None, _Facts(**self.control.wait_for("facts", timeout_s=START_TIMEOUT_S))
-        folder = RunFolder.choose(config, earlier=self._earlier_folder())
+        folder = self._chosen = RunFolder.choose(config, earlier=self._earlier_folder())
         self.world.lasting.set(FOLDER, str(folder.path))
         dataset = load_dataset(config.data, root=config.data_root, seed=config.seed)
         if config.train_samples is not None:
@@ -299,7 +299,7 @@ class _Run:
             steps_per_epoch=batches.steps_per_epoch,
             smallest_batch=batches.smallest_batch,
             cut=(cut := self._choose_cut(folder)),
-            start=first_step(folder, config, cut),
+            start=asdict(find_start(folder, config, self.blueprint, cut)),
         )
         self.control.put("facts", asdict(facts))
         return batches, facts
@@ -317,7 +317,7 @@ class _Run:
 
     def _choose_cut(self, folder: RunFolder) -> str:
         """Where to cut, for all ranks: measured by this one where the options ask for it."""
-        if self.config.balance != "count" and folder.unfinished:
+        if self.config.balance != "count" and folder.goes_on:
             measured = folder.config().cut  # another measurement need not come out the same
             if measured is not None:
                 return measured

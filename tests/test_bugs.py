@@ -265,9 +265,9 @@ def test_two_runs_that_started_at_once_shared_a_folder(tmp_path: Path) -> None:
     """The folder was looked at early and made later, with ``exist_ok``."""
     config = TrainConfig(out=str(tmp_path / "run"))
     one, other = RunFolder.choose(config), RunFolder.choose(config)
-    one.create(config)
+    one.begin(config)
     with pytest.raises(UserError, match="another run has just taken it"):
-        other.create(config)
+        other.begin(config)
 
 
 def test_a_rank_that_cannot_look_was_not_ended_when_its_neighbour_was_lost(

@@ -16,10 +16,10 @@ from pipelocal.errors import UserError
 NOT_OF_THE_BITS = {
     *("out", "config", "plain", "timeout", "trace", "debug_transfers", "log_every", "data_root"),
     *("resume", "snapshot_every", "keep_snapshots", "device", "edge", "window"),
-    *("balance", "cut", "memory_limit", "device_speeds"),
+    *("stages", "balance", "cut", "memory_limit", "device_speeds"),
 }
-"""Options that may differ: they say where, how fast and how loudly, not what comes out. (The cut is
-compared apart, as it was resolved.)"""
+"""Options that may differ: they say where, how fast and how loudly. (Another cut is another training, but
+one can go on with it.)"""
 
 Tell = Callable[[str], None]
 
@@ -45,16 +45,12 @@ def newest_good(run: Path, tell: Tell) -> Manifest | None:
     return None
 
 
-def check_same_run(
-    theirs: dict[str, Any], their_cut: str, config: TrainConfig, cut: str, run: Path
-) -> None:
+def check_same_run(theirs: dict[str, Any], config: TrainConfig, run: Path) -> None:
     """Refuse to go on with another run than the options ask for.
 
     Args:
         theirs: what :func:`identity` gave of that run's options.
-        their_cut: where it was cut.
         config: the options now.
-        cut: where they cut.
         run: that run's folder.
 
     Raises:
@@ -67,8 +63,6 @@ def check_same_run(
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
-    if their_cut != cut:
-        differing.append(f"--cut ({their_cut} there, {cut} here)")
     if differing:
         raise UserError(
             f"--out {run} holds an unfinished run with other options: {'; '.join(differing)}: give the "

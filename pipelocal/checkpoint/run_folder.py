@@ -35,6 +35,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.goes_on = False
+        """Whether the run that was chosen began here before."""
         self._lock: TextIO | None = None
         self.metrics = self.path / "metrics.jsonl"
 
@@ -51,6 +53,7 @@ class RunFolder:
         """
         folder = cls(config.out or earlier or _free_default(config))
         if config.resume == "auto" and folder.unfinished:
+            folder.goes_on = True
             return folder
         try:
             if folder.path.exists() and any(folder.path.iterdir()):
@@ -92,12 +95,15 @@ class RunFolder:
         kept = [line for line in lines if _step_of(line) <= step]
         write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
 
-    def create(self, config: TrainConfig) -> None:
-        """Make the folder and write the options.
+    def begin(self, config: TrainConfig) -> None:
+        """Write the options; makes the folder and takes its lock, unless a run goes on in it.
 
         Raises:
             UserError: it cannot be made.
         """
+        if self.goes_on:
+            write_atomically(self.path / "config.toml", to_toml(config).encode())
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # "x": of two runs that are started at once, only one gets the folder.
@@ -107,6 +113,7 @@ class RunFolder:
             raise UserError(f"--out {self.path}: another run has just taken it") from error
         except OSError as error:
             raise _unusable(self.path, error) from error
+        self.lock()
 
     @classmethod
     def open(cls, path: str) -> RunFolder:

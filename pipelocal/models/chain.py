@@ -188,6 +188,16 @@ class Chain:
             for name, value in module.state_dict().items()
         }
 
+    def whole_names(self, body: nn.Sequential, start: int, stop: int) -> list[str]:
+        """The names of the body's trained parameters, in order, in the whole model."""
+        units = (*self.units, self.classifier)[start:stop]
+        return [
+            unit.whole_name(name)
+            for unit, module in zip(units, body, strict=True)
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        ]
+
     def load_whole_state(
         self, body: nn.Sequential, start: int, stop: int, state: Mapping[str, Tensor]
     ) -> None:

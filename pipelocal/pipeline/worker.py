@@ -261,6 +261,10 @@ class Worker:
             self._freezing.load_state_dict(state["freezing"])
         self.peak_memory_bytes = state["peak_memory_bytes"]
 
+    def continue_in(self, epoch: int) -> None:
+        """Go on within an epoch, with a stage that there was not before; its sums begin anew."""
+        self._epoch = epoch
+
     def _take_snapshot(self, header: Header) -> None:
         assert self._save is not None, "the source sends markers only where they can be met"
         started = time.perf_counter()

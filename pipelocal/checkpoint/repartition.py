@@ -1,0 +1,100 @@
+"""From the stages of one cut to those of another: nothing is lost but heads that have no place any more.
+
+A snapshot keeps every parameter, and what the optimizer knows of it, under the whole model's own name, so
+any cut can be filled from it::
+
+    saved   | stage 1: a b | stage 2: c d | stage 3: e f |      heads behind b, d, f
+    wanted  | stage 1: a b c d    | stage 2: e f        |      heads behind d, f: both are kept
+
+The head of a stage that ends where an old one ended is kept with its optimizer state; others begin anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelocal.errors import UserError
+
+HEAD = "head/"
+"""Before the names of a head's parameters; no name of a model begins so."""
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageState:
+    """What a snapshot holds of one stage."""
+
+    units: tuple[str, ...]
+    """Names of its units, in order."""
+    state: State
+    """``body``, ``head``, ``names``, ``training``, ``steps``, ``frozen_at``."""
+
+    @property
+    def end(self) -> str:
+        """The unit behind which its head stands."""
+        return self.units[-1]
+
+
+def repartitioned(saved: Sequence[StageState], units: Sequence[str], fresh: State) -> State:
+    """The state of a stage of the new cut.
+
+    Args:
+        saved: all stages of the snapshot, in order.
+        units: names of the new stage's units, in order.
+        fresh: the new stage's own state, with a new head, whose shape is that of what is returned.
+
+    Raises:
+        UserError: some of the units' old stages were frozen and some were not.
+    """
+    sources = [stage for stage in saved if set(stage.units) & set(units)]
+    frozen = {stage.state["frozen_at"] for stage in sources}
+    if len(frozen) > 1 and None in frozen:
+        raise UserError(
+            f"units {units[0]} to {units[-1]} are of stages of which some are frozen and some are not: "
+            f"keep them apart"
+        )
+    old_head = next((stage for stage in saved if stage.end == units[-1]), None)
+    known: State = {}
+    for stage in sources:
+        known |= _by_name(stage.state, body_only=True)
+    if old_head is not None:
+        known |= {n: v for n, v in _by_name(old_head.state).items() if n.startswith(HEAD)}
+    body: State = {}
+    for stage in sources:
+        body |= stage.state["body"]
+    wanted = fresh["body"].keys()
+    training = dict(sources[0].state["training"])
+    names = fresh["names"]
+    slots = {i: known[name]["optimizer"] for i, name in enumerate(names) if name in known}
+    training["optimizer"] = {
+        "state": {i: slot for i, slot in slots.items() if slot is not None},
+        "param_groups": [
+            {**group, "params": list(range(len(names)))}
+            for group in training["optimizer"]["param_groups"]
+        ],
+    }
+    training["gradients"] = [known[n]["gradient"] if n in known else None for n in names]
+    return {
+        **fresh,
+        "body": {name: body[name] for name in wanted},
+        "head": fresh["head"] if old_head is None else old_head.state["head"],
+        "training": training,
+        "steps": sources[0].state["steps"],
+        "frozen_at": max((at for at in frozen if at is not None), default=None),
+    }
+
+
+def _by_name(state: State, *, body_only: bool = False) -> dict[str, State]:
+    """Of each trained parameter: what the optimizer knows, and its gradient since the last update."""
+    training = state["training"]
+    return {
+        name: {
+            "optimizer": training["optimizer"]["state"].get(i),
+            "gradient": training["gradients"][i],
+        }
+        for i, name in enumerate(state["names"])
+        if not (body_only and name.startswith(HEAD))
+    }
