@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TextIO
 
@@ -37,11 +37,13 @@ from pipelocal.objective.probe import check_double_backward, check_one_row
 from pipelocal.partition import from_text, to_text
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.pipeline.assembly import Assembly
+from pipelocal.pipeline.markers import Markers
 from pipelocal.pipeline.placement import place
 from pipelocal.pipeline.source import Plan, Source
 from pipelocal.pipeline.worker import Worker, run_stream
 from pipelocal.recovery import Snapshots, Start, find_start, load_snapshot
 from pipelocal.stage import Stage
+from pipelocal.stopping import Wishes
 from pipelocal.telemetry.actions import Recorder
 from pipelocal.telemetry.clock import seconds_behind_rank_0
 from pipelocal.telemetry.reporter import Reporter
@@ -88,7 +90,13 @@ def train(
     control = ControlPlane(world)
     run = _Run(config, blueprint, placement, world, device, control)
     with _failures_told(control, run):
-        return run.execute(stream or sys.stdout)
+        summary = run.execute(stream or sys.stdout)
+    if run.stopped_at is not None:
+        raise Terminated(
+            f"{run.wishes.reason or 'the first rank was told to'}; a snapshot after batch "
+            f"{run.stopped_at} is in {run.folder and run.folder.path}: the same command goes on from it"
+        )
+    return summary
 
 
 def _check_bp_alone(config: TrainConfig, world: World) -> None:
@@ -189,6 +197,9 @@ class _Run:
         self.control = control
         self.folder: RunFolder | None = None
         self._chosen: RunFolder | None = None
+        self.wishes = Wishes()
+        self.stopped_at: int | None = None
+        """Training batches after which a signal ended the stream; None if it came to its end."""
         self.workers: list[Worker] = []
         self.recorder = Recorder(trace=config.trace, print_transfers=config.debug_transfers)
         self._clock_offset_s = 0.0
@@ -205,7 +216,6 @@ class _Run:
             reconcile_every=(
                 self.config.reconcile_every if self.config.objective == "sgr" else None
             ),
-            snapshot_every=self.config.snapshot_every,
         )
         start = Start(**facts.start)
         stages = self._build_stages(plan, facts)
@@ -226,7 +236,10 @@ class _Run:
         folder = self.folder = self._chosen or RunFolder(facts.folder)
         if self.world.rank == 0:
             folder.begin(self.config)
-        incoming = Source(batches, plan, self.device, start=start.step) if batches else before
+        incoming: Receiver | None = before
+        if batches is not None:
+            markers = self._markers()
+            incoming = Source(batches, plan, self.device, start=start.step, markers=markers)
         assert incoming is not None
         snapshots = self._snapshots(folder, range(first, last + 1), facts.cut)
         save = snapshots.save if snapshots else None
@@ -238,10 +251,14 @@ class _Run:
         try:
             if reporter:
                 reporter.start()
-            with self._traced(folder):
+            with self._traced(folder), self.wishes.heard() if snapshots else nullcontext():
                 run_stream(workers, self.control.check)
-            if snapshots:
-                snapshots.close()
+                if snapshots:
+                    snapshots.close()
+            if workers[0].stage.steps < plan.total_steps:
+                self.stopped_at = workers[0].stage.steps
+                self.control.leave()
+                return None
             for worker in workers:
                 folder.save_stage(worker.stage.number, self.blueprint.stage_state(worker.stage))
                 self.control.post(final_record(worker, self.world.rank, self.device))
@@ -304,8 +321,16 @@ class _Run:
         self.control.put("facts", asdict(facts))
         return batches, facts
 
+    def _markers(self) -> Markers | None:
+        config = self.config
+        if not config.takes_snapshots:
+            return None
+        minutes = config.snapshot_minutes
+        seconds = None if minutes is None else 60 * minutes
+        return Markers(every=config.snapshot_every, seconds=seconds, wishes=self.wishes)
+
     def _snapshots(self, folder: RunFolder, own: range, cut: str) -> Snapshots | None:
-        if self.config.snapshot_every is None:
+        if not self.config.takes_snapshots:
             return None
         return Snapshots(self.blueprint, self.config, folder, self.control, own=own, cut=cut)
 

@@ -15,7 +15,7 @@ from pipelocal.errors import UserError
 
 NOT_OF_THE_BITS = {
     *("out", "config", "plain", "timeout", "trace", "debug_transfers", "log_every", "data_root"),
-    *("resume", "snapshot_every", "keep_snapshots", "device", "edge", "window"),
+    *("resume", "snapshot_every", "snapshot_minutes", "keep_snapshots", "device", "edge", "window"),
     *("stages", "balance", "cut", "memory_limit", "device_speeds"),
 }
 """Options that may differ: they say where, how fast and how loudly. (Another cut is another training, but

@@ -163,6 +163,8 @@ class TrainConfig:
     """Seconds without a sign from a neighbour after which a rank gives up."""
     snapshot_every: int | None = None
     """Save a snapshot after every so many batches and at the end, without stopping the stream."""
+    snapshot_minutes: float | None = None
+    """Save a snapshot whenever so many minutes have passed, and at the end."""
     keep_snapshots: int = 3
     """How many snapshots stay; older ones are deleted."""
     resume: str = "auto"
@@ -227,9 +229,9 @@ class TrainConfig:
         ):
             if getattr(self, name) is not None:
                 self._check_least(name, 1)
-        for name in ("lr", "timeout"):
+        for name in ("lr", "timeout", "snapshot_minutes"):
             value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
+            if value is not None and not (value > 0 and math.isfinite(value)):
                 raise UserError(f"{option_name(name)} {value}: give a number above 0")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise UserError(f"--weight-decay {self.weight_decay}: give a number of at least 0")
@@ -243,6 +245,11 @@ class TrainConfig:
         if self.edge not in EDGES:
             raise UserError(f"--edge {self.edge}: choose one of {', '.join(EDGES)}")
         check_combinations(self)
+
+    @property
+    def takes_snapshots(self) -> bool:
+        """Whether markers may come on the stream."""
+        return self.snapshot_every is not None or self.snapshot_minutes is not None
 
     def reconcile_weights(self, stages: int) -> list[float]:
         """The weights of the stages from the second on.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pipelocal.data.batches import Batch, BatchStream
+from pipelocal.pipeline.markers import Markers
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import HandedBatch
 
@@ -33,8 +34,6 @@ class Plan:
     """Evaluate after every so many epochs, and always at the end."""
     reconcile_every: int | None = None
     """Let the stages reconcile in every so many batches, the first included; None for never."""
-    snapshot_every: int | None = None
-    """Put a marker behind every so many batches and behind the last one; None for never."""
 
     @property
     def total_steps(self) -> int:
@@ -56,17 +55,25 @@ class Source:
         plan: how long to train; None to evaluate once and end.
         device: where the first stage computes.
         start: training batches to leave out, for they were trained on before.
+        markers: says where markers stand; None for nowhere.
     """
 
     waited_s = 0.0
     received_bytes = 0
 
     def __init__(
-        self, batches: BatchStream, plan: Plan | None, device: torch.device, *, start: int = 0
+        self,
+        batches: BatchStream,
+        plan: Plan | None,
+        device: torch.device,
+        *,
+        start: int = 0,
+        markers: Markers | None = None,
     ) -> None:
         self._batches = batches
         self._plan = plan
         self._device = device
+        self._markers = markers
         self._number = 0
         self._events = self._evaluation(0) if plan is None else self._training(plan, start)
 
@@ -92,9 +99,10 @@ class Source:
                 reconciled = every is not None and done % every == 0
                 done += 1
                 yield self._event(Kind.RECONCILE if reconciled else Kind.TRAIN, epoch, batch)
-                every = plan.snapshot_every
-                if every is not None and (done % every == 0 or done == total):
+                if self._markers is not None and self._markers.due(done, total):
                     yield self._event(Kind.SNAPSHOT, epoch)
+                    if self._markers.stop and done < total:
+                        return
             if (epoch + 1) % plan.evaluate_every == 0 or done == total:
                 yield from self._evaluation(epoch)
 
