@@ -11,6 +11,7 @@ from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig
 from pipelocal.data import DATASETS
 from pipelocal.errors import DataError, PipelocalError, StageError, UserError
 from pipelocal.evaluate import evaluate, plain_state_dict
+from pipelocal.inference import HeadedNetwork, Prediction, load, load_with_heads
 from pipelocal.models import MODELS, Chain, Unit
 from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES
 from pipelocal.partition.partitioners import PARTITIONERS, PartitionRequest
@@ -24,6 +25,10 @@ __all__ = [
     "train",
     "evaluate",
     "plain_state_dict",
+    "load",
+    "load_with_heads",
+    "HeadedNetwork",
+    "Prediction",
     "TrainConfig",
     "EvaluateConfig",
     "ExportConfig",

@@ -176,6 +176,17 @@ class Chain:
         whole.load_state_dict(self.whole_state(built, 0, len(pieces)))
         return whole
 
+    def whole_with(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """The uncut model with the weights of its plain state dict."""
+        if self._whole is not None:
+            whole = self._whole()
+            whole.load_state_dict(state)
+            return whole
+        pieces = (*self.units, self.classifier)
+        built = _assemble(pieces, 0)
+        self.load_whole_state(built, 0, len(pieces), state)
+        return built
+
     def whole_state(self, body: nn.Sequential, start: int, stop: int) -> dict[str, Tensor]:
         """The state dict of the units ``start..stop-1``, by the whole model's names.
 
