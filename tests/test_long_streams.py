@@ -17,7 +17,8 @@ MIB = 2**20
 
 def train_over_two(tmp_path: Path, model: str, options: list[str], seconds: float) -> Path:
     out = tmp_path / "run"
-    arguments = ["--model", f"{MODELS}:{model}", "--cut", "1,1", "--lr", "0.01"]
+    arguments = ["--model", f"{MODELS}:{model}", "--cut", "1,1"]
+    arguments += ["--lr", "0.01" if model == "tiny" else "0.00001"]  # the others are wide
     arguments += ["--evaluate-every", "10000", "--epochs", "10000", *options]
     run_ranks(tmp_path / "log", ["train", *arguments, "--out", str(out)], 2, seconds=seconds)
     return out
