@@ -107,7 +107,7 @@ def places(text: str) -> list[Place]:
     shared = TrainConfig(
         objective="sgr", lr=0.01, epochs=1000, evaluate_every=1000, log_every=LOG_EVERY
     )
-    shared = replace(shared, max_steps=64, drop_last=True, data_root=text)
+    shared = replace(shared, max_steps=48, drop_last=True, data_root=text)
     images = replace(shared, model="resnet20", data="synthetic", batch_size=32, cut="block4")
     letters = replace(shared, model="gpt", data="text64", batch_size=16, cut="block4")
     return [
