@@ -255,7 +255,7 @@ class _Run:
                 run_stream(workers, self.control.check)
                 if snapshots:
                     snapshots.close()
-            if workers[0].stage.steps < plan.total_steps:
+            if snapshots and workers[0].stage.steps < plan.total_steps:
                 self.stopped_at = workers[0].stage.steps
                 self.control.leave()
                 return None
