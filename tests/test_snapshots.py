@@ -70,7 +70,7 @@ def test_taking_snapshots_changes_no_bit(tmp_path: Path, uninterrupted: Path) ->
     assert len(pauses) == 7 * 3
 
 
-@pytest.mark.parametrize("step", [10, 15, 23, 24, 46, 60, 68])
+@pytest.mark.parametrize("step", [10, 23, 24, 68])
 def test_a_run_goes_on_with_the_same_bits(
     tmp_path: Path, uninterrupted: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

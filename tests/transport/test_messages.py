@@ -38,6 +38,7 @@ def test_what_follows_a_header() -> None:
         Kind.EVALUATE: ["target", "x", "votes"],
         Kind.EVALUATED: [],
         Kind.END: [],
+        Kind.SNAPSHOT: [],
     }
 
 
