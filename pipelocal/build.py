@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipelocal.average import Average
 from pipelocal.checkpoint.repartition import HEAD
 from pipelocal.closed_form import ClosedFormStage, check_stage
 from pipelocal.config import TrainConfig
@@ -177,11 +179,20 @@ class Blueprint:
     def stage_state(self, stage: Stage) -> dict[str, Any]:
         """A stage's state with its body under the whole model's names.
 
-        ``body`` and ``head`` are state dicts, ``optimizer`` and ``steps`` the training's state.
+        ``body`` and ``head`` are state dicts, ``optimizer`` and ``steps`` the training's state;
+        ``averaged`` holds the averaged ``body`` and ``head``, and the number of its ``updates``, or
+        is None.
         """
+        averaged = None
+        if stage.average is not None:
+            with stage.average.in_place():
+                weights = {"body": self._whole_body(stage), "head": stage.head.state_dict()}
+                averaged = copy.deepcopy(weights) | {"updates": stage.average.updates}
+        return stage.state_dict() | {"body": self._whole_body(stage), "averaged": averaged}
+
+    def _whole_body(self, stage: Stage) -> dict[str, torch.Tensor]:
         cut = self.cuts[stage.number - 1]
-        body = self.chain.whole_state(stage.body, cut.start, cut.stop)
-        return stage.state_dict() | {"body": body}
+        return self.chain.whole_state(stage.body, cut.start, cut.stop)
 
     def parameter_names(self, stage: Stage) -> list[str]:
         """The names of what the stage's optimizer trains, in its order: the body's, then the head's."""
@@ -209,6 +220,17 @@ class Blueprint:
             raise UserError(
                 f"the head of stage {stage.number} cannot be loaded: {reason}"
             ) from error
+
+    def load_average(self, stage: Stage, state: dict[str, Any]) -> None:
+        """The averaged weights from :meth:`stage_state`; those loaded before where it has none.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        if stage.average is not None and (averaged := state["averaged"]) is not None:
+            with stage.average.in_place():
+                self.load_weights(stage, averaged)
+            stage.average.updates = averaged["updates"]
 
     def plain_state(self, stages: Iterable[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The whole model's state dict from all stages' :meth:`stage_state`, in order.
@@ -291,6 +313,7 @@ class Blueprint:
             number=number,
             body=body,
             head=head,
+            average=None if config.ema is None else Average((body, head), config.ema),
             objective=objective,
             optimizer=optimizer,
             scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, factor),

@@ -142,12 +142,13 @@ def _dispatch(command: AnyConfig) -> None:
     if isinstance(command, TimelineConfig):
         _timeline(command)
         return
-    from pipelocal.evaluate import evaluate, export
-
     if isinstance(command, ExportConfig):
-        count = export(command)
-        print(f"{command.to}: {count} tensors of the uncut model of {command.run}")
+        from pipelocal.export import export
+
+        print(export(command))
         return
+    from pipelocal.evaluate import evaluate
+
     result = evaluate(command)
     if command.json:
         print(json.dumps(result, indent=2))

@@ -13,17 +13,30 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
 
-from pipelocal.errors import Interrupted, PipelocalError, StageError, Terminated, UserError
+from pipelocal.breakable import breakable
+from pipelocal.errors import (
+    STALLED,
+    Interrupted,
+    PipelocalError,
+    StageError,
+    Terminated,
+    UserError,
+)
 from pipelocal.lifeline import Lifeline
+from pipelocal.roll_call import RollCall
 from pipelocal.world import START_TIMEOUT_S, World
 
 WATCH_INTERVAL_S = 0.25
 CAUSE_PATIENCE_S = 1.5
 """How long a symptom (a lost connection) waits for another rank to report the cause."""
+
+STORE_PATIENCE_S = 1.0
+"""How long a rank that ends waits for the store to answer."""
 
 STORE_LOST = "lost the control store: the rank or the agent that kept it is gone"
 
@@ -43,6 +56,7 @@ class ControlPlane:
     def __init__(self, world: World) -> None:
         self.world = world
         self._store: dist.Store = world.store
+        self.roll_call = RollCall(world.store, world.rank, world.size)
         self._posted = 0
         self._taken = [0] * world.size
         self._account: str | None = None
@@ -134,23 +148,39 @@ class ControlPlane:
         # Being told to end follows from something, most often from another rank's failure.
         symptom = isinstance(error, Terminated) or (isinstance(error, StageError) and error.symptom)
         try:
-            if symptom:
-                self._wait_for_cause(grace_s)
-            won: bytes = self._store.compare_set(FAILURE, "", account)
-        except RuntimeError:
-            won = account.encode()  # the store is gone, with whoever kept it
-        self._account = won.decode()  # for the other threads of this rank, without any delay
+            try:
+                won = self._settle(account, symptom, grace_s)
+            except Terminated:
+                # Torchrun ends all ranks when it has lost one: what is known must be said now.
+                won = self._settle(account, symptom, 0.0)
+        except (RuntimeError, TimeoutError):
+            won = account  # the store is gone, or its host cannot be reached
+        self._account = won  # for the other threads of this rank, without any delay
         if self.world.keeps_store:
             time.sleep(4 * WATCH_INTERVAL_S)  # the others must be able to read it
         return self._account, self._account == account
 
+    def _settle(self, account: str, symptom: bool, grace_s: float) -> str:
+        return breakable(
+            lambda: self._agree(account, symptom, grace_s),
+            check=lambda: None,
+            timeout_s=grace_s + STORE_PATIENCE_S,
+        )
+
+    def _agree(self, account: str, symptom: bool, grace_s: float) -> str:
+        """The first account that any rank gave; this one if there is none yet."""
+        if STALLED in account:
+            known = partial(self._store.check, [FAILURE])
+            account = f"{account}; {self.roll_call.ask(2 / 3 * grace_s, until=known)}"
+        elif symptom:
+            self._wait_for_cause(grace_s)
+        won: bytes = self._store.compare_set(FAILURE, "", account)
+        return won.decode()
+
     def _wait_for_cause(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        try:
-            while not self._store.check([FAILURE]) and time.monotonic() < deadline:
-                time.sleep(0.02)
-        except Terminated:
-            pass  # torchrun ends all ranks when it has lost one: what is known must be said now
+        while not self._store.check([FAILURE]) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def failure(self) -> str | None:
         """The account of the first failure, if there is one."""
@@ -201,7 +231,7 @@ class ControlPlane:
         if self._lifeline is not None and self._account is None and self.lost is None:
             self._lifeline.close()
         if self._watcher.is_alive():
-            self._watcher.join()
+            self._watcher.join(STORE_PATIENCE_S)  # it may wait for a store that does not answer
 
     def _watch(self) -> None:
         lost_looks = 0
@@ -209,6 +239,7 @@ class ControlPlane:
             try:
                 if self._store.check([FAILURE]):
                     self._account = self._store.get(FAILURE).decode()
+                self.roll_call.answer()
             except RuntimeError:
                 self._account = STORE_LOST
             if self._account is None and self.lost is not None:

@@ -45,7 +45,7 @@ class StageError(PipelocalError, RuntimeError):
 
 
 STALLED = "it hangs or is too slow (--timeout sets the patience)"
-"""How the account of a stall ends; then every rank tells what it did last."""
+"""In the account of a stall; then all ranks are asked who waits for whom, and tell what they did last."""
 
 
 class Terminated(BaseException):

@@ -1,20 +1,15 @@
-"""Evaluation and export of a finished run, in one process."""
+"""Evaluation of a finished run, in one process."""
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pipelocal.build import Blueprint
-from pipelocal.checkpoint.run_folder import RunFolder
-from pipelocal.config import EvaluateConfig, ExportConfig
+from pipelocal.config import EvaluateConfig
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
-from pipelocal.errors import UserError
+from pipelocal.finished import FinishedRun
 from pipelocal.host import set_up_host
 from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.source import Source
@@ -32,19 +27,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         UserError: no finished run, or its data cannot be read.
     """
-    folder = RunFolder.open(config.run)
-    run = folder.config()
+    finished = FinishedRun(config.run, averaged=config.averaged)
+    run, blueprint = finished.config, finished.blueprint
     set_up_host(run.threads)
     device = World.alone().device(config.device)
-    blueprint = Blueprint.draw(run)
     dataset = load_dataset(run.data, root=config.data_root or run.data_root, seed=run.seed)
     batch_size = run.batch_size if config.batch_size is None else config.batch_size
     batches = BatchStream(dataset, batch_size=batch_size, seed=run.seed)
-    stages = []
-    for number in range(1, blueprint.stages + 1):
-        stage = blueprint.build_stage(number, run, device=device, total_steps=1)
-        blueprint.load_weights(stage, folder.load_stage(number))
-        stages.append(stage)
+    stages = finished.stages(device)
     records: list[dict[str, Any]] = []
     assembly = Assembly(run, blueprint, device, report=records.append)
     workers = assembly.workers(stages, Source(batches, None, device), None)
@@ -64,30 +54,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def plain_state_dict(run: str) -> dict[str, Tensor]:
+def plain_state_dict(run: str, *, averaged: bool = False) -> dict[str, Tensor]:
     """The uncut model of a finished run, by its own names and without auxiliary heads.
 
-    Raises:
-        UserError: no finished run, or a damaged file.
-    """
-    folder = RunFolder.open(run)
-    config = folder.config()
-    blueprint = Blueprint.draw(config)
-    return blueprint.plain_state(folder.load_stage(k + 1) for k in range(blueprint.stages))
-
-
-def export(config: ExportConfig) -> int:
-    """Write :func:`plain_state_dict` to a file; returns the number of tensors.
+    Args:
+        run: the run's folder.
+        averaged: take the averaged weights, of a run with ``--ema``.
 
     Raises:
-        UserError: no finished run, or the file cannot be written.
+        UserError: no finished run, one without averaged weights, or a damaged file.
     """
-    state = plain_state_dict(config.run)
-    try:
-        # By way of a buffer: torch.save would put the file's own name into the file.
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        Path(config.to).write_bytes(buffer.getbuffer())
-    except OSError as error:
-        raise UserError(f"--to {config.to} cannot be written: {error}") from error
-    return len(state)
+    return FinishedRun(run, averaged=averaged).plain_state()

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipelocal.build import Blueprint
-from pipelocal.checkpoint.run_folder import RunFolder
+from pipelocal.finished import FinishedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +34,12 @@ class HeadedNetwork(nn.Module):
         super().__init__()
         self.bodies = nn.ModuleList(bodies)
         self.heads = nn.ModuleList(heads)
+
+    @classmethod
+    def of(cls, run: FinishedRun) -> HeadedNetwork:
+        """That of a finished run, on the CPU, in evaluation mode."""
+        stages = run.stages(torch.device("cpu"))
+        return cls([stage.body for stage in stages], [stage.head for stage in stages]).eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """The last head's logits ``[B, ..., classes]``, as the uncut model gives them."""
@@ -85,31 +90,23 @@ class HeadedNetwork(nn.Module):
         return Prediction(label=label, confidence=confidence, stage=stage)
 
 
-def load(run: str) -> nn.Module:
+def load(run: str, *, averaged: bool = False) -> nn.Module:
     """The uncut model of a finished run, in evaluation mode, with the model's own names.
 
+    Args:
+        run: the run's folder.
+        averaged: take the averaged weights, of a run with ``--ema``.
+
     Raises:
-        UserError: no finished run, or a damaged file.
+        UserError: no finished run, one without averaged weights, or a damaged file.
     """
-    folder = RunFolder.open(run)
-    blueprint = Blueprint.draw(folder.config())
-    state = blueprint.plain_state(folder.load_stage(k + 1) for k in range(blueprint.stages))
-    return blueprint.chain.whole_with(state).eval()
+    finished = FinishedRun(run, averaged=averaged)
+    return finished.blueprint.chain.whole_with(finished.plain_state()).eval()
 
 
-def load_with_heads(run: str) -> HeadedNetwork:
+def load_with_heads(run: str, *, averaged: bool = False) -> HeadedNetwork:
     """The network of a finished run with the heads of all its stages, in evaluation mode.
 
-    Raises:
-        UserError: no finished run, or a damaged file.
+    Arguments and errors as for :func:`load`.
     """
-    folder = RunFolder.open(run)
-    config = folder.config()
-    blueprint = Blueprint.draw(config)
-    stages = []
-    for number in range(1, blueprint.stages + 1):
-        stage = blueprint.build_stage(number, config, device=torch.device("cpu"), total_steps=1)
-        blueprint.load_weights(stage, folder.load_stage(number))
-        stages.append(stage)
-    network = HeadedNetwork([stage.body for stage in stages], [stage.head for stage in stages])
-    return network.eval()
+    return HeadedNetwork.of(FinishedRun(run, averaged=averaged))

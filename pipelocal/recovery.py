@@ -10,7 +10,13 @@ from typing import Any
 
 from pipelocal.build import Blueprint
 from pipelocal.checkpoint.repartition import StageState, repartitioned
-from pipelocal.checkpoint.resume import check_same_run, identity, newest_good
+from pipelocal.checkpoint.resume import (
+    check_fitting,
+    check_same_run,
+    identity,
+    named_snapshot,
+    newest_good,
+)
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.checkpoint.snapshot import Manifest, SavedFile, SnapshotFolder
 from pipelocal.checkpoint.writer import SnapshotWriter
@@ -27,12 +33,14 @@ class Start:
 
     step: int = 0
     """Training batches before the snapshot to go on from; 0 to begin anew."""
+    run: str = ""
+    """Folder of the run that the snapshot is of."""
     cut: str = ""
     """Where the model was cut in that snapshot."""
 
 
 def find_start(folder: RunFolder, config: TrainConfig, blueprint: Blueprint, cut: str) -> Start:
-    """The newest good snapshot of an unfinished run, if the folder holds one.
+    """The newest good snapshot of an unfinished run, or that which ``--resume`` names.
 
     Rank 0 asks. Says on standard error what it found, and forgets the records that will come again.
 
@@ -43,23 +51,29 @@ def find_start(folder: RunFolder, config: TrainConfig, blueprint: Blueprint, cut
         cut: where it will be cut.
 
     Raises:
-        UserError: the run is another one, or still goes on.
+        UserError: the run is another one, or still goes on; or the snapshot named cannot be used.
     """
-    if not folder.goes_on:
+    manifest = None
+    if folder.goes_on:
+        folder.lock()
+        check_same_run(identity(folder.config()), config, folder.path)
+        manifest = newest_good(folder.path, _tell)
+        folder.cut_metrics(0 if manifest is None else manifest.step)
+    if manifest is not None:
+        run = folder.path
+        check_same_run(manifest.identity, config, run)
+        _tell(f"going on after batch {manifest.step} of {run}")
+    elif config.resume not in ("auto", "never"):
+        run, manifest = named_snapshot(Path(config.resume), _tell)
+        check_fitting(manifest.identity, config, Path(config.resume), _tell)
+        _tell(f"beginning after batch {manifest.step} of {run}")
+    else:
+        if folder.goes_on:
+            _tell(f"there is no snapshot in {folder.path}: beginning anew")
         return Start()
-    folder.lock()
-    check_same_run(identity(folder.config()), config, folder.path)
-    manifest = newest_good(folder.path, _tell)
-    if manifest is None:
-        _tell(f"there is no snapshot in {folder.path}: beginning anew")
-        folder.cut_metrics(0)
-        return Start()
-    check_same_run(manifest.identity, config, folder.path)
-    _tell(f"going on after batch {manifest.step} of {folder.path}")
     if manifest.cut != cut:
         _tell_new_heads(blueprint, manifest.cut, cut)
-    folder.cut_metrics(manifest.step)
-    return Start(step=manifest.step, cut=manifest.cut)
+    return Start(step=manifest.step, run=str(run), cut=manifest.cut)
 
 
 def _tell_new_heads(blueprint: Blueprint, old: str, new: str) -> None:
@@ -133,13 +147,13 @@ class Snapshots:
         return Manifest(step=step, cut=self._cut, identity=self._identity, files=tuple(files))
 
 
-def load_snapshot(blueprint: Blueprint, worker: Worker, run: Path, start: Start) -> None:
+def load_snapshot(blueprint: Blueprint, worker: Worker, start: Start) -> None:
     """Bring a stage and its worker to where they were when the marker came, or its units were.
 
     Raises:
         UserError: a stage's file cannot be read or does not fit.
     """
-    stage, folder = worker.stage, SnapshotFolder(run)
+    stage, folder = worker.stage, SnapshotFolder(Path(start.run))
     if start.cut == to_text(blueprint.chain, blueprint.cuts):
         state = folder.load_stage(start.step, stage.number)
         worker.load_state_dict(state["worker"])
@@ -147,6 +161,7 @@ def load_snapshot(blueprint: Blueprint, worker: Worker, run: Path, start: Start)
         state, epoch = _from_other_cut(blueprint, stage, folder, start)
         worker.continue_in(epoch)
     blueprint.load_weights(stage, state)
+    blueprint.load_average(stage, state)
     steps, frozen_at = state["steps"], state["frozen_at"]
     stage.load_training_state(state["training"], steps=steps, frozen_at=frozen_at)
 

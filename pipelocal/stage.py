@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipelocal.average import Average
 from pipelocal.early_step import EarlyStep
 from pipelocal.errors import StageError
 from pipelocal.layout import laid_out, own_memory
@@ -73,6 +74,7 @@ class Stage:
         recomputed_units: how many units of the body share one kept input, the rest being computed again
             in the backward pass; None to keep all activations.
         steps_early: whether a batch that is not reconciled updates each parameter as its gradient comes.
+        average: of the weights of body and head; None for none.
     """
 
     def __init__(
@@ -83,20 +85,22 @@ class Stage:
         head: nn.Module,
         objective: Objective,
         optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        scheduler: torch.optim.lr_scheduler.LambdaLR | None = None,
         accumulate: int = 1,
         seed: int = 0,
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
         recomputed_units: int | None = None,
         steps_early: bool = False,
+        average: Average | None = None,
     ) -> None:
         self.number = number
         self.body = body
         self.head = head
         self.objective = objective
         self.optimizer = optimizer
-        self._update = Update(optimizer, scheduler, every=accumulate)
+        self.average = average
+        self._update = Update(optimizer, scheduler, every=accumulate, average=average)
         self.steps = 0
         self.kept_bytes = 0
         """What the last batch kept for its backward pass and autograd did not, as it is counted elsewhere."""

@@ -149,7 +149,7 @@ def _reason_behind(terminated: Terminated, run: _Run) -> BaseException:
 
 def _tell_last_actions(run: _Run, account: str) -> None:
     """On a stall, what this rank did last: who waits for whom."""
-    if account.endswith(STALLED):
+    if STALLED in account:
         lines = [f"pipelocal (rank {run.world.rank}): last actions, the newest last"]
         lines += [f"  {line}" for line in run.recorder.last_actions()]
         sys.stderr.write("\n".join(lines) + "\n")  # in one piece: ranks share the terminal
@@ -162,6 +162,14 @@ def _keep_traceback(run: _Run, error: BaseException) -> None:
     if run.folder is not None and cause is not None and not isinstance(cause, foreseen):
         with suppress(OSError):  # the error itself counts more
             run.folder.write_traceback(run.world.rank, error)
+
+
+def _check_steps_left(start: Start, plan: Plan) -> None:
+    if start.step > plan.total_steps:
+        raise UserError(
+            f"the snapshot is of batch {start.step}, and --epochs and --max-steps end the training after "
+            f"{plan.total_steps}: give more epochs"
+        )
 
 
 @dataclass
@@ -218,6 +226,7 @@ class _Run:
             ),
         )
         start = Start(**facts.start)
+        _check_steps_left(start, plan)
         stages = self._build_stages(plan, facts)
         first, last = stages[0].number, stages[-1].number
         assembly = Assembly(
@@ -246,7 +255,7 @@ class _Run:
         workers = self.workers = assembly.workers(stages, incoming, after, save=save)
         if start.step:
             for worker in workers:
-                load_snapshot(self.blueprint, worker, folder.path, start)
+                load_snapshot(self.blueprint, worker, start)
         reporter = self._reporter(folder, plan, stream) if self.world.rank == 0 else None
         try:
             if reporter:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from pipelocal.average import Average
+
 
 class Update:
     """Steps the optimizer with the mean gradient of the batches since the last update.
@@ -18,24 +20,27 @@ class Update:
         scheduler: stepped once for every batch, whichever update it belongs to; None for a constant
             learning rate.
         every: batches an update.
+        average: of the weights, brought up to date after every update; None for none.
     """
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        scheduler: torch.optim.lr_scheduler.LambdaLR | None = None,
         *,
         every: int = 1,
+        average: Average | None = None,
     ) -> None:
         self.optimizer = optimizer
         self._scheduler = scheduler
         self._every = every
+        self._average = average
         self._batches = 0
 
     def batch_done(self) -> None:
         """The gradients of one more batch are in."""
         self._batches += 1
-        if self._batches == self._every:
+        if self._batches >= self._every:
             self.complete()
 
     def complete(self) -> None:
@@ -51,6 +56,8 @@ class Update:
         if self._scheduler is not None:
             for _ in range(self._batches):
                 self._scheduler.step()
+        if self._average is not None:
+            self._average.update()
         self._batches = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -63,10 +70,22 @@ class Update:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`, for the same parameters."""
+        """The inverse of :meth:`state_dict`, for the same parameters.
+
+        Learning rate and other options stay this optimizer's own, should they differ.
+        """
+        groups = self.optimizer.param_groups
+        own = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        groups = self.optimizer.param_groups
+        for group, options in zip(groups, own, strict=True):
+            group.update(options)
         if self._scheduler is not None:
+            base = self._scheduler.base_lrs
             self._scheduler.load_state_dict(state["scheduler"])
+            self._scheduler.base_lrs = base
+            for group, lr, factor in zip(groups, base, self._scheduler.lr_lambdas, strict=True):
+                group["lr"] = lr * factor(self._scheduler.last_epoch)
         self._batches = state["batches"]
         for parameter, gradient in zip(self._parameters(), state["gradients"], strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)

@@ -1,6 +1,18 @@
 """What all tests share."""
 
+from pathlib import Path
+
+import pytest
 import torch
+
+from tests.interrupted import BASE
+from tests.test_transparency import train_alone
 
 # One thread: the ranks of a test share two cores, and a forked child must not inherit a thread pool.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that those which were interrupted must come out equal to."""
+    return train_alone(BASE, tmp_path_factory.mktemp("runs") / "uninterrupted")

@@ -18,7 +18,7 @@ from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import ExportConfig, TrainConfig
 from pipelocal.control import ControlPlane
 from pipelocal.errors import StageError, Terminated, UserError
-from pipelocal.evaluate import export
+from pipelocal.export import export
 from pipelocal.models import Chain, build_chain
 from pipelocal.objective import ExactReconciliation, Greedy, Reconciliation
 from pipelocal.objective.distances import relative

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelocal.control import LAST_RESORT_S
 from pipelocal.pipeline.source import Source
 from pipelocal.transport.inprocess import HandedBatch
 from tests.models_for_tests import EDGE_CASE_FLAG
@@ -147,22 +148,35 @@ def test_a_rank_that_leaves_without_a_word_is_like_a_killed_one(tmp_path: Path) 
     assert sorted(ranks.wait(SECONDS_TO_STOP)) == [1, 1, 1, 7]
 
 
-def test_a_hung_rank_ends_all_after_the_timeout(tmp_path: Path) -> None:
-    """A stopped process keeps its connections: only patience can run out.
-
-    Ranks that wait for each other in a chain lose patience at about the same time; which neighbour is
-    named depends on who was first, so that it is the hung rank itself is not promised.
-    """
-    ranks = launch_misbehaving(tmp_path, culprit=1, timeout=3)
+@pytest.mark.parametrize("culprit", [0, 1, 3])
+def test_a_hung_rank_ends_all_within_the_timeout_and_is_named(tmp_path: Path, culprit: int) -> None:
+    """A stopped process keeps its connections: only patience can run out. Neighbours' neighbours
+    lose theirs at about the same time, but all name the one that does not answer."""
+    ranks = launch_misbehaving(tmp_path, culprit=culprit, timeout=4)
+    stopped = time.monotonic()
     misbehave(tmp_path, "stop")
-    time.sleep(3)
-    for rank in (0, 2, 3):
-        ranks.processes[rank].join(SECONDS_TO_STOP)
-    assert [ranks.processes[rank].exitcode for rank in (0, 2, 3)] == [1, 1, 1], ranks.output()
-    ranks.kill(1)
-    for rank in (0, 2, 3):
-        text = r"stage \d, batch \d+: (nothing from|no room towards) stage \d \(rank \d\) for 3 s"
-        assert re.search(text, ranks.output(rank)), ranks.output()
+    others = [rank for rank in range(4) if rank != culprit]
+    for rank in others:
+        ranks.processes[rank].join(4 + SECONDS_TO_STOP)
+    assert time.monotonic() - stopped < 4 + 2, "the timeout, the batches in the rings, and the exit"
+    assert [ranks.processes[rank].exitcode for rank in others] == [1, 1, 1], ranks.output()
+    ranks.kill(culprit)
+    for rank in others:
+        said = ranks.output(rank)
+        text = r"stage \d, batch \d+: (nothing from|no room towards) stage \d \(rank \d\) for 2.5 s"
+        assert re.search(text, said), said
+        assert f"; rank {culprit} does not answer: stopped, or cut off" in said
+
+
+def test_a_rank_that_is_busy_for_ever_is_named(tmp_path: Path) -> None:
+    """Its process answers: it waits for nobody."""
+    ranks = launch_misbehaving(tmp_path, culprit=2, timeout=4)
+    misbehave(tmp_path, "sleep")
+    for rank in (0, 1, 3):
+        ranks.processes[rank].join(4 + SECONDS_TO_STOP)
+        assert "; all ranks answer, and rank 2 does not wait for another" in ranks.output(rank)
+    ranks.processes[2].join(LAST_RESORT_S + 3)
+    assert ranks.processes[2].exitcode == 1
 
 
 def test_sigterm_to_every_rank_ends_them_at_once(tmp_path: Path) -> None:

@@ -24,6 +24,12 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): free space, or choose another --out"
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What to tell a user of a file that cannot be written."""
+    return UserError(
+        f"{path} cannot be written ({error.strerror or error}): make room or leave to write there, or "
+        f"choose another place"
+    )

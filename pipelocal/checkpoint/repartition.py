@@ -30,7 +30,7 @@ class StageState:
     units: tuple[str, ...]
     """Names of its units, in order."""
     state: State
-    """``body``, ``head``, ``names``, ``training``, ``steps``, ``frozen_at``."""
+    """``body``, ``head``, ``names``, ``training``, ``steps``, ``frozen_at``, ``averaged``."""
 
     @property
     def end(self) -> str:
@@ -62,10 +62,6 @@ def repartitioned(saved: Sequence[StageState], units: Sequence[str], fresh: Stat
         known |= _by_name(stage.state, body_only=True)
     if old_head is not None:
         known |= {n: v for n, v in _by_name(old_head.state).items() if n.startswith(HEAD)}
-    body: State = {}
-    for stage in sources:
-        body |= stage.state["body"]
-    wanted = fresh["body"].keys()
     training = dict(sources[0].state["training"])
     names = fresh["names"]
     slots = {i: known[name]["optimizer"] for i, name in enumerate(names) if name in known}
@@ -79,12 +75,36 @@ def repartitioned(saved: Sequence[StageState], units: Sequence[str], fresh: Stat
     training["gradients"] = [known[n]["gradient"] if n in known else None for n in names]
     return {
         **fresh,
-        "body": {name: body[name] for name in wanted},
-        "head": fresh["head"] if old_head is None else old_head.state["head"],
+        **_weights(
+            [stage.state for stage in sources], None if old_head is None else old_head.state, fresh
+        ),
+        "averaged": _averaged(sources, old_head, fresh),
         "training": training,
         "steps": sources[0].state["steps"],
         "frozen_at": max((at for at in frozen if at is not None), default=None),
     }
+
+
+def _weights(sources: Sequence[State], old_head: State | None, fresh: State) -> State:
+    """Body and head of the new stage."""
+    body: State = {}
+    for state in sources:
+        body |= state["body"]
+    return {
+        "body": {name: body[name] for name in fresh["body"]},
+        "head": fresh["head"] if old_head is None else old_head["head"],
+    }
+
+
+def _averaged(
+    sources: Sequence[StageState], old_head: StageState | None, fresh: State
+) -> State | None:
+    """The averaged weights of the new stage, where all of its old ones kept an average."""
+    averages = [stage.state["averaged"] for stage in sources]
+    if not all(averages):
+        return None
+    head = None if old_head is None else old_head.state["averaged"]
+    return _weights(averages, head, fresh) | {"updates": averages[0]["updates"]}
 
 
 def _by_name(state: State, *, body_only: bool = False) -> dict[str, State]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelocal.checkpoint.snapshot import BadSnapshot, Manifest, SnapshotFolder
+from pipelocal.checkpoint.snapshot import BadSnapshot, Manifest, SnapshotFolder, step_of
 from pipelocal.config import TrainConfig
 from pipelocal.config.option_name import option_name
 from pipelocal.errors import UserError
@@ -20,6 +20,9 @@ NOT_OF_THE_BITS = {
 }
 """Options that may differ: they say where, how fast and how loudly. (Another cut is another training, but
 one can go on with it.)"""
+
+FITTING = {"model", "optimizer", "head", "bp_free"}
+"""Options without which the weights of another run, or what its optimizer knows, cannot be taken over."""
 
 Tell = Callable[[str], None]
 
@@ -45,6 +48,32 @@ def newest_good(run: Path, tell: Tell) -> Manifest | None:
     return None
 
 
+def named_snapshot(path: Path, tell: Tell) -> tuple[Path, Manifest]:
+    """The snapshot that a user names, and the folder of its run.
+
+    Args:
+        path: a run's folder, for its newest good snapshot, or that of one snapshot.
+        tell: takes a line for each snapshot that cannot be used.
+
+    Raises:
+        UserError: there is none, or the one that was named cannot be used.
+    """
+    step = step_of(path)
+    if step is not None:
+        run = path.parent.parent
+        try:
+            return run, SnapshotFolder(run).verify(step)
+        except BadSnapshot as error:
+            raise UserError(f"--resume {path}: {error}: give another snapshot") from error
+    manifest = newest_good(path, tell)
+    if manifest is None:
+        raise UserError(
+            f"--resume {path} holds no snapshot that can be used: give auto, never, the folder of a run "
+            f"that took snapshots, or that of one of them"
+        )
+    return path, manifest
+
+
 def check_same_run(theirs: dict[str, Any], config: TrainConfig, run: Path) -> None:
     """Refuse to go on with another run than the options ask for.
 
@@ -56,15 +85,47 @@ def check_same_run(theirs: dict[str, Any], config: TrainConfig, run: Path) -> No
     Raises:
         UserError: names the options that differ.
     """
-    # Through JSON, as a manifest's went.
-    before, now = (json.loads(json.dumps(options)) for options in (theirs, identity(config)))
-    differing = [
-        f"{option_name(name)} ({before.get(name)} there, {now.get(name)} here)"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
+    differing = differences(theirs, config)
     if differing:
         raise UserError(
-            f"--out {run} holds an unfinished run with other options: {'; '.join(differing)}: give the "
+            f"--out {run} holds an unfinished run with other options: {_listed(differing)}: give the "
             f"same to go on with it, or another --out"
         )
+
+
+def check_fitting(theirs: dict[str, Any], config: TrainConfig, snapshot: Path, tell: Tell) -> None:
+    """Refuse to begin from a snapshot that does not fit; tell what else differs.
+
+    Args:
+        theirs: what :func:`identity` gave of the other run's options.
+        config: the options now.
+        snapshot: where it is.
+        tell: takes a line.
+
+    Raises:
+        UserError: names the options that must be the same.
+    """
+    differing = differences(theirs, config)
+    wrong = {name: text for name, text in differing.items() if name in FITTING}
+    if wrong:
+        raise UserError(
+            f"--resume {snapshot} is of a run with which these options do not go together: "
+            f"{_listed(wrong)}: give the same"
+        )
+    if differing:
+        tell(f"options that differ from those of that run: {_listed(differing)}")
+
+
+def differences(theirs: dict[str, Any], config: TrainConfig) -> dict[str, str]:
+    """The options on which the bits depend that differ, by name: what they are, there and here."""
+    # Through JSON, as a manifest's went.
+    before, now = (json.loads(json.dumps(options)) for options in (theirs, identity(config)))
+    return {
+        name: f"{option_name(name)} ({before.get(name)} there, {now.get(name)} here)"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    }
+
+
+def _listed(differing: dict[str, str]) -> str:
+    return "; ".join(differing.values())

@@ -52,7 +52,7 @@ class RunFolder:
             UserError: there is something already.
         """
         folder = cls(config.out or earlier or _free_default(config))
-        if config.resume == "auto" and folder.unfinished:
+        if config.resume != "never" and folder.unfinished:
             folder.goes_on = True
             return folder
         try:

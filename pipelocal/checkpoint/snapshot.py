@@ -100,13 +100,13 @@ class SnapshotFolder:
         for step in steps[keep:]:
             self._drop(step)
         for path in self.path.glob("step-*"):  # begun and never completed
-            number = _step_of(path)
+            number = step_of(path)
             if number is not None and number < manifest.step and number not in steps:
                 self._drop(number)
 
     def steps(self) -> list[int]:
         """The steps of all snapshots that were completed, the newest first; not verified."""
-        found = (_step_of(path.parent) for path in self.path.glob(f"step-*/{MANIFEST}"))
+        found = (step_of(path.parent) for path in self.path.glob(f"step-*/{MANIFEST}"))
         return sorted((step for step in found if step is not None), reverse=True)
 
     def verify(self, step: int) -> Manifest:
@@ -164,7 +164,8 @@ def _stage_name(stage: int) -> str:
     return f"stage-{stage}.pt"
 
 
-def _step_of(folder: Path) -> int | None:
+def step_of(folder: Path) -> int | None:
+    """The step of a snapshot's folder, by its name; None if that is of something else."""
     match = re.fullmatch(r"step-(\d{8,})", folder.name)
     return None if match is None else int(match[1])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pipelocal.average import Average
 from pipelocal.closed_form.loss import cross_entropy_with_gradient
 from pipelocal.closed_form.run import ClosedRun
 from pipelocal.layout import own_memory
@@ -28,6 +29,7 @@ class ClosedFormStage(Stage):
         optimizer: over the parameters of body and head.
         scheduler: stepped once per batch; None for a constant learning rate.
         seed: the run's seed.
+        average: of the weights of body and head; None for none.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class ClosedFormStage(Stage):
         head: nn.Module,
         objective: Greedy | FirstOrderReconciliation,
         optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        scheduler: torch.optim.lr_scheduler.LambdaLR | None = None,
         accumulate: int = 1,
         seed: int = 0,
+        average: Average | None = None,
     ) -> None:
         super().__init__(
             number=number,
@@ -51,6 +54,7 @@ class ClosedFormStage(Stage):
             scheduler=scheduler,
             accumulate=accumulate,
             seed=seed,
+            average=average,
         )
         self._body_run: ClosedRun | None = None
         self._delta: Tensor | None = None

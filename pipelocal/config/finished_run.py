@@ -16,6 +16,8 @@ class EvaluateConfig:
     """Run folder that train made."""
     data_root: str | None = None
     """Folder of the data set's files, if not the one that the run was trained with."""
+    averaged: bool = False
+    """Take the averaged weights, of a run with --ema."""
     batch_size: int | None = None
     """Samples in a batch, if not the training's."""
     device: str = "auto"
@@ -26,12 +28,17 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write the uncut model of a finished run as a plain state dict, without auxiliary heads."""
+    """Write the uncut model of a finished run to a file, with or without auxiliary heads."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder that train made."""
     to: str
-    """File to write; loads with torch.load(..., weights_only=True)."""
+    """File to write; its ending says what: .pt (a state dict, for torch.load with weights_only=True),
+    .safetensors (the same), or .pt2 (a program for torch.export.load, for batches of any size)."""
+    heads: bool = False
+    """With the auxiliary heads: as heads.STAGE.NAME in a state dict, as one output a stage in a program."""
+    averaged: bool = False
+    """Take the averaged weights, of a run with --ema."""
 
 
 @dataclass(frozen=True, kw_only=True)

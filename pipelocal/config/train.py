@@ -24,7 +24,6 @@ from pipelocal.units import parse_bytes, parse_speeds, parse_weights
 AUTOCAST = {"bf16": torch.bfloat16}
 """What --autocast takes."""
 
-RESUME = ("auto", "never")
 
 RECONCILE_FORMS = ("first-order", "exact")
 
@@ -127,6 +126,9 @@ class TrainConfig:
     """Learning-rate schedule after the warm-up: cosine (to zero) or constant."""
     warmup_steps: int = 0
     """Batches over which the learning rate rises linearly at the start."""
+    ema: float | None = None
+    """Keep an average of the weights too, in which after each update the average so far has this weight,
+    such as 0.99; evaluate, export and load take it with averaged."""
     drop_last: bool = False
     """Leave out the last batch of an epoch if it is not full; by default it is trained on as it is."""
     evaluate_every: int = 1
@@ -160,7 +162,7 @@ class TrainConfig:
     """Most batches that a stage may have sent and the next one not yet taken. The next one keeps room for
     as many (at least 2): more of them hide a long link, and cost memory."""
     timeout: float = 300.0
-    """Seconds without a sign from a neighbour after which a rank gives up."""
+    """Seconds within which a rank that waits for a neighbour in vain gives up and says which rank hangs."""
     snapshot_every: int | None = None
     """Save a snapshot after every so many batches and at the end, without stopping the stream."""
     snapshot_minutes: float | None = None
@@ -168,7 +170,8 @@ class TrainConfig:
     keep_snapshots: int = 3
     """How many snapshots stay; older ones are deleted."""
     resume: str = "auto"
-    """auto (go on with the unfinished run in --out, from its newest good snapshot), or never."""
+    """auto (go on with the unfinished run in --out, from its newest good snapshot), never, or a run or
+    snapshot folder from which a new run begins, with other options if wanted."""
     measure_bp_gap: int | None = None
     """Every so many batches, compare each stage's gradients with those of back-propagation (one process
     only; costs one more step and memory for the whole model)."""
@@ -235,13 +238,13 @@ class TrainConfig:
                 raise UserError(f"{option_name(name)} {value}: give a number above 0")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise UserError(f"--weight-decay {self.weight_decay}: give a number of at least 0")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"--ema {self.ema}: give a number between 0 and 1, such as 0.99")
         if not 0 <= self.momentum < 1:
             raise UserError(f"--momentum {self.momentum}: give a number from 0 to below 1")
         self._check_balance()
         if self.autocast is not None and self.autocast not in AUTOCAST:
             raise UserError(f"--autocast {self.autocast}: choose one of {', '.join(AUTOCAST)}")
-        if self.resume not in RESUME:
-            raise UserError(f"--resume {self.resume}: choose one of {', '.join(RESUME)}")
         if self.edge not in EDGES:
             raise UserError(f"--edge {self.edge}: choose one of {', '.join(EDGES)}")
         check_combinations(self)

@@ -43,7 +43,7 @@ class PatchTokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         patches = self.conv_proj(x).flatten(2).transpose(1, 2)
-        first = self.class_token.expand(len(x), -1, -1)
+        first = self.class_token.expand(x.shape[0], -1, -1)
         return self.encoder(torch.cat([first, patches], dim=1))  # type: ignore[no-any-return]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
-from pipelocal.control import ControlPlane
+from pipelocal.control import CAUSE_PATIENCE_S, ControlPlane
 from pipelocal.freezing import Freezing
 from pipelocal.pipeline.worker import Report, Save, Worker
 from pipelocal.stage import Stage
@@ -142,7 +143,8 @@ class Assembly:
                     window=config.window,
                     peer=link.peer_name,
                     check=control.check,
-                    timeout_s=config.timeout,
+                    timeout_s=edge_patience(config.timeout),
+                    waits=partial(control.roll_call.waits, link.peer_rank),
                     recorder=self._recorder,
                 )
             else:
@@ -152,7 +154,13 @@ class Assembly:
                     window=config.window,
                     peer=link.peer_name,
                     check=control.check,
-                    timeout_s=config.timeout,
+                    timeout_s=edge_patience(config.timeout),
+                    waits=partial(control.roll_call.waits, link.peer_rank),
                     recorder=self._recorder,
                 )
         return receiver, sender
+
+
+def edge_patience(timeout_s: float) -> float:
+    """How long an end of an edge waits, so that who hangs is known within ``--timeout``."""
+    return timeout_s - min(CAUSE_PATIENCE_S, timeout_s / 2)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipelocal.checkpoint.atomic import unwritable
 from pipelocal.telemetry.view import Progress, StageRow, View
 
 POLL_S = 0.2
@@ -65,19 +66,25 @@ class Reporter:
 
     def _run(self) -> None:
         try:
-            with self._metrics.open("a") as file:
-                last_round = False
-                while True:
-                    for record in self._take():
-                        self._meet(record)
-                        file.write(json.dumps(record) + "\n")
-                    file.flush()
-                    self.view.update(self._rows, self._progress())
-                    if last_round:
-                        return
-                    last_round = self._stop.wait(POLL_S)
+            last_round = False
+            while True:
+                records = self._take()
+                for record in records:
+                    self._meet(record)
+                self._write(records)
+                self.view.update(self._rows, self._progress())
+                if last_round:
+                    return
+                last_round = self._stop.wait(POLL_S)
         except Exception as error:
             self._on_error(error)
+
+    def _write(self, records: list[dict[str, Any]]) -> None:
+        try:
+            with self._metrics.open("a") as file:
+                file.writelines(json.dumps(record) + "\n" for record in records)
+        except OSError as error:
+            raise unwritable(self._metrics, error) from error
 
     def _meet(self, record: dict[str, Any]) -> None:
         record["time_s"] = round(time.monotonic() - self._started, 3)

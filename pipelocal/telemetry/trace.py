@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipelocal.checkpoint.atomic import write_atomically
 from pipelocal.errors import UserError
 from pipelocal.telemetry.actions import Recorder
 
@@ -48,9 +49,8 @@ def write_part(folder: Path, rank: int, recorder: Recorder, clock_offset_s: floa
                 "args": {"lane": action.lane, "batch": action.batch, "bytes": action.bytes},
             }
         )
-    path = _part(folder, rank)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"events": events, "left_out": recorder.left_out}))
+    part = {"events": events, "left_out": recorder.left_out}
+    write_atomically(_part(folder, rank), json.dumps(part).encode())
 
 
 def merge_parts(folder: Path, ranks: int) -> None:
@@ -66,7 +66,7 @@ def merge_parts(folder: Path, ranks: int) -> None:
         "displayTimeUnit": "ms",
         "otherData": {"actions_left_out": sum(part["left_out"] for part in parts)},
     }
-    (folder / "trace.json").write_text(json.dumps(trace))
+    write_atomically(folder / "trace.json", json.dumps(trace).encode())
     for rank in range(ranks):
         _part(folder, rank).unlink()
     (folder / "trace").rmdir()

@@ -39,8 +39,14 @@ from pipelocal.transport.wires import Token, WaitReceived, WaitSent, Wire
 POLL_S = 0.1
 """How often a wait looks whether it is in vain."""
 
+Waits = Callable[[bool], None]
+
 RING_SLOTS = 2
 """Least slots of a ring: one batch in use and one arriving."""
+
+
+def _tell_nobody(_waiting: bool) -> None:
+    pass
 
 
 def ring_slots(window: int) -> int:
@@ -59,6 +65,7 @@ class _Endpoint(ABC):
         own: int,
         peer: str,
         check: Check,
+        waits: Waits,
         timeout_s: float,
         recorder: Recorder | None,
     ) -> None:
@@ -70,6 +77,7 @@ class _Endpoint(ABC):
         self._own = own
         self._peer = peer
         self._check = check
+        self._waits = waits
         self._timeout_s = timeout_s
         self._changed = threading.Condition()
         self._failure: str | None = None
@@ -121,7 +129,10 @@ class _Endpoint(ABC):
 
     def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
         """Wait, with the lock held, until ``condition``; an error if that can no longer be."""
+        if condition():
+            return
         started = time.monotonic()
+        self._waits(True)
         while not condition():
             if (trouble := self.trouble()) is not None:
                 raise trouble
@@ -134,6 +145,7 @@ class _Endpoint(ABC):
                     symptom=True,
                 )
             self._changed.wait(POLL_S)
+        self._waits(False)
         self.waited_s += time.monotonic() - started
 
 
@@ -153,6 +165,7 @@ class RemoteSender(_Endpoint):
         peer: name of the other end, for error messages.
         check: raises when another rank has failed.
         timeout_s: longest wait for room in the window, in seconds.
+        waits: told when this rank begins (True) and ends to wait for the other end.
         recorder: takes the transfers, and when they were; None for nobody.
     """
 
@@ -165,6 +178,7 @@ class RemoteSender(_Endpoint):
         peer: str,
         check: Check,
         timeout_s: float,
+        waits: Waits = _tell_nobody,
         recorder: Recorder | None = None,
     ) -> None:
         super().__init__(
@@ -173,6 +187,7 @@ class RemoteSender(_Endpoint):
             own=contract.source,
             peer=peer,
             check=check,
+            waits=waits,
             timeout_s=timeout_s,
             recorder=recorder,
         )
@@ -299,6 +314,7 @@ class RemoteReceiver(_Endpoint):
         peer: str,
         check: Check,
         timeout_s: float,
+        waits: Waits = _tell_nobody,
         recorder: Recorder | None = None,
     ) -> None:
         super().__init__(
@@ -307,6 +323,7 @@ class RemoteReceiver(_Endpoint):
             own=contract.target,
             peer=peer,
             check=check,
+            waits=waits,
             timeout_s=timeout_s,
             recorder=recorder,
         )

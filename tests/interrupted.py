@@ -1,0 +1,35 @@
+"""Runs that end for no reason, and what those of the tests of snapshots have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelocal import cli
+from pipelocal.stage import Stage
+
+BASE = ["--model", "mlp", "--stages", "3", "--epochs", "3", "--log-every", "8"]
+"""69 batches."""
+EVERY = ["--snapshot-every", "10"]
+
+
+class Killed(BaseException):
+    """In place of SIGKILL, for runs in this process."""
+
+
+def train_until(
+    step: int, arguments: list[str], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run in this process that ends for no reason before the update after ``step`` of them."""
+    update = Stage.update
+
+    def ending(stage: Stage) -> None:
+        if stage.steps == step:
+            raise Killed
+        update(stage)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "update", ending)
+        with pytest.raises(Killed):
+            cli.run(["train", *arguments, "--out", str(out), "--plain"])
