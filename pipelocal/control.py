@@ -96,6 +96,13 @@ class ControlPlane:
                 time.sleep(0.01)
             return json.loads(self._store.get(key))
 
+    def take(self, key: str) -> Any:
+        """As :meth:`wait_for`, for a fact that nobody else waits for: it is forgotten."""
+        value = self.wait_for(key)
+        with self._store_needed():
+            self._store.delete_key(key)
+        return value
+
     @contextmanager
     def _store_needed(self) -> Iterator[None]:
         try:

@@ -123,7 +123,7 @@ class Snapshots:
         self._writer = SnapshotWriter(
             SnapshotFolder(folder.path),
             put=control.put,
-            wait_for=control.wait_for,
+            take=control.take,
             check=control.check,
             own=own,
             complete=self._manifest if control.world.rank == 0 else None,

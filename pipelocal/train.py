@@ -1,4 +1,4 @@
-"""Training from options to run folder: joins what is computed, how it moves and in what order.
+"""Training from options to run folder.
 
 Every rank runs :func:`train`. Rank 0 also makes the run folder, reads the data, shows the progress
 and writes the summary.
@@ -7,54 +7,22 @@ and writes the summary.
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
 from typing import Any, TextIO
 
 import torch
-import torch.distributed as dist
 
-from pipelocal.breakable import breakable
 from pipelocal.build import Blueprint
-from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import TrainConfig
-from pipelocal.control import CAUSE_PATIENCE_S, ControlPlane
-from pipelocal.data import load_dataset
-from pipelocal.data.batches import BatchStream
+from pipelocal.control import ControlPlane
 from pipelocal.errors import (
-    STALLED,
-    Interrupted,
-    PipelocalError,
-    StageError,
     Terminated,
     UserError,
 )
+from pipelocal.failures import failures_told
 from pipelocal.host import set_up_host
-from pipelocal.objective.local import ExactReconciliation
-from pipelocal.objective.probe import check_double_backward, check_one_row
-from pipelocal.partition import from_text, to_text
-from pipelocal.partition.measured import Stopwatch
-from pipelocal.pipeline.assembly import Assembly
-from pipelocal.pipeline.markers import Markers
 from pipelocal.pipeline.placement import place
-from pipelocal.pipeline.source import Plan, Source
-from pipelocal.pipeline.worker import Worker, run_stream
-from pipelocal.recovery import Snapshots, Start, find_start, load_snapshot
-from pipelocal.stage import Stage
-from pipelocal.stopping import Wishes
-from pipelocal.telemetry.actions import Recorder
-from pipelocal.telemetry.clock import seconds_behind_rank_0
-from pipelocal.telemetry.reporter import Reporter
-from pipelocal.telemetry.summary import describe, final_record, summarise
-from pipelocal.telemetry.trace import merge_parts, write_part
-from pipelocal.telemetry.view import StageRow, make_view
-from pipelocal.transport.edge import Receiver, Sender
-from pipelocal.world import START_TIMEOUT_S, World
-
-FOLDER = "folder"
-"""Key of the run's folder, for the attempts that follow."""
+from pipelocal.run import Run
+from pipelocal.world import World
 
 
 def train(
@@ -88,8 +56,8 @@ def train(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     control = ControlPlane(world)
-    run = _Run(config, blueprint, placement, world, device, control)
-    with _failures_told(control, run):
+    run = Run(config, blueprint, placement, world, device, control)
+    with failures_told(run):
         summary = run.execute(stream or sys.stdout)
     if run.stopped_at is not None:
         raise Terminated(
@@ -113,319 +81,3 @@ def _check_gap_alone(config: TrainConfig, world: World) -> None:
             f"--measure-bp-gap needs all stages in one process, but {world.size} ranks were started: "
             f"start it without torchrun, or leave the option out"
         )
-
-
-@contextmanager
-def _failures_told(control: ControlPlane, run: _Run) -> Iterator[None]:
-    """Make one rank's failure known to all; where another rank was first, raise its account."""
-    try:
-        yield
-    except Interrupted as interrupted:
-        _tell_last_actions(run, str(interrupted))
-        raise
-    except BaseException as raised:
-        error = _reason_behind(raised, run) if isinstance(raised, Terminated) else raised
-        account, own = control.fail(error)
-        _tell_last_actions(run, account)
-        _keep_traceback(run, raised)
-        if not own:
-            raise Interrupted(account) from raised
-        if error is raised:
-            raise
-        raise error from raised
-    finally:
-        control.stop_watching()
-
-
-def _reason_behind(terminated: Terminated, run: _Run) -> BaseException:
-    """Torchrun sends SIGTERM when a rank is lost: then the lost connection tells the user more."""
-    deadline = time.monotonic() + CAUSE_PATIENCE_S
-    while time.monotonic() < deadline and run.control.failure() is None:
-        if (trouble := run.trouble()) is not None:
-            return trouble
-        time.sleep(0.02)
-    return terminated
-
-
-def _tell_last_actions(run: _Run, account: str) -> None:
-    """On a stall, what this rank did last: who waits for whom."""
-    if STALLED in account:
-        lines = [f"pipelocal (rank {run.world.rank}): last actions, the newest last"]
-        lines += [f"  {line}" for line in run.recorder.last_actions()]
-        sys.stderr.write("\n".join(lines) + "\n")  # in one piece: ranks share the terminal
-
-
-def _keep_traceback(run: _Run, error: BaseException) -> None:
-    """Write down where an unforeseen error came from; the user sees one line of it."""
-    cause = error.__cause__ if isinstance(error, PipelocalError) else error
-    foreseen = PipelocalError | OSError | KeyboardInterrupt | Terminated
-    if run.folder is not None and cause is not None and not isinstance(cause, foreseen):
-        with suppress(OSError):  # the error itself counts more
-            run.folder.write_traceback(run.world.rank, error)
-
-
-def _check_steps_left(start: Start, plan: Plan) -> None:
-    if start.step > plan.total_steps:
-        raise UserError(
-            f"the snapshot is of batch {start.step}, and --epochs and --max-steps end the training after "
-            f"{plan.total_steps}: give more epochs"
-        )
-
-
-@dataclass
-class _Facts:
-    """What rank 0 finds out and the others are told."""
-
-    folder: str
-    steps_per_epoch: int
-    smallest_batch: int
-    """Rows of the smallest training batch."""
-    cut: str
-    start: dict[str, Any]
-    """Of :class:`~pipelocal.recovery.Start`."""
-
-
-class _Run:
-    """One rank's part of a run."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        blueprint: Blueprint,
-        placement: list[range],
-        world: World,
-        device: torch.device,
-        control: ControlPlane,
-    ) -> None:
-        self.config = config
-        self.blueprint = blueprint
-        self.placement = placement
-        self.world = world
-        self.device = device
-        self.control = control
-        self.folder: RunFolder | None = None
-        self._chosen: RunFolder | None = None
-        self.wishes = Wishes()
-        self.stopped_at: int | None = None
-        """Training batches after which a signal ended the stream; None if it came to its end."""
-        self.workers: list[Worker] = []
-        self.recorder = Recorder(trace=config.trace, print_transfers=config.debug_transfers)
-        self._clock_offset_s = 0.0
-
-    def execute(self, stream: TextIO) -> dict[str, Any] | None:
-        """Set up, train, save, and leave together."""
-        batches, facts = self._prepare()
-        self._cut_as(facts.cut)
-        plan = Plan(
-            epochs=self.config.epochs,
-            steps_per_epoch=facts.steps_per_epoch,
-            max_steps=self.config.max_steps,
-            evaluate_every=self.config.evaluate_every,
-            reconcile_every=(
-                self.config.reconcile_every if self.config.objective == "sgr" else None
-            ),
-        )
-        start = Start(**facts.start)
-        _check_steps_left(start, plan)
-        stages = self._build_stages(plan, facts)
-        first, last = stages[0].number, stages[-1].number
-        assembly = Assembly(
-            self.config,
-            self.blueprint,
-            self.device,
-            report=self.control.post,
-            recorder=self.recorder,
-        )
-        before, after = breakable(
-            lambda: self._open_edges(assembly, first, last),
-            check=self.control.check,
-            timeout_s=START_TIMEOUT_S,
-        )
-        # Only now: all ranks have built their stages, so a start that fails leaves no folder behind.
-        folder = self.folder = self._chosen or RunFolder(facts.folder)
-        if self.world.rank == 0:
-            folder.begin(self.config)
-        incoming: Receiver | None = before
-        if batches is not None:
-            markers = self._markers()
-            incoming = Source(batches, plan, self.device, start=start.step, markers=markers)
-        assert incoming is not None
-        snapshots = self._snapshots(folder, range(first, last + 1), facts.cut)
-        save = snapshots.save if snapshots else None
-        workers = self.workers = assembly.workers(stages, incoming, after, save=save)
-        if start.step:
-            for worker in workers:
-                load_snapshot(self.blueprint, worker, start)
-        reporter = self._reporter(folder, plan, stream) if self.world.rank == 0 else None
-        try:
-            if reporter:
-                reporter.start()
-            with self._traced(folder), self.wishes.heard() if snapshots else nullcontext():
-                run_stream(workers, self.control.check)
-                if snapshots:
-                    snapshots.close()
-            if snapshots and workers[0].stage.steps < plan.total_steps:
-                self.stopped_at = workers[0].stage.steps
-                self.control.leave()
-                return None
-            for worker in workers:
-                folder.save_stage(worker.stage.number, self.blueprint.stage_state(worker.stage))
-                self.control.post(final_record(worker, self.world.rank, self.device))
-            summary = None
-            if reporter:
-                finals = self._finals(reporter)
-                if self.config.trace:  # by now every rank has written its part
-                    merge_parts(folder.path, self.world.size)
-                summary = summarise(self.config, self.world.size, finals)
-                folder.write_summary(summary)
-                reporter.stop()
-                reporter.view.close()
-                reporter.view.message(describe(summary, folder.path))
-            self.control.leave()
-        finally:
-            if reporter:
-                reporter.stop()
-                reporter.view.close()
-            for worker in workers:
-                worker.close()
-        if self.world.size > 1:
-            dist.destroy_process_group()
-        return summary
-
-    def trouble(self) -> StageError | None:
-        """What this rank knows to be wrong with its neighbours."""
-        edges = (worker.trouble() for worker in self.workers)
-        return next(filter(None, (self.control.lost, *edges)), None)
-
-    @contextmanager
-    def _traced(self, folder: RunFolder) -> Iterator[None]:
-        """Keep this rank's part of a trace, if one is wanted, whatever comes."""
-        try:
-            yield
-        finally:
-            if self.config.trace:
-                rank = self.world.rank
-                write_part(folder.path, rank, self.recorder, self._clock_offset_s)
-
-    def _prepare(self) -> tuple[BatchStream | None, _Facts]:
-        """Rank 0 chooses the folder and reads the data; the others learn what they must know."""
-        config = self.config
-        if self.world.rank > 0:
-            return None, _Facts(**self.control.wait_for("facts", timeout_s=START_TIMEOUT_S))
-        folder = self._chosen = RunFolder.choose(config, earlier=self._earlier_folder())
-        self.world.lasting.set(FOLDER, str(folder.path))
-        dataset = load_dataset(config.data, root=config.data_root, seed=config.seed)
-        if config.train_samples is not None:
-            dataset = dataset.first(config.train_samples)
-        batches = BatchStream(
-            dataset, batch_size=config.batch_size, seed=config.seed, drop_last=config.drop_last
-        )
-        facts = _Facts(
-            folder=str(folder.path),
-            steps_per_epoch=batches.steps_per_epoch,
-            smallest_batch=batches.smallest_batch,
-            cut=(cut := self._choose_cut(folder)),
-            start=asdict(find_start(folder, config, self.blueprint, cut)),
-        )
-        self.control.put("facts", asdict(facts))
-        return batches, facts
-
-    def _markers(self) -> Markers | None:
-        config = self.config
-        if not config.takes_snapshots:
-            return None
-        minutes = config.snapshot_minutes
-        seconds = None if minutes is None else 60 * minutes
-        return Markers(every=config.snapshot_every, seconds=seconds, wishes=self.wishes)
-
-    def _snapshots(self, folder: RunFolder, own: range, cut: str) -> Snapshots | None:
-        if not self.config.takes_snapshots:
-            return None
-        return Snapshots(self.blueprint, self.config, folder, self.control, own=own, cut=cut)
-
-    def _earlier_folder(self) -> str | None:
-        """Where the attempt before this one was, if torchrun has started all ranks anew."""
-        if self.world.attempt == 0 or not self.world.lasting.check([FOLDER]):
-            return None
-        return self.world.lasting.get(FOLDER).decode()
-
-    def _choose_cut(self, folder: RunFolder) -> str:
-        """Where to cut, for all ranks: measured by this one where the options ask for it."""
-        if self.config.balance != "count" and folder.goes_on:
-            measured = folder.config().cut  # another measurement need not come out the same
-            if measured is not None:
-                return measured
-        config, blueprint = self.config, self.blueprint
-        stopwatch = Stopwatch(device=self.device)
-        cut = blueprint.partitioned(config, lambda: blueprint.cost_model(config, stopwatch))
-        return to_text(cut.chain, cut.cuts)
-
-    def _cut_as(self, cut: str) -> None:
-        """Take over where rank 0 cuts; the resolved options name a cut that was measured."""
-        if self.config.balance != "count":
-            self.config = replace(self.config, cut=cut)
-        cuts = from_text(self.blueprint.chain, cut)
-        self.blueprint = replace(self.blueprint, cuts=cuts)
-
-    def _build_stages(self, plan: Plan, facts: _Facts) -> list[Stage]:
-        stages = []
-        for number in self.placement[self.world.rank]:
-            stage = self.blueprint.build_stage(
-                number, self.config, device=self.device, total_steps=plan.total_steps
-            )
-            x_shape = self.blueprint.output_shape(number - 1)
-            if facts.smallest_batch == 1 and number > 1:
-                check_one_row(stage.body, stage.head, x_shape, stage=number)
-            if isinstance(stage.objective, ExactReconciliation):
-                check_double_backward(stage.body, stage.head, x_shape, stage=number)
-            stages.append(stage)
-        return stages
-
-    def _open_edges(
-        self, assembly: Assembly, first: int, last: int
-    ) -> tuple[Receiver | None, Sender | None]:
-        """The edges from and to this rank's neighbours; ``first`` and ``last`` are its stages."""
-        if self.world.size == 1:
-            return None, None
-        if self.device.type == "cuda":  # every thread has a current device of its own
-            torch.cuda.set_device(self.device)
-        dist.init_process_group(
-            "gloo",
-            store=dist.PrefixStore("group", self.world.store),
-            rank=self.world.rank,
-            world_size=self.world.size,
-        )
-        if self.config.trace:
-            self._clock_offset_s = seconds_behind_rank_0()
-        return assembly.remote_edges(self.world, self.control, first, last)
-
-    def _reporter(self, folder: RunFolder, plan: Plan, stream: TextIO) -> Reporter:
-        rows = [
-            StageRow(stage=stage, rank=rank, units=self.blueprint.units(stage))
-            for rank, stages in enumerate(self.placement)
-            for stage in stages
-        ]
-        view = make_view(stream, plain=self.config.plain)
-        config = self.config
-        objective = f"{config.objective}, bp-free" if config.bp_free else config.objective
-        view.start(
-            f"{config.model} on {config.data}, {objective}: {len(rows)} stage(s) on "
-            f"{self.world.size} rank(s), {plan.total_steps} batches of {config.batch_size}, "
-            f"{folder.path}"
-        )
-        return Reporter(
-            take=self.control.take_records,
-            on_error=self.control.fail,
-            metrics=folder.metrics,
-            view=view,
-            rows=rows,
-            total_steps=plan.total_steps,
-            epochs=plan.epochs_begun,
-        )
-
-    def _finals(self, reporter: Reporter) -> list[dict[str, Any]]:
-        """All stages' last records, as soon as every stage is saved."""
-        while len(reporter.finals) < self.blueprint.stages:
-            self.control.check()  # raises when one of them cannot
-            time.sleep(0.01)
-        return reporter.finals

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from pipelocal.breakable import breakable
 from pipelocal.errors import UserError
+from pipelocal.meeting import meet
 
 START_TIMEOUT_S = 300.0
 """How long ranks wait for each other before the first batch."""
@@ -30,8 +31,6 @@ class World:
     """Shared by all ranks; of this process alone when there is only one."""
     lasting: dist.Store
     """As ``store``, but shared with the attempts before and after this one."""
-    attempt: int = 0
-    """How often torchrun has started all ranks anew."""
 
     @classmethod
     def alone(cls) -> World:
@@ -50,7 +49,7 @@ class World:
             UserError: the environment makes no sense, or the other ranks do not come.
         """
         rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
-        if size == 1:
+        if size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls.alone()
         if "RANK" not in os.environ or not 0 <= rank < size:
             raise UserError(
@@ -63,21 +62,21 @@ class World:
             store, _, _ = breakable(
                 lambda: next(iter(meeting)), check=lambda: None, timeout_s=START_TIMEOUT_S
             )
+            token = meet(
+                dist.PrefixStore("pipelocal/meeting", store), rank, size, timeout_s=START_TIMEOUT_S
+            )
         except (TimeoutError, RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0] or "nobody answered"
             raise UserError(
                 f"the other ranks were not met ({reason}): start all {size}, with the same "
                 f"MASTER_ADDR and MASTER_PORT"
             ) from error
-        # torchrun keeps one store over restarts: an attempt must not read what the last one wrote.
-        attempt = _number("TORCHELASTIC_RESTART_COUNT", 0)
         return cls(
             rank=rank,
             size=size,
             local_rank=_number("LOCAL_RANK", rank),
-            store=dist.PrefixStore(f"pipelocal/{attempt}", store),
+            store=dist.PrefixStore(f"pipelocal/{token}", store),
             lasting=dist.PrefixStore("pipelocal/all", store),
-            attempt=attempt,
         )
 
     @property

@@ -20,8 +20,8 @@ from pipelocal.checkpoint.snapshot import SnapshotFolder
 from tests.interrupted import EVERY, train_until
 from tests.test_transparency import assert_same_bits, train_alone
 
-LONG = ["--model", "mlp", "--stages", "3", "--epochs", "20", "--log-every", "8", *EVERY]
-"""460 batches, with a snapshot after every 10."""
+LONG = ["--model", "mlp", "--stages", "3", "--epochs", "8", "--log-every", "8", *EVERY]
+"""184 batches, with a snapshot after every 10."""
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -28,6 +30,7 @@ def test_a_new_partition_of_a_new_model_in_under_forty_lines(tmp_path: Path) -> 
     assert done.stdout.splitlines()[-1] == "[['0', '1', '2', '3'], ['4'], ['5']]"
 
 
+@pytest.mark.slow
 def test_a_model_by_the_names_of_its_units(tmp_path: Path) -> None:
     example = next(block for block in python_blocks("models.md") if "def resnet34" in block)
     # pipelocal's own way to torchvision, which also works beside a torch without CUDA.
@@ -64,6 +67,20 @@ def test_a_closed_form_of_one_s_own(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "2 stage(s)" in done.stdout
+
+
+def test_what_can_be_done_with_a_run(tmp_path: Path) -> None:
+    (tmp_path / "use.py").write_text("\n".join(python_blocks("using-a-run.md")))
+    done = subprocess.run(
+        [sys.executable, "use.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 heads" in done.stdout
 
 
 def test_own_model_head_distance_and_data_set(tmp_path: Path) -> None:

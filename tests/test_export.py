@@ -16,7 +16,7 @@ from tests.test_transparency import train_alone
 MODELS = {
     "mlp": ["--model", "mlp"],
     "resnet8": ["--model", "resnet8", "--channels-last"],
-    "vit_small": ["--model", "vit_small", "--data", "synthetic", "--train-samples", "64"],
+    "vit_small": ["--model", "vit_small"],
     "gpt": ["--model", "gpt", "--data", "text16", "--batch-size", "8"],
     "lstm": ["--model", "lstm", "--data", "text16", "--batch-size", "8"],
 }

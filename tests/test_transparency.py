@@ -88,10 +88,10 @@ def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
         assert_same_bits(one, two)
 
 
-def test_torchrun_with_1_2_and_4_ranks_exports_the_same_file(tmp_path: Path) -> None:
+def test_torchrun_with_1_and_2_ranks_exports_the_same_file(tmp_path: Path) -> None:
     """The same through the real launcher, as far as the exported model."""
     exported = []
-    for size in (1, 2, 4):
+    for size in (1, 2):
         out, file = tmp_path / f"run-{size}", tmp_path / f"model-{size}.pt"
         arguments = ["train", "--stages", "4", "--max-steps", "25", "--out", str(out)]
         result = torchrun(size, arguments)

@@ -61,7 +61,7 @@ class Work:
 
 WORKS = (
     Work(model="resnet20", data="synthetic", batch_size=64, steps=64),
-    Work(model="vit_small", data="synthetic", batch_size=64, steps=64),
+    Work(model="vit_small", data="synthetic", batch_size=64, steps=24),
     Work(model="gpt", data="text64", batch_size=32, steps=64),
     Work(model="mlp", data="digits", batch_size=16, steps=1600),
 )

@@ -33,7 +33,7 @@ class SnapshotWriter:
     Args:
         folder: where to.
         put: publishes a fact to all ranks.
-        wait_for: waits for a fact, and raises if another rank failed.
+        take: waits for a fact that nobody else does; raises if another rank failed.
         check: raises if another rank failed.
         own: numbers of this rank's stages.
         complete: on rank 0, makes the manifest of a snapshot of its files; None elsewhere.
@@ -46,7 +46,7 @@ class SnapshotWriter:
         folder: SnapshotFolder,
         *,
         put: Callable[[str, Any], None],
-        wait_for: Callable[[str], Any],
+        take: Callable[[str], Any],
         check: Check,
         own: range,
         complete: Callable[[int, list[SavedFile]], Manifest] | None,
@@ -55,7 +55,7 @@ class SnapshotWriter:
     ) -> None:
         self._folder = folder
         self._put = put
-        self._wait_for = wait_for
+        self._take = take
         self._check = check
         self._own = own
         self._complete = complete
@@ -104,7 +104,7 @@ class SnapshotWriter:
                 if stage == self._own.stop - 1:
                     if self._complete is not None:
                         keys = [_key(step, number) for number in range(1, self._stages + 1)]
-                        files = [SavedFile(**self._wait_for(key)) for key in keys]
+                        files = [SavedFile(**self._take(key)) for key in keys]
                         self._folder.complete(self._complete(step, files), keep=self._keep)
                     self._idle.set()
         except PipelocalError as error:
