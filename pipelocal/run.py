@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TextIO
 
 import torch
@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from pipelocal.breakable import breakable
 from pipelocal.build import Blueprint
+from pipelocal.checkpoint.resume import identity
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import TrainConfig
 from pipelocal.control import ControlPlane
@@ -51,12 +52,14 @@ class _Facts:
     """What rank 0 finds out and the others are told."""
 
     folder: str
-    steps_per_epoch: int
-    smallest_batch: int
+    steps_per_epoch: int = 0
+    smallest_batch: int = 0
     """Rows of the smallest training batch."""
-    cut: str
-    start: dict[str, Any]
+    cut: str = ""
+    start: dict[str, Any] = field(default_factory=dict)
     """Of :class:`~pipelocal.recovery.Start`."""
+    finished: bool = False
+    """Whether an earlier attempt had come to its end, and lost a rank only then."""
 
 
 class Run:
@@ -98,6 +101,8 @@ class Run:
     def execute(self, stream: TextIO) -> dict[str, Any] | None:
         """Set up, train, save, and leave together."""
         batches, facts = self._prepare()
+        if facts.finished:
+            return self._leave_finished(RunFolder(facts.folder), stream)
         self._cut_as(facts.cut)
         plan = Plan(
             epochs=self.config.epochs,
@@ -195,7 +200,13 @@ class Run:
         config = self.config
         if self.world.rank > 0:
             return None, _Facts(**self.control.wait_for("facts", timeout_s=START_TIMEOUT_S))
-        folder = self._chosen = RunFolder.choose(config, earlier=self._earlier_folder())
+        earlier = self._earlier_folder()
+        finished = self._finished_before(config.out or earlier)
+        if finished is not None:
+            facts = _Facts(folder=str(finished.path), finished=True)
+            self.control.put("facts", asdict(facts))
+            return None, facts
+        folder = self._chosen = RunFolder.choose(config, earlier=earlier)
         self.world.lasting.set(FOLDER, str(folder.path))
         dataset = load_dataset(config.data, root=config.data_root, seed=config.seed)
         if config.train_samples is not None:
@@ -225,6 +236,24 @@ class Run:
         if not self.config.takes_snapshots:
             return None
         return Snapshots(self.blueprint, self.config, folder, self.control, own=own, cut=cut)
+
+    def _finished_before(self, path: str | None) -> RunFolder | None:
+        """This very run, if it had come to its end when a rank was lost, so that torchrun began anew."""
+        if path is None or not self.world.restarted:
+            return None
+        folder = RunFolder(path)
+        if folder.finished and identity(folder.config()) == identity(self.config):
+            return folder
+        return None
+
+    def _leave_finished(self, folder: RunFolder, stream: TextIO) -> dict[str, Any] | None:
+        """Nothing is left to do: its summary again, on rank 0."""
+        summary = None
+        if self.world.rank == 0:
+            summary = folder.summary()
+            stream.write(f"it was finished before: {describe(summary, folder.path)}\n")
+        self.control.leave()
+        return summary
 
     def _earlier_folder(self) -> str | None:
         """Where the attempt before this one was, if torchrun has started all ranks anew."""

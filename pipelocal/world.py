@@ -31,6 +31,8 @@ class World:
     """Shared by all ranks; of this process alone when there is only one."""
     lasting: dist.Store
     """As ``store``, but shared with the attempts before and after this one."""
+    restarted: bool = False
+    """Whether torchrun has started all ranks anew, for one of them ended before its time."""
 
     @classmethod
     def alone(cls) -> World:
@@ -77,6 +79,7 @@ class World:
             local_rank=_number("LOCAL_RANK", rank),
             store=dist.PrefixStore(f"pipelocal/{token}", store),
             lasting=dist.PrefixStore("pipelocal/all", store),
+            restarted=_number("TORCHELASTIC_RESTART_COUNT", 0) > 0,
         )
 
     @property

@@ -391,3 +391,24 @@ def test_int8_of_a_batch_of_one_row_could_not_be_read() -> None:
     summary = SUMMARIES.get("int8")((2,), 1, 0)
     delta = torch.tensor([[0.5, 1.0]])
     torch.testing.assert_close(summary.decode(summary.encode(delta)), delta, rtol=0, atol=0.5 / 127)
+
+
+def test_a_rank_that_died_after_the_end_made_a_finished_run_fail(tmp_path: Path) -> None:
+    """The fault drill killed a rank between the summary and its exit: torchrun began anew, and the new
+    ranks refused the folder that they had finished themselves, again and again.
+    """
+    out = tmp_path / "run"
+    arguments = ["train", "--model", "mlp", "--stages", "2", "--epochs", "1", "--out", str(out)]
+    script = tmp_path / "dies.py"
+    script.write_text(
+        "import os, sys\n"
+        "from pipelocal import cli\n"
+        "cli.run(sys.argv[1:]) and sys.exit(1)\n"
+        "if os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "1"]
+    command += ["--nproc-per-node", "2", str(script), *arguments, "--plain"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "it was finished before: accuracy" in done.stdout

@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.communication.network import ADDRESSES, DEVICE, Host
 
-WORK = ["--model", "mlp", "--stages", "4", "--epochs", "60", "--log-every", "8", "--plain"]
-"""1380 batches."""
+WORK = ["--model", "mlp", "--stages", "4", "--epochs", "40", "--log-every", "8", "--plain"]
+"""920 batches."""
 SNAPSHOTS = ["--snapshot-every", "20"]
 RANKS = 2
 PATIENCE_S = 240.0

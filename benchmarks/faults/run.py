@@ -31,11 +31,11 @@ from benchmarks.faults.trials import Fault, Row
 
 FAULTS: dict[str, tuple[Fault, int, int]] = {
     "SIGKILL": (trials.killed, 50, 3),
-    "SIGSTOP": (trials.hung, 6, 0),
-    "corrupted snapshot": (trials.corrupted, 6, 1),
+    "SIGSTOP": (trials.hung, 4, 0),
+    "corrupted snapshot": (trials.corrupted, 4, 1),
     "full disk": (trials.full_disk, 3, 0),
-    "link cut, 2 s": (trials.cut_shortly, 3, 0),
-    "link cut, 15 s": (trials.cut_for_long, 3, 0),
+    "link cut, 2 s": (trials.cut_shortly, 2, 0),
+    "link cut, 15 s": (trials.cut_for_long, 2, 0),
 }
 """What happens, how often, and how often in the quick form."""
 

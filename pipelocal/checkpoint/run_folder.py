@@ -66,10 +66,15 @@ class RunFolder:
         return folder
 
     @property
+    def finished(self) -> bool:
+        """Whether a run came to its end here."""
+        return (self.path / "summary.json").exists()
+
+    @property
     def unfinished(self) -> bool:
         """Whether a run began here and did not come to its end."""
         begun = (self.path / "config.toml").is_file()
-        return begun and not (self.path / "summary.json").exists()
+        return begun and not self.finished
 
     def lock(self) -> None:
         """Keep other processes from the folder until this one ends.
@@ -153,6 +158,11 @@ class RunFolder:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{path} cannot be read ({reason}): train the run again") from error
         return state
+
+    def summary(self) -> dict[str, Any]:
+        """What ``summary.json`` says."""
+        summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
+        return summary
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``."""

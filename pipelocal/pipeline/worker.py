@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pipelocal.errors import PipelocalError, StageError
 from pipelocal.freezing import Freezing
-from pipelocal.objective.local import cross_entropy
-from pipelocal.stage import Stage, count_correct
+from pipelocal.pipeline.evaluation import Evaluation
+from pipelocal.stage import Stage
 from pipelocal.telemetry.actions import Action, Recorder
 from pipelocal.telemetry.bp_gap import BackPropagationGap
 from pipelocal.telemetry.memory import SavedBytes, model_tensors, resident_bytes
@@ -78,8 +78,7 @@ class Worker:
         self.meter = Meter()
         self.peak_memory_bytes: int | None = None
         self.last_epoch: Reading | None = None
-        self.last_evaluation: Reading | None = None
-        self.ensemble_accuracy: float | None = None
+        self.evaluation = Evaluation(stage, device, last=outgoing is None)
         self._device = device
         self._encode_delta = encode_delta
         self._report = report
@@ -96,8 +95,6 @@ class Worker:
         self._number = -1
         self._train_tally = Tally(device, windows=2)
         self._epoch = -1
-        self._evaluation_tally = Tally(device)
-        self._ensemble_tally = Tally(device)
 
     def advance(self) -> bool:
         """Meet one event; False after the end of the stream.
@@ -115,7 +112,8 @@ class Worker:
                 self._train(batch)
             elif header.kind == Kind.EVALUATE:
                 with self._action("evaluate"):
-                    self._evaluate(batch)
+                    self._report_rest(batch)
+                    self._pass_on(header, self.evaluation.meet(batch))
             elif header.kind == Kind.SNAPSHOT:
                 self._pass_on(
                     header, {}
@@ -125,7 +123,8 @@ class Worker:
                 self._report_rest(batch)
                 self._pass_on(header, {})
                 if header.kind == Kind.EVALUATED:
-                    self._finish_evaluation(header)
+                    self._record("evaluate", header.epoch, **self.evaluation.finish())
+                    self.meter.evaluated()
                 else:
                     self.last_epoch = self._train_tally.read_and_reset(EPOCH)
                     self.meter.ended()
@@ -270,28 +269,17 @@ class Worker:
         started = time.perf_counter()
         with self._action("snapshot"):
             self._save(self.stage, self.state_dict())
-        self._report(
-            {
-                "event": "snapshot",
-                "stage": self.stage.number,
-                "epoch": header.epoch + 1,
-                "step": self.stage.steps,
-                "pause_s": time.perf_counter() - started,
-            }
-        )
+        self._record("snapshot", header.epoch, pause_s=time.perf_counter() - started)
 
     def _report_gap(self, delta: Tensor, header: Header) -> None:
         gap = None if self._gap is None else self._gap.compare(self.stage, delta)
         if gap is not None:
-            self._report(
-                {
-                    "event": "bp_gap",
-                    "stage": self.stage.number,
-                    "epoch": header.epoch + 1,
-                    "step": self.stage.steps + 1,
-                    "update_cosine": gap.update_cosine,
-                    "residual_sum": gap.residual_sum,
-                }
+            self._record(
+                "bp_gap",
+                header.epoch,
+                step=self.stage.steps + 1,
+                update_cosine=gap.update_cosine,
+                residual_sum=gap.residual_sum,
             )
 
     def _after_training_batch(self, header: Header) -> None:
@@ -322,64 +310,23 @@ class Worker:
     def _report_training(self, epoch: int) -> None:
         reading = self._train_tally.read_and_reset(RECORD)
         rate, busy = self.meter.read_window()
-        self._report(
-            {
-                "event": "train",
-                "stage": self.stage.number,
-                "epoch": epoch + 1,
-                "step": self.stage.steps,
-                "loss": reading.loss,
-                "accuracy": reading.accuracy,
-                "reconciliation": reading.reconciliation,
-                "cosine": reading.cosine,
-                "residual": reading.residual,
-                "learning_rate": self._learning_rate,
-                "samples_per_second": rate,
-                "busy_fraction": busy,
-                "peak_memory_bytes": self.peak_memory_bytes,
-            }
+        self._record(
+            "train",
+            epoch,
+            loss=reading.loss,
+            accuracy=reading.accuracy,
+            reconciliation=reading.reconciliation,
+            cosine=reading.cosine,
+            residual=reading.residual,
+            learning_rate=self._learning_rate,
+            samples_per_second=rate,
+            busy_fraction=busy,
+            peak_memory_bytes=self.peak_memory_bytes,
         )
 
-    def _evaluate(self, batch: IncomingBatch) -> None:
-        self._report_rest(batch)
-        target = batch.get("target")
-        output, logits = self.stage.evaluate(batch.get("x"))
-        votes = logits.softmax(-1)
-        if self.stage.number > 1:
-            votes += batch.get("votes")
-        self._pass_on(batch.header, {"target": target.clone(), "x": output, "votes": votes})
-        loss = cross_entropy(logits, target)
-        self._evaluation_tally.add(
-            batch=batch.header.number,
-            rows=batch.header.rows,
-            loss=loss,
-            correct=count_correct(logits, target),
-            predictions=target.numel(),
-        )
-        if self.outgoing is None:
-            self._ensemble_tally.add(
-                batch=batch.header.number,
-                rows=batch.header.rows,
-                loss=loss,
-                correct=count_correct(votes, target),
-                predictions=target.numel(),
-            )
-
-    def _finish_evaluation(self, header: Header) -> None:
-        reading = self.last_evaluation = self._evaluation_tally.read_and_reset()
-        record = {
-            "event": "evaluate",
-            "stage": self.stage.number,
-            "epoch": header.epoch + 1,
-            "step": self.stage.steps,
-            "loss": reading.loss,
-            "accuracy": reading.accuracy,
-        }
-        if self.outgoing is None:
-            self.ensemble_accuracy = self._ensemble_tally.read_and_reset().accuracy
-            record["ensemble_accuracy"] = self.ensemble_accuracy
-        self._report(record)
-        self.meter.evaluated()
+    def _record(self, event: str, epoch: int, **figures: Any) -> None:
+        where = {"stage": self.stage.number, "epoch": epoch + 1, "step": self.stage.steps}
+        self._report({"event": event, **where, **figures})
 
     def _pass_on(self, header: Header, tensors: dict[str, Tensor]) -> None:
         if self.outgoing is not None:

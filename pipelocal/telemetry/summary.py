@@ -15,7 +15,7 @@ from pipelocal.telemetry.memory import device_peak_bytes
 
 def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, Any]:
     """A stage's last record: training means over the last epoch, memory in bytes, fractions 0 to 1."""
-    train, evaluation = worker.last_epoch, worker.last_evaluation
+    train, evaluation = worker.last_epoch, worker.evaluation.reading
     return {
         "event": "final",
         "stage": worker.stage.number,
@@ -28,7 +28,7 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
         "cosine": train and train.cosine,
         "residual": train and train.residual,
         "eval_accuracy": evaluation and evaluation.accuracy,
-        "ensemble_accuracy": worker.ensemble_accuracy,
+        "ensemble_accuracy": worker.evaluation.ensemble_accuracy,
         "steps": worker.stage.steps,
         "frozen_at": worker.stage.frozen_at,
         "seconds": worker.meter.seconds,

@@ -23,7 +23,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An undisturbed run; shorter than those of the benchmark."""
     folder = tmp_path_factory.mktemp("reference")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launched, "WORK", ["20" if word == "60" else word for word in launched.WORK])
+        patch.setattr(launched, "WORK", ["20" if word == "40" else word for word in launched.WORK])
         with launched.Launched(folder / "run", log=folder / "log") as run:
             assert run.well(), run.said()
         yield folder / "run"

@@ -1,0 +1,68 @@
+"""What a stage does with the batches of an evaluation: its own head's accuracy, and the heads' votes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelocal.objective.local import cross_entropy
+from pipelocal.stage import Stage, count_correct
+from pipelocal.telemetry.tally import Reading, Tally
+from pipelocal.transport.edge import IncomingBatch
+
+
+class Evaluation:
+    """Evaluates one stage, again and again.
+
+    Args:
+        stage: the stage.
+        device: where it computes.
+        last: whether it is the last one, which knows the ensemble of all heads.
+    """
+
+    def __init__(self, stage: Stage, device: torch.device, *, last: bool) -> None:
+        self.reading: Reading | None = None
+        """Of the last evaluation that came to its end; None before."""
+        self.ensemble_accuracy: float | None = None
+        """Likewise, on the last stage."""
+        self._stage = stage
+        self._last = last
+        self._tally = Tally(device)
+        self._ensemble = Tally(device)
+
+    def meet(self, batch: IncomingBatch) -> dict[str, Tensor]:
+        """Evaluate a batch; the tensors for the next stage, in the order of the contract."""
+        target = batch.get("target")
+        output, logits = self._stage.evaluate(batch.get("x"))
+        votes = logits.softmax(-1)
+        if self._stage.number > 1:
+            votes += batch.get("votes")
+        loss = cross_entropy(logits, target)
+        self._add(self._tally, batch, loss, logits, target)
+        if self._last:
+            self._add(self._ensemble, batch, loss, votes, target)
+        # A copy: what came in lies in memory that is used again once this batch is over.
+        return {"target": target.clone(), "x": output, "votes": votes}
+
+    def finish(self) -> dict[str, Any]:
+        """The end of an evaluation; what its record says of it."""
+        self.reading = self._tally.read_and_reset()
+        found = {"loss": self.reading.loss, "accuracy": self.reading.accuracy}
+        if self._last:
+            self.ensemble_accuracy = self._ensemble.read_and_reset().accuracy
+            found["ensemble_accuracy"] = self.ensemble_accuracy
+        return found
+
+    @staticmethod
+    def _add(
+        tally: Tally, batch: IncomingBatch, loss: Tensor, scores: Tensor, target: Tensor
+    ) -> None:
+        tally.add(
+            batch=batch.header.number,
+            rows=batch.header.rows,
+            loss=loss,
+            correct=count_correct(scores, target),
+            predictions=target.numel(),
+        )
