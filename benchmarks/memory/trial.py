@@ -35,7 +35,7 @@ from pipelocal.host import set_up_host
 from pipelocal.objective.local import cross_entropy
 from pipelocal.pipeline.assembly import Assembly
 from pipelocal.train import train
-from pipelocal.transport.remote import ring_slots
+from pipelocal.transport.endpoint import ring_slots
 
 ACCUMULATED = 4
 """Parts of the batch with gradient accumulation."""

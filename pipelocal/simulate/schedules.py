@@ -28,7 +28,7 @@ from collections.abc import Callable
 
 from pipelocal.simulate.events import Task, run
 from pipelocal.simulate.job import Job, Outcome, StageSeconds
-from pipelocal.transport.remote import ring_slots
+from pipelocal.transport.endpoint import ring_slots
 
 
 def simulate(schedule: str, job: Job) -> Outcome:

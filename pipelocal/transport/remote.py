@@ -17,145 +17,22 @@ batch must not wait for those of another.
 from __future__ import annotations
 
 import queue
-import re
-import threading
-import time
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pipelocal.errors import STALLED, StageError
+from pipelocal.errors import StageError
 from pipelocal.telemetry.actions import Action, Recorder
 from pipelocal.transport.contract import Contract, Message
 from pipelocal.transport.edge import Check
-from pipelocal.transport.frame import FrameLayout
+from pipelocal.transport.endpoint import Endpoint, Waits, ring_slots, tell_nobody
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.wires import Token, WaitReceived, WaitSent, Wire
 
-POLL_S = 0.1
-"""How often a wait looks whether it is in vain."""
 
-Waits = Callable[[bool], None]
-
-RING_SLOTS = 2
-"""Least slots of a ring: one batch in use and one arriving."""
-
-
-def _tell_nobody(_waiting: bool) -> None:
-    pass
-
-
-def ring_slots(window: int) -> int:
-    """Batches that the receiving end has memory for, of an edge with this window."""
-    return max(RING_SLOTS, window)
-
-
-class _Endpoint(ABC):
-    """What both ends share: two threads, their failure, and waits that can be broken."""
-
-    def __init__(
-        self,
-        contract: Contract,
-        wire: Wire,
-        *,
-        own: int,
-        peer: str,
-        check: Check,
-        waits: Waits,
-        timeout_s: float,
-        recorder: Recorder | None,
-    ) -> None:
-        self.waited_s = 0.0
-        self._recorder = recorder or Recorder()
-        self._contract = contract
-        self._layout = FrameLayout(contract)
-        self._wire = wire
-        self._own = own
-        self._peer = peer
-        self._check = check
-        self._waits = waits
-        self._timeout_s = timeout_s
-        self._changed = threading.Condition()
-        self._failure: str | None = None
-        self._batch: int | None = None
-        self._closed = False
-
-    def trouble(self) -> StageError | None:
-        if self._failure is None:
-            return None
-        return StageError(
-            f"lost the connection to {self._peer} ({self._failure})",
-            stage=self._own,
-            batch=self._batch,
-            symptom=True,
-        )
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _start_threads(self) -> None:
-        edge = f"edge {self._contract.source}->{self._contract.target}"
-        for work in (self._post, self._complete):
-            threading.Thread(target=self._guarded, args=[work], name=edge, daemon=True).start()
-
-    def _guarded(self, work: Callable[[], None]) -> None:
-        try:
-            if self._wire.device.type == "cuda":
-                torch.cuda.set_device(self._wire.device)
-            work()
-        except Exception as error:
-            # The process may be on its way out; then nobody reads this.
-            with self._changed:
-                self._failure = _first_sentence(error)
-                self._changed.notify_all()
-
-    def _action(self, name: str, message: str, batch: int, size: int) -> Action:
-        edge = f"{self._contract.source} -> {self._contract.target}"
-        return self._recorder.begin(f"{edge} {message}", name, batch, size)
-
-    @abstractmethod
-    def _post(self) -> None:
-        """Start the transfers until the stream ends; on a thread of its own."""
-
-    @abstractmethod
-    def _complete(self) -> None:
-        """Wait for the transfers that were started, in order; on a thread of its own."""
-
-    def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait, with the lock held, until ``condition``; an error if that can no longer be."""
-        if condition():
-            return
-        started = time.monotonic()
-        self._waits(True)
-        while not condition():
-            if (trouble := self.trouble()) is not None:
-                raise trouble
-            self._check()
-            if time.monotonic() - started > self._timeout_s:
-                raise StageError(
-                    f"{what} {self._peer} for {self._timeout_s:g} s: {STALLED}",
-                    stage=self._own,
-                    batch=self._batch,
-                    symptom=True,
-                )
-            self._changed.wait(POLL_S)
-        self._waits(False)
-        self.waited_s += time.monotonic() - started
-
-
-def _first_sentence(error: Exception) -> str:
-    """What a library's error says, without the place in its source and its advice."""
-    text = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip())
-    return re.split(r"\.\s|\n", text)[0] or type(error).__name__
-
-
-class RemoteSender(_Endpoint):
+class RemoteSender(Endpoint):
     """The sending end.
 
     Args:
@@ -178,7 +55,7 @@ class RemoteSender(_Endpoint):
         peer: str,
         check: Check,
         timeout_s: float,
-        waits: Waits = _tell_nobody,
+        waits: Waits = tell_nobody,
         recorder: Recorder | None = None,
     ) -> None:
         super().__init__(
@@ -299,7 +176,7 @@ class _Job:
     """Whether the batch is complete with this."""
 
 
-class RemoteReceiver(_Endpoint):
+class RemoteReceiver(Endpoint):
     """The receiving end; arguments as for :class:`RemoteSender`.
 
     The ring has as many slots as the window has batches: what is in use, and what may be under way.
@@ -314,7 +191,7 @@ class RemoteReceiver(_Endpoint):
         peer: str,
         check: Check,
         timeout_s: float,
-        waits: Waits = _tell_nobody,
+        waits: Waits = tell_nobody,
         recorder: Recorder | None = None,
     ) -> None:
         super().__init__(

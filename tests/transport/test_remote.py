@@ -14,9 +14,10 @@ from pipelocal.errors import StageError
 from pipelocal.transport.connect import Link, connect, use_nccl
 from pipelocal.transport.contract import Contract, edge_contract
 from pipelocal.transport.edge import Receiver, Sender
+from pipelocal.transport.endpoint import ring_slots
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.packing import SCALE_BYTES
-from pipelocal.transport.remote import RemoteReceiver, RemoteSender, ring_slots
+from pipelocal.transport.remote import RemoteReceiver, RemoteSender
 from pipelocal.world import describe_device
 from tests.ranks import start, world_of
 

@@ -1,0 +1,137 @@
+"""What both ends of an edge between ranks share: threads, their failure, waits that can be broken."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+
+from pipelocal.errors import STALLED, StageError
+from pipelocal.telemetry.actions import Action, Recorder
+from pipelocal.transport.contract import Contract
+from pipelocal.transport.edge import Check
+from pipelocal.transport.frame import FrameLayout
+from pipelocal.transport.wires import Wire
+
+POLL_S = 0.1
+"""How often a wait looks whether it is in vain."""
+
+Waits = Callable[[bool], None]
+"""Told when this rank begins (True) and ends to wait for the other end."""
+
+RING_SLOTS = 2
+"""Least slots of a ring: one batch in use and one arriving."""
+
+
+def tell_nobody(_waiting: bool) -> None:
+    """In place of :data:`Waits` where nobody asks."""
+
+
+def ring_slots(window: int) -> int:
+    """Batches that the receiving end has memory for, of an edge with this window."""
+    return max(RING_SLOTS, window)
+
+
+class Endpoint(ABC):
+    """What both ends share: two threads, their failure, and waits that can be broken."""
+
+    def __init__(
+        self,
+        contract: Contract,
+        wire: Wire,
+        *,
+        own: int,
+        peer: str,
+        check: Check,
+        waits: Waits,
+        timeout_s: float,
+        recorder: Recorder | None,
+    ) -> None:
+        self.waited_s = 0.0
+        self._recorder = recorder or Recorder()
+        self._contract = contract
+        self._layout = FrameLayout(contract)
+        self._wire = wire
+        self._own = own
+        self._peer = peer
+        self._check = check
+        self._waits = waits
+        self._timeout_s = timeout_s
+        self._changed = threading.Condition()
+        self._failure: str | None = None
+        self._batch: int | None = None
+        self._closed = False
+
+    def trouble(self) -> StageError | None:
+        if self._failure is None:
+            return None
+        return StageError(
+            f"lost the connection to {self._peer} ({self._failure})",
+            stage=self._own,
+            batch=self._batch,
+            symptom=True,
+        )
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _start_threads(self) -> None:
+        edge = f"edge {self._contract.source}->{self._contract.target}"
+        for work in (self._post, self._complete):
+            threading.Thread(target=self._guarded, args=[work], name=edge, daemon=True).start()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            if self._wire.device.type == "cuda":
+                torch.cuda.set_device(self._wire.device)
+            work()
+        except Exception as error:
+            # The process may be on its way out; then nobody reads this.
+            with self._changed:
+                self._failure = _first_sentence(error)
+                self._changed.notify_all()
+
+    def _action(self, name: str, message: str, batch: int, size: int) -> Action:
+        edge = f"{self._contract.source} -> {self._contract.target}"
+        return self._recorder.begin(f"{edge} {message}", name, batch, size)
+
+    @abstractmethod
+    def _post(self) -> None:
+        """Start the transfers until the stream ends; on a thread of its own."""
+
+    @abstractmethod
+    def _complete(self) -> None:
+        """Wait for the transfers that were started, in order; on a thread of its own."""
+
+    def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait, with the lock held, until ``condition``; an error if that can no longer be."""
+        if condition():
+            return
+        started = time.monotonic()
+        self._waits(True)
+        while not condition():
+            if (trouble := self.trouble()) is not None:
+                raise trouble
+            self._check()
+            if time.monotonic() - started > self._timeout_s:
+                raise StageError(
+                    f"{what} {self._peer} for {self._timeout_s:g} s: {STALLED}",
+                    stage=self._own,
+                    batch=self._batch,
+                    symptom=True,
+                )
+            self._changed.wait(POLL_S)
+        self._waits(False)
+        self.waited_s += time.monotonic() - started
+
+
+def _first_sentence(error: Exception) -> str:
+    """What a library's error says, without the place in its source and its advice."""
+    text = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip())
+    return re.split(r"\.\s|\n", text)[0] or type(error).__name__
