@@ -1,4 +1,4 @@
-"""The command line: ``pipelocal train | evaluate | export | plan | timeline``.
+"""The command line: ``pipelocal train | evaluate | export | plan | timeline | doctor``.
 
 ::
 
@@ -8,6 +8,7 @@
     pipelocal export runs/first --to model.pt
     pipelocal plan --model resnet50 --stages 4
     pipelocal timeline runs/first
+    torchrun --nproc-per-node 4 -m pipelocal doctor --out runs
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Annotated, NoReturn
 import tyro
 
 from pipelocal.config import (
+    DoctorConfig,
     EvaluateConfig,
     ExportConfig,
     PlanConfig,
@@ -40,9 +42,10 @@ Command = (
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
     | Annotated[PlanConfig, tyro.conf.subcommand("plan")]
     | Annotated[TimelineConfig, tyro.conf.subcommand("timeline")]
+    | Annotated[DoctorConfig, tyro.conf.subcommand("doctor")]
 )
 
-AnyConfig = TrainConfig | EvaluateConfig | ExportConfig | PlanConfig | TimelineConfig
+AnyConfig = TrainConfig | EvaluateConfig | ExportConfig | PlanConfig | TimelineConfig | DoctorConfig
 
 USER_ERROR, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
@@ -127,8 +130,13 @@ def _dispatch(command: AnyConfig) -> None:
 
         train(command)
         return
+    if isinstance(command, DoctorConfig):
+        from pipelocal.doctor.command import doctor
+
+        doctor(command, sys.stdout)
+        return
     if _world_size() > 1 and _rank() != "0":
-        return  # only training needs ranks
+        return  # only training and its preparation need ranks
     if isinstance(command, PlanConfig):
         from pipelocal.plan import plan
         from pipelocal.telemetry.plan_view import print_plan

@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces with a link between them, as slow as asked for.
+"""Hosts on one machine: network namespaces with links between them, as slow and lossy as asked for.
 
 ::
 
@@ -6,9 +6,10 @@
     processes - "wire" 10.77.0.1  -->  holds each packet  -->  "wire" 10.77.0.2 - processes
                 tc tbf: bandwidth      for the latency         tc tbf: bandwidth
 
-Each end of the link is a TUN device. ``tc`` limits what leaves it; the relay carries packets from one
-device to the other and holds each for the latency. ``netem`` would hold them in the kernel, but not
-every kernel has it, and every kernel that containers run on has TUN devices.
+Every host has one TUN device. ``tc`` limits what leaves it; the relay carries packets to the device of the
+host that they are addressed to, holds each for the latency and drops some if asked to. ``netem`` would do
+that in the kernel, but not every kernel has it (nor veth), and every kernel that containers run on has
+TUN devices.
 
 Needs root, and ``ip`` and ``tc`` of iproute2.
 """
@@ -29,7 +30,7 @@ from pathlib import Path
 
 DEVICE = "wire"
 """Name of the link's device in both namespaces."""
-ADDRESSES = ("10.77.0.1", "10.77.0.2")
+NETWORK = "10.77.0.0/24"
 BURST = 72 * 1024
 """Bytes that may leave at once: a little over the 64 KiB that the kernel hands over in one piece."""
 QUEUE = 4 * 2**20
@@ -52,6 +53,8 @@ class Shape:
     """Bandwidth; None for as fast as this machine moves packets."""
     one_way_s: float = 0.0
     """Latency of one direction; a round trip takes twice that."""
+    loss: float = 0.0
+    """Share of packets that are lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,15 @@ class Host:
     def command(self, arguments: Sequence[str]) -> list[str]:
         """The command line that runs another one on this host."""
         return ["ip", "netns", "exec", self.namespace, *arguments]
+
+    def cut_off(self) -> None:
+        """Cut the host's link: packets in both directions are lost until :meth:`reconnect`."""
+        _call("ip", "-n", self.namespace, "link", "set", DEVICE, "down")
+
+    def reconnect(self) -> None:
+        """Mend the link."""
+        _call("ip", "-n", self.namespace, "link", "set", DEVICE, "up")
+        _call("ip", "-n", self.namespace, "route", "replace", NETWORK, "dev", DEVICE)
 
     def sent_bytes(self) -> int:
         """Bytes that left towards the other host so far, IP and TCP headers included."""
@@ -91,29 +103,36 @@ def missing() -> str | None:
 
 @contextmanager
 def two_hosts(shape: Shape, *, offload: bool = True) -> Iterator[tuple[Host, Host]]:
-    """Two hosts and the link between them; what runs on them at the end is ended.
+    """Two hosts and the link between them; see :func:`some_hosts`."""
+    with some_hosts(2, shape, offload=offload) as (first, second):
+        yield first, second
+
+
+@contextmanager
+def some_hosts(count: int, shape: Shape, *, offload: bool = True) -> Iterator[list[Host]]:
+    """So many hosts that all reach each other; what runs on them at the end is ended.
 
     Args:
-        shape: the link's bandwidth and latency.
+        count: of hosts.
+        shape: of every host's link.
         offload: whether TCP may hand over many packets in one piece, as a network card lets it.
             Without, the counters see every packet's header, for more of the CPU's time.
 
     Raises:
-        NetworkError: the link cannot be made.
+        NetworkError: the links cannot be made.
     """
     mark = f"pipelocal-{os.getpid()}-{next(_numbers)}"
-    hosts = tuple(
-        Host(namespace=f"{mark}-{side}", address=address)
-        for side, address in zip("ab", ADDRESSES, strict=True)
-    )
+    hosts = [
+        Host(namespace=f"{mark}-{number}", address=address_of(number)) for number in range(count)
+    ]
     try:
         for host in hosts:
             _call("ip", "netns", "add", host.namespace)
-        with _relay(shape.one_way_s, offload) as devices:
-            for host, other, device in zip(hosts, reversed(hosts), devices, strict=True):
-                _attach(host, other, device, shape)
+        with _relay(count, shape, offload) as devices:
+            for host, device in zip(hosts, devices, strict=True):
+                _attach(host, device, shape)
             try:
-                yield hosts[0], hosts[1]
+                yield hosts
             finally:
                 _end_processes(hosts)
     finally:
@@ -122,11 +141,16 @@ def two_hosts(shape: Shape, *, offload: bool = True) -> Iterator[tuple[Host, Hos
                 _call("ip", "netns", "del", host.namespace)
 
 
-def _attach(host: Host, other: Host, device: str, shape: Shape) -> None:
+def address_of(number: int) -> str:
+    """The address of a host, from 0."""
+    return f"10.77.0.{number + 1}"
+
+
+def _attach(host: Host, device: str, shape: Shape) -> None:
     """Make a relay's device the link of a host."""
     name = host.namespace
     _call("ip", "link", "set", device, "netns", name, "name", DEVICE)
-    _call("ip", "-n", name, "address", "add", host.address, "peer", other.address, "dev", DEVICE)
+    _call("ip", "-n", name, "address", "add", f"{host.address}/24", "dev", DEVICE)
     for each in ("lo", DEVICE):
         _call("ip", "-n", name, "link", "set", each, "up")
     if shape.bits_per_s is not None:
@@ -135,11 +159,11 @@ def _attach(host: Host, other: Host, device: str, shape: Shape) -> None:
 
 
 @contextmanager
-def _relay(one_way_s: float, offload: bool) -> Iterator[list[str]]:
-    """A running relay; the names of its two devices."""
-    arguments = [str(Path(__file__).with_name("relay.py")), str(one_way_s), str(int(offload))]
+def _relay(count: int, shape: Shape, offload: bool) -> Iterator[list[str]]:
+    """A running relay; the names of its devices."""
+    arguments = [str(count), str(shape.one_way_s), str(int(offload)), str(shape.loss)]
     with subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, str(Path(__file__).with_name("relay.py")), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -150,7 +174,7 @@ def _relay(one_way_s: float, offload: bool) -> Iterator[list[str]]:
         assert process.stderr is not None
         try:
             devices = process.stdout.readline().split()
-            if len(devices) != 2:
+            if len(devices) != count:
                 lines = process.stderr.read().splitlines()
                 raise NetworkError(lines[-1] if lines else "the relay did not start")
             yield devices

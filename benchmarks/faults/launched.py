@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks.communication.network import ADDRESSES, DEVICE, Host
+from benchmarks.communication.network import DEVICE, Host
 
 WORK = ["--model", "mlp", "--stages", "4", "--epochs", "40", "--log-every", "8", "--plain"]
 """920 batches."""
@@ -51,7 +51,7 @@ class Launched:
             commands = [[*torchrun, "--standalone", "--nproc-per-node", str(RANKS), *work]]
         else:
             environment["GLOO_SOCKET_IFNAME"] = DEVICE
-            where = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", ADDRESSES[0]]
+            where = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", hosts[0].address]
             commands = [
                 host.command([*torchrun, *where, "--node-rank", str(rank), *work])
                 for rank, host in enumerate(hosts)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.communication.network import DEVICE, Host, Shape, two_hosts
+from benchmarks.communication.network import Shape, two_hosts
 from benchmarks.faults.launched import POLL_S, RANKS, Launched
 from pipelocal.checkpoint.snapshot import SnapshotFolder
 
@@ -105,25 +105,17 @@ def _cut(folder: Path, seconds: float) -> Row:
         with Launched(folder / "run", log=folder / "log", more=options, hosts=hosts) as run:
             _wait_for_snapshots(run, 1)
             started = time.monotonic()
-            _set_link(hosts[1], "down")
+            hosts[1].cut_off()
             noticed = run.seconds_until(
                 lambda: run.gave_up() or time.monotonic() - started > seconds, since=started
             )
             time.sleep(max(0.0, started + seconds - time.monotonic()))
-            _set_link(hosts[1], "up")
+            hosts[1].reconnect()
             row = _outcome(run, started)
             if noticed is not None and noticed < seconds:
                 row["seconds_to_notice"] = noticed
                 row["named"] = "; rank 1 does not answer" in run.said()
             return row
-
-
-def _set_link(host: Host, state: str) -> None:
-    subprocess.run(["ip", "-n", host.namespace, "link", "set", DEVICE, state], check=True)
-    if state == "up":  # what the kernel forgot with the link
-        other = "10.77.0.1"
-        command = ["ip", "-n", host.namespace, "route", "replace", other, "dev", DEVICE]
-        subprocess.run(command, check=True)
 
 
 def _launched(folder: Path, *more: str) -> Launched:

@@ -4,12 +4,14 @@ The text under each field is its help. A run can be held in a TOML file of the s
 command line overrides it, and the resolved options are written to the run folder.
 """
 
+from pipelocal.config.doctor import DoctorConfig
 from pipelocal.config.finished_run import EvaluateConfig, ExportConfig, TimelineConfig
 from pipelocal.config.plan import PlanConfig
 from pipelocal.config.toml_file import load_toml, to_toml
 from pipelocal.config.train import TrainConfig
 
 __all__ = [
+    "DoctorConfig",
     "EvaluateConfig",
     "ExportConfig",
     "PlanConfig",

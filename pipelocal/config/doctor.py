@@ -1,0 +1,31 @@
+"""The options of the doctor command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Check all ranks before training: start it by torchrun as the training would be."""
+
+    out: str = "runs"
+    """Folder that runs will be written to; must be one and the same on all ranks."""
+    model: str = "mlp"
+    """Model that will be trained, which every rank must find."""
+    data: str = "digits"
+    """Data set that rank 0 will read."""
+    data_root: str | None = None
+    """Folder of the data set's files."""
+    device: str = "auto"
+    """auto (CUDA where there is any), cpu or cuda."""
+    threads: int = 1
+    """CPU threads of each rank."""
+    least_free: str = "1GiB"
+    """Room that the file system of --out must have."""
+    link_size: str = "4MiB"
+    """Message by which each link's bandwidth is measured."""
+    slow_link: float = 100.0
+    """Bandwidth, in Mbit/s, below which a link is said to be slow."""
+    json: bool = False
+    """Print JSON instead of a table."""

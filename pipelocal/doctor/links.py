@@ -1,0 +1,94 @@
+"""The links between neighbouring ranks, measured: latency, bandwidth, and how far clocks are apart."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+PINGS = 20
+MESSAGES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """How far a rank's wall clock is before that of rank 0, to within half of a round trip."""
+
+    rank: int
+    ahead_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """What was measured of the edge from a rank to the next; it may do better than this."""
+
+    source: int
+    one_way_s: float
+    """Half of the median round trip of a message of four bytes."""
+    bits_per_s: float
+    """Of the fastest of a few messages."""
+
+
+def measure_links(size: int) -> list[Link]:
+    """The links that this rank sends on: one, or none on the last rank.
+
+    All ranks call this, with a default process group that takes CPU tensors. Every second link is measured
+    first, so that no rank is in two measurements at once.
+
+    Args:
+        size: bytes of the message for the bandwidth.
+    """
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    links = []
+    for turn in (0, 1):
+        for source in range(turn, ranks - 1, 2):
+            if rank == source:
+                links.append(_measure(source, size))
+            elif rank == source + 1:
+                _answer(source, size)
+    return links
+
+
+def _measure(source: int, size: int) -> Link:
+    word, message = torch.zeros(1), torch.zeros(size, dtype=torch.uint8)
+    trips = []
+    for _ in range(PINGS):
+        trips.append(_seconds_of_round_trip(source + 1, word, word))
+    one_way = statistics.median(trips) / 2
+    longest = [_seconds_of_round_trip(source + 1, message, word) for _ in range(MESSAGES)]
+    # The answer of four bytes has its own way back.
+    seconds = max(min(longest) - one_way, 1e-9)
+    return Link(source=source, one_way_s=one_way, bits_per_s=8 * size / seconds)
+
+
+def _answer(source: int, size: int) -> None:
+    word, message = torch.zeros(1), torch.zeros(size, dtype=torch.uint8)
+    for incoming in [word] * PINGS + [message] * MESSAGES:
+        dist.recv(incoming, source)
+        dist.send(word, source)
+
+
+def _seconds_of_round_trip(peer: int, there: torch.Tensor, back: torch.Tensor) -> float:
+    started = time.perf_counter()
+    dist.send(there, peer)
+    dist.recv(back, peer)
+    return time.perf_counter() - started
+
+
+def measure_clock() -> Clock:
+    """This rank's clock; all ranks call this, as :func:`measure_links`."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    now = torch.zeros((), dtype=torch.float64)
+    for other in range(1, ranks):
+        if rank == 0:
+            dist.recv(now, other)
+            dist.send(now.fill_(time.time()), other)
+        elif rank == other:
+            asked = time.time()
+            dist.send(now, 0)
+            dist.recv(now, 0)
+            return Clock(rank=rank, ahead_s=(asked + time.time()) / 2 - now.item())
+    return Clock(rank=rank, ahead_s=0.0)

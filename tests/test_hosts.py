@@ -1,0 +1,98 @@
+"""Four hosts with a rank each: network namespaces of this machine, joined by links that can be bad."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks.communication import network
+from benchmarks.communication.network import DEVICE, Host, Shape, some_hosts
+from pipelocal.checkpoint.snapshot import SnapshotFolder
+from tests.interrupted import EVERY
+from tests.test_transparency import assert_same_bits, train_alone
+
+LACKING = network.missing()
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(LACKING is not None, reason=f"this machine lacks {LACKING}"),
+    pytest.mark.timeout(300),
+]
+
+SHORT = ["--model", "mlp", "--stages", "4", "--epochs", "1"]
+LONG = ["--model", "mlp", "--stages", "4", "--epochs", "20", "--log-every", "8", *EVERY]
+
+
+@contextmanager
+def launched(
+    hosts: list[Host], options: list[str], log: Path, *, restarts: int = 0
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """``torchrun`` on every host, as one would type it there."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": DEVICE}
+    agents = []
+    for number, host in enumerate(hosts):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(hosts))]
+        command += ["--node-rank", str(number), "--nproc-per-node", "1"]
+        command += ["--master-addr", hosts[0].address, "--master-port", "29500"]
+        command += ["--max-restarts", str(restarts), "-m", "pipelocal", "train", *options]
+        with log.open("ab") as file:
+            agents.append(
+                subprocess.Popen(host.command(command), stdout=file, stderr=file, env=environment)
+            )
+    try:
+        yield agents
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
+
+
+def _ended_well(agents: list[subprocess.Popen[bytes]], log: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    codes = [agent.wait(max(1.0, deadline - time.monotonic())) for agent in agents]
+    assert codes == [0] * len(agents), log.read_text()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(Shape(), id="fast"),
+        pytest.param(
+            Shape(bits_per_s=2e7, one_way_s=0.02, loss=0.01),
+            id="20 Mbit/s, 20 ms, 1 % lost",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_four_hosts_equal_one_process(tmp_path: Path, shape: Shape) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    with some_hosts(4, shape) as hosts:
+        options = [*SHORT, "--plain", "--out", str(out)]
+        with launched(hosts, options, log) as agents:
+            _ended_well(agents, log, 200)
+    assert_same_bits(train_alone(SHORT, tmp_path / "alone"), out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut_off", [1, 3])
+def test_a_host_is_cut_off_and_comes_back(tmp_path: Path, cut_off: int) -> None:
+    """For longer than the timeout: the ranks end, torchrun starts them anew, and they go on."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    options = [*LONG, "--timeout", "5", "--plain", "--out", str(out)]
+    with some_hosts(4, Shape()) as hosts, launched(hosts, options, log, restarts=3) as agents:
+        deadline = time.monotonic() + 100
+        while not SnapshotFolder(out).steps() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        hosts[cut_off].cut_off()
+        time.sleep(15)
+        said = log.read_text()
+        hosts[cut_off].reconnect()
+        _ended_well(agents, log, 200)
+    assert f"; rank {cut_off} does not answer: stopped, or cut off" in said
+    assert_same_bits(train_alone(LONG, tmp_path / "alone"), out)
