@@ -70,7 +70,14 @@ def test_parameters_optimizer_and_all_that_leaves_are_float32(options: dict[str,
     assert {t.dtype for t in floats} == {torch.float32}
 
 
-@pytest.mark.parametrize("options", [[], ["--wire", "bf16"], ["--objective", "greedy"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        pytest.param(["--wire", "bf16"], marks=pytest.mark.slow),
+        pytest.param(["--objective", "greedy"], marks=pytest.mark.slow),
+    ],
+)
 def test_ranks_equal_one_process(tmp_path: Path, options: list[str]) -> None:
     arguments = [*STEPS, "--reconcile-every", "3", *options]
     alone = train_alone(arguments, tmp_path / "alone")

@@ -58,7 +58,14 @@ def test_it_is_the_same_training_up_to_rounding() -> None:
     torch.testing.assert_close(results[0].metrics.loss, results[1].metrics.loss)
 
 
-@pytest.mark.parametrize("options", [[], ["--wire", "int8"], ["--autocast", "bf16"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param([], marks=pytest.mark.slow),
+        ["--wire", "int8"],
+        pytest.param(["--autocast", "bf16"], marks=pytest.mark.slow),
+    ],
+)
 def test_ranks_equal_one_process(tmp_path: Path, options: list[str]) -> None:
     arguments = [*STEPS, "--reconcile-every", "3", *options]
     alone = train_alone(arguments, tmp_path / "alone")

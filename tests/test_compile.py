@@ -40,7 +40,8 @@ def model_options(name: str, tmp_path: Path) -> list[str]:
     return ["--model", "gpt", "--data", "text16", "--data-root", str(text)]
 
 
-@pytest.mark.parametrize("name", ["gpt", pytest.param("vit_small", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt", "vit_small"])
 def test_ahead_of_time(tmp_path: Path, name: str) -> None:
     """With a back end that needs no compiler."""
     trains_alike(tmp_path, model_options(name, tmp_path), "aot_eager")

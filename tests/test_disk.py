@@ -47,7 +47,7 @@ def fill(file: Path) -> None:
             ballast.write(bytes(2**16))
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_disk_that_fills_up(tmp_path: Path, disk: Path, ranks: int) -> None:
     """While it trains; with room again the same command goes on, to the same bits."""
     run, log = disk / "run", tmp_path / "log"

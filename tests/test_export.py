@@ -13,16 +13,22 @@ from pipelocal import cli
 from pipelocal.finished import FinishedRun
 from tests.test_transparency import train_alone
 
-MODELS = {
-    "mlp": ["--model", "mlp"],
-    "resnet8": ["--model", "resnet8", "--channels-last"],
-    "vit_small": ["--model", "vit_small"],
-    "gpt": ["--model", "gpt", "--data", "text16", "--batch-size", "8"],
-    "lstm": ["--model", "lstm", "--data", "text16", "--batch-size", "8"],
-}
+FAST = [
+    pytest.param(["--model", "mlp"], id="mlp"),
+    pytest.param(["--model", "resnet8", "--channels-last"], id="resnet8"),
+    pytest.param(["--model", "vit_small"], id="vit_small"),
+]
+SLOW = [
+    pytest.param(
+        ["--model", model, "--data", "text16", "--batch-size", "8"],
+        id=model,
+        marks=pytest.mark.slow,
+    )
+    for model in ("gpt", "lstm")
+]
 
 
-@pytest.fixture(scope="module", params=list(MODELS.values()), ids=list(MODELS))
+@pytest.fixture(scope="module", params=[*FAST, *SLOW])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     (folder / "text.txt").write_text("to be or not to be, that is the question. " * 20)

@@ -89,6 +89,7 @@ def test_samples_with_an_answer_are_not_computed_further(
     assert rows[-1] < rows[0]
 
 
+@pytest.mark.slow
 def test_a_model_whose_names_are_its_own(tmp_path: Path) -> None:
     options = [
         "--model",

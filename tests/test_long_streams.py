@@ -57,7 +57,7 @@ def test_ten_thousand_small_batches(tmp_path: Path, objective: str) -> None:
     assert_same_bits(train_alone(arguments, tmp_path / "alone"), over_ranks)
 
 
-@pytest.mark.parametrize("objective", ["greedy", "sgr"])
+@pytest.mark.parametrize("objective", [pytest.param("greedy", marks=pytest.mark.slow), "sgr"])
 def test_messages_of_64_mib(tmp_path: Path, objective: str) -> None:
     """x, and with it delta; evaluation too."""
     options = ["--batch-size", "16", "--max-steps", "4", "--objective", objective]

@@ -147,7 +147,9 @@ def test_a_rank_that_leaves_without_a_word_is_like_a_killed_one(tmp_path: Path) 
     assert sorted(ranks.wait(SECONDS_TO_STOP)) == [1, 1, 1, 7]
 
 
-@pytest.mark.parametrize("culprit", [0, 1, 3])
+@pytest.mark.parametrize(
+    "culprit", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_a_hung_rank_ends_all_within_the_timeout_and_is_named(tmp_path: Path, culprit: int) -> None:
     """A stopped process keeps its connections: only patience can run out. Neighbours' neighbours
     lose theirs at about the same time, but all name the one that does not answer."""

@@ -103,7 +103,10 @@ def test_torchrun_with_1_and_2_ranks_exports_the_same_file(tmp_path: Path) -> No
         assert all(torch.equal(value, other[name]) for name, value in exported[0].items())
 
 
-@pytest.mark.parametrize("optimizer", [[], ["--optimizer", "adamw", "--lr", "0.01"]])
+@pytest.mark.parametrize(
+    "optimizer",
+    [pytest.param([], marks=pytest.mark.slow), ["--optimizer", "adamw", "--lr", "0.01"]],
+)
 def test_fused_optimizers_over_ranks_equal_one_process(
     tmp_path: Path, optimizer: list[str]
 ) -> None:

@@ -25,7 +25,9 @@ def summary(run: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("wire", FORMS)
+@pytest.mark.parametrize(
+    "wire", ["int8", *(pytest.param(f, marks=pytest.mark.slow) for f in FORMS if f != "int8")]
+)
 def test_ranks_equal_one_process(tmp_path: Path, wire: str) -> None:
     """Reconciliation and evaluations included; 25 batches reach into a second epoch."""
     arguments = [*STEPS, "--wire", wire, "--reconcile-every", "3"]

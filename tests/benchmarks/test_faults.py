@@ -29,15 +29,16 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(trials.killed, marks=pytest.mark.slow),
-        pytest.param(trials.hung, marks=pytest.mark.slow),
-        pytest.param(trials.corrupted),
+        trials.killed,
+        trials.hung,
+        trials.corrupted,
         pytest.param(trials.cut_shortly, marks=needs_hosts),
-        pytest.param(trials.cut_for_long, marks=[*needs_hosts, pytest.mark.slow]),
+        pytest.param(trials.cut_for_long, marks=needs_hosts),
     ],
 )
 def test_a_run_comes_through(tmp_path: Path, reference: Path, fault: Fault) -> None:

@@ -106,6 +106,7 @@ def _slurm(tmp_path: Path, restart: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen([LAUNCH / "slurm.sh", *options], env=environment)
 
 
+@pytest.mark.slow
 def test_a_slurm_job_is_pre_empted_and_comes_back(tmp_path: Path) -> None:
     out = tmp_path / "run"
     job = _slurm(tmp_path, 0)

@@ -34,7 +34,7 @@ def _load(_root: Path | None, seed: int) -> ArrayDataset:
         ("resnet18", "sgr"),
         ("vit_small", "greedy"),
         pytest.param("convnext_tiny", "greedy", marks=pytest.mark.slow),
-        ("swin_t", "greedy"),
+        pytest.param("swin_t", "greedy", marks=pytest.mark.slow),
         pytest.param("vgg11_bn", "greedy", marks=pytest.mark.slow),
         pytest.param("vgg11_bn", "sgr", marks=pytest.mark.slow),
         pytest.param("convnext_tiny", "sgr", marks=pytest.mark.slow),

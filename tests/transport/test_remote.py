@@ -152,7 +152,7 @@ def test_messages_of_64_mib(tmp_path: Path) -> None:
     run_edge(tmp_path, contract(features), send, receive, seconds=60)
 
 
-@pytest.mark.parametrize("form", ["bf16", "int8"])
+@pytest.mark.parametrize("form", ["bf16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_packed_message_of_64_mib(tmp_path: Path, form: str) -> None:
     """64 MiB on the wire; what arrives is what packing and unpacking in one process gives."""
     per_row = 64 * 2**20 // 8
