@@ -63,13 +63,13 @@ def test_strangers_are_turned_away(tmp_path: Path) -> None:
     """Something else that connects to the port is not taken for the neighbour."""
 
     def body(rank: int) -> None:
+        world = World.from_environment()
         if rank == 1:
-            world = World.from_environment()
             host, port = json.loads(world.store.get("lifeline/0"))
             for word in (b"GET / HTTP/1.0\r\n\r\n", b""):
                 with socket.create_connection((host, port)) as stranger:
                     stranger.sendall(word)
-        control = ControlPlane(World.from_environment())
+        control = ControlPlane(world)
         control.watch_neighbours({1 - rank: NAMES[1 - rank]}, stage=rank + 1)
         control.check()
         control.leave(timeout_s=10)
