@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any, TextIO
 
 import torch
@@ -13,25 +13,22 @@ import torch.distributed as dist
 
 from pipelocal.breakable import breakable
 from pipelocal.build import Blueprint
-from pipelocal.checkpoint.resume import identity
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import TrainConfig
 from pipelocal.control import ControlPlane
-from pipelocal.data import load_dataset
-from pipelocal.data.batches import BatchStream
 from pipelocal.errors import (
     StageError,
     UserError,
 )
 from pipelocal.objective.local import ExactReconciliation
 from pipelocal.objective.probe import check_double_backward, check_one_row
-from pipelocal.partition import from_text, to_text
-from pipelocal.partition.measured import Stopwatch
+from pipelocal.partition import from_text
 from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.markers import Markers
 from pipelocal.pipeline.source import Plan, Source
 from pipelocal.pipeline.worker import Worker, run_stream
-from pipelocal.recovery import Snapshots, Start, find_start, load_snapshot
+from pipelocal.preparation import Facts, prepare
+from pipelocal.recovery import Snapshots, Start, load_snapshot
 from pipelocal.stage import Stage
 from pipelocal.stopping import Wishes
 from pipelocal.telemetry.actions import Recorder
@@ -42,24 +39,6 @@ from pipelocal.telemetry.trace import merge_parts, write_part
 from pipelocal.telemetry.view import StageRow, make_view
 from pipelocal.transport.edge import Receiver, Sender
 from pipelocal.world import START_TIMEOUT_S, World
-
-FOLDER = "folder"
-"""Key of the run's folder, for the attempts that follow."""
-
-
-@dataclass
-class _Facts:
-    """What rank 0 finds out and the others are told."""
-
-    folder: str
-    steps_per_epoch: int = 0
-    smallest_batch: int = 0
-    """Rows of the smallest training batch."""
-    cut: str = ""
-    start: dict[str, Any] = field(default_factory=dict)
-    """Of :class:`~pipelocal.recovery.Start`."""
-    finished: bool = False
-    """Whether an earlier attempt had come to its end, and lost a rank only then."""
 
 
 class Run:
@@ -90,7 +69,6 @@ class Run:
         self.device = device
         self.control = control
         self.folder: RunFolder | None = None
-        self._chosen: RunFolder | None = None
         self.wishes = Wishes()
         self.stopped_at: int | None = None
         """Training batches after which a signal ended the stream; None if it came to its end."""
@@ -100,9 +78,10 @@ class Run:
 
     def execute(self, stream: TextIO) -> dict[str, Any] | None:
         """Set up, train, save, and leave together."""
-        batches, facts = self._prepare()
+        prepared = prepare(self.config, self.blueprint, self.device, self.world, self.control)
+        facts, folder, batches = prepared.facts, prepared.folder, prepared.batches
         if facts.finished:
-            return self._leave_finished(RunFolder(facts.folder), stream)
+            return self._leave_finished(folder, stream)
         self._cut_as(facts.cut)
         plan = Plan(
             epochs=self.config.epochs,
@@ -130,7 +109,7 @@ class Run:
             timeout_s=START_TIMEOUT_S,
         )
         # Only now: all ranks have built their stages, so a start that fails leaves no folder behind.
-        folder = self.folder = self._chosen or RunFolder(facts.folder)
+        self.folder = folder
         if self.world.rank == 0:
             folder.begin(self.config)
         incoming: Receiver | None = before
@@ -195,35 +174,6 @@ class Run:
                 rank = self.world.rank
                 write_part(folder.path, rank, self.recorder, self._clock_offset_s)
 
-    def _prepare(self) -> tuple[BatchStream | None, _Facts]:
-        """Rank 0 chooses the folder and reads the data; the others learn what they must know."""
-        config = self.config
-        if self.world.rank > 0:
-            return None, _Facts(**self.control.wait_for("facts", timeout_s=START_TIMEOUT_S))
-        earlier = self._earlier_folder()
-        finished = self._finished_before(config.out or earlier)
-        if finished is not None:
-            facts = _Facts(folder=str(finished.path), finished=True)
-            self.control.put("facts", asdict(facts))
-            return None, facts
-        folder = self._chosen = RunFolder.choose(config, earlier=earlier)
-        self.world.lasting.set(FOLDER, str(folder.path))
-        dataset = load_dataset(config.data, root=config.data_root, seed=config.seed)
-        if config.train_samples is not None:
-            dataset = dataset.first(config.train_samples)
-        batches = BatchStream(
-            dataset, batch_size=config.batch_size, seed=config.seed, drop_last=config.drop_last
-        )
-        facts = _Facts(
-            folder=str(folder.path),
-            steps_per_epoch=batches.steps_per_epoch,
-            smallest_batch=batches.smallest_batch,
-            cut=(cut := self._choose_cut(folder)),
-            start=asdict(find_start(folder, config, self.blueprint, cut)),
-        )
-        self.control.put("facts", asdict(facts))
-        return batches, facts
-
     def _markers(self) -> Markers | None:
         config = self.config
         if not config.takes_snapshots:
@@ -237,15 +187,6 @@ class Run:
             return None
         return Snapshots(self.blueprint, self.config, folder, self.control, own=own, cut=cut)
 
-    def _finished_before(self, path: str | None) -> RunFolder | None:
-        """This very run, if it had come to its end when a rank was lost, so that torchrun began anew."""
-        if path is None or not self.world.restarted:
-            return None
-        folder = RunFolder(path)
-        if folder.finished and identity(folder.config()) == identity(self.config):
-            return folder
-        return None
-
     def _leave_finished(self, folder: RunFolder, stream: TextIO) -> dict[str, Any] | None:
         """Nothing is left to do: its summary again, on rank 0."""
         summary = None
@@ -255,23 +196,6 @@ class Run:
         self.control.leave()
         return summary
 
-    def _earlier_folder(self) -> str | None:
-        """Where the attempt before this one was, if torchrun has started all ranks anew."""
-        if not self.world.lasting.check([FOLDER]):
-            return None
-        return self.world.lasting.get(FOLDER).decode()
-
-    def _choose_cut(self, folder: RunFolder) -> str:
-        """Where to cut, for all ranks: measured by this one where the options ask for it."""
-        if self.config.balance != "count" and folder.goes_on:
-            measured = folder.config().cut  # another measurement need not come out the same
-            if measured is not None:
-                return measured
-        config, blueprint = self.config, self.blueprint
-        stopwatch = Stopwatch(device=self.device)
-        cut = blueprint.partitioned(config, lambda: blueprint.cost_model(config, stopwatch))
-        return to_text(cut.chain, cut.cuts)
-
     def _cut_as(self, cut: str) -> None:
         """Take over where rank 0 cuts; the resolved options name a cut that was measured."""
         if self.config.balance != "count":
@@ -279,7 +203,7 @@ class Run:
         cuts = from_text(self.blueprint.chain, cut)
         self.blueprint = replace(self.blueprint, cuts=cuts)
 
-    def _build_stages(self, plan: Plan, facts: _Facts) -> list[Stage]:
+    def _build_stages(self, plan: Plan, facts: Facts) -> list[Stage]:
         stages = []
         for number in self.placement[self.world.rank]:
             stage = self.blueprint.build_stage(
