@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,10 +25,12 @@ from pipelocal.objective.heads import build_head, check_logits
 from pipelocal.objective.heads_downstream import Downstream
 from pipelocal.objective.summaries import SUMMARIES, Summary
 from pipelocal.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor
-from pipelocal.partition import Cut, by_count, from_text
+from pipelocal.partition import Cut, by_count, from_text, to_text
+from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.balance import CostModel
 from pipelocal.partition.partitioners import PartitionRequest, partition
 from pipelocal.partition.profile import Meter, profile_chain
+from pipelocal.partition.topology import Traffic
 from pipelocal.seeding import derive_seed, seeded
 from pipelocal.stage import Stage
 from pipelocal.transport.packing import PACKINGS, row_bytes
@@ -135,6 +137,32 @@ class Blueprint:
         )
         return replace(self, cuts=partition(config.balance, request))
 
+    def cut_at(self, cut: str) -> Blueprint:
+        """The same chain, cut as text says; see :func:`~pipelocal.partition.from_text`."""
+        return replace(self, cuts=from_text(self.chain, cut))
+
+    @property
+    def cut_text(self) -> str:
+        """The cuts as :meth:`cut_at` takes them."""
+        return to_text(self.chain, self.cuts)
+
+    def traffic(self, config: TrainConfig, blocks: Sequence[tuple[int, int]]) -> Traffic:
+        """What blocks of stages, given by their first and last one, send for a training batch.
+
+        Nothing is computed, and no memory is taken.
+        """
+        profile_of = self.cost_model(config, Roofline(flops=1e12, memory_bytes_per_s=1e12))
+        edges, gradients = [], []
+        for first, last in blocks:
+            start, stop = self.cuts[first - 1].start, self.cuts[last - 1].stop
+            parts = [*profile_of.profile.units[start:stop]]
+            parts += [profile_of.profile.heads[cut.stop - 1] for cut in self.cuts[first - 1 : last]]
+            updated = sum(part.parameter_bytes for part in parts) / config.batches_an_update
+            gradients.append(updated)
+            if last < self.stages:
+                edges.append(float(profile_of.edge_bytes(stop)))
+        return Traffic(edge_bytes=tuple(edges), gradient_bytes=tuple(gradients))
+
     def _head(self, config: TrainConfig, stop: int) -> nn.Module:
         """The auxiliary head of a stage that ends before unit ``stop``."""
         chain = self.chain
@@ -188,7 +216,9 @@ class Blueprint:
             with stage.average.in_place():
                 weights = {"body": self._whole_body(stage), "head": stage.head.state_dict()}
                 averaged = copy.deepcopy(weights) | {"updates": stage.average.updates}
-        return stage.state_dict() | {"body": self._whole_body(stage), "averaged": averaged}
+        state = stage.state_dict() | {"body": self._whole_body(stage), "averaged": averaged}
+        whole: dict[str, Any] = stage.replicas.whole(state)
+        return whole
 
     def _whole_body(self, stage: Stage) -> dict[str, torch.Tensor]:
         cut = self.cuts[stage.number - 1]
@@ -317,7 +347,7 @@ class Blueprint:
             objective=objective,
             optimizer=optimizer,
             scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, factor),
-            accumulate=config.accumulate,
+            accumulate=config.batches_an_update,
             seed=config.seed,
         )
 

@@ -116,7 +116,7 @@ class ControlPlane:
         """Notice at once when the process of a neighbouring rank is gone.
 
         Args:
-            names: for the rank before and the rank after, how users know them.
+            names: of the ranks that this one talks to, how users know them.
             stage: number of this rank's stage that talks to them, for the error.
         """
 
@@ -126,7 +126,7 @@ class ControlPlane:
 
         self._lifeline = Lifeline(
             self.world.rank,
-            self.world.size,
+            names.keys(),
             put=self.put,
             wait_for=lambda key: self.wait_for(key, timeout_s=START_TIMEOUT_S),
             on_lost=on_lost,

@@ -1,4 +1,4 @@
-"""Connections between neighbouring ranks that carry nothing, so that a lost process is noticed.
+"""Connections between ranks that talk to each other that carry nothing, so that a lost process is noticed.
 
 The kernel closes the connections of a process that ends, however it ends. What carries the tensors
 does not always pass that on: a gloo send that was half written when its receiver was killed waits
@@ -22,7 +22,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import psutil
@@ -36,11 +36,11 @@ KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 
 class Lifeline:
-    """This rank's connections to the ranks before and after it.
+    """This rank's connections to the ranks that it talks to.
 
     Args:
         rank: this rank.
-        size: number of ranks.
+        neighbours: those ranks; each names this one too.
         put: publishes a fact to all ranks.
         wait_for: waits for a fact.
         on_lost: called once, from a thread of this object, with the number of a rank that is gone.
@@ -53,7 +53,7 @@ class Lifeline:
     def __init__(
         self,
         rank: int,
-        size: int,
+        neighbours: Collection[int],
         *,
         put: Callable[[str, Any], None],
         wait_for: Callable[[str], Any],
@@ -66,11 +66,15 @@ class Lifeline:
         with _listen() as server:
             server.settimeout(timeout_s)
             put(f"lifeline/{rank}", [own_address(), server.getsockname()[1]])
-            if rank > 0:
-                host, port = wait_for(f"lifeline/{rank - 1}")
-                self._add(rank - 1, _call(host, port, rank))
-            if rank < size - 1:
-                self._add(rank + 1, _accept(server, rank + 1))
+            # A call is taken by the system before it is accepted, so nobody waits in a circle.
+            for other in sorted(other for other in neighbours if other < rank):
+                host, port = wait_for(f"lifeline/{other}")
+                self._add(other, _call(host, port, rank, other))
+            missing = {other for other in neighbours if other > rank}
+            while missing:
+                other, connection = _accept(server, missing)
+                missing.remove(other)
+                self._add(other, connection)
         self._thread = threading.Thread(target=self._watch, name="lifeline", daemon=True)
         self._thread.start()
 
@@ -149,20 +153,20 @@ def _listen() -> socket.socket:
     return socket.create_server(("", 0))
 
 
-def _call(host: str, port: int, rank: int) -> socket.socket:
+def _call(host: str, port: int, rank: int, other: int) -> socket.socket:
     try:
         connection = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
         connection.sendall(rank.to_bytes(8, "big"))
     except OSError as error:
         raise UserError(
-            f"rank {rank} cannot reach rank {rank - 1} at {host} port {port} ({error}): let ranks "
+            f"rank {rank} cannot reach rank {other} at {host} port {port} ({error}): let ranks "
             f"connect to each other on any port, and set MASTER_ADDR to an address that all can reach"
         ) from error
     return connection
 
 
-def _accept(server: socket.socket, expected: int) -> socket.socket:
-    """The connection of rank ``expected``; others that knock are turned away."""
+def _accept(server: socket.socket, expected: Collection[int]) -> tuple[int, socket.socket]:
+    """The next connection of an expected rank, and which; others that knock are turned away."""
     patience = server.gettimeout() or 0.0
     deadline = time.monotonic() + patience
     while (left := deadline - time.monotonic()) > 0:
@@ -173,9 +177,10 @@ def _accept(server: socket.socket, expected: int) -> socket.socket:
             break
         connection.settimeout(CONNECT_TIMEOUT_S)
         try:
-            if connection.recv(8, socket.MSG_WAITALL) == expected.to_bytes(8, "big"):
-                return connection
+            caller = int.from_bytes(connection.recv(8, socket.MSG_WAITALL), "big")
+            if caller in expected:
+                return caller, connection
         except OSError:
             pass  # a stranger who says nothing, or leaves
         connection.close()
-    raise UserError(f"rank {expected} did not come to the start within {patience:g} s")
+    raise UserError(f"rank {min(expected)} did not come to the start within {patience:g} s")

@@ -15,6 +15,13 @@ from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.balance import CostModel
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.partition.profile import Meter
+from pipelocal.plan_replicas import (
+    Replication,
+    given_replicas,
+    paced,
+    planned_replicas,
+    replicate,
+)
 from pipelocal.simulate.forecast import Scenario, forecast
 from pipelocal.simulate.job import Link, Outcome
 from pipelocal.simulate.sweep import sweeps
@@ -44,6 +51,9 @@ class StagePlan:
     parameters: int
     seconds: float
     """Of a training batch, on this device's own speed (``--device-speeds``)."""
+    replicas: int
+    every_seconds: float
+    """The stage is done with a batch so often: the seconds over the replicas."""
     head_fraction: float
     """Share of the seconds that the auxiliary head takes; 0 on the last stage."""
     memory_bytes: int
@@ -87,8 +97,9 @@ class Plan:
     cut: str
     stages: list[StagePlan]
     bottleneck: int
-    """Number of the slowest stage, which sets the rate of the pipeline."""
+    """Number of the slowest stage, replicas counted, which sets the rate of the pipeline."""
     samples_per_second: float
+    replication: Replication
     alternatives: list[Alternative]
     note: str | None = None
     """What was planned other than asked for, and why."""
@@ -115,6 +126,7 @@ def plan(config: PlanConfig) -> Plan:
         check_plot(config.plot)
     set_up_host(config.threads)
     blueprint = Blueprint.draw(train_config, info=planned_input(config))
+    replicas = given_replicas(config, blueprint.stages)
     note = None
     try:
         model = blueprint.cost_model(train_config, _meter(config))
@@ -122,10 +134,10 @@ def plan(config: PlanConfig) -> Plan:
         note = f"planned for --objective greedy: {error}"
         train_config = replace(train_config, objective="greedy")
         model = blueprint.cost_model(train_config, _meter(config))
-    blueprint = blueprint.partitioned(train_config, lambda: model)
     speeds = [1.0] * blueprint.stages
     if config.device_speeds is not None:
         speeds = parse_speeds("--device-speeds", config.device_speeds, blueprint.stages)
+    blueprint = blueprint.partitioned(paced(train_config, replicas, speeds), lambda: model)
     planned = replace(predict(blueprint, model, config, speeds), note=note)
     if config.ranks is None and config.plot is None:
         return planned
@@ -208,24 +220,32 @@ def planned_input(config: PlanConfig) -> DataInfo:
 def predict(
     blueprint: Blueprint, model: CostModel, config: PlanConfig, speeds: list[float]
 ) -> Plan:
-    """The figures of a cut, from measured costs."""
+    """The figures of a cut, from measured costs.
+
+    Raises:
+        UserError: the replicas are not for this cut, or not for these nodes.
+    """
+    seconds = [model.seconds(cut.start, cut.stop) for cut in blueprint.cuts]
+    alone = [time / speed for time, speed in zip(seconds, speeds, strict=True)]
+    replicas = planned_replicas(config, alone)
     stages = []
-    for number, cut in enumerate(blueprint.cuts, start=1):
+    for k, cut in enumerate(blueprint.cuts):
         parts = [*model.profile.units[cut.start : cut.stop], model.profile.heads[cut.stop - 1]]
-        last = number == blueprint.stages
-        seconds = model.seconds(cut.start, cut.stop)
+        last = k + 1 == blueprint.stages
         stages.append(
             StagePlan(
-                stage=number,
-                units=blueprint.units(number),
+                stage=k + 1,
+                units=blueprint.units(k + 1),
                 parameters=sum(part.parameter_bytes for part in parts) // 4,
-                seconds=seconds / speeds[number - 1],
-                head_fraction=0.0 if last else min(1.0, parts[-1].train_s / seconds),
+                seconds=alone[k],
+                replicas=replicas[k],
+                every_seconds=alone[k] / replicas[k],
+                head_fraction=0.0 if last else min(1.0, parts[-1].train_s / seconds[k]),
                 memory_bytes=model.memory_bytes(cut.start, cut.stop),
                 sent_bytes=0 if last else model.edge_bytes(cut.stop),
             )
         )
-    slowest = max(stages, key=lambda stage: stage.seconds)
+    slowest = max(stages, key=lambda stage: stage.every_seconds)
     return Plan(
         model=config.model,
         batch_size=config.batch_size,
@@ -233,7 +253,14 @@ def predict(
         cut=to_text(blueprint.chain, blueprint.cuts),
         stages=stages,
         bottleneck=slowest.stage,
-        samples_per_second=config.batch_size / slowest.seconds,
+        samples_per_second=config.batch_size / slowest.every_seconds,
+        replication=replicate(
+            config,
+            replicas,
+            sent_bytes=[stage.sent_bytes for stage in stages],
+            parameters=[stage.parameters for stage in stages],
+            target_shape=blueprint.target_shape,
+        ),
         alternatives=_alternatives(blueprint, model, config.micro_batches, speeds),
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,10 +16,14 @@ from pipelocal.config import TrainConfig
 from pipelocal.control import ControlPlane
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
-from pipelocal.partition import to_text
+from pipelocal.errors import UserError
+from pipelocal.partition.balance import CostModel
 from pipelocal.partition.measured import Stopwatch
+from pipelocal.partition.replicas import choose_replicas, replicas_text
+from pipelocal.partition.topology import arrange
+from pipelocal.pipeline.placement import Placement, place
 from pipelocal.recovery import find_start
-from pipelocal.world import START_TIMEOUT_S, World
+from pipelocal.world import World
 
 FOLDER = "folder"
 """Key of the run's folder, for the attempts that follow."""
@@ -32,6 +38,10 @@ class Facts:
     smallest_batch: int = 0
     """Rows of the smallest training batch."""
     cut: str = ""
+    replicas: list[int] = field(default_factory=list)
+    """Of every stage."""
+    ranks: list[list[int]] = field(default_factory=list)
+    """Of every block's replicas."""
     start: dict[str, Any] = field(default_factory=dict)
     """Of :class:`~pipelocal.recovery.Start`."""
     finished: bool = False
@@ -61,8 +71,10 @@ def prepare(
         UserError: the folder, the data or the snapshot to go on from cannot be used.
         Interrupted: another rank failed.
     """
+    if world.size > 1 and config.replicas != "1":
+        control.put(f"node/{world.rank}", world.node)
     if world.rank > 0:
-        facts = Facts(**control.wait_for("facts", timeout_s=START_TIMEOUT_S))
+        facts = Facts(**control.wait_for("facts", timeout_s=config.start_timeout))
         return Prepared(facts=facts, folder=RunFolder(facts.folder), batches=None)
     earlier = _earlier_folder(world)
     finished = _finished_before(config, config.out or earlier, world)
@@ -71,13 +83,21 @@ def prepare(
     else:
         folder = RunFolder.choose(config, earlier=earlier)
         world.lasting.set(FOLDER, str(folder.path))
-        batches = _open_data(config)
-        cut = _choose_cut(config, blueprint, device, folder)
+        batches = open_data(config)
+        stopwatch = Stopwatch(device=device)
+        costs = cache(lambda: blueprint.cost_model(config, stopwatch))
+        cut = _choose_cut(config, blueprint, costs, folder)
+        blueprint = blueprint.cut_at(cut)
+        counts = _choose_replicas(config, blueprint, costs, folder, world.size)
+        config = replace(config, replicas=replicas_text(counts))
+        placement = place(blueprint.stages, world.size, counts)
         facts = Facts(
             folder=str(folder.path),
             steps_per_epoch=batches.steps_per_epoch,
             smallest_batch=batches.smallest_batch,
             cut=cut,
+            replicas=counts,
+            ranks=_arrange(config, blueprint, placement, world, control),
             start=asdict(find_start(folder, config, blueprint, cut)),
         )
     control.put("facts", asdict(facts))
@@ -99,7 +119,7 @@ def _finished_before(config: TrainConfig, path: str | None, world: World) -> Run
     return None
 
 
-def _open_data(config: TrainConfig) -> BatchStream:
+def open_data(config: TrainConfig) -> BatchStream:
     dataset = load_dataset(config.data, root=config.data_root, seed=config.seed)
     if config.train_samples is not None:
         dataset = dataset.first(config.train_samples)
@@ -109,13 +129,64 @@ def _open_data(config: TrainConfig) -> BatchStream:
 
 
 def _choose_cut(
-    config: TrainConfig, blueprint: Blueprint, device: torch.device, folder: RunFolder
+    config: TrainConfig,
+    blueprint: Blueprint,
+    costs: Callable[[], CostModel],
+    folder: RunFolder,
 ) -> str:
     """Where to cut, for all ranks: measured by this one where the options ask for it."""
     if config.balance != "count" and folder.goes_on:
         measured = folder.config().cut  # another measurement need not come out the same
         if measured is not None:
             return measured
-    stopwatch = Stopwatch(device=device)
-    cut = blueprint.partitioned(config, lambda: blueprint.cost_model(config, stopwatch))
-    return to_text(cut.chain, cut.cuts)
+    return blueprint.partitioned(config, costs).cut_text
+
+
+def _choose_replicas(
+    config: TrainConfig,
+    blueprint: Blueprint,
+    costs: Callable[[], CostModel],
+    folder: RunFolder,
+    ranks: int,
+) -> list[int]:
+    """The replicas of every stage: as the options say, or by measured times for the ranks there are."""
+    counts = config.replica_counts(blueprint.stages)
+    if counts is not None:
+        return counts
+    if folder.goes_on:
+        before = folder.config().replica_counts(blueprint.stages)  # another measurement may differ
+        if before is not None and (sum(before) == ranks or ranks == 1):
+            return before
+    if ranks == 1:
+        return [1] * blueprint.stages
+    seconds = [costs().seconds(cut.start, cut.stop) for cut in blueprint.cuts]
+    counts = choose_replicas(seconds, ranks)
+    if sum(counts) < ranks:
+        raise UserError(
+            f"--replicas auto finds {replicas_text(counts)} best, for which {sum(counts)} ranks are "
+            f"enough: start so many, or say how many replicas each stage is to have"
+        )
+    return counts
+
+
+def _arrange(
+    config: TrainConfig,
+    blueprint: Blueprint,
+    placement: Placement,
+    world: World,
+    control: ControlPlane,
+) -> list[list[int]]:
+    """Which rank holds which replica: stage by stage, or such that little crosses between nodes."""
+    plain = [list(block.ranks) for block in placement.blocks]
+    if config.rank_order == "plain" or placement.is_plain:
+        return plain
+    nodes = [
+        control.wait_for(f"node/{rank}", timeout_s=config.start_timeout)
+        for rank in range(world.size)
+    ]
+    if len(set(nodes)) == 1:
+        return plain
+    blocks = [(block.first, block.last) for block in placement.blocks]
+    numbers = [nodes.index(node) for node in nodes]
+    traffic = blueprint.traffic(config, blocks)
+    return arrange([block.replicas for block in placement.blocks], numbers, traffic)

@@ -105,6 +105,7 @@ class Snapshots:
         control: tells the other ranks what was written.
         own: numbers of this rank's stages.
         cut: as it was resolved.
+        writes: whether this rank writes what it has; of several replicas one does.
     """
 
     def __init__(
@@ -116,10 +117,12 @@ class Snapshots:
         *,
         own: range,
         cut: str,
+        writes: bool = True,
     ) -> None:
         self._blueprint = blueprint
         self._identity = json.loads(json.dumps(identity(config)))
         self._cut = cut
+        self._writes = writes
         self._writer = SnapshotWriter(
             SnapshotFolder(folder.path),
             put=control.put,
@@ -137,7 +140,8 @@ class Snapshots:
         state |= {"training": stage.training_state(), "worker": worker}
         state["names"] = self._blueprint.parameter_names(stage)
         del state["optimizer"]  # which the training state holds
-        self._writer.save(stage.steps, stage.number, state)
+        if self._writes:
+            self._writer.save(stage.steps, stage.number, state)
 
     def close(self) -> None:
         """Wait until all is written."""
@@ -158,8 +162,8 @@ def load_snapshot(blueprint: Blueprint, worker: Worker, start: Start) -> None:
         state = folder.load_stage(start.step, stage.number)
         worker.load_state_dict(state["worker"])
     else:
-        state, epoch = _from_other_cut(blueprint, stage, folder, start)
-        worker.continue_in(epoch)
+        state = _from_other_cut(blueprint, stage, folder, start)
+        worker.continue_from(start.step)
     blueprint.load_weights(stage, state)
     blueprint.load_average(stage, state)
     steps, frozen_at = state["steps"], state["frozen_at"]
@@ -168,15 +172,14 @@ def load_snapshot(blueprint: Blueprint, worker: Worker, start: Start) -> None:
 
 def _from_other_cut(
     blueprint: Blueprint, stage: Stage, folder: SnapshotFolder, start: Start
-) -> tuple[dict[str, Any], int]:
-    """A stage's state from those of other stages, and the epoch they were in."""
+) -> dict[str, Any]:
+    """A stage's state from those of other stages."""
     saved = []
     for number, cut in enumerate(from_text(blueprint.chain, start.cut), start=1):
         units = tuple(unit.name for unit in blueprint.chain.units[cut.start : cut.stop])
         saved.append(StageState(units=units, state=folder.load_stage(start.step, number)))
     fresh = blueprint.stage_state(stage) | {"names": blueprint.parameter_names(stage)}
-    state = repartitioned(saved, blueprint.unit_names(stage.number), fresh)
-    return state, saved[0].state["worker"]["epoch"]
+    return repartitioned(saved, blueprint.unit_names(stage.number), fresh)
 
 
 def _tell(line: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TextIO
@@ -22,13 +22,15 @@ from pipelocal.errors import (
 )
 from pipelocal.objective.local import ExactReconciliation
 from pipelocal.objective.probe import check_double_backward, check_one_row
-from pipelocal.partition import from_text
+from pipelocal.partition.replicas import replicas_text
 from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.markers import Markers
+from pipelocal.pipeline.placement import Placement, Seat, place
 from pipelocal.pipeline.source import Plan, Source
 from pipelocal.pipeline.worker import Worker, run_stream
-from pipelocal.preparation import Facts, prepare
+from pipelocal.preparation import Facts, open_data, prepare
 from pipelocal.recovery import Snapshots, Start, load_snapshot
+from pipelocal.replicas.join import join_replicas
 from pipelocal.stage import Stage
 from pipelocal.stopping import Wishes
 from pipelocal.telemetry.actions import Recorder
@@ -38,7 +40,8 @@ from pipelocal.telemetry.summary import describe, final_record, summarise
 from pipelocal.telemetry.trace import merge_parts, write_part
 from pipelocal.telemetry.view import StageRow, make_view
 from pipelocal.transport.edge import Receiver, Sender
-from pipelocal.world import START_TIMEOUT_S, World
+from pipelocal.transport.groups import ReplicaGroup
+from pipelocal.world import World
 
 
 class Run:
@@ -47,7 +50,6 @@ class Run:
     Args:
         config: the options.
         blueprint: the cut model.
-        placement: the stages of each rank.
         world: the ranks.
         device: where this one computes.
         control: the control plane.
@@ -57,14 +59,12 @@ class Run:
         self,
         config: TrainConfig,
         blueprint: Blueprint,
-        placement: list[range],
         world: World,
         device: torch.device,
         control: ControlPlane,
     ) -> None:
         self.config = config
         self.blueprint = blueprint
-        self.placement = placement
         self.world = world
         self.device = device
         self.control = control
@@ -82,20 +82,17 @@ class Run:
         facts, folder, batches = prepared.facts, prepared.folder, prepared.batches
         if facts.finished:
             return self._leave_finished(folder, stream)
-        self._cut_as(facts.cut)
-        plan = Plan(
-            epochs=self.config.epochs,
-            steps_per_epoch=facts.steps_per_epoch,
-            max_steps=self.config.max_steps,
-            evaluate_every=self.config.evaluate_every,
-            reconcile_every=(
-                self.config.reconcile_every if self.config.objective == "sgr" else None
-            ),
-        )
+        self._settle(facts)
+        placement = self.placement
+        seat = placement.seat(self.world.rank)
+        if batches is None and seat.index == 0:
+            batches = open_data(
+                self.config
+            )  # every replica of the first stage reads its own batches
+        plan = _plan(self.config, facts.steps_per_epoch)
         start = Start(**facts.start)
         _check_steps_left(start, plan)
-        stages = self._build_stages(plan, facts)
-        first, last = stages[0].number, stages[-1].number
+        stages = self._build_stages(plan, facts, seat.block.stages)
         assembly = Assembly(
             self.config,
             self.blueprint,
@@ -103,10 +100,10 @@ class Run:
             report=self.control.post,
             recorder=self.recorder,
         )
-        before, after = breakable(
-            lambda: self._open_edges(assembly, first, last),
+        before, after, group = breakable(
+            lambda: self._open_edges(assembly, placement),
             check=self.control.check,
-            timeout_s=START_TIMEOUT_S,
+            timeout_s=self.config.start_timeout,
         )
         # Only now: all ranks have built their stages, so a start that fails leaves no folder behind.
         self.folder = folder
@@ -114,15 +111,21 @@ class Run:
             folder.begin(self.config)
         incoming: Receiver | None = before
         if batches is not None:
-            markers = self._markers()
-            incoming = Source(batches, plan, self.device, start=start.step, markers=markers)
+            markers = self._markers(start.step, group)
+            incoming = Source(
+                batches, plan, self.device, start=start.step, markers=markers, deal=seat.deal
+            )
         assert incoming is not None
-        snapshots = self._snapshots(folder, range(first, last + 1), facts.cut)
+        snapshots = self._snapshots(folder, seat, facts.cut)
         save = snapshots.save if snapshots else None
-        workers = self.workers = assembly.workers(stages, incoming, after, save=save)
-        if start.step:
-            for worker in workers:
+        workers = self.workers = assembly.workers(
+            stages, incoming, after, save=save, reports=seat.replica == 0
+        )
+        for worker in workers:
+            if start.step:
                 load_snapshot(self.blueprint, worker, start)
+            if group is not None:
+                join_replicas(worker.stage, group, self.config)
         reporter = self._reporter(folder, plan, stream) if self.world.rank == 0 else None
         try:
             if reporter:
@@ -136,11 +139,13 @@ class Run:
                 self.control.leave()
                 return None
             for worker in workers:
-                folder.save_stage(worker.stage.number, self.blueprint.stage_state(worker.stage))
+                state = self.blueprint.stage_state(worker.stage)
+                if seat.replica == 0:
+                    folder.save_stage(worker.stage.number, state)
                 self.control.post(final_record(worker, self.world.rank, self.device))
             summary = None
             if reporter:
-                finals = self._finals(reporter)
+                finals = self._finals(reporter, placement)
                 if self.config.trace:  # by now every rank has written its part
                     merge_parts(folder.path, self.world.size)
                 summary = summarise(self.config, self.world.size, finals)
@@ -174,18 +179,32 @@ class Run:
                 rank = self.world.rank
                 write_part(folder.path, rank, self.recorder, self._clock_offset_s)
 
-    def _markers(self) -> Markers | None:
+    def _markers(self, done: int, group: ReplicaGroup | None) -> Markers | None:
         config = self.config
         if not config.takes_snapshots:
             return None
         minutes = config.snapshot_minutes
         seconds = None if minutes is None else 60 * minutes
-        return Markers(every=config.snapshot_every, seconds=seconds, wishes=self.wishes)
+        return Markers(
+            every=config.snapshot_every,
+            seconds=seconds,
+            wishes=self.wishes,
+            done=done,
+            agree=None if group is None else group.greatest,
+        )
 
-    def _snapshots(self, folder: RunFolder, own: range, cut: str) -> Snapshots | None:
+    def _snapshots(self, folder: RunFolder, seat: Seat, cut: str) -> Snapshots | None:
         if not self.config.takes_snapshots:
             return None
-        return Snapshots(self.blueprint, self.config, folder, self.control, own=own, cut=cut)
+        return Snapshots(
+            self.blueprint,
+            self.config,
+            folder,
+            self.control,
+            own=seat.block.stages,
+            cut=cut,
+            writes=seat.replica == 0,
+        )
 
     def _leave_finished(self, folder: RunFolder, stream: TextIO) -> dict[str, Any] | None:
         """Nothing is left to do: its summary again, on rank 0."""
@@ -196,16 +215,19 @@ class Run:
         self.control.leave()
         return summary
 
-    def _cut_as(self, cut: str) -> None:
-        """Take over where rank 0 cuts; the resolved options name a cut that was measured."""
+    def _settle(self, facts: Facts) -> None:
+        """Take over what rank 0 chose; the resolved options name what was measured."""
         if self.config.balance != "count":
-            self.config = replace(self.config, cut=cut)
-        cuts = from_text(self.blueprint.chain, cut)
-        self.blueprint = replace(self.blueprint, cuts=cuts)
+            self.config = replace(self.config, cut=facts.cut)
+        if self.config.replicas == "auto":
+            self.config = replace(self.config, replicas=replicas_text(facts.replicas))
+        self.blueprint = self.blueprint.cut_at(facts.cut)
+        placement = place(self.blueprint.stages, self.world.size, facts.replicas)
+        self.placement = placement.arranged(facts.ranks)
 
-    def _build_stages(self, plan: Plan, facts: Facts) -> list[Stage]:
+    def _build_stages(self, plan: Plan, facts: Facts, numbers: range) -> list[Stage]:
         stages = []
-        for number in self.placement[self.world.rank]:
+        for number in numbers:
             stage = self.blueprint.build_stage(
                 number, self.config, device=self.device, total_steps=plan.total_steps
             )
@@ -218,11 +240,11 @@ class Run:
         return stages
 
     def _open_edges(
-        self, assembly: Assembly, first: int, last: int
-    ) -> tuple[Receiver | None, Sender | None]:
-        """The edges from and to this rank's neighbours; ``first`` and ``last`` are its stages."""
+        self, assembly: Assembly, placement: Placement
+    ) -> tuple[Receiver | None, Sender | None, ReplicaGroup | None]:
+        """See :meth:`Assembly.remote_edges`."""
         if self.world.size == 1:
-            return None, None
+            return None, None, None
         if self.device.type == "cuda":  # every thread has a current device of its own
             torch.cuda.set_device(self.device)
         dist.init_process_group(
@@ -233,13 +255,13 @@ class Run:
         )
         if self.config.trace:
             self._clock_offset_s = seconds_behind_rank_0()
-        return assembly.remote_edges(self.world, self.control, first, last)
+        return assembly.remote_edges(self.world, self.control, placement)
 
     def _reporter(self, folder: RunFolder, plan: Plan, stream: TextIO) -> Reporter:
         rows = [
-            StageRow(stage=stage, rank=rank, units=self.blueprint.units(stage))
-            for rank, stages in enumerate(self.placement)
-            for stage in stages
+            StageRow(stage=stage, rank=_listed(block.ranks), units=self.blueprint.units(stage))
+            for block in self.placement.blocks
+            for stage in block.stages
         ]
         view = make_view(stream, plain=self.config.plain)
         config = self.config
@@ -259,12 +281,31 @@ class Run:
             epochs=plan.epochs_begun,
         )
 
-    def _finals(self, reporter: Reporter) -> list[dict[str, Any]]:
-        """All stages' last records, as soon as every stage is saved."""
-        while len(reporter.finals) < self.blueprint.stages:
+    def _finals(self, reporter: Reporter, placement: Placement) -> list[dict[str, Any]]:
+        """All stages' last records, one of each replica, as soon as every stage is saved."""
+        count = sum(len(block.stages) * block.replicas for block in placement.blocks)
+        while len(reporter.finals) < count:
             self.control.check()  # raises when one of them cannot
             time.sleep(0.01)
         return reporter.finals
+
+
+def _plan(config: TrainConfig, steps_per_epoch: int) -> Plan:
+    plan = Plan(
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        max_steps=config.max_steps,
+        evaluate_every=config.evaluate_every,
+        reconcile_every=config.reconcile_every if config.objective == "sgr" else None,
+        together=config.together,
+        update_every=config.batches_an_update,
+    )
+    return plan.in_whole_rounds() if config.sync_batchnorm else plan
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    """Such as ``3``, or ``1,2`` for two replicas."""
+    return ",".join(map(str, ranks))
 
 
 def _check_steps_left(start: Start, plan: Plan) -> None:

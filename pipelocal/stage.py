@@ -27,6 +27,7 @@ from pipelocal.objective.in_place import disable_inplace
 from pipelocal.objective.local import LocalPass, Objective, cross_entropy
 from pipelocal.objective.reconciliation import Residual
 from pipelocal.recompute import RecomputedBody, without_moving_buffers
+from pipelocal.replicas.one_of_several import Replicas
 from pipelocal.seeding import derive_seed, reseed
 from pipelocal.update import Update
 
@@ -102,6 +103,7 @@ class Stage:
         self.average = average
         self._update = Update(optimizer, scheduler, every=accumulate, average=average)
         self.steps = 0
+        """Batches of the run before the next one; with replicas, not all of them were met here."""
         self.kept_bytes = 0
         """What the last batch kept for its backward pass and autograd did not, as it is counted elsewhere."""
         self._seed = seed
@@ -133,8 +135,8 @@ class Stage:
     def freeze(self) -> None:
         """Stop training, for good: from now on the stage runs as in evaluation.
 
-        Its optimizer's memory is given back. The output gradient can still be asked for: the next
-        stage may reconcile with it.
+        With replicas, right behind an update, so that all stop at the same batch. Its optimizer's memory
+        is given back. The output gradient can still be asked for: the next stage may reconcile with it.
         """
         self.frozen_at = self.steps
         for parameter in self._parameters():
@@ -235,16 +237,38 @@ class Stage:
             residual=self._residual,
         )
 
-    def update(self) -> None:
-        """Optimizer and schedule, if due; then the batch is over and at most gradients are kept."""
-        if not self.frozen:
-            self._update.batch_done()
-        self.steps += 1
+    def update(self, due: int | None = None) -> None:
+        """Optimizer and schedule, if due; then the batch is over and at most gradients are kept.
+
+        Args:
+            due: batches of the run after which they are; None for every ``accumulate`` batches.
+        """
+        self._update.batch_done(self.steps + 1, due)
+        self.steps = self._update.done
         self._pass = self._target = self._logits = self._loss = self._residual = None
 
-    def complete_update(self) -> None:
-        """Update with the batches since the last update, at the end of an epoch."""
-        self._update.complete()
+    def complete_update(self, steps: int | None = None) -> None:
+        """Update with the batches since the last update, at the end of an epoch.
+
+        Args:
+            steps: batches of the run so far, where some were met by replicas; None for :attr:`steps`.
+        """
+        self.steps = self.steps if steps is None else steps
+        self._update.complete(self.steps)
+
+    @property
+    def replicas(self) -> Replicas:
+        """Those of this stage."""
+        return self._update.replicas
+
+    def join(self, replicas: Replicas) -> None:
+        """Train together with other replicas from now on, which are alike to the last bit."""
+        self._update.replicas = replicas
+
+    @property
+    def updated_at(self) -> int:
+        """Batches of the run before the last update: where all replicas are alike."""
+        return self._update.last
 
     @torch.no_grad()
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,7 +304,7 @@ class Stage:
         """
         if frozen_at is not None:
             self.freeze()
-        self._update.load_state_dict(state)
+        self._update.load_state_dict(state, done=steps)
         self.steps, self.frozen_at = steps, frozen_at
 
     def replay_body(self, x: Tensor, *, full: bool = False) -> Tensor:

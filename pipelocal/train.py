@@ -50,13 +50,13 @@ def train(
     world = world or World.from_environment()
     _check_bp_alone(config, world)
     _check_gap_alone(config, world)
-    placement = place(blueprint.stages, world.size)
+    place(blueprint.stages, world.size, config.replica_counts(blueprint.stages) or [1])
     set_up_host(config.threads)
     device = world.device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     control = ControlPlane(world)
-    run = Run(config, blueprint, placement, world, device, control)
+    run = Run(config, blueprint, world, device, control)
     with failures_told(run):
         summary = run.execute(stream or sys.stdout)
     if run.stopped_at is not None:

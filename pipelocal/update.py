@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pipelocal.average import Average
+from pipelocal.replicas.one_of_several import ALONE, Replicas
 
 
 class Update:
@@ -19,7 +20,7 @@ class Update:
         optimizer: over the parameters, whose ``.grad`` the batches add to.
         scheduler: stepped once for every batch, whichever update it belongs to; None for a constant
             learning rate.
-        every: batches an update.
+        every: batches an update, whichever replicas meet them.
         average: of the weights, brought up to date after every update; None for none.
     """
 
@@ -35,42 +36,62 @@ class Update:
         self._scheduler = scheduler
         self._every = every
         self._average = average
-        self._batches = 0
+        self.replicas: Replicas = ALONE
+        self.done = 0
+        """Batches of the run that have been met, or passed over as another replica's."""
+        self.last = 0
+        """Batches of the run before the last update."""
+        self._frozen = False
 
-    def batch_done(self) -> None:
-        """The gradients of one more batch are in."""
-        self._batches += 1
-        if self._batches >= self._every:
-            self.complete()
+    def batch_done(self, done: int, due: int | None = None) -> None:
+        """The gradients of one more batch are in.
 
-    def complete(self) -> None:
-        """Update with the batches there are, fewer than usual as they may be; if there are any."""
-        if self._batches == 0:
+        Args:
+            done: batches of the run up to this one.
+            due: those after which comes the update; None for as many as usual behind the last one.
+        """
+        self.done, due = done, due or self.last + self._every
+        # Whether the next batch of this replica would be behind the update.
+        if done + self.replicas.count > due:
+            self.complete(due)
+
+    def complete(self, done: int) -> None:
+        """Update with the batches there are, fewer than usual as they may be; if there are any.
+
+        Args:
+            done: batches of the run so far.
+        """
+        batches, self.done = done - self.last, done
+        if batches == 0 or self._frozen:
+            self.last = done
             return
-        if self._batches > 1:
+        self.replicas.average()
+        share = batches / self.replicas.count
+        if share != 1:
             for parameter in self._parameters():
                 if parameter.grad is not None:
-                    parameter.grad.div_(self._batches)
+                    parameter.grad.div_(share)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.replicas.updated()
         if self._scheduler is not None:
-            for _ in range(self._batches):
+            for _ in range(batches):
                 self._scheduler.step()
         if self._average is not None:
             self._average.update()
-        self._batches = 0
+        self.last = done
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer, schedule, and what was gathered since the last update."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.replicas.whole(self.optimizer.state_dict()),
             "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
-            "batches": self._batches,
+            "batches": self.done - self.last,
             "gradients": [parameter.grad for parameter in self._parameters()],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`, for the same parameters.
+    def load_state_dict(self, state: dict[str, Any], *, done: int) -> None:
+        """The inverse of :meth:`state_dict`, for the same parameters and ``done`` batches of the run.
 
         Learning rate and other options stay this optimizer's own, should they differ.
         """
@@ -86,7 +107,7 @@ class Update:
             self._scheduler.base_lrs = base
             for group, lr, factor in zip(groups, base, self._scheduler.lr_lambdas, strict=True):
                 group["lr"] = lr * factor(self._scheduler.last_epoch)
-        self._batches = state["batches"]
+        self.done, self.last = done, done - state["batches"]
         for parameter, gradient in zip(self._parameters(), state["gradients"], strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
 
@@ -94,7 +115,8 @@ class Update:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def forget(self) -> None:
-        """Drop the batches since the last update, and the optimizer's memory."""
-        self._batches = 0
+        """Update no more; drop the batches since the last update, and the optimizer's memory."""
+        self._frozen = True
+        self.last = self.done
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.state.clear()

@@ -31,6 +31,8 @@ class World:
     """Shared by all ranks; of this process alone when there is only one."""
     lasting: dist.Store
     """As ``store``, but shared with the attempts before and after this one."""
+    node: str = ""
+    """Equal on two ranks if they are on the same node."""
     restarted: bool = False
     """Whether torchrun has started all ranks anew, for one of them ended before its time."""
 
@@ -79,6 +81,8 @@ class World:
             local_rank=_number("LOCAL_RANK", rank),
             store=dist.PrefixStore(f"pipelocal/{token}", store),
             lasting=dist.PrefixStore("pipelocal/all", store),
+            # Torchrun's own number of the node, since hosts may share a name.
+            node=os.environ.get("GROUP_RANK", socket.gethostname()),
             restarted=_number("TORCHELASTIC_RESTART_COUNT", 0) > 0,
         )
 

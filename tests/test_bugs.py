@@ -176,7 +176,7 @@ def test_an_evaluation_of_nothing_divided_by_zero() -> None:
         edge_contract(source=0, feature_shape=(1,), target_shape=(), classes=10, max_rows=1)
     )
     for number, kind in enumerate((Kind.EVALUATED, Kind.END)):
-        edge.begin(Header(kind=kind, number=number, rows=0, epoch=0))
+        edge.begin(Header(kind=kind, number=number, rows=0, epoch=0, step=0))
     records: list[dict[str, object]] = []
     worker = Worker(
         stage=stage,

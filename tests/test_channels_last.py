@@ -117,7 +117,7 @@ def test_an_edge_within_a_process_hands_images_over_channels_last() -> None:
         )
     )
     x = torch.randn(6, 3, 4, 5).contiguous(memory_format=LAST)
-    edge.begin(Header(kind=Kind.TRAIN, number=0, rows=6, epoch=0))
+    edge.begin(Header(kind=Kind.TRAIN, number=0, rows=6, epoch=0, step=0))
     edge.send("x", x)
     got = edge.receive().get("x")
     assert torch.equal(got, x)

@@ -120,3 +120,104 @@ def test_a_model_that_cannot_reconcile_is_planned_without(
     said = capsys.readouterr().out
     assert "planned for --objective greedy: unit 'block1' cannot be differentiated twice" in said
     assert "the bottleneck" in said
+
+
+META = ["plan", "--model", "resnet20", "--device", "meta", "--objective", "greedy"]
+
+
+def test_replicas_set_the_pace(capsys: pytest.CaptureFixture[str]) -> None:
+    """A number for each stage: to the cut, the second device is twice as fast."""
+    arguments = [*META, "--stages", "3", "--batch-size", "64", "--json"]
+    assert cli.run(arguments) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert [stage["replicas"] for stage in alone["stages"]] == [1, 1, 1]
+    assert cli.run([*arguments, "--replicas", "1,2,1"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [stage["replicas"] for stage in plan["stages"]] == [1, 2, 1]
+    every = [stage["every_seconds"] for stage in plan["stages"]]
+    assert every == [stage["seconds"] / stage["replicas"] for stage in plan["stages"]]
+    assert every[plan["bottleneck"] - 1] == max(every)
+    assert plan["samples_per_second"] == pytest.approx(64 / max(every))
+    assert plan["samples_per_second"] > 1.2 * alone["samples_per_second"]
+    assert plan["replication"]["ranks"] == 4
+    assert plan["replication"]["left_over"] == 0
+    assert plan["replication"]["batches_an_update"] == 2
+    assert plan["replication"]["crossing_bytes"] == 0
+    assert plan["simulation"] is None
+
+
+def test_replicas_are_chosen_for_the_ranks_and_dealt_to_the_nodes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [*META, "--cut", "2,5,3", "--batch-size", "64", "--replicas", "auto"]
+    arguments += ["--ranks", "8", "--nodes", "2"]
+    assert cli.run([*arguments, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    replication, replicas = plan["replication"], [stage["replicas"] for stage in plan["stages"]]
+    assert replicas == [2, 4, 2]
+    assert (replication["ranks"], replication["batches_an_update"]) == (8, 4)
+    seats = [seat for node in replication["nodes"] for seat in node["ranks"]]
+    assert [seat["rank"] for seat in seats] == list(range(8))
+    assert seats[0] == {"rank": 0, "stage": 1, "replica": 0}
+    assert [len(node["ranks"]) for node in replication["nodes"]] == [4, 4]
+    # Each node has a half of each stage, and two links of every ring: x stays, gradients go.
+    parameters = [stage["parameters"] for stage in plan["stages"]]
+    ring = [2 * (r - 1) / r * 4 * count / 4 for r, count in zip(replicas, parameters, strict=True)]
+    assert replication["crossing_bytes"] == pytest.approx(2 * sum(ring))
+    assert replication["crossing_bytes"] < replication["stage_by_stage_bytes"]
+    assert plan["simulation"]["ranks"] == 8
+    assert cli.run(arguments) == 0
+    said = capsys.readouterr().out
+    assert "8 ranks; 4 batch(es) an update" in said
+    assert "0: 1.0  1: 2.0  2: 2.2  3: 3.0" in said
+    assert "between nodes: " in said
+    assert "the simulation has one rank a stage, without replicas" in said
+
+
+def test_ranks_left_over_are_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last ones, of the last node."""
+    monkeypatch.setattr("pipelocal.plan_replicas.choose_replicas", lambda *_: [2, 2])
+    arguments = [*META, "--stages", "2", "--replicas", "auto", "--ranks", "6", "--nodes", "2"]
+    assert cli.run(arguments) == 0
+    assert "4 ranks; 2 left over; 2 batch(es) an update" in capsys.readouterr().out
+    assert cli.run([*arguments, "--json"]) == 0
+    replication = json.loads(capsys.readouterr().out)["replication"]
+    assert replication["left_over"] == 2
+    assert [len(node["ranks"]) for node in replication["nodes"]] == [3, 1]
+
+
+def test_nodes_without_replicas(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*META, "--stages", "4", "--nodes", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "0: 1  1: 2" in said
+    assert "an update" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--replicas", "auto"], "--replicas auto: say how many ranks there are, with --ranks"),
+        (
+            ["--replicas", "auto", "--ranks", "3"],
+            "--ranks 3: with --replicas auto each of the 4 stag",
+        ),
+        (["--replicas", "1,2"], "--replicas 1,2: give auto, one whole number of at least 1"),
+        (["--replicas", "none"], "--replicas none: give auto, one whole number"),
+        (["--replicas", "2000"], "--replicas 2000: these are 8000 ranks; plan for at most 4096"),
+        (["--nodes", "0"], "--nodes 0: must be at least 1"),
+        (["--nodes", "3"], "--nodes 3: 4 rank(s) cannot be the same number on each"),
+        (
+            ["--replicas", "auto", "--ranks", "8", "--nodes", "3"],
+            "a number of nodes that divides 8",
+        ),
+    ],
+)
+def test_bad_replicas_end_in_one_line(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([*META, *options]) == cli.USER_ERROR
+    line = capsys.readouterr().err
+    assert said in line
+    assert line.count("\n") == 1

@@ -17,6 +17,7 @@ NOT_OF_THE_BITS = {
     *("out", "config", "plain", "timeout", "trace", "debug_transfers", "log_every", "data_root"),
     *("resume", "snapshot_every", "snapshot_minutes", "keep_snapshots", "device", "edge", "window"),
     *("stages", "balance", "cut", "memory_limit", "device_speeds"),
+    *("replicas", "replicate", "rank_order", "start_timeout"),
 }
 """Options that may differ: they say where, how fast and how loudly. (Another cut is another training, but
 one can go on with it.)"""
@@ -29,7 +30,11 @@ Tell = Callable[[str], None]
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The options on which the bits of a run depend."""
-    return {k: v for k, v in asdict(config).items() if k not in NOT_OF_THE_BITS}
+    options = {k: v for k, v in asdict(config).items() if k not in NOT_OF_THE_BITS}
+    # Replicas count by how many batches make an update (the same up to rounding), and a round.
+    options["accumulate"] = config.batches_an_update
+    options["replicas"] = config.together if config.objective == "sgr" else 1
+    return options
 
 
 def newest_good(run: Path, tell: Tell) -> Manifest | None:

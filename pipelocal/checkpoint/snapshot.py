@@ -31,7 +31,7 @@ from pipelocal.checkpoint.atomic import write_atomically
 from pipelocal.errors import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 """Version of what the files hold."""
 
 

@@ -8,6 +8,7 @@ import torch
 
 from pipelocal.config.option_name import option_name
 from pipelocal.errors import UserError
+from pipelocal.replicas.compression import COMPRESSIONS
 
 if TYPE_CHECKING:
     from pipelocal.config.train import TrainConfig
@@ -24,6 +25,7 @@ def check_combinations(config: TrainConfig) -> None:
     _check_autocast(config)
     _check_memory_savers(config)
     _check_accumulate(config)
+    _check_replicas(config)
 
 
 def _check_compile(config: TrainConfig) -> None:
@@ -83,19 +85,46 @@ def _check_memory_savers(config: TrainConfig) -> None:
         )
 
 
+def _check_replicas(config: TrainConfig) -> None:
+    if config.replicas != "1" and config.objective == "bp":
+        raise UserError(
+            "--replicas is for stages, and --objective bp has none: leave one of them out"
+        )
+    if config.compress is not None:
+        COMPRESSIONS.get(config.compress)
+        if config.replicate != "ddp":
+            raise UserError(
+                f"--compress {config.compress} is for --replicate ddp: leave one of them out"
+            )
+    if config.replicate == "fsdp" and config.ema is not None:
+        raise UserError(
+            "--ema averages whole weights, which --replicate fsdp shares out: leave one of them out"
+        )
+    if not config.sync_batchnorm:
+        return
+    for name in ("bp_free", "compile", "checkpoint_activations"):
+        if getattr(config, name):
+            option = option_name(name)
+            raise UserError(
+                f"--sync-batchnorm is for passes that run as they stand, and {option} changes them: leave "
+                f"one of them out"
+            )
+
+
 def _check_accumulate(config: TrainConfig) -> None:
-    if config.accumulate == 1:
+    if config.batches_an_update == 1:
         return
     if config.objective == "sgr" and config.reconcile != "exact" and config.reconcile_fraction == 1:
         raise UserError(
             "--reconcile-fraction 1 forms a difference with the batch's own gradient, which "
-            "--accumulate adds to others: choose a smaller fraction, or --accumulate 1"
+            "--accumulate and --replicas add to others: choose a smaller fraction, or leave them out"
         )
     for name in ("step_early", "measure_bp_gap"):
         if getattr(config, name):
             option = option_name(name)
             raise UserError(
-                f"{option} is for updates after every batch: leave it out, or choose --accumulate 1"
+                f"{option} is for updates after every batch: leave it out, or choose --accumulate 1 and no "
+                f"--replicas"
             )
 
 

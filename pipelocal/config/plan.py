@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pipelocal.config.option_name import option_name
 from pipelocal.config.train import TrainConfig
 from pipelocal.errors import UserError
+from pipelocal.partition.replicas import parse_replicas
 
 MOST_RANKS = 4096
 """That can be simulated in some seconds."""
@@ -60,8 +61,14 @@ class PlanConfig:
     """Batches under way on an edge, which the memory counts."""
     micro_batches: int = 8
     """Micro-batches of the back-propagation pipelines that are shown beside the plan."""
+    replicas: str = "1"
+    """Ranks that share the batches of a stage: one number for every stage, one for each such as 1,2,1, or
+    auto: those with which --ranks ranks are fastest."""
+    nodes: int = 1
+    """Machines with equally many ranks each; shows which rank holds what, so that little crosses."""
     ranks: int | None = None
-    """Also simulate pipelocal and other pipelines over so many ranks, one stage each."""
+    """Also simulate pipelocal and other pipelines over so many ranks, one stage each. With --replicas
+    auto, the ranks that there are."""
     bandwidth: str = "12.5GB/s"
     """With --ranks: what a link between neighbours carries in each direction."""
     latency: str = "20us"
@@ -89,15 +96,20 @@ class PlanConfig:
         Raises:
             UserError: an option of the plan alone is out of range.
         """
-        for name in ("repeats", "micro_batches"):
+        for name in ("repeats", "micro_batches", "nodes"):
             if getattr(self, name) < 1:
                 raise UserError(f"{option_name(name)} {getattr(self, name)}: must be at least 1")
         if self.ranks is not None and not 1 <= self.ranks <= MOST_RANKS:
             raise UserError(f"--ranks {self.ranks}: give a number from 1 to {MOST_RANKS}")
+        if parse_replicas("--replicas", self.replicas, None) is None and self.ranks is None:
+            raise UserError(
+                f"--replicas {self.replicas}: say how many ranks there are, with --ranks"
+            )
         if self.classes is not None and self.classes < 2:
             raise UserError(f"--classes {self.classes}: must be at least 2")
         if self.objective == "bp":
             raise UserError("--objective bp has no stages to plan: choose greedy or sgr")
         shared = {field.name for field in fields(self)} & {f.name for f in fields(TrainConfig)}
-        values = {name: getattr(self, name) for name in shared}
+        # One replica's share of the training is planned; replicas are counted on top of it.
+        values = {name: getattr(self, name) for name in shared - {"replicas"}}
         return TrainConfig(**values | {"data": self.data or TrainConfig.data})

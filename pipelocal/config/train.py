@@ -17,6 +17,7 @@ from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES, WEIGHT_SCHEDULES
 from pipelocal.objective.summaries import SUMMARIES
 from pipelocal.optim import OPTIMIZERS, SCHEDULES
 from pipelocal.partition.partitioners import PARTITIONERS
+from pipelocal.partition.replicas import parse_replicas
 from pipelocal.transport.connect import EDGES
 from pipelocal.transport.packing import PACKINGS
 from pipelocal.units import parse_bytes, parse_speeds, parse_weights
@@ -26,6 +27,10 @@ AUTOCAST = {"bf16": torch.bfloat16}
 
 
 RECONCILE_FORMS = ("first-order", "exact")
+
+WAYS_TO_REPLICATE = ("ddp", "fsdp")
+
+RANK_ORDERS = ("auto", "plain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +139,27 @@ class TrainConfig:
     evaluate_every: int = 1
     """Evaluate after every so many epochs; the end is always evaluated."""
 
+    replicas: str = "1"
+    """Ranks that share each stage's batches among them: one number for all stages, or one for each, such as
+    1,2,1 (batches are dealt in turn, and an update is made of as many as all counts divide); or auto (by
+    the measured time of each stage, for the ranks there are)."""
+    replicate: str = "ddp"
+    """How replicas average their gradients: ddp (DistributedDataParallel), or fsdp (fully_shard, which
+    shares the optimizer's state out over them)."""
+    compress: str | None = None
+    """What replicas send each other of their gradients, with ddp: bf16, powersgd, sign or sparse-sign; all
+    but bf16 lose much and save much."""
+    compress_share: float = 0.1
+    """Of sparse-sign: share of the coordinates whose sign is sent."""
+    compress_rank: int = 2
+    """Of powersgd: rank of what stands for each gradient."""
+    sync_batchnorm: bool = False
+    """Let BatchNorm take its statistics of all replicas' batches. They then keep step in every batch, and
+    the rest of an epoch that they cannot share out evenly is left out."""
+    rank_order: str = "auto"
+    """Which rank is which replica: auto (on several nodes, such that little crosses between them) or plain
+    (stage by stage)."""
+
     device: str = "auto"
     """auto (CUDA where there is any), cpu or cuda."""
     threads: int = 1
@@ -163,6 +189,8 @@ class TrainConfig:
     as many (at least 2): more of them hide a long link, and cost memory."""
     timeout: float = 300.0
     """Seconds within which a rank that waits for a neighbour in vain gives up and says which rank hangs."""
+    start_timeout: float = 300.0
+    """Seconds that ranks wait for each other before the first batch."""
     snapshot_every: int | None = None
     """Save a snapshot after every so many batches and at the end, without stopping the stream."""
     snapshot_minutes: float | None = None
@@ -218,7 +246,12 @@ class TrainConfig:
             self._check_least(name, 1)
         self._check_reconciliation()
         self._check_least("freeze_patience", 1)
+        self._check_least("compress_rank", 1)
+        if not 0 < self.compress_share <= 1:
+            raise UserError(f"--compress-share {self.compress_share}: give a number above 0, to 1")
+        parse_replicas("--replicas", self.replicas, None)
         if self.cut is None:  # which says itself how many stages there are
+            self.replica_counts(1 if self.objective == "bp" else self.stages)
             self.reconcile_weights(self.stages)
             self.freezing(1 if self.objective == "bp" else self.stages)
         self._check_least("log_every", 1)
@@ -232,7 +265,7 @@ class TrainConfig:
         ):
             if getattr(self, name) is not None:
                 self._check_least(name, 1)
-        for name in ("lr", "timeout", "snapshot_minutes"):
+        for name in ("lr", "timeout", "start_timeout", "snapshot_minutes"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise UserError(f"{option_name(name)} {value}: give a number above 0")
@@ -245,9 +278,32 @@ class TrainConfig:
         self._check_balance()
         if self.autocast is not None and self.autocast not in AUTOCAST:
             raise UserError(f"--autocast {self.autocast}: choose one of {', '.join(AUTOCAST)}")
-        if self.edge not in EDGES:
-            raise UserError(f"--edge {self.edge}: choose one of {', '.join(EDGES)}")
+        for name, known in (
+            ("edge", EDGES),
+            ("replicate", WAYS_TO_REPLICATE),
+            ("rank_order", RANK_ORDERS),
+        ):
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"{option_name(name)} {value}: choose one of {', '.join(known)}")
         check_combinations(self)
+
+    def replica_counts(self, stages: int) -> list[int] | None:
+        """The replicas of every stage; None if they are yet to be chosen.
+
+        Raises:
+            UserError: they are no numbers above 0, or not as many as stages.
+        """
+        return parse_replicas("--replicas", self.replicas, stages)
+
+    @property
+    def together(self) -> int:
+        """Batches that all stages' replicas share out evenly, the least number of them."""
+        return 1 if self.replicas == "auto" else math.lcm(*map(int, self.replicas.split(",")))
+
+    @property
+    def batches_an_update(self) -> int:
+        """Whichever replicas meet them."""
+        return self.accumulate * self.together
 
     @property
     def takes_snapshots(self) -> bool:

@@ -1,7 +1,8 @@
 """Batches in an order that a resumed run meets again, bit for bit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -88,7 +89,13 @@ class BatchStream:
         self._scale = (1 / (std * unit)).float()
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The training batches of one epoch, from step ``start`` on.
+        """The training batches of one epoch, from step ``start`` on; see :meth:`makers`."""
+        return (make() for make in self.makers(epoch, start))
+
+    def makers(self, epoch: int, start: int = 0) -> Iterator[Callable[[], Batch]]:
+        """What makes each training batch of one epoch, from step ``start`` on.
+
+        One that is not called costs nothing: a replica calls those of its own batches.
 
         Args:
             epoch: number of the epoch; each has an order and an augmentation of its own.
@@ -102,27 +109,37 @@ class BatchStream:
                 f"start at step {start} of an epoch of {self.steps_per_epoch} steps: "
                 f"give 0 to {self.steps_per_epoch}, and resume with the batch size of the first run"
             )
-        return self._train_from(epoch, start)
+        return self._makers_from(epoch, start)
 
-    def _train_from(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _makers_from(self, epoch: int, start: int) -> Iterator[Callable[[], Batch]]:
         samples, targets = self._dataset.training_part(derive_seed(self._seed, "part", epoch))
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
         order = torch.randperm(len(samples), generator=generator)
-        for step in range(start, self.steps_per_epoch):
+
+        def make(step: int) -> Batch:
             ids = order[step * self._batch_size : (step + 1) * self._batch_size].clone()
             x = samples[ids]
             if self._augment:
                 x = random_crop_flip(x, seed=derive_seed(self._seed, "augment", epoch, step))
-            yield Batch(self._ready(x), targets[ids].long(), ids)
+            return Batch(self._ready(x), targets[ids].long(), ids)
+
+        for step in range(start, self.steps_per_epoch):
+            yield partial(make, step)
 
     def test(self) -> Iterator[Batch]:
         """The test batches in the order of the test set, the last with its true size."""
-        data = self._dataset
-        for first in range(0, len(data.test_x), self._batch_size):
-            here = slice(first, first + self._batch_size)
-            target = data.test_y[here].to(torch.int64, copy=True)
-            ids = torch.arange(first, first + len(target))
-            yield Batch(self._ready(data.test_x[here]), target, ids)
+        return (make() for make in self.test_makers())
+
+    def test_makers(self) -> Iterator[Callable[[], Batch]]:
+        """What makes each of them; one that is not called costs nothing."""
+        for first in range(0, len(self._dataset.test_x), self._batch_size):
+            yield partial(self._test_batch, first)
+
+    def _test_batch(self, first: int) -> Batch:
+        data, here = self._dataset, slice(first, first + self._batch_size)
+        target = data.test_y[here].to(torch.int64, copy=True)
+        ids = torch.arange(first, first + len(target))
+        return Batch(self._ready(data.test_x[here]), target, ids)
 
     def _ready(self, x: Tensor) -> Tensor:
         if self._dataset.info.tokens:

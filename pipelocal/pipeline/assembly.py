@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -11,16 +12,20 @@ from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.control import CAUSE_PATIENCE_S, ControlPlane
 from pipelocal.freezing import Freezing
+from pipelocal.pipeline.placement import Placement, Seat
 from pipelocal.pipeline.worker import Report, Save, Worker
 from pipelocal.stage import Stage
 from pipelocal.telemetry.actions import Recorder
 from pipelocal.telemetry.bp_gap import BackPropagationGap
 from pipelocal.transport.connect import Link, connect
 from pipelocal.transport.contract import Contract, edge_contract
+from pipelocal.transport.deal import Deal
 from pipelocal.transport.edge import Receiver, Sender
+from pipelocal.transport.groups import ReplicaGroup, open_group
 from pipelocal.transport.inprocess import InProcessEdge
 from pipelocal.transport.remote import RemoteReceiver, RemoteSender
-from pipelocal.world import START_TIMEOUT_S, World, describe_device
+from pipelocal.transport.replicated import CollectingReceiver, DealingSender
+from pipelocal.world import World, describe_device
 
 
 class Assembly:
@@ -73,6 +78,7 @@ class Assembly:
         outgoing: Sender | None,
         *,
         save: Save | None = None,
+        reports: bool = True,
     ) -> list[Worker]:
         """A worker per stage, with in-process edges between them.
 
@@ -81,6 +87,7 @@ class Assembly:
             incoming: what feeds the first of them.
             outgoing: where the last one sends; None at the end of the network.
             save: keeps a stage's snapshot; None where none will be taken.
+            reports: whether these workers report; of several replicas one does, for all.
         """
         every = self._config.measure_bp_gap
         gap = None if every is None else BackPropagationGap(stages)
@@ -93,7 +100,7 @@ class Assembly:
                 incoming=receiver,
                 outgoing=sender,
                 encode_delta=self._blueprint.summary(stage.number, self._config).encode,
-                report=self._report,
+                report=self._report if reports else _report_nothing,
                 log_every=self._config.log_every,
                 recorder=self._recorder,
                 freezing=self._freezing.get(stage.number),
@@ -105,60 +112,110 @@ class Assembly:
         ]
 
     def remote_edges(
-        self, world: World, control: ControlPlane, first: int, last: int
-    ) -> tuple[RemoteReceiver | None, RemoteSender | None]:
-        """The edges to the ranks before and after this one, where there are any.
+        self, world: World, control: ControlPlane, placement: Placement
+    ) -> tuple[Receiver | None, Sender | None, ReplicaGroup | None]:
+        """What comes from the ranks before this one, what goes to those after it, and its replicas.
 
         Args:
             world: the ranks.
             control: for the agreement on the contracts, and to learn of failures.
-            first: number of this rank's first stage.
-            last: number of its last stage.
+            placement: who holds what.
         """
-        rank, config = world.rank, self._config
-        links = []
-        if rank > 0:
-            before = self.contract(first - 1)
-            links.append(Link(contract=before, own_rank=rank, peer_rank=rank - 1))
-        if rank < world.size - 1:
-            links.append(Link(contract=self.contract(last), own_rank=rank, peer_rank=rank + 1))
+        rank, config, seat = world.rank, self._config, placement.seat(world.rank)
+        incoming, outgoing = self._links(placement, seat)
+        links = [link for link, _ in (*incoming.values(), *outgoing.values())]
+        others = [other for other in seat.block.ranks if other != rank]
         names = {link.peer_rank: link.peer_name for link in links}
-        control.watch_neighbours(names, stage=last)
+        names |= {other: f"stage {seat.block.last} (rank {other})" for other in others}
+        control.watch_neighbours(names, stage=seat.block.last)
+
+        def wait_for(key: str) -> Any:
+            return control.wait_for(key, timeout_s=config.start_timeout)
+
         wires = connect(
             links,
+            pairs=placement.pairs(),
             size=world.size,
             rank=rank,
             device=self._device,
             device_name=describe_device(self._device),
             edge=config.edge,
             put=control.put,
-            wait_for=lambda key: control.wait_for(key, timeout_s=START_TIMEOUT_S),
+            wait_for=wait_for,
         )
-        receiver = sender = None
-        for link, wire in zip(links, wires, strict=True):
-            if link.sending:
-                sender = RemoteSender(
-                    link.contract,
-                    wire,
-                    window=config.window,
-                    peer=link.peer_name,
-                    check=control.check,
-                    timeout_s=edge_patience(config.timeout),
-                    waits=partial(control.roll_call.waits, link.peer_rank),
-                    recorder=self._recorder,
-                )
-            else:
-                receiver = RemoteReceiver(
-                    link.contract,
-                    wire,
-                    window=config.window,
-                    peer=link.peer_name,
-                    check=control.check,
-                    timeout_s=edge_patience(config.timeout),
-                    waits=partial(control.roll_call.waits, link.peer_rank),
-                    recorder=self._recorder,
-                )
-        return receiver, sender
+        by_ranks = {link.ranks: wire for link, wire in zip(links, wires, strict=True)}
+
+        def ends(link: Link) -> dict[str, Any]:
+            return {
+                "contract": link.contract,
+                "wire": by_ranks[link.ranks],
+                "window": config.window,
+                "peer": link.peer_name,
+                "check": control.check,
+                "timeout_s": edge_patience(config.timeout),
+                "waits": partial(control.roll_call.waits, link.peer_rank),
+                "recorder": self._recorder,
+            }
+
+        receivers = {
+            i: RemoteReceiver(**ends(link), deal=deal) for i, (link, deal) in incoming.items()
+        }
+        senders = {j: RemoteSender(**ends(link)) for j, (link, _) in outgoing.items()}
+        group = open_group(
+            [block.ranks for block in placement.blocks],
+            rank=rank,
+            wait_for=wait_for,
+            stage=seat.block.last,
+            computes_on=self._device,
+            check=control.check,
+            waits=partial(control.roll_call.waits, others[0] if others else rank),
+            timeout_s=edge_patience(config.timeout),
+        )
+        return _collected(receivers, placement, seat), _dealt(senders, placement, seat), group
+
+    def _links(
+        self, placement: Placement, seat: Seat
+    ) -> tuple[dict[int, tuple[Link, Deal]], dict[int, tuple[Link, Deal]]]:
+        """The edges from the block before and to the next, by the replica there; with what they carry."""
+        blocks, own = placement.blocks, seat.block.ranks[seat.replica]
+        incoming: dict[int, tuple[Link, Deal]] = {}
+        outgoing: dict[int, tuple[Link, Deal]] = {}
+        if seat.index > 0:
+            before = blocks[seat.index - 1]
+            contract = self.contract(before.last)
+            for i, j, deal in placement.edges(seat.index - 1):
+                if j == seat.replica:
+                    peer = before.ranks[i]
+                    link = Link(contract=contract, own_rank=own, peer_rank=peer, sending=False)
+                    incoming[i] = (link, deal)
+        if seat.index < len(blocks) - 1:
+            after = blocks[seat.index + 1]
+            contract = self.contract(seat.block.last)
+            for i, j, deal in placement.edges(seat.index):
+                if i == seat.replica:
+                    peer = after.ranks[j]
+                    link = Link(contract=contract, own_rank=own, peer_rank=peer, sending=True)
+                    outgoing[j] = (link, deal)
+        return incoming, outgoing
+
+
+def _report_nothing(_record: dict[str, Any]) -> None:
+    pass
+
+
+def _collected(
+    receivers: dict[int, RemoteReceiver], placement: Placement, seat: Seat
+) -> Receiver | None:
+    if len(receivers) < 2:
+        return next(iter(receivers.values()), None)
+    replicas = placement.blocks[seat.index - 1].replicas
+    return CollectingReceiver(receivers, replicas=replicas, deal=seat.deal, own=seat.block.first)
+
+
+def _dealt(senders: dict[int, RemoteSender], placement: Placement, seat: Seat) -> Sender | None:
+    if len(senders) < 2:
+        return next(iter(senders.values()), None)
+    return DealingSender(senders, replicas=placement.blocks[seat.index + 1].replicas)
 
 
 def edge_patience(timeout_s: float) -> float:

@@ -29,8 +29,8 @@ class Evaluation:
         """Likewise, on the last stage."""
         self._stage = stage
         self._last = last
-        self._tally = Tally(device)
-        self._ensemble = Tally(device)
+        self._tally = Tally(device, total=self._total)
+        self._ensemble = Tally(device, total=self._total)
 
     def meet(self, batch: IncomingBatch) -> dict[str, Tensor]:
         """Evaluate a batch; the tensors for the next stage, in the order of the contract."""
@@ -54,6 +54,9 @@ class Evaluation:
             self.ensemble_accuracy = self._ensemble.read_and_reset().accuracy
             found["ensemble_accuracy"] = self.ensemble_accuracy
         return found
+
+    def _total(self, values: Tensor) -> Tensor:
+        return self._stage.replicas.total(values)
 
     @staticmethod
     def _add(

@@ -1,18 +1,160 @@
-"""Which rank holds which stages."""
+"""Which rank holds which stages, and which of their replicas.
+
+Four stages on four ranks; on two, two stages each; and uneven replicas on four (``--replicas 1,2,1``)::
+
+    blocks     1    2    3    4         1-2   3-4           1     2     3
+    ranks      0    1    2    3          0     1            0    1,2    3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from pipelocal.errors import UserError
 from pipelocal.partition import even_blocks
+from pipelocal.transport.connect import Pair
+from pipelocal.transport.deal import Deal
 
 
-def place(stages: int, ranks: int) -> list[range]:
-    """For each rank the numbers (from 1) of its stages: contiguous blocks, as even as can be.
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Neighbouring stages that share their ranks."""
+
+    first: int
+    last: int
+    """Numbers of the first and the last stage, from 1."""
+    ranks: tuple[int, ...]
+    """The rank of each replica, in order."""
+
+    @property
+    def stages(self) -> range:
+        """The numbers of the stages."""
+        return range(self.first, self.last + 1)
+
+    @property
+    def replicas(self) -> int:
+        """How often the stages are there."""
+        return len(self.ranks)
+
+    def deal(self, replica: int) -> Deal:
+        """The batches of a replica."""
+        return Deal(every=self.replicas, first=replica)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """A rank's place."""
+
+    index: int
+    """Of its block, from 0."""
+    block: Block
+    replica: int
+    """From 0."""
+
+    @property
+    def deal(self) -> Deal:
+        """The batches that come here."""
+        return self.block.deal(self.replica)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """The blocks of a run, in order."""
+
+    blocks: tuple[Block, ...]
+
+    def seat(self, rank: int) -> Seat:
+        """The place of a rank."""
+        for index, block in enumerate(self.blocks):
+            if rank in block.ranks:
+                return Seat(index=index, block=block, replica=block.ranks.index(rank))
+        raise AssertionError(f"rank {rank} has no place in {self}")
+
+    def block_of(self, stage: int) -> Block:
+        """The block that holds a stage."""
+        return next(block for block in self.blocks if stage in block.stages)
+
+    def edges(self, index: int) -> Iterator[tuple[int, int, Deal]]:
+        """The edges behind a block: the replica that sends, the one that receives, and what goes there."""
+        source, target = self.blocks[index], self.blocks[index + 1]
+        for i in range(source.replicas):
+            for j in range(target.replicas):
+                deal = source.deal(i).of_edge(target.deal(j))
+                if deal is not None:
+                    yield i, j, deal
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no stage has replicas."""
+        return all(block.replicas == 1 for block in self.blocks)
+
+    def pairs(self) -> list[Pair]:
+        """Sender and receiver of every edge between ranks, those behind every second block first."""
+        indices = range(len(self.blocks) - 1)
+        return [
+            (self.blocks[index].ranks[i], self.blocks[index + 1].ranks[j])
+            for index in sorted(indices, key=lambda index: index % 2)
+            for i, j, _ in self.edges(index)
+        ]
+
+    def arranged(self, ranks: Sequence[Sequence[int]]) -> Placement:
+        """The same blocks on other ranks: those of each block's replicas."""
+        blocks = zip(self.blocks, ranks, strict=True)
+        return Placement(blocks=tuple(replace(block, ranks=tuple(own)) for block, own in blocks))
+
+
+def place(stages: int, ranks: int, replicas: Sequence[int] = (1,)) -> Placement:
+    """Contiguous blocks of stages, as even as can be, each with its replicas side by side.
+
+    Args:
+        stages: how many there are.
+        ranks: how many there are. A single one has all stages, however often they are wanted.
+        replicas: of every stage; or one number for all.
 
     Raises:
-        UserError: more ranks than stages.
+        UserError: these ranks are too many, or not as many as the replicas ask for.
     """
-    if ranks > stages:
+    if ranks == 1:
+        return Placement(blocks=(Block(first=1, last=stages, ranks=(0,)),))
+    if len(set(replicas)) > 1:
+        return _one_stage_a_rank(stages, ranks, replicas)
+    each = replicas[0]
+    if ranks % each:
         raise UserError(
-            f"{ranks} ranks for {stages} stages: a stage cannot be split over ranks, so start at "
-            f"most {stages} (torchrun --nproc-per-node {stages}) or cut more stages (--stages {ranks})"
+            f"--replicas {each} on {ranks} ranks: start a multiple of {each}, or one process alone"
         )
-    return [range(block.start + 1, block.stop + 1) for block in even_blocks(stages, ranks)]
+    if ranks // each > stages:
+        raise UserError(
+            f"{ranks} ranks for {stages} stages: a stage cannot be split over ranks, so start at most "
+            f"{stages * each} (torchrun --nproc-per-node {stages * each}), cut more stages (--stages "
+            f"{ranks // each}), or give stages replicas (--replicas)"
+        )
+    blocks = even_blocks(stages, ranks // each)
+    return Placement(
+        blocks=tuple(
+            Block(
+                first=block.start + 1,
+                last=block.stop,
+                ranks=tuple(range(each * index, each * (index + 1))),
+            )
+            for index, block in enumerate(blocks)
+        )
+    )
+
+
+def _one_stage_a_rank(stages: int, ranks: int, replicas: Sequence[int]) -> Placement:
+    if ranks != sum(replicas):
+        text = ",".join(map(str, replicas))
+        raise UserError(
+            f"--replicas {text} on {ranks} ranks: start {sum(replicas)} (torchrun --nproc-per-node "
+            f"{sum(replicas)}), or one process alone"
+        )
+    assert len(replicas) == stages, "the options were checked"
+    starts = [sum(replicas[:i]) for i in range(stages + 1)]
+    return Placement(
+        blocks=tuple(
+            Block(first=i + 1, last=i + 1, ranks=tuple(range(starts[i], starts[i + 1])))
+            for i in range(stages)
+        )
+    )

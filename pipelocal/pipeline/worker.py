@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -89,12 +90,11 @@ class Worker:
         self._save = save
         self._gap = gap
         self._gap_every = gap_every
-        # Reading a loss makes the host wait for a CUDA device, so there it is done rarely.
-        self._check_every = 1 if device.type == "cpu" else log_every
         self._learning_rate = 0.0
         self._number = -1
-        self._train_tally = Tally(device, windows=2)
-        self._epoch = -1
+        self._train_tally = Tally(device, windows=2, total=self._total)
+        self._reported = 0
+        self._ended_loss: float | None = None
 
     def advance(self) -> bool:
         """Meet one event; False after the end of the stream.
@@ -112,22 +112,10 @@ class Worker:
                 self._train(batch)
             elif header.kind == Kind.EVALUATE:
                 with self._action("evaluate"):
-                    self._report_rest(batch)
                     self._pass_on(header, self.evaluation.meet(batch))
-            elif header.kind == Kind.SNAPSHOT:
-                self._pass_on(
-                    header, {}
-                )  # first: the next stage need not wait for this one's files
-                self._take_snapshot(header)
             else:
-                self._report_rest(batch)
-                self._pass_on(header, {})
-                if header.kind == Kind.EVALUATED:
-                    self._record("evaluate", header.epoch, **self.evaluation.finish())
-                    self.meter.evaluated()
-                else:
-                    self.last_epoch = self._train_tally.read_and_reset(EPOCH)
-                    self.meter.ended()
+                self._pass_on(header, {})  # first: the next stage need not wait for this one
+                self._meet_marker(header)
         except StageError as error:
             raise StageError(
                 error.reason,
@@ -148,6 +136,19 @@ class Worker:
             self.outgoing.drain()
         return header.kind != Kind.END
 
+    def _meet_marker(self, header: Header) -> None:
+        if header.kind == Kind.UPDATE:
+            self._complete_update(header)
+        elif header.kind == Kind.EPOCH:
+            self._end_epoch(header)
+        elif header.kind == Kind.SNAPSHOT:
+            self._take_snapshot(header)
+        elif header.kind == Kind.EVALUATED:
+            self._record("evaluate", header.epoch, **self.evaluation.finish())
+            self.meter.evaluated()
+        else:
+            self.meter.ended()
+
     def trouble(self) -> StageError | None:
         """What is known to be wrong with this stage's edges."""
         after = self.outgoing.trouble() if self.outgoing is not None else None
@@ -161,7 +162,8 @@ class Worker:
 
     def _train(self, batch: IncomingBatch) -> None:
         stage, outgoing = self.stage, self.outgoing
-        self._begin_epoch(batch.header.epoch)
+        stage.steps = batch.header.step
+        self._freeze_if_due()
         if self._gap is not None and stage.number == 1 and stage.steps % self._gap_every == 0:
             self._gap.begin(batch.get("x"), batch.get("target"))
         memory = SavedBytes(model_tensors(stage)) if self.peak_memory_bytes is None else None
@@ -198,7 +200,7 @@ class Worker:
         metrics = stage.metrics(target)
         self._learning_rate = stage.optimizer.param_groups[0]["lr"]
         with self._action("step"):
-            stage.update()
+            stage.update(batch.header.update_at)
         if memory:
             # One after the other: a stage without autograd has it for the distance alone, at the end.
             activations = max(memory.peak_bytes, stage.kept_bytes)
@@ -211,7 +213,8 @@ class Worker:
             predictions=metrics.predictions,
             residual=metrics.residual,
         )
-        if stage.steps % self._check_every == 0:
+        # Reading a loss makes the host wait for a CUDA device, so there it is done rarely.
+        if self._device.type == "cpu" or self._record_due():
             self._check_finite(batch.get("x"))
 
     def _complete_gradients(self, batch: IncomingBatch, *, wants_delta: bool) -> None:
@@ -227,18 +230,31 @@ class Worker:
     def _action(self, name: str, batch: int | None = None) -> Action:
         return self._recorder.begin(self._lane, name, self._number if batch is None else batch)
 
-    def _begin_epoch(self, epoch: int) -> None:
-        """Before every training batch: what is due between two epochs, and freezing."""
-        ended = None
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self.stage.complete_update()
-            ended = self._train_tally.read_and_reset(EPOCH).loss
-        stage = self.stage
+    def _total(self, values: Tensor) -> Tensor:
+        return self.stage.replicas.total(values)
+
+    def _complete_update(self, header: Header) -> None:
+        """For replicas that have met no batch behind which they would have known to."""
+        self._freeze_if_due()
+        self.stage.complete_update(header.step)
+        if self._record_due():
+            self._report_training(header.epoch)
+
+    def _end_epoch(self, header: Header) -> None:
+        self.stage.steps = header.step
+        if self._reported < header.step:
+            self._check_finite(None)
+            self._report_training(header.epoch)
+        self.last_epoch = self._train_tally.read_and_reset(EPOCH)
+        self._ended_loss = self.last_epoch.loss
+
+    def _freeze_if_due(self) -> None:
+        """Before each batch or update: replicas find the same wherever they stand."""
+        stage, (ended, self._ended_loss) = self.stage, (self._ended_loss, None)
         if (
             self._freezing is not None
             and not stage.frozen
-            and self._freezing.due(stage.steps, ended)
+            and self._freezing.due(stage.updated_at, ended)
         ):
             stage.freeze()
             self._report({"event": "freeze", "stage": stage.number, "step": stage.steps})
@@ -246,23 +262,26 @@ class Worker:
     def state_dict(self) -> dict[str, Any]:
         """What the worker knows beside its stage, between two batches of training."""
         return {
-            "epoch": self._epoch,
             "tally": self._train_tally.state_dict(),
+            "reported": self._reported,
+            "last_epoch": None if self.last_epoch is None else asdict(self.last_epoch),
+            "ended_loss": self._ended_loss,
             "freezing": None if self._freezing is None else self._freezing.state_dict(),
             "peak_memory_bytes": self.peak_memory_bytes,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
-        self._epoch = state["epoch"]
         self._train_tally.load_state_dict(state["tally"])
+        self._reported, self._ended_loss = state["reported"], state["ended_loss"]
+        self.last_epoch = None if state["last_epoch"] is None else Reading(**state["last_epoch"])
         if self._freezing is not None and state["freezing"] is not None:
             self._freezing.load_state_dict(state["freezing"])
         self.peak_memory_bytes = state["peak_memory_bytes"]
 
-    def continue_in(self, epoch: int) -> None:
-        """Go on within an epoch, with a stage that there was not before; its sums begin anew."""
-        self._epoch = epoch
+    def continue_from(self, step: int) -> None:
+        """Go on after so many batches, with a stage that there was not before; its sums begin anew."""
+        self._reported = step
 
     def _take_snapshot(self, header: Header) -> None:
         assert self._save is not None, "the source sends markers only where they can be met"
@@ -284,16 +303,14 @@ class Worker:
 
     def _after_training_batch(self, header: Header) -> None:
         self.meter.trained(header.rows)
-        if self.stage.steps % self._log_every == 0:
+        if self._record_due():
             self._report_training(header.epoch)
 
-    def _report_rest(self, batch: IncomingBatch) -> None:
-        """The training batches since the last record, before something else than training."""
-        self.stage.complete_update()
-        if self._train_tally.rows[RECORD]:
-            has_x = batch.header.kind == Kind.EVALUATE
-            self._check_finite(batch.get("x") if has_x else None)
-            self._report_training(batch.header.epoch)
+    def _record_due(self) -> bool:
+        stage = self.stage
+        # Replicas report together, where they have all met the batches that the record is of.
+        met = stage.steps if stage.replicas.count == 1 else stage.updated_at
+        return met // self._log_every > self._reported // self._log_every
 
     def _check_finite(self, x: Tensor | None) -> None:
         """Raise a :class:`StageError` if some loss so far was NaN or infinite."""
@@ -308,6 +325,7 @@ class Worker:
             )
 
     def _report_training(self, epoch: int) -> None:
+        self._reported = self.stage.steps
         reading = self._train_tally.read_and_reset(RECORD)
         rate, busy = self.meter.read_window()
         self._record(
@@ -319,7 +337,7 @@ class Worker:
             cosine=reading.cosine,
             residual=reading.residual,
             learning_rate=self._learning_rate,
-            samples_per_second=rate,
+            samples_per_second=rate * self.stage.replicas.count,
             busy_fraction=busy,
             peak_memory_bytes=self.peak_memory_bytes,
         )

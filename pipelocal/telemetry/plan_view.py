@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelocal.plan import Plan, Simulation
+from pipelocal.plan_replicas import Replication
 from pipelocal.telemetry.view import format_bytes
 
 NARROWEST = 120
@@ -24,23 +25,29 @@ def print_plan(plan: Plan, stream: TextIO) -> None:
 
 
 def _print(plan: Plan, console: Console) -> None:
+    replicated = plan.replication.ranks > len(plan.stages)
     console.width = max(console.width, NARROWEST)  # long unit names: rather wide than torn
     console.print(
-        f"{plan.model}, batches of {plan.batch_size} on {plan.device}, one stage a device; "
+        f"{plan.model}, batches of {plan.batch_size} on {plan.device}, "
+        f"{'each replica of a stage on a device' if replicated else 'one stage a device'}; "
         f"predicted for one training batch"
     )
     if plan.note is not None:
         console.print(plan.note)
     table = Table("stage", "units", box=None, header_style="bold")
-    for name in ("parameters", "time", "of it head", "peak memory", "sent on"):
+    times = ("time", "replicas", "a batch every") if replicated else ("time",)
+    for name in ("parameters", *times, "of it head", "peak memory", "sent on"):
         table.add_column(name, justify="right")
     for stage in plan.stages:
-        slowest = stage.stage == plan.bottleneck
+        mark = " *" if stage.stage == plan.bottleneck else "  "
+        cells = [format_milliseconds(stage.every_seconds) + mark]
+        if replicated:
+            cells = [format_milliseconds(stage.seconds), str(stage.replicas), *cells]
         table.add_row(
             str(stage.stage),
             stage.units,
             f"{stage.parameters:,}",
-            format_milliseconds(stage.seconds) + (" *" if slowest else "  "),
+            *cells,
             f"{stage.head_fraction:.0%}" if stage.head_fraction else "-",
             format_bytes(stage.memory_bytes),
             format_bytes(stage.sent_bytes) if stage.sent_bytes else "-",
@@ -49,6 +56,7 @@ def _print(plan: Plan, console: Console) -> None:
     console.print(
         f"* the bottleneck: {plan.samples_per_second:,.1f} samples/s at most, over links that keep up"
     )
+    _print_replication(plan.replication, replicated, console)
     console.print(f"to train with this cut: --cut {plan.cut}" if plan.cut else "one stage: no cut")
     beside = Table("beside it", box=None, header_style="bold")
     for name in ("time", "peak memory of a device"):
@@ -59,7 +67,33 @@ def _print(plan: Plan, console: Console) -> None:
         )
     console.print(beside)
     if plan.simulation is not None:
+        if replicated:
+            console.print("the simulation has one rank a stage, without replicas:")
         _print_simulation(plan.simulation, plan.batch_size, console)
+
+
+def _print_replication(replication: Replication, replicated: bool, console: Console) -> None:
+    if replicated or replication.left_over:
+        left = f"; {replication.left_over} left over" if replication.left_over else ""
+        console.print(
+            f"{replication.ranks} ranks{left}; {replication.batches_an_update} batch(es) an update, of "
+            f"which the replicas of a stage average their gradients"
+        )
+    if len(replication.nodes) == 1:
+        return
+    several = {seat.stage for node in replication.nodes for seat in node.ranks if seat.replica}
+    table = Table("node", "rank: stage.replica", box=None, header_style="bold")
+    for node in replication.nodes:
+        held = [
+            f"{seat.rank}: {seat.stage}" + (f".{seat.replica}" if seat.stage in several else "")
+            for seat in node.ranks
+        ]
+        table.add_row(str(node.node), "  ".join(held) or "-")
+    console.print(table)
+    console.print(
+        f"between nodes: {format_bytes(replication.crossing_bytes)} a batch; stage by stage it would be "
+        f"{format_bytes(replication.stage_by_stage_bytes)}"
+    )
 
 
 def _print_simulation(simulation: Simulation, batch_size: int, console: Console) -> None:

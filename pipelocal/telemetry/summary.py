@@ -20,6 +20,7 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
         "event": "final",
         "stage": worker.stage.number,
         "rank": rank,
+        "replica": worker.stage.replicas.index,
         # A body's module names hold no dots, the model's own may.
         "units": [name.replace("/", ".") for name, _ in worker.stage.body.named_children()],
         "loss": train and train.loss,
@@ -48,14 +49,18 @@ def summarise(config: TrainConfig, world_size: int, finals: list[dict[str, Any]]
     Args:
         config: the run's options.
         world_size: number of ranks.
-        finals: every stage's :func:`final_record`, in any order.
+        finals: every stage's :func:`final_record`, in any order; of every replica if there are any.
+
+    Of replicas, rates and bytes are sums, the busy fraction is a mean, peaks are the greatest, and the rest
+    is of the first, which is the same on all; ``replicas`` holds what each one had.
 
     ``seconds`` are those of the slowest stage's whole stream, evaluations included;
     ``samples_per_second`` is of training alone, at the last stage.
     """
-    stages = sorted(finals, key=lambda record: int(record["stage"]))
+    numbers = sorted({int(record["stage"]) for record in finals})
+    stages = [_of_all([final for final in finals if final["stage"] == n]) for n in numbers]
     last = stages[-1]
-    apart = ("event", "time_s", "ensemble_accuracy")
+    apart = ("event", "time_s", "ensemble_accuracy", "replica")
     return {
         "model": config.model,
         "data": config.data,
@@ -70,6 +75,26 @@ def summarise(config: TrainConfig, world_size: int, finals: list[dict[str, Any]]
         "ensemble_accuracy": last["ensemble_accuracy"],
         "stages": [{k: v for k, v in stage.items() if k not in apart} for stage in stages],
     }
+
+
+SUMS = ("samples_per_second", "sent_bytes", "received_bytes")
+PEAKS = ("seconds", "peak_memory_bytes", "process_memory_bytes", "device_peak_bytes")
+OF_EACH = ("rank", "busy_fraction", *SUMS, *PEAKS)
+
+
+def _of_all(finals: list[dict[str, Any]]) -> dict[str, Any]:
+    """One record of a stage from those of its replicas."""
+    finals = sorted(finals, key=lambda record: int(record["replica"]))
+    whole = dict(finals[0])
+    if len(finals) == 1:
+        return whole
+    for name in SUMS:
+        whole[name] = sum(record[name] for record in finals)
+    for name in PEAKS:
+        whole[name] = max((r[name] for r in finals if r[name] is not None), default=None)
+    whole["busy_fraction"] = sum(record["busy_fraction"] for record in finals) / len(finals)
+    whole["replicas"] = [{name: record[name] for name in OF_EACH} for record in finals]
+    return whole
 
 
 def describe(summary: dict[str, Any], folder: Path) -> str:

@@ -1,5 +1,6 @@
 """Sums of what a stage's batches showed, kept on the device until somebody reads them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +32,17 @@ class Tally:
     Args:
         device: where the sums live; reading them waits for that device, adding does not.
         windows: number of sums that are kept of the same batches and reset one by one.
+        total: makes sums over all replicas of those of one; they then read at the same time.
     """
 
-    def __init__(self, device: torch.device, *, windows: int = 1) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        windows: int = 1,
+        total: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> None:
+        self._total = total
         self._sums = torch.zeros(windows, 5, dtype=torch.float64, device=device)
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         self.rows = [0] * windows
@@ -88,16 +97,16 @@ class Tally:
 
     def read_and_reset(self, window: int = 0) -> Reading:
         """The means since the last reset of a window; waits for the device."""
-        correct, loss, *residual = self._sums[window].tolist()
-        rows, predictions = self.rows[window], self._predictions[window]
-        reconciled = self._reconciled_rows[window]
+        counts = (self.rows[window], self._predictions[window], self._reconciled_rows[window])
+        own = torch.cat([self._sums[window].cpu(), torch.tensor(counts, dtype=torch.float64)])
+        correct, loss, *residual, rows, predictions, reconciled = self._total(own).tolist()
         self._sums[window].zero_()
         self.rows[window] = self._predictions[window] = self._reconciled_rows[window] = 0
         distance, cosine, relative = (
             (value / reconciled if reconciled else None) for value in residual
         )
         return Reading(
-            rows=rows,
+            rows=int(rows),
             loss=loss / rows if rows else None,
             accuracy=correct / predictions if predictions else None,
             reconciliation=distance,

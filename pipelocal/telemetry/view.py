@@ -37,8 +37,8 @@ class StageRow:
 
     stage: int
     """Number of the stage, from 1."""
-    rank: int
-    """Rank that runs it, from 0."""
+    rank: int | str
+    """Rank that runs it, from 0; of several replicas, such as ``1,2``."""
     units: str
     """Which units of the model it holds, e.g. ``stem..block1``."""
     step: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,6 +16,9 @@ from pipelocal.transport.wires import GlooWire, NcclWire, PinnedWire, Wire
 
 EDGES = ("auto", "device", "host")
 
+Pair = tuple[int, ...]
+"""Sending and receiving rank of an edge."""
+
 GLOO_TIMEOUT = timedelta(days=1)
 """Never reached: the ends of an edge have a patience of their own, which names stage and batch."""
 
@@ -27,21 +30,13 @@ class Link:
     contract: Contract
     own_rank: int
     peer_rank: int
+    sending: bool
+    """Whether this rank holds the sending end."""
 
     @property
-    def sending(self) -> bool:
-        """Whether this rank holds the sending end."""
-        return self.own_rank < self.peer_rank
-
-    @property
-    def ranks(self) -> list[int]:
+    def ranks(self) -> Pair:
         """Sender and receiver."""
-        return sorted((self.own_rank, self.peer_rank))
-
-    @property
-    def order(self) -> tuple[bool, int]:
-        """Even edges sort before odd ones."""
-        return self.ranks[0] % 2 == 1, self.ranks[0]
+        return (self.own_rank, self.peer_rank)[:: 1 if self.sending else -1]
 
     @property
     def peer_name(self) -> str:
@@ -53,6 +48,7 @@ class Link:
 def connect(
     links: list[Link],
     *,
+    pairs: Sequence[Pair],
     size: int,
     rank: int,
     device: torch.device,
@@ -67,6 +63,8 @@ def connect(
 
     Args:
         links: the links of this rank.
+        pairs: sender and receiver of every edge of the run, the same on all ranks, every second edge
+            first: then no rank waits for a neighbour that is busy with the next one.
         size: number of ranks.
         rank: this rank.
         device: where this rank's tensors live.
@@ -88,22 +86,23 @@ def connect(
             other_end=f"rank {link.peer_rank}",
         )
     ends = [wait_for(f"device/{other}") for other in range(size)]
-    groups = [
-        _open_groups(source, nccl=use_nccl(source, ends[source], ends[source + 1]))
-        for source in range(size - 1)
-    ]
-    wires = [_wire(link, device, *groups[link.ranks[0]]) for link in links]
-    # Every second edge first: then no rank waits for a neighbour that is busy with the next one.
-    for link, wire in sorted(zip(links, wires, strict=True), key=lambda pair: pair[0].order):
-        _first_message(link, wire)
-    return wires
+    groups = {
+        pair: _open_groups(pair, nccl=use_nccl(pair, ends[pair[0]], ends[pair[1]]))
+        for pair in pairs
+    }
+    wires = {link.ranks: _wire(link, device, *groups[link.ranks]) for link in links}
+    for pair in pairs:
+        for link in links:
+            if link.ranks == pair:
+                _first_message(link, wires[pair])
+    return [wires[link.ranks] for link in links]
 
 
-def use_nccl(source: int, end: list[str], other_end: list[str]) -> bool:
-    """Whether the edge from rank ``source`` to the next goes by NCCL; all ranks find the same.
+def use_nccl(ranks: Pair, end: list[str], other_end: list[str]) -> bool:
+    """Whether an edge, or what replicas send each other, goes by NCCL; all ranks find the same.
 
     Args:
-        source: the sending rank.
+        ranks: both ends.
         end: device name and ``--edge`` of the sending rank.
         other_end: the same of the receiving rank.
 
@@ -115,7 +114,7 @@ def use_nccl(source: int, end: list[str], other_end: list[str]) -> bool:
     shared = device == other_device
     if edge == "device" and both_cuda and shared:
         raise UserError(
-            f"--edge device: ranks {source} and {source + 1} share one GPU, which NCCL refuses: "
+            f"--edge device: ranks {ranks[0]} and {ranks[1]} share one GPU, which NCCL refuses: "
             f"give each rank its own GPU, or choose --edge host"
         )
     if edge == "device" and not (both_cuda and dist.is_nccl_available()):
@@ -127,15 +126,15 @@ def _key(link: Link, rank: int) -> str:
     return f"edge/{link.contract.source}/{rank}"
 
 
-def _open_groups(source: int, *, nccl: bool) -> tuple[dist.ProcessGroup, dist.ProcessGroup | None]:
-    """A gloo group and perhaps an NCCL group of rank ``source`` and the next.
+def _open_groups(pair: Pair, *, nccl: bool) -> tuple[dist.ProcessGroup, dist.ProcessGroup | None]:
+    """A gloo group and perhaps an NCCL group of two ranks.
 
     Every rank makes every group, in the same order, as ``new_group`` asks for. (Its option
     ``use_local_synchronization`` would spare the others the trouble, but derives the group's name
     from how many groups a rank has made so far, which differs here: the first and the last rank
     have one edge, the others two.)
     """
-    ranks = [source, source + 1]
+    ranks = list(pair)
     gloo = dist.new_group(ranks, timeout=GLOO_TIMEOUT, backend="gloo")
     return gloo, dist.new_group(ranks, timeout=GLOO_TIMEOUT, backend="nccl") if nccl else None
 

@@ -44,8 +44,13 @@ class IncomingBatch(Protocol):
 class Receiver(Protocol):
     """The end of an edge at stage k+1."""
 
-    received_bytes: int
-    waited_s: float
+    @property
+    def received_bytes(self) -> int:
+        """Tensors that came in so far."""
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent waiting so far."""
 
     def trouble(self) -> StageError | None:
         """What broke this end, if something did; does not wait."""
@@ -60,8 +65,13 @@ class Receiver(Protocol):
 class Sender(Protocol):
     """The end of an edge at stage k."""
 
-    sent_bytes: int
-    waited_s: float
+    @property
+    def sent_bytes(self) -> int:
+        """Tensors that were sent so far."""
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent waiting so far."""
 
     def trouble(self) -> StageError | None:
         """What broke this end, if something did; does not wait."""

@@ -3,7 +3,7 @@
 One int64 tensor of the same length for every batch, so that the receiver can listen for it before it
 knows what comes::
 
-    | header 5 | target, room for max_rows | ids, room for max_rows |
+    | header 7 | target, room for max_rows | ids, room for max_rows |
 """
 
 from collections.abc import Mapping

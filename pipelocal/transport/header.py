@@ -23,6 +23,16 @@ class Kind(IntEnum):
 
     SNAPSHOT = 6
     """A marker: every stage saves what it is after the batches before it. No tensors follow."""
+    EPOCH = 7
+    """The training batches of an epoch are over: its sums are read. No tensors follow."""
+    UPDATE = 8
+    """The batches since the last update make one, though they are fewer than usual, and some replicas may
+    have met none of them. No tensors follow."""
+
+    @property
+    def dealt(self) -> bool:
+        """Whether tensors follow, so that one replica of a stage meets it; the others go to all."""
+        return self in (Kind.TRAIN, Kind.RECONCILE, Kind.EVALUATE)
 
     @property
     def trains(self) -> bool:
@@ -32,7 +42,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What the next batch is; 40 bytes on the wire, whatever the model."""
+    """What the next batch is; 56 bytes on the wire, whatever the model."""
 
     kind: Kind
     number: int
@@ -40,21 +50,29 @@ class Header:
     rows: int
     """Valid rows of every tensor that follows."""
     epoch: int
+    step: int
+    """Training batches of the run before this event, whoever met them."""
+    update_at: int = 0
+    """Training batches of the run after which comes the update to which a training batch belongs; 0 if the
+    stages go by their own count."""
 
     def encode(self) -> Tensor:
-        """As int64 ``[5]`` on the CPU."""
-        return torch.tensor([MAGIC, self.kind, self.number, self.rows, self.epoch])
+        """As int64 ``[7]`` on the CPU."""
+        place = [self.number, self.rows, self.epoch, self.step, self.update_at]
+        return torch.tensor([MAGIC, self.kind, *place])
 
     @classmethod
     def decode(cls, data: Tensor) -> "Header":
         """The inverse of :meth:`encode`; ``ValueError`` if the bytes are no header."""
-        magic, kind, number, rows, epoch = data.tolist()
+        magic, kind, number, rows, epoch, step, update_at = data.tolist()
         if magic != MAGIC:
             raise ValueError(f"expected a batch header, got {data.tolist()}")
-        return cls(kind=Kind(kind), number=number, rows=rows, epoch=epoch)
+        return cls(
+            kind=Kind(kind), number=number, rows=rows, epoch=epoch, step=step, update_at=update_at
+        )
 
 
-MAGIC = 0x50_4C_4F_43_00_01
+MAGIC = 0x50_4C_4F_43_00_02
 """``PLOC`` and the version of this format."""
 
-HEADER_LENGTH = 5
+HEADER_LENGTH = 7

@@ -26,6 +26,7 @@ from torch import Tensor
 from pipelocal.errors import StageError
 from pipelocal.telemetry.actions import Action, Recorder
 from pipelocal.transport.contract import Contract, Message
+from pipelocal.transport.deal import EVERYTHING, Deal
 from pipelocal.transport.edge import Check
 from pipelocal.transport.endpoint import Endpoint, Waits, ring_slots, tell_nobody
 from pipelocal.transport.header import Header, Kind
@@ -177,7 +178,7 @@ class _Job:
 
 
 class RemoteReceiver(Endpoint):
-    """The receiving end; arguments as for :class:`RemoteSender`.
+    """The receiving end; arguments as for :class:`RemoteSender`, and ``deal``: the batches that come here.
 
     The ring has as many slots as the window has batches: what is in use, and what may be under way.
     """
@@ -193,6 +194,7 @@ class RemoteReceiver(Endpoint):
         timeout_s: float,
         waits: Waits = tell_nobody,
         recorder: Recorder | None = None,
+        deal: Deal = EVERYTHING,
     ) -> None:
         super().__init__(
             contract,
@@ -206,7 +208,8 @@ class RemoteReceiver(Endpoint):
         )
         self.received_bytes = 0
         self._messages = {m.name: m for m in contract.messages}
-        self._next_number = 0
+        self._deal = deal
+        self._last_number = -1
         self._arriving: deque[ArrivingBatch] = deque()
         self._free: deque[_Slot] = deque(
             _Slot(contract, wire.device, wire.mark()) for _ in range(ring_slots(window))
@@ -216,18 +219,19 @@ class RemoteReceiver(Endpoint):
         self._start_threads()
 
     def receive(self) -> ArrivingBatch:
-        self._batch = self._next_number
+        self._batch = due = self._deal.after(self._last_number)
         with self._changed:
             self._wait_for(lambda: bool(self._arriving), "nothing from")
             batch = self._arriving.popleft()
-        if batch.header.number != self._next_number:
+        number = batch.header.number
+        early = not batch.header.kind.dealt and self._last_number < number < due
+        if number != due and not early:
             raise StageError(
-                f"batch {batch.header.number} came from {self._peer} where "
-                f"{self._next_number} was next: a batch was lost",
+                f"batch {number} came from {self._peer} where {due} was next: a batch was lost",
                 stage=self._own,
-                batch=self._next_number,
+                batch=due,
             )
-        self._next_number += 1
+        self._last_number = number
         return batch
 
     def wait_for_tensor(self, batch: ArrivingBatch, name: str) -> Message:

@@ -18,7 +18,7 @@ CONTRACT = edge_contract(
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_header_survives_the_wire(kind: Kind) -> None:
-    header = Header(kind=kind, number=2**40, rows=17, epoch=3)
+    header = Header(kind=kind, number=2**40, rows=17, epoch=3, step=0)
     encoded = header.encode()
     assert encoded.shape == (HEADER_LENGTH,)
     assert encoded.dtype == torch.int64
@@ -49,7 +49,7 @@ def test_a_frame_holds_the_header_and_what_is_announced(rows: int, label: tuple[
         source=1, feature_shape=(3,), target_shape=label, classes=5, max_rows=8
     )
     layout = FrameLayout(contract)
-    header = Header(kind=Kind.TRAIN, number=5, rows=rows, epoch=1)
+    header = Header(kind=Kind.TRAIN, number=5, rows=rows, epoch=1, step=0)
     target = torch.randint(1, 9, (rows, *label))
     ids = torch.arange(100, 100 + rows)
     frame = layout.write(header, {"target": target, "ids": ids})
@@ -61,7 +61,7 @@ def test_a_frame_holds_the_header_and_what_is_announced(rows: int, label: tuple[
 
 def test_a_frame_is_as_long_without_tensors() -> None:
     layout = FrameLayout(CONTRACT)
-    header = Header(kind=Kind.END, number=5, rows=0, epoch=1)
+    header = Header(kind=Kind.END, number=5, rows=0, epoch=1, step=0)
     frame = layout.write(header, {})
     assert len(frame) == layout.length == HEADER_LENGTH + 8 + 8
     assert layout.read_header(frame) == header

@@ -83,7 +83,7 @@ def run_edge(
 
 def send_batch(sender: Sender, number: int, x: torch.Tensor) -> None:
     rows = len(x)
-    sender.begin(Header(kind=Kind.RECONCILE, number=number, rows=rows, epoch=0))
+    sender.begin(Header(kind=Kind.RECONCILE, number=number, rows=rows, epoch=0, step=0))
     sender.send("target", torch.full((rows,), number))
     sender.send("ids", torch.arange(rows))
     sender.send("x", x)
@@ -92,7 +92,7 @@ def send_batch(sender: Sender, number: int, x: torch.Tensor) -> None:
 
 
 def end(sender: Sender, number: int) -> None:
-    sender.begin(Header(kind=Kind.END, number=number, rows=0, epoch=0))
+    sender.begin(Header(kind=Kind.END, number=number, rows=0, epoch=0, step=0))
     sender.finish()
 
 
@@ -163,7 +163,7 @@ def test_a_packed_message_of_64_mib(tmp_path: Path, form: str) -> None:
 
     def send(sender: RemoteSender) -> None:
         for number in range(2):
-            sender.begin(Header(kind=Kind.TRAIN, number=number, rows=8, epoch=0))
+            sender.begin(Header(kind=Kind.TRAIN, number=number, rows=8, epoch=0, step=0))
             for name in ("target", "ids"):
                 sender.send(name, torch.arange(8))
             sender.send("x", value(number, 8, features))
@@ -281,7 +281,7 @@ def test_patience_ends_with_an_error_that_names_both_ends(tmp_path: Path) -> Non
 
 def test_messages_out_of_the_contracts_order_are_refused(tmp_path: Path) -> None:
     def send(sender: RemoteSender) -> None:
-        sender.begin(Header(kind=Kind.EVALUATE, number=0, rows=1, epoch=0))
+        sender.begin(Header(kind=Kind.EVALUATE, number=0, rows=1, epoch=0, step=0))
         with pytest.raises(AssertionError, match="the contract wants target next, not x"):
             sender.send("x", torch.zeros(1, 4))
         os._exit(0)

@@ -1,0 +1,1 @@
+"""Several ranks that train the same stage, each on rows of its own."""

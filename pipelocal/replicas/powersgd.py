@@ -1,0 +1,126 @@
+"""PyTorch's PowerSGD between the replicas of a stage, with what it needs to be safe here."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.futures import Future
+
+from pipelocal.errors import UserError
+from pipelocal.replicas.compression import Compression, Settings, over_nccl
+from pipelocal.seeding import derive_seed
+
+
+class _Matrices:
+    """A bucket as PyTorch's hook can take it.
+
+    The hook fails on a gradient without dimensions, and on one that does not lie in memory in the order
+    of its dimensions, as with channels last.
+    """
+
+    def __init__(self, bucket: dist.GradBucket) -> None:
+        self.index = bucket.index
+        self.buffer = bucket.buffer
+        self.is_last = bucket.is_last
+        self._gradients = [_in_order(gradient) for gradient in bucket.gradients()]
+
+    def gradients(self) -> list[Tensor]:
+        return self._gradients
+
+
+def _in_order(gradient: Tensor) -> Tensor:
+    """The same memory, in the order in which it lies; at least one dimension."""
+    order = sorted(range(gradient.dim()), key=gradient.stride, reverse=True)
+    return gradient.permute(order) if order else gradient.view(1)
+
+
+class PowerSGD(Compression):
+    """PyTorch's PowerSGD (Vogels et al. 2019, arXiv 1905.13727).
+
+    The gradient of a matrix is sent as two thin ones, from the third averaging on. What they leave out
+    is added to the next gradient. That memory is no part of a snapshot: a resumed run begins without.
+
+    Rank 1, and 3 or more, are exact for gradients of a lower rank. Rank 2 is not: PyTorch makes its two
+    directions orthogonal by Gram-Schmidt, where the second is then that of rounding errors.
+    """
+
+    # The least that PyTorch takes, for the sake of buckets that change after the first averaging.
+    START = 2
+    # Without one a gradient of a lower rank gives NaN; small, as it makes smaller what is averaged.
+    EPSILON = 1e-12
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.rank < 1:
+            raise UserError(f"matrices of rank {settings.rank} for powersgd: choose 1 or more")
+        if settings.device.type == "cuda" and not over_nccl(settings.group, settings.device):
+            # The hook's callbacks would read what gloo may still be copying to the device.
+            raise UserError(
+                "powersgd on a GPU needs NCCL between the replicas: "
+                "give each replica a GPU of its own, or choose another compression"
+            )
+        if settings.device.type == "cpu" and torch.cuda.is_available():
+            raise UserError(
+                "powersgd on the CPU fails in PyTorch where a GPU can be seen: "
+                "set CUDA_VISIBLE_DEVICES to nothing, or choose another compression"
+            )
+        super().__init__(settings)
+        self._state = PowerSGDState(
+            settings.group,
+            matrix_approximation_rank=settings.rank,
+            start_powerSGD_iter=self.START,
+            orthogonalization_epsilon=self.EPSILON,
+        )
+        self._first_q: dict[int, Tensor] = {}
+
+    def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """See :class:`Compression`."""
+        state, buffer, matrices = self._state, bucket.buffer(), _Matrices(bucket)
+        compressed = state.iter >= self.START
+        if compressed:
+            self._give_directions(matrices)
+        before = state.total_numel_after_compression
+        averaged: Future[Tensor] = powerSGD_hook(state, matrices)  # type: ignore[arg-type]
+        numbers = state.total_numel_after_compression - before if compressed else buffer.numel()
+        self.count_all_reduce(numbers * buffer.itemsize)
+        if buffer.device.type == "cpu":
+            # The hook sends again from gloo's own threads. With two buckets under way these could all
+            # wait for one another, or send in another order than another replica's.
+            averaged.wait()
+        return averaged
+
+    def _give_directions(self, bucket: _Matrices) -> None:
+        """Put random directions where the hook has none to start from.
+
+        At the beginning, as the hook itself would, but without seeding torch's own generators. And
+        whenever a direction has become zero, as one gradient of zeros makes it: from zero the hook
+        would only ever come to zero again.
+        """
+        state, index, buffer = self._state, bucket.index(), bucket.buffer()
+        shapes = self._shapes(bucket)
+        if index not in self._first_q:
+            seed = derive_seed(self.settings.seed, "powersgd", index)
+            generator = torch.Generator().manual_seed(seed)
+            first_q = torch.randn(sum(m * rank for _, m, rank in shapes), generator=generator)
+            self._first_q[index] = first_q.to(buffer)
+            state.p_memory_dict[index] = buffer.new_empty(sum(n * rank for n, _, rank in shapes))
+            state.q_memory_dict[index] = self._first_q[index].clone()
+        start = 0
+        for _, m, rank in shapes:
+            place = slice(start, start + m * rank)
+            q, first = (
+                x[place].view(m, rank) for x in (state.q_memory_dict[index], self._first_q[index])
+            )
+            q.copy_(torch.where((q == 0).all(0), first, q))
+            start = place.stop
+
+    def _shapes(self, bucket: _Matrices) -> list[tuple[int, int, int]]:
+        """Rows, columns and rank of each gradient that the hook will compress, in its order."""
+        shapes = []
+        for gradient in bucket.gradients():
+            n, m = gradient.flatten(1).shape if gradient.dim() > 1 else (len(gradient), 1)
+            rank = min(n, m, self._state.matrix_approximation_rank)
+            if (n + m) * rank * self._state.min_compression_rate < n * m:
+                shapes.append((n, m, rank))
+        return shapes

@@ -1,0 +1,179 @@
+"""BatchNorm over the batches of all replicas of a stage, on the CPU as well as on CUDA.
+
+``torch.nn.SyncBatchNorm`` does this on a GPU only: it refuses tensors on the CPU, and DDP refuses it
+there.
+
+Each replica sends, for every channel, its number of values, their mean, and the sum of their squared
+distances from it. Put together these give the joint mean and variance without the difference of two
+large numbers (Chan, Golub and LeVeque 1983).
+
+The backward pass sums over the replicas what their losses ask of the statistics. So a replica's
+gradients are those of the *sum* of the replicas' losses with respect to what it holds itself, and
+parameter gradients that are then averaged over the replicas are those of the *mean* of the losses:
+with as many rows on each, of the joint batch's.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from pipelocal.errors import UserError
+
+
+def synchronise_norms(module: nn.Module, group: dist.ProcessGroup) -> int:
+    """Have every BatchNorm of a module normalise over the batches of all replicas when it trains.
+
+    The modules stay the same objects, of another class: parameters, buffers, hooks and names in the
+    state dict are as before. From then on all replicas run the same forward and backward passes, or
+    they wait for one another in vain.
+
+    Args:
+        module: may be a BatchNorm itself.
+        group: the replicas.
+
+    Returns:
+        How many BatchNorms were changed; those that are synchronised already are left as they are.
+
+    Raises:
+        UserError: one has a forward pass of its own, or no shape yet.
+    """
+    norms = [
+        part
+        for part in module.modules()
+        if isinstance(part, _BatchNorm) and not isinstance(part, SyncNorm | nn.SyncBatchNorm)
+    ]
+    for norm in norms:
+        kind = type(norm)
+        if kind.forward is not _BatchNorm.forward or isinstance(norm, LazyModuleMixin):
+            raise UserError(
+                f"{kind.__name__} cannot be synchronised over replicas: "
+                "use nn.BatchNorm1d, nn.BatchNorm2d or nn.BatchNorm3d itself"
+            )
+    for norm in norms:
+        norm.__class__ = _synchronised(type(norm))  # type: ignore[arg-type]
+        assert isinstance(norm, SyncNorm)
+        norm.shared = SharedGroup(group)
+    return len(norms)
+
+
+class SharedGroup:
+    """A process group that a module and its copies have in common; a group itself has no copy."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+class SyncNorm(_BatchNorm):
+    """A BatchNorm whose training forward normalises over the batches of all replicas."""
+
+    shared: SharedGroup
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the base class's name for it
+        """Normalise this replica's rows.
+
+        Args:
+            input: ``[B, C]`` or ``[B, C, ...]``; B may be another on each replica, even 0.
+
+        Returns:
+            The same shape and dtype.
+        """
+        group = self.shared.group
+        if not self.training or group.size() == 1:
+            return super().forward(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        # As torch's own: statistics of half precision are in float32.
+        x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        dims = [dim for dim in range(x.dim()) if dim != 1]
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+
+        count = x.numel() // x.size(1)
+        own_mean = x.sum(dims) / max(count, 1)
+        # All that follows works on the centred numbers, and autograd keeps them in place of x.
+        centred = x - own_mean.view(shape)
+        own_squares = centred.square().sum(dims)
+        own = torch.stack((torch.full_like(own_mean, count), own_mean, own_squares))
+        counts, means, squares = _Gather.apply(own, group).unbind(1)  # type: ignore[no-untyped-call]
+
+        total = counts.sum(0)
+        # By way of one of the means, so that what is summed is small.
+        mean = means[0] + (counts * (means - means[0])).sum(0) / total
+        joint_squares = (squares + counts * (means - mean).square()).sum(0)
+        if self.track_running_stats:
+            self._track(mean, joint_squares / (total - 1).clamp_min(1))
+
+        scale = torch.rsqrt(joint_squares / total + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = (own_mean - mean) * scale
+        if self.bias is not None:
+            shift = shift + self.bias
+        out: Tensor = centred * scale.view(shape) + shift.view(shape)
+        return out.to(input.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        """Move the running statistics, each ``[C]``, as torch's own BatchNorm does."""
+        factor = 0.0 if self.momentum is None else self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                factor = 1.0 / float(self.num_batches_tracked)
+        for running, now in ((self.running_mean, mean), (self.running_var, unbiased_variance)):
+            if running is not None:
+                running.mul_(1 - factor).add_(now, alpha=factor)
+
+
+@cache
+def _synchronised(kind: type[_BatchNorm]) -> type[SyncNorm]:
+    return type(f"Sync{kind.__name__}", (SyncNorm, kind), {"__module__": __name__})
+
+
+class _Gather(Function):
+    """This replica's tensor ``[...]`` to those of all, ``[R, ...]``, the same on all."""
+
+    @staticmethod
+    def forward(own: Tensor, group: dist.ProcessGroup) -> Tensor:
+        own = own.contiguous()
+        rows = own.new_empty(group.size(), *own.shape)
+        dist.all_gather(list(rows.unbind()), own, group=group)
+        return rows
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, dist.ProcessGroup], _: Tensor) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        return _OwnSum.apply(upstream, ctx.group), None  # type: ignore[no-untyped-call]
+
+
+class _OwnSum(Function):
+    """Of ``[R, ...]``, other numbers on each replica, this replica's row of the sum over replicas.
+
+    It and :class:`_Gather` are each other's backward pass.
+    """
+
+    @staticmethod
+    def forward(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+        total = rows.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total[group.rank()].clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, dist.ProcessGroup], _: Tensor) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        return _Gather.apply(upstream, ctx.group), None  # type: ignore[no-untyped-call]

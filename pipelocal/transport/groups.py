@@ -1,0 +1,163 @@
+"""What replicas of a stage send each other: process groups, and waits in them that can be broken off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from pipelocal.breakable import breakable
+from pipelocal.errors import STALLED, PipelocalError, StageError
+from pipelocal.transport.connect import GLOO_TIMEOUT, use_nccl
+from pipelocal.transport.edge import Check
+from pipelocal.transport.endpoint import Waits
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaGroup:
+    """The ranks of one block of stages, seen from one of them."""
+
+    host: dist.ProcessGroup
+    """For what lies on the CPU."""
+    device: dist.ProcessGroup
+    """For what lies where the stages compute; the same one on CPUs."""
+    mesh: DeviceMesh
+    """Of one axis, ``replica``; with equal replication, and ranks in order, a part of the mesh of all
+    ranks, whose axes are ``stage`` and ``replica``."""
+    index: int
+    """Of this rank, from 0."""
+    count: int
+    stage: int
+    """Number of a stage of these ranks, for errors."""
+    computes_on: torch.device
+    check: Check
+    waits: Waits
+    timeout_s: float
+
+    def together(self, call: Callable[[], T]) -> T:
+        """Do what all replicas do at the same time; they wait for each other in it.
+
+        Raises:
+            StageError: another replica is gone, or hangs.
+            Interrupted: another rank failed.
+        """
+
+        def on_own_thread() -> T:
+            if self.computes_on.type == "cuda":
+                torch.cuda.set_device(self.computes_on)
+            return call()
+
+        self.waits(True)
+        try:
+            return breakable(on_own_thread, check=self.check, timeout_s=self.timeout_s)
+        except TimeoutError as error:
+            raise StageError(
+                f"waited for another replica for {self.timeout_s:g} s: {STALLED}",
+                stage=self.stage,
+                symptom=True,
+            ) from error
+        except PipelocalError:
+            raise
+        except RuntimeError as error:
+            if not _is_of_a_link(error):
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            raise StageError(
+                f"lost the connection to another replica ({reason})", stage=self.stage, symptom=True
+            ) from error
+        finally:
+            self.waits(False)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sums over the replicas of a tensor on the CPU."""
+        summed = values.clone()
+        self.together(lambda: dist.all_reduce(summed, group=self.host))
+        return summed
+
+    def greatest(self, value: int) -> int:
+        """The greatest number that a replica gives."""
+        word = torch.tensor(value)
+        self.together(lambda: dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self.host))
+        return int(word)
+
+
+def open_group(
+    blocks: Sequence[Sequence[int]],
+    *,
+    rank: int,
+    wait_for: Callable[[str], Any],
+    **rest: Any,
+) -> ReplicaGroup | None:
+    """The group of this rank's replicas; None without any.
+
+    All ranks call this, with the default process group open, after :func:`~pipelocal.transport.connect`,
+    whose facts about devices it uses.
+
+    Args:
+        blocks: the ranks of every block, in order of their replicas.
+        rank: this rank.
+        wait_for: waits for a fact.
+        rest: fields of :class:`ReplicaGroup`.
+    """
+    own: dict[str, Any] = {}
+    groups: list[tuple[dist.ProcessGroup, dist.ProcessGroup]] = []
+    for ranks in blocks:
+        if len(ranks) == 1:
+            continue
+        ends = [wait_for(f"device/{other}") for other in ranks]
+        pairs = [(a, b) for i, a in enumerate(ranks) for b in ranks[i + 1 :]]
+        by_rank = dict(zip(ranks, ends, strict=True))
+        nccl = all(use_nccl(pair, by_rank[pair[0]], by_rank[pair[1]]) for pair in pairs)
+        host = dist.new_group(list(ranks), timeout=GLOO_TIMEOUT, backend="gloo")
+        device = host
+        if nccl:
+            device = dist.new_group(list(ranks), timeout=GLOO_TIMEOUT, backend="nccl")
+        groups.append((host, device))
+        if rank in ranks:
+            own = {"host": host, "device": device, "index": ranks.index(rank), "count": len(ranks)}
+    if not groups:
+        return None
+    mesh = _mesh(blocks, rank, own.get("device"), rest["computes_on"].type)
+    if mesh is None:
+        return None
+    return ReplicaGroup(**own, mesh=mesh, **rest)
+
+
+def _mesh(
+    blocks: Sequence[Sequence[int]], rank: int, own: dist.ProcessGroup | None, device_type: str
+) -> DeviceMesh | None:
+    """The ranks with named axes; None where this rank has no replicas."""
+    # A group numbers its members in the order of their ranks, which a mesh of two axes must be in.
+    lines = [*blocks, *zip(*blocks)]  # noqa: B905  looked at only if all are as long
+    ordered = len({len(ranks) for ranks in blocks}) == 1 and all(
+        list(line) == sorted(line) for line in lines
+    )
+    if not ordered:
+        if own is None:
+            return None
+        return DeviceMesh.from_group(own, device_type, mesh_dim_names=("replica",))
+    across = None
+    for pipeline in zip(*blocks, strict=True):
+        group = dist.new_group(list(pipeline), timeout=GLOO_TIMEOUT, backend="gloo")
+        across = group if rank in pipeline else across
+    assert across is not None, "every rank is in a pipeline"
+    assert own is not None, "and has replicas"
+    ranks = torch.tensor([list(ranks) for ranks in blocks])
+    whole = DeviceMesh.from_group(
+        [across, own], device_type, mesh=ranks, mesh_dim_names=("stage", "replica")
+    )
+    return whole["replica"]
+
+
+def _is_of_a_link(error: RuntimeError) -> bool:
+    """Whether the library lost a connection, and not a bug of ours or of the user's."""
+    text = str(error).lower()
+    words = ("connection", "gloo", "nccl", "socket", "peer", "broken pipe")
+    return isinstance(error, dist.DistError) or any(word in text for word in words)
