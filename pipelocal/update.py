@@ -41,6 +41,8 @@ class Update:
         """Batches of the run that have been met, or passed over as another replica's."""
         self.last = 0
         """Batches of the run before the last update."""
+        self._own = 0
+        """Batches met here since then."""
         self._frozen = False
 
     def batch_done(self, done: int, due: int | None = None) -> None:
@@ -48,9 +50,13 @@ class Update:
 
         Args:
             done: batches of the run up to this one.
-            due: those after which comes the update; None for as many as usual behind the last one.
+            due: those after which comes the update; None to go by the batches that were met here.
         """
-        self.done, due = done, due or self.last + self._every
+        self.done = done
+        self._own += 1
+        if due is None:
+            self.last = done - self._own
+            due = self.last + self._every
         # Whether the next batch of this replica would be behind the update.
         if done + self.replicas.count > due:
             self.complete(due)
@@ -61,7 +67,7 @@ class Update:
         Args:
             done: batches of the run so far.
         """
-        batches, self.done = done - self.last, done
+        batches, self.done, self._own = done - self.last, done, 0
         if batches == 0 or self._frozen:
             self.last = done
             return
@@ -107,7 +113,8 @@ class Update:
             self._scheduler.base_lrs = base
             for group, lr, factor in zip(groups, base, self._scheduler.lr_lambdas, strict=True):
                 group["lr"] = lr * factor(self._scheduler.last_epoch)
-        self.done, self.last = done, done - state["batches"]
+        self._own = state["batches"]
+        self.done, self.last = done, done - self._own
         for parameter, gradient in zip(self._parameters(), state["gradients"], strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
 
@@ -117,6 +124,6 @@ class Update:
     def forget(self) -> None:
         """Update no more; drop the batches since the last update, and the optimizer's memory."""
         self._frozen = True
-        self.last = self.done
+        self.last, self._own = self.done, 0
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.state.clear()

@@ -24,10 +24,10 @@ def train_until(
     """A run in this process that ends for no reason before the update after ``step`` of them."""
     update = Stage.update
 
-    def ending(stage: Stage) -> None:
+    def ending(stage: Stage, due: int | None = None) -> None:
         if stage.steps == step:
             raise Killed
-        update(stage)
+        update(stage, due)
 
     with monkeypatch.context() as patch:
         patch.setattr(Stage, "update", ending)

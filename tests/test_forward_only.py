@@ -65,9 +65,9 @@ def test_no_tensor_moves_backward(tmp_path: Path, objective: str) -> None:
         assert {t["peer"] for t in received} == ({rank - 1} if rank else set())
         # What the recorder saw is what the run reports, beside one first word, the headers, and the
         # room for labels and ids that a frame has when its batch is smaller or has none.
-        events = 25 + 2 * 6 + 2 + 1
+        events = 25 + 2 * 6 + 2 * 2 + 1
         labels_and_ids = 8 * (2 * (SAMPLES + 2 * BATCH) + 2 * TEST_SAMPLES)
-        beside = events * (40 + 8 * 2 * BATCH) - labels_and_ids + 4
+        beside = events * (56 + 8 * 2 * BATCH) - labels_and_ids + 4
         for transfers_of, key in ((sent, "sent_bytes"), (received, "received_bytes")):
             if transfers_of:
                 expected = summary["stages"][rank][key] + beside

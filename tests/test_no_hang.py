@@ -57,14 +57,20 @@ def test_train_and_evaluate_in_any_order(tmp_path: Path, kinds: str) -> None:
         whole = Source._training
 
         def events(self: Source, plan: object, start: int) -> object:
-            by_kind: dict[str, list[HandedBatch]] = {"T": [], "E": [], "#": []}
+            by_kind: dict[str, list[HandedBatch]] = {"T": [], "E": [], "#": [], "|": []}
             for event in whole(self, plan, start):  # type: ignore[arg-type]
-                by_kind[{1: "T", 5: "T", 2: "E", 3: "#"}[event.header.kind]].append(event)
+                by_kind[{1: "T", 5: "T", 2: "E", 3: "#", 7: "|"}[event.header.kind]].append(event)
             for number, kind in enumerate(wished):
                 event = by_kind[kind].pop(0) if kind != "#" else by_kind["#"][0]
                 header = event.header
                 again = HandedBatch(
-                    type(header)(kind=header.kind, number=number, rows=header.rows, epoch=0)
+                    type(header)(
+                        kind=header.kind,
+                        number=number,
+                        rows=header.rows,
+                        epoch=0,
+                        step=kinds[:number].count("T"),
+                    )
                 )
                 again.tensors = event.tensors
                 yield again

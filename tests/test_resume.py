@@ -57,9 +57,9 @@ def test_other_options_are_told_and_count(
     rates = []
     update = Stage.update
 
-    def noting(stage: Stage) -> None:
+    def noting(stage: Stage, due: int | None = None) -> None:
         rates.append(stage.optimizer.param_groups[0]["lr"])
-        update(stage)
+        update(stage, due)
 
     monkeypatch.setattr(Stage, "update", noting)
     other = ["--lr", "0.02", "--schedule", "constant", "--epochs", "2", "--accumulate", "2"]

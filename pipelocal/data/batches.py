@@ -114,7 +114,7 @@ class BatchStream:
     def _makers_from(self, epoch: int, start: int) -> Iterator[Callable[[], Batch]]:
         samples, targets = self._dataset.training_part(derive_seed(self._seed, "part", epoch))
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
-        order = torch.randperm(len(samples), generator=generator)
+        order = self._dataset.training_order(len(samples), generator)
 
         def make(step: int) -> Batch:
             ids = order[step * self._batch_size : (step + 1) * self._batch_size].clone()

@@ -106,6 +106,18 @@ class ArrayDataset:
         """
         return self.train_x, self.train_y
 
+    def training_order(self, samples: int, generator: torch.Generator) -> Tensor:
+        """The order of an epoch's samples: a permutation ``[samples]``, int64.
+
+        Batches are cut from it one after the other. Data that are not to be mixed, such as those of
+        replicas that see different parts, have an order of their own here.
+
+        Args:
+            samples: of the epoch.
+            generator: the epoch's own; an order that draws from it alone comes again in a run that goes on.
+        """
+        return torch.randperm(samples, generator=generator)
+
     def first(self, samples: int) -> Self:
         """The same with so many training samples, the first ones; the test part stays whole.
 

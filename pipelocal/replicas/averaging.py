@@ -6,6 +6,7 @@ BatchNorm has gathered. In between, each has gradients of its own batches alone.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelocal.replicas.carrier import Carrier
+from pipelocal.replicas.compression import Compression
 from pipelocal.stage import Stage
 from pipelocal.transport.groups import ReplicaGroup
 
@@ -26,14 +28,14 @@ class DataParallel:
     Args:
         stage: its parameters, already the same on all replicas.
         group: the replicas.
-        compress: registers a communication hook, and returns what is told of each update; None for none.
+        compress: registers a communication hook; None for none.
     """
 
     def __init__(
         self,
         stage: Stage,
         group: ReplicaGroup,
-        compress: Callable[[DistributedDataParallel], Callable[[int], None]] | None = None,
+        compress: Callable[[DistributedDataParallel], Compression] | None = None,
     ) -> None:
         self._stage = stage
         self._group = group
@@ -46,7 +48,20 @@ class DataParallel:
                     carrier, process_group=group.device, broadcast_buffers=False
                 )
             )
-        self._begin = None if compress is None else compress(self._ddp)
+        self._plain_bytes = 0
+        self._compression: Compression | None = None
+        if compress is not None:
+            self._compression = group.together(lambda: compress(self._ddp))
+        else:
+            group.together(self._settle_buckets)
+
+    def _settle_buckets(self) -> None:
+        """DDP arranges its buckets anew behind the first averaging; a run that goes on begins with one too.
+
+        What is in which bucket decides how sums over three replicas or more are rounded.
+        """
+        self._ddp().backward()
+        self._ddp.zero_grad(set_to_none=True)
 
     @property
     def count(self) -> int:
@@ -56,9 +71,14 @@ class DataParallel:
     def index(self) -> int:
         return self._group.index
 
+    @property
+    def sent_bytes(self) -> int:
+        return self._compression.sent_bytes if self._compression else self._plain_bytes
+
     def average(self) -> None:
-        if self._begin is not None:
-            self._begin(self._stage.updated_at)
+        if self._compression is not None:
+            self._compression.begin(self._stage.updated_at)
+        self._plain_bytes += all_reduced_bytes(self._stage, self.count)
         self._group.together(self._average)
 
     def _average(self) -> None:
@@ -73,6 +93,13 @@ class DataParallel:
 
     def whole(self, state: Any) -> Any:
         return state
+
+
+def all_reduced_bytes(stage: Stage, count: int) -> int:
+    """What each of ``count`` replicas has to send to average the gradients of all parameters as they are."""
+    parameters = (p for group in stage.optimizer.param_groups for p in group["params"])
+    whole: int = sum(p.numel() * p.element_size() for p in parameters)
+    return math.ceil(2 * (count - 1) * whole / count)
 
 
 def average_buffers(stage: Stage, group: ReplicaGroup) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelocal.config import TrainConfig
 from pipelocal.replicas.averaging import DataParallel
-from pipelocal.replicas.compression import compress
+from pipelocal.replicas.compression import Compression, compress
 from pipelocal.replicas.sync_norm import synchronise_norms
 from pipelocal.seeding import derive_seed
 from pipelocal.stage import Stage
@@ -44,9 +43,9 @@ def join_replicas(stage: Stage, group: ReplicaGroup, config: TrainConfig) -> Non
 
 def _register(
     config: TrainConfig, group: ReplicaGroup, stage: int, ddp: DistributedDataParallel
-) -> Callable[[int], None]:
+) -> Compression:
     assert config.compress is not None
-    compression = compress(
+    return compress(
         ddp,
         config.compress,
         group.device,
@@ -54,4 +53,3 @@ def _register(
         share=config.compress_share,
         rank=config.compress_rank,
     )
-    return compression.begin

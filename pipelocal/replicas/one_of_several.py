@@ -21,6 +21,10 @@ class Replicas(Protocol):
     def index(self) -> int:
         """Which one this is, from 0."""
 
+    @property
+    def sent_bytes(self) -> int:
+        """What this one has had to send of its gradients so far, in bytes of payload."""
+
     def average(self) -> None:
         """Make the parameters' gradients, and the floating-point buffers, the means over the replicas.
 
@@ -42,6 +46,7 @@ class Alone:
 
     count = 1
     index = 0
+    sent_bytes = 0
 
     def average(self) -> None:
         pass

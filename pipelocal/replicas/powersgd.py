@@ -14,26 +14,16 @@ from pipelocal.seeding import derive_seed
 
 
 class _Matrices:
-    """A bucket as PyTorch's hook can take it.
-
-    The hook fails on a gradient without dimensions, and on one that does not lie in memory in the order
-    of its dimensions, as with channels last.
-    """
+    """A bucket as PyTorch's hook can take it, which fails on a gradient without dimensions."""
 
     def __init__(self, bucket: dist.GradBucket) -> None:
         self.index = bucket.index
         self.buffer = bucket.buffer
         self.is_last = bucket.is_last
-        self._gradients = [_in_order(gradient) for gradient in bucket.gradients()]
+        self._gradients = [g if g.dim() else g.view(1) for g in bucket.gradients()]
 
     def gradients(self) -> list[Tensor]:
         return self._gradients
-
-
-def _in_order(gradient: Tensor) -> Tensor:
-    """The same memory, in the order in which it lies; at least one dimension."""
-    order = sorted(range(gradient.dim()), key=gradient.stride, reverse=True)
-    return gradient.permute(order) if order else gradient.view(1)
 
 
 class PowerSGD(Compression):

@@ -9,7 +9,7 @@ from torch import Size, Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pipelocal.replicas.averaging import average_buffers
+from pipelocal.replicas.averaging import all_reduced_bytes, average_buffers
 from pipelocal.replicas.carrier import Carrier
 from pipelocal.stage import Stage
 from pipelocal.transport.groups import ReplicaGroup
@@ -29,6 +29,7 @@ class FullyShard:
     def __init__(self, stage: Stage, group: ReplicaGroup) -> None:
         self._stage = stage
         self._group = group
+        self.sent_bytes = 0
         self._carrier = Carrier(stage.body, stage.head)
         group.together(self._share_out)
 
@@ -41,6 +42,8 @@ class FullyShard:
         return self._group.index
 
     def average(self) -> None:
+        # Gradients are reduced to their shares, and the parameters' shares gathered: each is half of it.
+        self.sent_bytes += all_reduced_bytes(self._stage, self.count)
         self._group.together(self._average)
 
     def updated(self) -> None:

@@ -39,6 +39,7 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
         "process_memory_bytes": psutil.Process().memory_info().rss,
         "device_peak_bytes": device_peak_bytes(device),
         "sent_bytes": worker.outgoing.sent_bytes if worker.outgoing else 0,
+        "gradient_bytes": worker.stage.replicas.sent_bytes,
         "received_bytes": worker.incoming.received_bytes,
     }
 
@@ -77,7 +78,7 @@ def summarise(config: TrainConfig, world_size: int, finals: list[dict[str, Any]]
     }
 
 
-SUMS = ("samples_per_second", "sent_bytes", "received_bytes")
+SUMS = ("samples_per_second", "sent_bytes", "received_bytes", "gradient_bytes")
 PEAKS = ("seconds", "peak_memory_bytes", "process_memory_bytes", "device_peak_bytes")
 OF_EACH = ("rank", "busy_fraction", *SUMS, *PEAKS)
 

@@ -18,6 +18,8 @@ LETTERS = {
     Kind.RECONCILE: "R",
     Kind.EVALUATE: "E",
     Kind.EVALUATED: "#",
+    Kind.EPOCH: "|",
+    Kind.UPDATE: "u",
     Kind.END: ".",
 }
 
@@ -56,15 +58,15 @@ def stream_of(
 @pytest.mark.parametrize(
     ("epochs", "max_steps", "every", "expected"),
     [
-        (1, None, 1, "TTTE#."),
-        (2, None, 1, "TTTE#TTTE#."),
-        (2, None, 2, "TTTTTTE#."),
-        (3, None, 2, "TTTTTTE#TTTE#."),
-        (2, 1, 1, "TE#."),
-        (2, 3, 1, "TTTE#."),
-        (2, 4, 1, "TTTE#TE#."),
-        (5, 4, 9, "TTTTE#."),
-        (1, 99, 1, "TTTE#."),
+        (1, None, 1, "TTT|E#."),
+        (2, None, 1, "TTT|E#TTT|E#."),
+        (2, None, 2, "TTT|TTT|E#."),
+        (3, None, 2, "TTT|TTT|E#TTT|E#."),
+        (2, 1, 1, "T|E#."),
+        (2, 3, 1, "TTT|E#."),
+        (2, 4, 1, "TTT|E#T|E#."),
+        (5, 4, 9, "TTT|T|E#."),
+        (1, 99, 1, "TTT|E#."),
     ],
 )
 def test_streams(epochs: int, max_steps: int | None, every: int, expected: str) -> None:
@@ -72,7 +74,8 @@ def test_streams(epochs: int, max_steps: int | None, every: int, expected: str) 
 
 
 @pytest.mark.parametrize(
-    ("reconcile_every", "expected"), [(1, "RRRE#RRRE#."), (2, "RTRE#TRTE#."), (4, "RTTE#TRTE#.")]
+    ("reconcile_every", "expected"),
+    [(1, "RRR|E#RRR|E#."), (2, "RTR|E#TRT|E#."), (4, "RTT|E#TRT|E#.")],
 )
 def test_every_so_many_batches_are_reconciled_across_epochs(
     reconcile_every: int, expected: str
@@ -93,7 +96,7 @@ def test_placement_is_contiguous_and_complete(stages: int, ranks: int) -> None:
         with pytest.raises(UserError, match=f"{ranks} ranks for {stages} stages"):
             place(stages, ranks)
         return
-    blocks = place(stages, ranks)
+    blocks = [block.stages for block in place(stages, ranks).blocks]
     assert len(blocks) == ranks
     assert [stage for block in blocks for stage in block] == list(range(1, stages + 1))
     assert max(map(len, blocks)) - min(map(len, blocks)) <= 1

@@ -39,6 +39,8 @@ def test_what_follows_a_header() -> None:
         Kind.EVALUATED: [],
         Kind.END: [],
         Kind.SNAPSHOT: [],
+        Kind.EPOCH: [],
+        Kind.UPDATE: [],
     }
 
 

@@ -53,9 +53,10 @@ def run_edge(
         torch.set_num_threads(1)
         world = world_of(rank)
         control = ControlPlane(world)
-        link = Link(contract=edge, own_rank=rank, peer_rank=1 - rank)
+        link = Link(contract=edge, own_rank=rank, peer_rank=1 - rank, sending=rank == 0)
         (wire,) = connect(
             [link],
+            pairs=[(0, 1)],
             size=2,
             rank=rank,
             device=CPU,
@@ -299,11 +300,11 @@ GPU_0, GPU_1, CPU_0 = "a/cuda/0", "a/cuda/1", "a/cpu"
 
 def test_who_may_use_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
-    assert use_nccl(0, [GPU_0, "auto"], [GPU_1, "auto"])
-    assert not use_nccl(0, [GPU_0, "auto"], [GPU_0, "auto"])
-    assert not use_nccl(0, [GPU_0, "host"], [GPU_1, "host"])
-    assert not use_nccl(0, [GPU_0, "auto"], [CPU_0, "auto"])
+    assert use_nccl((0, 1), [GPU_0, "auto"], [GPU_1, "auto"])
+    assert not use_nccl((0, 1), [GPU_0, "auto"], [GPU_0, "auto"])
+    assert not use_nccl((0, 1), [GPU_0, "host"], [GPU_1, "host"])
+    assert not use_nccl((0, 1), [GPU_0, "auto"], [CPU_0, "auto"])
     with pytest.raises(ValueError, match=r"ranks 0 and 1 share one GPU.*--edge host"):
-        use_nccl(0, [GPU_0, "device"], [GPU_0, "device"])
+        use_nccl((0, 1), [GPU_0, "device"], [GPU_0, "device"])
     with pytest.raises(ValueError, match="wants NCCL and CUDA on both ranks"):
-        use_nccl(0, [CPU_0, "device"], [CPU_0, "device"])
+        use_nccl((0, 1), [CPU_0, "device"], [CPU_0, "device"])
