@@ -151,7 +151,9 @@ class Snapshots:
         return Manifest(step=step, cut=self._cut, identity=self._identity, files=tuple(files))
 
 
-def load_snapshot(blueprint: Blueprint, worker: Worker, start: Start) -> None:
+def load_snapshot(
+    blueprint: Blueprint, worker: Worker, start: Start, *, replica: int = 0, replicas: int = 1
+) -> None:
     """Bring a stage and its worker to where they were when the marker came, or its units were.
 
     Raises:
@@ -160,7 +162,7 @@ def load_snapshot(blueprint: Blueprint, worker: Worker, start: Start) -> None:
     stage, folder = worker.stage, SnapshotFolder(Path(start.run))
     if start.cut == to_text(blueprint.chain, blueprint.cuts):
         state = folder.load_stage(start.step, stage.number)
-        worker.load_state_dict(state["worker"])
+        worker.load_state_dict(state["worker"], replica=replica, replicas=replicas)
     else:
         state = _from_other_cut(blueprint, stage, folder, start)
         worker.continue_from(start.step)

@@ -123,7 +123,8 @@ class Run:
         )
         for worker in workers:
             if start.step:
-                load_snapshot(self.blueprint, worker, start)
+                place_of_this = {"replica": seat.replica, "replicas": seat.block.replicas}
+                load_snapshot(self.blueprint, worker, start, **place_of_this)
             if group is not None:
                 join_replicas(worker.stage, group, self.config)
         reporter = self._reporter(folder, plan, stream) if self.world.rank == 0 else None

@@ -50,7 +50,9 @@ def train(
     world = world or World.from_environment()
     _check_bp_alone(config, world)
     _check_gap_alone(config, world)
-    place(blueprint.stages, world.size, config.replica_counts(blueprint.stages) or [1])
+    counts = config.replica_counts(blueprint.stages)
+    if counts is not None:  # otherwise rank 0 will choose them
+        place(blueprint.stages, world.size, counts)
     set_up_host(config.threads)
     device = world.device(config.device)
     if device.type == "cuda":

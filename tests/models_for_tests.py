@@ -162,6 +162,11 @@ def slow_second(shape: tuple[int, ...], classes: int) -> nn.Sequential:
     return _sequential(Repeat(256), Dawdle(0.004), nn.Linear(64, classes))
 
 
+def one_sleeps(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """The second stage takes more than twice as long as the others."""
+    return _sequential(Repeat(1), Dawdle(0.02), Repeat(1), nn.Linear(64, classes))
+
+
 def huge_messages(shape: tuple[int, ...], classes: int) -> nn.Sequential:
     """64 MiB of x for 16 samples."""
     return _sequential(Repeat(16_384), Dawdle(0.0), nn.Linear(64, classes))

@@ -29,8 +29,8 @@ class Evaluation:
         """Likewise, on the last stage."""
         self._stage = stage
         self._last = last
-        self._tally = Tally(device, total=self._total)
-        self._ensemble = Tally(device, total=self._total)
+        self._tally = Tally(device, each=self._each)
+        self._ensemble = Tally(device, each=self._each)
 
     def meet(self, batch: IncomingBatch) -> dict[str, Tensor]:
         """Evaluate a batch; the tensors for the next stage, in the order of the contract."""
@@ -55,8 +55,8 @@ class Evaluation:
             found["ensemble_accuracy"] = self.ensemble_accuracy
         return found
 
-    def _total(self, values: Tensor) -> Tensor:
-        return self._stage.replicas.total(values)
+    def _each(self, values: Tensor) -> Tensor:
+        return self._stage.replicas.each(values)
 
     @staticmethod
     def _add(

@@ -92,7 +92,7 @@ class Worker:
         self._gap_every = gap_every
         self._learning_rate = 0.0
         self._number = -1
-        self._train_tally = Tally(device, windows=2, total=self._total)
+        self._train_tally = Tally(device, windows=2, each=self._each)
         self._reported = 0
         self._ended_loss: float | None = None
 
@@ -230,8 +230,8 @@ class Worker:
     def _action(self, name: str, batch: int | None = None) -> Action:
         return self._recorder.begin(self._lane, name, self._number if batch is None else batch)
 
-    def _total(self, values: Tensor) -> Tensor:
-        return self.stage.replicas.total(values)
+    def _each(self, values: Tensor) -> Tensor:
+        return self.stage.replicas.each(values)
 
     def _complete_update(self, header: Header) -> None:
         """For replicas that have met no batch behind which they would have known to."""
@@ -270,9 +270,11 @@ class Worker:
             "peak_memory_bytes": self.peak_memory_bytes,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self._train_tally.load_state_dict(state["tally"])
+    def load_state_dict(
+        self, state: dict[str, Any], *, replica: int = 0, replicas: int = 1
+    ) -> None:
+        """The inverse of :meth:`state_dict`, for one of so many replicas."""
+        self._train_tally.load_state_dict(state["tally"], replica=replica, replicas=replicas)
         self._reported, self._ended_loss = state["reported"], state["ended_loss"]
         self.last_epoch = None if state["last_epoch"] is None else Reading(**state["last_epoch"])
         if self._freezing is not None and state["freezing"] is not None:

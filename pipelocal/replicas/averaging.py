@@ -88,8 +88,8 @@ class DataParallel:
     def updated(self) -> None:
         pass
 
-    def total(self, values: Tensor) -> Tensor:
-        return self._group.total(values)
+    def each(self, values: Tensor) -> Tensor:
+        return self._group.each(values)
 
     def whole(self, state: Any) -> Any:
         return state

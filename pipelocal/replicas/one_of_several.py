@@ -34,8 +34,8 @@ class Replicas(Protocol):
     def updated(self) -> None:
         """The optimizer has made its step."""
 
-    def total(self, values: Tensor) -> Tensor:
-        """Sums over the replicas; float64 of any shape, on the CPU."""
+    def each(self, values: Tensor) -> Tensor:
+        """What each replica gives, ``[count, ...]`` in order; on the CPU, of one shape and dtype."""
 
     def whole(self, state: Any) -> Any:
         """A state of nested dicts and lists in which no tensor is shared out over the replicas."""
@@ -54,8 +54,8 @@ class Alone:
     def updated(self) -> None:
         pass
 
-    def total(self, values: Tensor) -> Tensor:
-        return values
+    def each(self, values: Tensor) -> Tensor:
+        return values.unsqueeze(0)
 
     def whole(self, state: Any) -> Any:
         return state

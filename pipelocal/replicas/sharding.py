@@ -49,8 +49,8 @@ class FullyShard:
     def updated(self) -> None:
         self._group.together(self._gather)
 
-    def total(self, values: Tensor) -> Tensor:
-        return self._group.total(values)
+    def each(self, values: Tensor) -> Tensor:
+        return self._group.each(values)
 
     def whole(self, state: Any) -> Any:
         return self._group.together(partial(self._gather_state, state))

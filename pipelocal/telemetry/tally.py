@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +31,8 @@ class Tally:
     Args:
         device: where the sums live; reading them waits for that device, adding does not.
         windows: number of sums that are kept of the same batches and reset one by one.
-        total: makes sums over all replicas of those of one; they then read at the same time.
+        each: gives what the tallies of all replicas hold of what this one holds, ``[replicas, ...]``; they
+            read at the same time.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Tally:
         device: torch.device,
         *,
         windows: int = 1,
-        total: Callable[[Tensor], Tensor] = lambda values: values,
+        each: Callable[[Tensor], Tensor] = lambda values: values.unsqueeze(0),
     ) -> None:
-        self._total = total
+        self._each = each
         self._sums = torch.zeros(windows, 5, dtype=torch.float64, device=device)
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         self.rows = [0] * windows
@@ -74,21 +74,26 @@ class Tally:
             self._reconciled_rows[window] += 0 if residual is None else rows
         self._first_bad.masked_fill_(~fine & (self._first_bad < 0), batch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The sums as they are."""
-        return {
-            "sums": self._sums,
-            "rows": list(self.rows),
-            "predictions": list(self._predictions),
-            "reconciled_rows": list(self._reconciled_rows),
-        }
+    def state_dict(self) -> Tensor:
+        """The sums as they are, of all replicas: float64 ``[replicas, windows, 8]``."""
+        return self._each(self._own())
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self._sums.copy_(state["sums"])
-        self.rows = list(state["rows"])
-        self._predictions = list(state["predictions"])
-        self._reconciled_rows = list(state["reconciled_rows"])
+    def load_state_dict(self, state: Tensor, *, replica: int = 0, replicas: int = 1) -> None:
+        """The inverse of :meth:`state_dict`.
+
+        With another number of replicas the first one takes the sums of all.
+        """
+        if len(state) == replicas:
+            own = state[replica]
+        else:
+            own = state.sum(0) if replica == 0 else torch.zeros_like(state[0])
+        self._sums.copy_(own[:, :5])
+        counts = own[:, 5:].T.to(torch.int64).tolist()
+        self.rows, self._predictions, self._reconciled_rows = counts
+
+    def _own(self) -> Tensor:
+        counts = [self.rows, self._predictions, self._reconciled_rows]
+        return torch.cat([self._sums.cpu(), torch.tensor(counts, dtype=torch.float64).T], dim=1)
 
     def first_bad_batch(self) -> int | None:
         """Number of the first batch whose loss or distance was not finite; waits for the device."""
@@ -97,9 +102,8 @@ class Tally:
 
     def read_and_reset(self, window: int = 0) -> Reading:
         """The means since the last reset of a window; waits for the device."""
-        counts = (self.rows[window], self._predictions[window], self._reconciled_rows[window])
-        own = torch.cat([self._sums[window].cpu(), torch.tensor(counts, dtype=torch.float64)])
-        correct, loss, *residual, rows, predictions, reconciled = self._total(own).tolist()
+        sums = self._each(self._own()[window]).sum(0)
+        correct, loss, *residual, rows, predictions, reconciled = sums.tolist()
         self._sums[window].zero_()
         self.rows[window] = self._predictions[window] = self._reconciled_rows[window] = 0
         distance, cosine, relative = (

@@ -75,17 +75,16 @@ class ReplicaGroup:
         finally:
             self.waits(False)
 
-    def total(self, values: Tensor) -> Tensor:
-        """Sums over the replicas of a tensor on the CPU."""
-        summed = values.clone()
-        self.together(lambda: dist.all_reduce(summed, group=self.host))
-        return summed
+    def each(self, values: Tensor) -> Tensor:
+        """A tensor on the CPU of each replica, ``[count, ...]`` in order."""
+        rows = values.new_zeros(self.count, *values.shape)
+        rows[self.index] = values
+        self.together(lambda: dist.all_reduce(rows, group=self.host))
+        return rows
 
     def greatest(self, value: int) -> int:
         """The greatest number that a replica gives."""
-        word = torch.tensor(value)
-        self.together(lambda: dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self.host))
-        return int(word)
+        return int(self.each(torch.tensor(value)).max())
 
 
 def open_group(
