@@ -29,7 +29,7 @@ from pipelocal.errors import (
 )
 from pipelocal.lifeline import Lifeline
 from pipelocal.roll_call import RollCall
-from pipelocal.world import START_TIMEOUT_S, World
+from pipelocal.world import World
 
 WATCH_INTERVAL_S = 0.25
 CAUSE_PATIENCE_S = 1.5
@@ -128,9 +128,9 @@ class ControlPlane:
             self.world.rank,
             names.keys(),
             put=self.put,
-            wait_for=lambda key: self.wait_for(key, timeout_s=START_TIMEOUT_S),
+            wait_for=lambda key: self.wait_for(key, timeout_s=self.world.start_timeout_s),
             on_lost=on_lost,
-            timeout_s=START_TIMEOUT_S,
+            timeout_s=self.world.start_timeout_s,
         )
 
     def check(self) -> None:

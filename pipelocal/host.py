@@ -1,11 +1,15 @@
-"""How this process uses its host: CPU threads, and what malloc does with freed memory."""
+"""How this process uses its host: CPU threads, network interface, and what malloc does with freed memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import socket
 
+import psutil
 import torch
+
+from pipelocal.errors import UserError
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -24,6 +28,27 @@ def set_up_host(threads: int) -> None:
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
+
+
+def use_interface(name: str | None) -> None:
+    """Have gloo and NCCL use one network interface of this host.
+
+    Args:
+        name: of the interface; None to leave the choice to them, and to the environment.
+
+    Raises:
+        UserError: there is none of this name here.
+    """
+    if name is None:
+        return
+    known = sorted(psutil.net_if_addrs())
+    if name not in known:
+        raise UserError(
+            f"--interface {name}: {socket.gethostname()} has no such network interface, but "
+            f"{', '.join(known)}: give one of them, or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where "
+            f"hosts name theirs differently"
+        )
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = name
 
 
 def keep_freed_memory() -> bool:

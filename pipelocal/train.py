@@ -19,7 +19,7 @@ from pipelocal.errors import (
     UserError,
 )
 from pipelocal.failures import failures_told
-from pipelocal.host import set_up_host
+from pipelocal.host import set_up_host, use_interface
 from pipelocal.pipeline.placement import place
 from pipelocal.run import Run
 from pipelocal.world import World
@@ -47,7 +47,8 @@ def train(
     """
     config.validate()
     blueprint = Blueprint.draw(config)
-    world = world or World.from_environment()
+    use_interface(config.interface)
+    world = world or World.from_environment(start_timeout_s=config.start_timeout)
     _check_bp_alone(config, world)
     _check_gap_alone(config, world)
     counts = config.replica_counts(blueprint.stages)

@@ -15,9 +15,7 @@ from pipelocal.errors import UserError
 from pipelocal.meeting import meet
 
 START_TIMEOUT_S = 300.0
-"""How long ranks wait for each other before the first batch."""
-
-START_TIMEOUT = timedelta(seconds=START_TIMEOUT_S)
+"""How long ranks wait for each other before the first batch, unless it is said otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +31,7 @@ class World:
     """As ``store``, but shared with the attempts before and after this one."""
     node: str = ""
     """Equal on two ranks if they are on the same node."""
+    start_timeout_s: float = START_TIMEOUT_S
     restarted: bool = False
     """Whether torchrun has started all ranks anew, for one of them ended before its time."""
 
@@ -43,11 +42,14 @@ class World:
         return cls(rank=0, size=1, local_rank=0, store=store, lasting=store)
 
     @classmethod
-    def from_environment(cls) -> World:
+    def from_environment(cls, *, start_timeout_s: float = START_TIMEOUT_S) -> World:
         """The world that torchrun describes in the environment, or this process alone.
 
         Where there is no torchrun, RANK and WORLD_SIZE must be set, and either MASTER_ADDR and
         MASTER_PORT, or PIPELOCAL_INIT_METHOD (such as ``file:///shared/folder/new-file``).
+
+        Args:
+            start_timeout_s: how long to wait for the other ranks, here and later before the first batch.
 
         Raises:
             UserError: the environment makes no sense, or the other ranks do not come.
@@ -61,13 +63,15 @@ class World:
                 f"to {size - 1}; torchrun sets both"
             )
         method = os.environ.get("PIPELOCAL_INIT_METHOD", "env://")
-        meeting = dist.rendezvous(method, rank=rank, world_size=size, timeout=START_TIMEOUT)
+        meeting = dist.rendezvous(
+            method, rank=rank, world_size=size, timeout=timedelta(seconds=start_timeout_s)
+        )
         try:
             store, _, _ = breakable(
-                lambda: next(iter(meeting)), check=lambda: None, timeout_s=START_TIMEOUT_S
+                lambda: next(iter(meeting)), check=lambda: None, timeout_s=start_timeout_s
             )
             token = meet(
-                dist.PrefixStore("pipelocal/meeting", store), rank, size, timeout_s=START_TIMEOUT_S
+                dist.PrefixStore("pipelocal/meeting", store), rank, size, timeout_s=start_timeout_s
             )
         except (TimeoutError, RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0] or "nobody answered"
@@ -82,6 +86,7 @@ class World:
             store=dist.PrefixStore(f"pipelocal/{token}", store),
             lasting=dist.PrefixStore("pipelocal/all", store),
             # Torchrun's own number of the node, since hosts may share a name.
+            start_timeout_s=start_timeout_s,
             node=os.environ.get("GROUP_RANK", socket.gethostname()),
             restarted=_number("TORCHELASTIC_RESTART_COUNT", 0) > 0,
         )

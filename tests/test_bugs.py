@@ -17,6 +17,7 @@ from pipelocal.build import Blueprint
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import ExportConfig, TrainConfig
 from pipelocal.control import ControlPlane
+from pipelocal.doctor.links import bits_per_s
 from pipelocal.errors import StageError, Terminated, UserError
 from pipelocal.export import export
 from pipelocal.models import Chain, build_chain
@@ -412,3 +413,10 @@ def test_a_rank_that_died_after_the_end_made_a_finished_run_fail(tmp_path: Path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert "it was finished before: accuracy" in done.stdout
+
+
+def test_a_busy_host_made_a_link_infinitely_fast() -> None:
+    """The bandwidth was found from the median ping, which may take longer than the fastest message."""
+    slow_pings, one_fast_message = [0.02, 0.03, 0.0001], [0.01, 0.04]
+    assert bits_per_s(1000, slow_pings, one_fast_message) == pytest.approx(8000 / 0.00995)
+    assert bits_per_s(1000, [0.03], [0.01]) == pytest.approx(8000 / 0.005)

@@ -17,7 +17,7 @@ NOT_OF_THE_BITS = {
     *("out", "config", "plain", "timeout", "trace", "debug_transfers", "log_every", "data_root"),
     *("resume", "snapshot_every", "snapshot_minutes", "keep_snapshots", "device", "edge", "window"),
     *("stages", "balance", "cut", "memory_limit", "device_speeds"),
-    *("replicas", "replicate", "rank_order", "start_timeout"),
+    *("replicas", "replicate", "rank_order", "start_timeout", "interface"),
 }
 """Options that may differ: they say where, how fast and how loudly. (Another cut is another training, but
 one can go on with it.)"""

@@ -17,6 +17,8 @@ class DoctorConfig:
     """Data set that rank 0 will read."""
     data_root: str | None = None
     """Folder of the data set's files."""
+    interface: str | None = None
+    """As for train."""
     device: str = "auto"
     """auto (CUDA where there is any), cpu or cuda."""
     threads: int = 1

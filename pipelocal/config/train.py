@@ -189,6 +189,9 @@ class TrainConfig:
     as many (at least 2): more of them hide a long link, and cost memory."""
     timeout: float = 300.0
     """Seconds within which a rank that waits for a neighbour in vain gives up and says which rank hangs."""
+    interface: str | None = None
+    """Network interface of every host, such as eth1, for gloo and NCCL; by default that which the host's
+    name leads to."""
     start_timeout: float = 300.0
     """Seconds that ranks wait for each other before the first batch."""
     snapshot_every: int | None = None

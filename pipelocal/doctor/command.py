@@ -19,6 +19,7 @@ from pipelocal.doctor.facts import Facts, gather
 from pipelocal.doctor.judge import Finding, judge
 from pipelocal.doctor.links import Clock, Link, measure_clock, measure_links
 from pipelocal.errors import PipelocalError
+from pipelocal.host import use_interface
 from pipelocal.telemetry.view import format_bytes
 from pipelocal.units import parse_bytes
 from pipelocal.world import World
@@ -40,6 +41,7 @@ def doctor(config: DoctorConfig, stream: TextIO, world: World | None = None) -> 
     """
     size = parse_bytes("--link-size", config.link_size)
     parse_bytes("--least-free", config.least_free)
+    use_interface(config.interface)
     world = world or World.from_environment()
     control = ControlPlane(world)
     try:

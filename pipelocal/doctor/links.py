@@ -57,11 +57,22 @@ def _measure(source: int, size: int) -> Link:
     trips = []
     for _ in range(PINGS):
         trips.append(_seconds_of_round_trip(source + 1, word, word))
-    one_way = statistics.median(trips) / 2
     longest = [_seconds_of_round_trip(source + 1, message, word) for _ in range(MESSAGES)]
-    # The answer of four bytes has its own way back.
-    seconds = max(min(longest) - one_way, 1e-9)
-    return Link(source=source, one_way_s=one_way, bits_per_s=8 * size / seconds)
+    return Link(
+        source=source,
+        one_way_s=statistics.median(trips) / 2,
+        bits_per_s=bits_per_s(size, trips, longest),
+    )
+
+
+def bits_per_s(size: int, short_s: list[float], long_s: list[float]) -> float:
+    """The bandwidth that round trips of a short message and of one of ``size`` bytes tell of.
+
+    The answer to a long message is short, and has its own way back: as fast as the fastest one, for the
+    usual one may have waited for a busy host, and been slower than a long message that did not.
+    """
+    seconds = min(long_s) - min(short_s) / 2
+    return 8 * size / max(seconds, min(long_s) / 2)
 
 
 def _answer(source: int, size: int) -> None:
