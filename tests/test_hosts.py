@@ -16,7 +16,7 @@ from benchmarks.communication import network
 from benchmarks.communication.network import DEVICE, Host, Shape, some_hosts
 from pipelocal.checkpoint.snapshot import SnapshotFolder
 from tests.interrupted import EVERY
-from tests.test_transparency import assert_same_bits, train_alone
+from tests.test_transparency import MODELS, assert_same_bits, train_alone
 
 LACKING = network.missing()
 pytestmark = [
@@ -31,10 +31,17 @@ LONG = ["--model", "mlp", "--stages", "4", "--epochs", "20", "--log-every", "8",
 
 @contextmanager
 def launched(
-    hosts: list[Host], options: list[str], log: Path, *, restarts: int = 0
+    hosts: list[Host],
+    options: list[str],
+    log: Path,
+    *,
+    restarts: int = 0,
+    interface: str | None = DEVICE,
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
     """``torchrun`` on every host, as one would type it there."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": DEVICE}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if interface is not None:
+        environment["GLOO_SOCKET_IFNAME"] = interface
     agents = []
     for number, host in enumerate(hosts):
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(hosts))]
@@ -77,6 +84,19 @@ def test_four_hosts_equal_one_process(tmp_path: Path, shape: Shape) -> None:
         with launched(hosts, options, log) as agents:
             _ended_well(agents, log, 200)
     assert_same_bits(train_alone(SHORT, tmp_path / "alone"), out)
+
+
+@pytest.mark.slow
+def test_replicas_on_four_hosts_equal_one_process(tmp_path: Path) -> None:
+    """With the interface named by an option in place of the environment."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    options = ["--model", f"{MODELS}:dropout", "--stages", "3", "--replicas", "1,2,1"]
+    options += ["--objective", "greedy", "--max-steps", "40", "--lr", "0.05"]
+    with some_hosts(4, Shape()) as hosts:
+        own = ["--interface", DEVICE, "--plain", "--out", str(out)]
+        with launched(hosts, [*options, *own], log, interface=None) as agents:
+            _ended_well(agents, log, 200)
+    assert_same_bits(train_alone(options, tmp_path / "alone"), out)
 
 
 @pytest.mark.slow

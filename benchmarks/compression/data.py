@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelocal.data import ArrayDataset, DatasetEntry, data_info, load_dataset
+from pipelocal.data import ArrayDataset, DataInfo, DatasetEntry, data_info, load_dataset
 from pipelocal.errors import UserError
 from pipelocal.seeding import derive_seed
 
@@ -107,7 +107,7 @@ def dealt(dataset: ArrayDataset, deal: Deal, seed: int) -> DealtDataset:
     generator = torch.Generator().manual_seed(derive_seed(seed, "deal"))
     held_out = slice(-deal.held_out, None) if deal.held_out else None
     return DealtDataset(
-        info=dataset.info,
+        info=_renamed(dataset.info),
         train_x=torch.cat([x] * deal.passes),
         train_y=torch.cat([y] * deal.passes),
         test_x=dataset.test_x if held_out is None else dataset.train_x[held_out],
@@ -126,4 +126,8 @@ def entry(name: str, deal: Deal) -> DatasetEntry:
     def load(root: Path | None, seed: int) -> ArrayDataset:
         return dealt(load_dataset(name, root=root, seed=seed), deal, seed)
 
-    return DatasetEntry(replace(data_info(name), name=f"{name}-dealt"), load)
+    return DatasetEntry(_renamed(data_info(name)), load)
+
+
+def _renamed(info: DataInfo) -> DataInfo:
+    return replace(info, name=f"{info.name}-dealt")

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import common
 from benchmarks.common import BenchmarkError, Target
+from benchmarks.compression import forked
 from pipelocal.data import data_info
 
 HERE = Path(__file__).resolve().parent
@@ -80,7 +81,7 @@ def main() -> None:
         for method in all_methods:
             if method.rate_of is None:
                 tuning = tune(method, skew, options)
-                rates[method.name] = best(tuning)
+                rates[method.name] = best(tuning) if tuning else options.rates[0]
                 rows += tuning
             else:
                 rates[method.name] = rates[method.rate_of]
@@ -132,7 +133,10 @@ def _parse() -> argparse.Namespace:
 
 
 def tune(method: Method, skew: float, options: argparse.Namespace) -> list[Row]:
-    """Runs at learning rates around the best one."""
+    """Runs at learning rates around the best one; none where there is no choice."""
+
+    if len(options.rates) == 1:
+        return []
 
     def run(rate: float) -> Row:
         return trained(method, skew, rate, options.tuning_seed, options, tuning=True)
@@ -195,9 +199,9 @@ def trained(
     }
     with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
         out = Path(scratch, "run")
-        arguments = [str(HERE / "skewed.py"), *own, *train, "--out", str(out)]
+        arguments = [*own, *train, "--out", str(out)]
         try:
-            common.launch(options.replicas, arguments, what=what)
+            forked.train(options.replicas, arguments, Path(scratch), what=what)
         except BenchmarkError as error:
             if "NaN or infinite" not in str(error):
                 raise

@@ -1,0 +1,125 @@
+"""Options of replicas: what is refused in one line, and which rank becomes what."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelocal.config import TrainConfig
+from pipelocal.errors import UserError
+from pipelocal.host import use_interface
+from pipelocal.pipeline.placement import place
+from pipelocal.pipeline.source import Plan
+from tests.models_for_tests import WIDE
+from tests.ranks import launch
+from tests.replicas.test_training import DROPOUT, MODELS, assert_close
+from tests.test_transparency import train_alone
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"replicas": "two"}, "--replicas two: give auto, one whole number"),
+        ({"replicas": "0"}, "--replicas 0: give auto, one whole number of at least 1"),
+        ({"replicas": "1,2"}, "or 4 with commas between them, one for each stage"),
+        ({"replicas": "two", "cut": "2,2"}, "--replicas two: give auto"),
+        ({"replicas": "2", "objective": "bp"}, "--replicas is for stages"),
+        ({"replicas": "2", "step_early": True}, "--step-early is for updates after every batch"),
+        ({"replicas": "2", "measure_bp_gap": 4}, "--measure-bp-gap is for updates"),
+        ({"replicas": "2", "reconcile_fraction": 1.0}, "--reconcile-fraction 1 forms"),
+        ({"replicate": "zero"}, "--replicate zero: choose one of ddp, fsdp"),
+        ({"rank_order": "odd"}, "--rank-order odd: choose one of auto, plain"),
+        ({"compress": "zip"}, "unknown gradient compression 'zip'|gradient compression"),
+        ({"compress": "sign", "replicate": "fsdp"}, "--compress sign is for --replicate ddp"),
+        ({"compress_share": 0.0}, "--compress-share 0.0: give a number above 0, to 1"),
+        ({"compress_rank": 0}, "--compress-rank 0: must be at least 1"),
+        ({"replicate": "fsdp", "ema": 0.9}, "--ema averages whole weights"),
+        ({"sync_batchnorm": True, "compile": "eager"}, "and --compile changes them"),
+        ({"sync_batchnorm": True, "checkpoint_activations": 1}, "--checkpoint-activations"),
+        ({"start_timeout": 0.0}, "--start-timeout 0.0: give a number above 0"),
+    ],
+    ids=str,
+)
+def test_refused(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        TrainConfig(**options).validate()
+
+
+@pytest.mark.parametrize(
+    ("stages", "ranks", "replicas", "match"),
+    [
+        (3, 3, [1, 2, 1], "--replicas 1,2,1 on 3 ranks: start 4 .*, or one process alone"),
+        (4, 3, [2] * 4, "--replicas 2 on 3 ranks: start a multiple of 2"),
+        (2, 6, [2] * 2, "6 ranks for 2 stages: .* so start at most 4"),
+    ],
+)
+def test_numbers_of_ranks(stages: int, ranks: int, replicas: list[int], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        place(stages, ranks, replicas)
+
+
+def test_whole_rounds() -> None:
+    """Of 7 batches an epoch 6 are three rounds; 9 wanted in all are 6, and one round of the next epoch."""
+    plan = Plan(epochs=3, steps_per_epoch=7, max_steps=9, evaluate_every=1, together=2)
+    whole = plan.in_whole_rounds()
+    assert (whole.steps_per_epoch, whole.total_steps) == (6, 8)
+    with pytest.raises(UserError, match="less than the 8 that all replicas take in step"):
+        Plan(
+            epochs=1, steps_per_epoch=7, max_steps=None, evaluate_every=1, together=8
+        ).in_whole_rounds()
+
+
+def test_updates_end_with_the_epoch_and_rounds_begin_with_it() -> None:
+    plan = Plan(
+        epochs=2,
+        steps_per_epoch=5,
+        max_steps=9,
+        evaluate_every=1,
+        together=2,
+        update_every=4,
+        reconcile_every=3,
+    )
+    assert [plan.update_at(done) for done in range(9)] == [4, 4, 4, 4, 5, 9, 9, 9, 9]
+    reconciled = [done for done in range(9) if plan.reconciles(done)]
+    assert reconciled == [0, 1, 5, 6], "rounds 0 and 3, of three an epoch"
+
+
+def test_an_interface_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"--interface eth99: .* has no such network interface"):
+        use_interface("eth99")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "before")
+    use_interface("lo")
+    assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "lo"
+
+
+@pytest.mark.parametrize(
+    ("model", "order", "ranks"),
+    [
+        # What an edge carries of 64 rows is more than what the replicas of a stage send.
+        ("wide", "auto", [[0, 2], [1, 3]]),
+        ("wide", "plain", [[0, 1], [2, 3]]),
+    ],
+)
+def test_little_crosses_between_nodes(
+    tmp_path: Path, model: str, order: str, ranks: list[list[int]]
+) -> None:
+    """Two nodes of two ranks: pipelines stay on one, and what is trained is the same."""
+    assert WIDE > 1000
+    options = [*DROPOUT, "--model", f"{MODELS}:{model}", "--stages", "2", "--replicas", "2"]
+    options += ["--max-steps", "6", "--lr", "0.001", "--objective", "greedy"]
+
+    def on_node(rank: int) -> None:
+        os.environ["GROUP_RANK"] = str(rank // 2)
+
+    out = tmp_path / "run"
+    arguments = ["train", *options, "--rank-order", order, "--out", str(out), "--plain"]
+    processes = launch(tmp_path / "log", arguments, 4, on_node)
+    assert processes.wait(60) == [0] * 4, processes.output()
+    stages = json.loads((out / "summary.json").read_text())["stages"]
+    assert [[one["rank"] for one in stage["replicas"]] for stage in stages] == ranks
+    assert_close(train_alone(options, tmp_path / "alone"), out, 1e-4)
