@@ -13,6 +13,7 @@ from pipelocal.build import Blueprint
 from pipelocal.checkpoint.resume import identity
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import TrainConfig
+from pipelocal.config.combinations import check_combinations
 from pipelocal.control import ControlPlane
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
@@ -90,6 +91,7 @@ def prepare(
         blueprint = blueprint.cut_at(cut)
         counts = _choose_replicas(config, blueprint, costs, folder, world.size)
         config = replace(config, replicas=replicas_text(counts))
+        check_combinations(config)  # of what was chosen, which the options did not tell
         placement = place(blueprint.stages, world.size, counts)
         facts = Facts(
             folder=str(folder.path),

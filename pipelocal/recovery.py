@@ -22,6 +22,7 @@ from pipelocal.checkpoint.snapshot import Manifest, SavedFile, SnapshotFolder
 from pipelocal.checkpoint.writer import SnapshotWriter
 from pipelocal.config import TrainConfig
 from pipelocal.control import ControlPlane
+from pipelocal.errors import UserError
 from pipelocal.partition import from_text, to_text
 from pipelocal.pipeline.worker import Worker
 from pipelocal.stage import Stage
@@ -166,6 +167,12 @@ def load_snapshot(
     else:
         state = _from_other_cut(blueprint, stage, folder, start)
         worker.continue_from(start.step)
+    if replicas > 1 and state["training"]["batches"]:
+        raise UserError(
+            f"the snapshot of batch {start.step} has gradients of {state['training']['batches']} batch(es) "
+            f"that are no update yet, which replicas cannot go on with: give another one, or go on in one "
+            f"process"
+        )
     blueprint.load_weights(stage, state)
     blueprint.load_average(stage, state)
     steps, frozen_at = state["steps"], state["frozen_at"]

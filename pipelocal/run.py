@@ -91,7 +91,7 @@ class Run:
             )  # every replica of the first stage reads its own batches
         plan = _plan(self.config, facts.steps_per_epoch)
         start = Start(**facts.start)
-        _check_steps_left(start, plan)
+        _check_start(start, plan, alone=self.world.size == 1)
         stages = self._build_stages(plan, facts, seat.block.stages)
         assembly = Assembly(
             self.config,
@@ -309,9 +309,16 @@ def _listed(ranks: Sequence[int]) -> str:
     return ",".join(map(str, ranks))
 
 
-def _check_steps_left(start: Start, plan: Plan) -> None:
+def _check_start(start: Start, plan: Plan, *, alone: bool) -> None:
     if start.step > plan.total_steps:
         raise UserError(
             f"the snapshot is of batch {start.step}, and --epochs and --max-steps end the training after "
             f"{plan.total_steps}: give more epochs"
+        )
+    between = start.step > 0 and plan.update_at(start.step - 1) != start.step
+    if plan.together > 1 and between and not alone:
+        raise UserError(
+            f"the snapshot is of batch {start.step}, between two updates of {plan.update_every} batches, "
+            f"where each replica had to have gradients of its own: give a snapshot of another batch, or go "
+            f"on in one process"
         )

@@ -138,7 +138,7 @@ class Stage:
         With replicas, right behind an update, so that all stop at the same batch. Its optimizer's memory
         is given back. The output gradient can still be asked for: the next stage may reconcile with it.
         """
-        self.frozen_at = self.steps
+        self.frozen_at = self.updated_at
         for parameter in self._parameters():
             parameter.requires_grad_(False)
         self._update.forget()
@@ -236,6 +236,14 @@ class Stage:
             predictions=target.numel(),
             residual=self._residual,
         )
+
+    def average_gradients(self, due: int) -> None:
+        """Before :meth:`update`, with replicas: what of it waits for the others.
+
+        Args:
+            due: as there.
+        """
+        self._update.average_gradients(self.steps + 1, due)
 
     def update(self, due: int | None = None) -> None:
         """Optimizer and schedule, if due; then the batch is over and at most gradients are kept.

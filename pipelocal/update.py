@@ -43,7 +43,19 @@ class Update:
         """Batches of the run before the last update."""
         self._own = 0
         """Batches met here since then."""
+        self._averaged = False
         self._frozen = False
+
+    def average_gradients(self, done: int, due: int) -> None:
+        """The first part of an update of replicas, if that comes now: it waits for the others.
+
+        Args:
+            done: batches of the run up to this one, whose gradients are in.
+            due: those after which comes the update.
+        """
+        if not self._frozen and self._comes(done, due):
+            self.replicas.average()
+            self._averaged = True
 
     def batch_done(self, done: int, due: int | None = None) -> None:
         """The gradients of one more batch are in.
@@ -57,9 +69,12 @@ class Update:
         if due is None:
             self.last = done - self._own
             due = self.last + self._every
-        # Whether the next batch of this replica would be behind the update.
-        if done + self.replicas.count > due:
+        if self._comes(done, due):
             self.complete(due)
+
+    def _comes(self, done: int, due: int) -> bool:
+        """Whether the next batch of this replica would be behind the update."""
+        return done + self.replicas.count > due
 
     def complete(self, done: int) -> None:
         """Update with the batches there are, fewer than usual as they may be; if there are any.
@@ -71,7 +86,9 @@ class Update:
         if batches == 0 or self._frozen:
             self.last = done
             return
-        self.replicas.average()
+        if not self._averaged:
+            self.replicas.average()
+        self._averaged = False
         share = batches / self.replicas.count
         if share != 1:
             for parameter in self._parameters():

@@ -175,3 +175,27 @@ def huge_messages(shape: tuple[int, ...], classes: int) -> nn.Sequential:
 def tiny(shape: tuple[int, ...], classes: int) -> nn.Sequential:
     """As little work as a batch can be."""
     return _sequential(Repeat(1), Repeat(1), nn.Linear(64, classes))
+
+
+class Awkward(nn.Module):
+    """Buffers that must not be averaged or rounded, and a parameter that nothing uses."""
+
+    mask: Tensor
+    fine: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.ones(3))
+        self.linear = nn.Linear(32, 32)
+        self.norm = nn.BatchNorm1d(32)
+        self.register_buffer("mask", torch.full((2,), torch.finfo(torch.float32).min))
+        self.register_buffer("fine", torch.tensor([1 / 3, -0.0], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.linear(x)).relu()
+        return out
+
+
+def awkward(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """What replicas must leave as it is."""
+    return _sequential(_first(32), Awkward(), nn.Linear(32, classes))

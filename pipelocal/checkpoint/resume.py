@@ -33,7 +33,8 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     options = {k: v for k, v in asdict(config).items() if k not in NOT_OF_THE_BITS}
     # Replicas count by how many batches make an update (the same up to rounding), and a round.
     options["accumulate"] = config.batches_an_update
-    options["replicas"] = config.together if config.objective == "sgr" else 1
+    rounds_matter = config.objective == "sgr" or config.sync_batchnorm
+    options["replicas"] = config.together if rounds_matter else 1
     return options
 
 

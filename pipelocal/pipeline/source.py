@@ -69,7 +69,13 @@ class Plan:
                 f"replicas take in step: give a smaller --batch-size, or fewer --replicas"
             )
         plan = replace(self, steps_per_epoch=whole)
-        return replace(plan, max_steps=plan.total_steps - plan.total_steps % whole % self.together)
+        steps = plan.total_steps - plan.total_steps % whole % self.together
+        if steps == 0:
+            raise UserError(
+                f"--max-steps {self.max_steps} is less than the {self.together} batches that all replicas "
+                f"take in step: give at least so many"
+            )
+        return replace(plan, max_steps=steps)
 
     def update_at(self, done: int) -> int:
         """The training batches after which comes the update of the batch before which there were ``done``."""
@@ -169,6 +175,9 @@ class Source:
 
     def _event(self, kind: Kind, epoch: int, batch: Batch | None = None) -> HandedBatch:
         rows = 0 if batch is None else len(batch.target)
+        if not kind.dealt and self._plan is not None:
+            # So that the batches behind it begin with the first replica, whatever came before.
+            self._number += -(self._number + 1) % self._plan.together
         header = Header(
             kind=kind,
             number=self._number,

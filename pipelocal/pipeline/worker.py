@@ -4,7 +4,8 @@ A training batch, from left to right in time; ``>`` marks what leaves for the ne
 
     receive x | forward > target, ids, x | head backward > delta | receive delta, reconcile | update
 
-What a trace calls these: receive, forward, send, head, send, backward (or receive, reconcile), step.
+What a trace calls these: receive, forward, send, head, send, backward (or receive, reconcile), average
+(with replicas), step.
 """
 
 from __future__ import annotations
@@ -199,8 +200,11 @@ class Worker:
                 self._report_gap(delta, batch.header)
         metrics = stage.metrics(target)
         self._learning_rate = stage.optimizer.param_groups[0]["lr"]
+        if stage.replicas.count > 1:
+            with self._action("average"):
+                stage.average_gradients(batch.header.update_at)
         with self._action("step"):
-            stage.update(batch.header.update_at)
+            stage.update(batch.header.update_at or None)
         if memory:
             # One after the other: a stage without autograd has it for the distance alone, at the end.
             activations = max(memory.peak_bytes, stage.kept_bytes)
@@ -235,7 +239,8 @@ class Worker:
 
     def _complete_update(self, header: Header) -> None:
         """For replicas that have met no batch behind which they would have known to."""
-        self._freeze_if_due()
+        if self.stage.updated_at < header.step:
+            self._freeze_if_due()
         self.stage.complete_update(header.step)
         if self._record_due():
             self._report_training(header.epoch)
@@ -257,7 +262,7 @@ class Worker:
             and self._freezing.due(stage.updated_at, ended)
         ):
             stage.freeze()
-            self._report({"event": "freeze", "stage": stage.number, "step": stage.steps})
+            self._report({"event": "freeze", "stage": stage.number, "step": stage.frozen_at})
 
     def state_dict(self) -> dict[str, Any]:
         """What the worker knows beside its stage, between two batches of training."""
@@ -310,9 +315,9 @@ class Worker:
 
     def _record_due(self) -> bool:
         stage = self.stage
-        # Replicas report together, where they have all met the batches that the record is of.
-        met = stage.steps if stage.replicas.count == 1 else stage.updated_at
-        return met // self._log_every > self._reported // self._log_every
+        if stage.replicas.count > 1 and stage.steps != stage.updated_at:
+            return False  # they report together, where they have all met what the record is of
+        return stage.steps // self._log_every > self._reported // self._log_every
 
     def _check_finite(self, x: Tensor | None) -> None:
         """Raise a :class:`StageError` if some loss so far was NaN or infinite."""
@@ -356,7 +361,8 @@ class Worker:
             self.outgoing.finish()
 
     def _waited_s(self) -> float:
-        return self.incoming.waited_s + (self.outgoing.waited_s if self.outgoing else 0.0)
+        edges = self.incoming.waited_s + (self.outgoing.waited_s if self.outgoing else 0.0)
+        return edges + self.stage.replicas.waited_s
 
 
 def run_stream(workers: Sequence[Worker], check: Check) -> None:

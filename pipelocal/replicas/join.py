@@ -10,6 +10,7 @@ from pipelocal.config import TrainConfig
 from pipelocal.replicas.averaging import DataParallel
 from pipelocal.replicas.compression import Compression, compress
 from pipelocal.replicas.sync_norm import synchronise_norms
+from pipelocal.replicas.together import Together
 from pipelocal.seeding import derive_seed
 from pipelocal.stage import Stage
 from pipelocal.transport.groups import ReplicaGroup
@@ -28,17 +29,21 @@ def join_replicas(stage: Stage, group: ReplicaGroup, config: TrainConfig) -> Non
     """
     if config.sync_batchnorm:
         for part in (stage.body, stage.head):
-            synchronise_norms(part, group.device)
+            synchronise_norms(part, group.device, run=group.together)
+    if stage.frozen:  # which DDP would refuse
+        stage.join(Together(stage, group))
+        return
+    same_batches = config.sync_batchnorm
     if config.replicate == "fsdp":
         # Here, for it takes most of a second to import.
         from pipelocal.replicas.sharding import FullyShard
 
-        stage.join(FullyShard(stage, group))
+        stage.join(FullyShard(stage, group, same_batches=same_batches))
         return
     compression = None
     if config.compress is not None:
         compression = partial(_register, config, group, stage.number)
-    stage.join(DataParallel(stage, group, compression))
+    stage.join(DataParallel(stage, group, compression, same_batches=same_batches))
 
 
 def _register(

@@ -25,6 +25,10 @@ class Replicas(Protocol):
     def sent_bytes(self) -> int:
         """What this one has had to send of its gradients so far, in bytes of payload."""
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent in these calls so far."""
+
     def average(self) -> None:
         """Make the parameters' gradients, and the floating-point buffers, the means over the replicas.
 
@@ -47,6 +51,7 @@ class Alone:
     count = 1
     index = 0
     sent_bytes = 0
+    waited_s = 0.0
 
     def average(self) -> None:
         pass

@@ -9,13 +9,13 @@ from torch import Size, Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pipelocal.replicas.averaging import all_reduced_bytes, average_buffers
 from pipelocal.replicas.carrier import Carrier
+from pipelocal.replicas.together import Alikeness, Together, drop_gradients, gradients_of
 from pipelocal.stage import Stage
 from pipelocal.transport.groups import ReplicaGroup
 
 
-class FullyShard:
+class FullyShard(Together):
     """Optimizer state and the parameters that it steps are shared out over the replicas.
 
     Passes see whole parameters, which are gathered behind each update and not before each pass: replicas
@@ -24,33 +24,22 @@ class FullyShard:
     Args:
         stage: already the same on all replicas; its optimizer's state is shared out too.
         group: the replicas.
+        same_batches: see :class:`~pipelocal.replicas.together.Alikeness`.
     """
 
-    def __init__(self, stage: Stage, group: ReplicaGroup) -> None:
-        self._stage = stage
-        self._group = group
-        self.sent_bytes = 0
+    def __init__(self, stage: Stage, group: ReplicaGroup, *, same_batches: bool = False) -> None:
+        super().__init__(stage, group)
+        self._alikeness = Alikeness(stage, group, same_batches=same_batches)
         self._carrier = Carrier(stage.body, stage.head)
         group.together(self._share_out)
 
-    @property
-    def count(self) -> int:
-        return self._group.count
-
-    @property
-    def index(self) -> int:
-        return self._group.index
-
     def average(self) -> None:
         # Gradients are reduced to their shares, and the parameters' shares gathered: each is half of it.
-        self.sent_bytes += all_reduced_bytes(self._stage, self.count)
+        self.sent_bytes += self._all_reduced_bytes()
         self._group.together(self._average)
 
     def updated(self) -> None:
         self._group.together(self._gather)
-
-    def each(self, values: Tensor) -> Tensor:
-        return self._group.each(values)
 
     def whole(self, state: Any) -> Any:
         return self._group.together(partial(self._gather_state, state))
@@ -71,9 +60,14 @@ class FullyShard:
         self._carrier.unshard()  # type: ignore[operator]
 
     def _average(self) -> None:
+        own = gradients_of(self._trained())
         self._carrier().backward()
         self._carrier.reshard()  # type: ignore[operator]
-        average_buffers(self._stage, self._group)
+        drop_gradients(self._trained(), self._alikeness.agree(own))
+
+    def _trained(self) -> list[nn.Parameter]:
+        """The whole parameters or their shares, whichever are in place."""
+        return [p for p in self._carrier.parameters() if p.requires_grad]
 
     def _gather_state(self, state: Any) -> Any:
         whole = _whole(state)

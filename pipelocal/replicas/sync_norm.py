@@ -15,6 +15,7 @@ with as many rows on each, of the joint batch's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Self
 
@@ -27,8 +28,13 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from pipelocal.errors import UserError
 
+Run = Callable[[Callable[[], object]], object]
+"""Calls what it is given, which waits for other replicas; may break the wait off by an error."""
 
-def synchronise_norms(module: nn.Module, group: dist.ProcessGroup) -> int:
+
+def synchronise_norms(
+    module: nn.Module, group: dist.ProcessGroup, *, run: Run = lambda call: call()
+) -> int:
     """Have every BatchNorm of a module normalise over the batches of all replicas when it trains.
 
     The modules stay the same objects, of another class: parameters, buffers, hooks and names in the
@@ -38,6 +44,7 @@ def synchronise_norms(module: nn.Module, group: dist.ProcessGroup) -> int:
     Args:
         module: may be a BatchNorm itself.
         group: the replicas.
+        run: makes the collectives.
 
     Returns:
         How many BatchNorms were changed; those that are synchronised already are left as they are.
@@ -60,15 +67,16 @@ def synchronise_norms(module: nn.Module, group: dist.ProcessGroup) -> int:
     for norm in norms:
         norm.__class__ = _synchronised(type(norm))  # type: ignore[arg-type]
         assert isinstance(norm, SyncNorm)
-        norm.shared = SharedGroup(group)
+        norm.shared = SharedGroup(group, run)
     return len(norms)
 
 
 class SharedGroup:
     """A process group that a module and its copies have in common; a group itself has no copy."""
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, run: Run) -> None:
         self.group = group
+        self.run = run
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -88,8 +96,7 @@ class SyncNorm(_BatchNorm):
         Returns:
             The same shape and dtype.
         """
-        group = self.shared.group
-        if not self.training or group.size() == 1:
+        if not self.training or self.shared.group.size() == 1:
             return super().forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         # As torch's own: statistics of half precision are in float32.
@@ -103,7 +110,7 @@ class SyncNorm(_BatchNorm):
         centred = x - own_mean.view(shape)
         own_squares = centred.square().sum(dims)
         own = torch.stack((torch.full_like(own_mean, count), own_mean, own_squares))
-        counts, means, squares = _Gather.apply(own, group).unbind(1)  # type: ignore[no-untyped-call]
+        counts, means, squares = _Gather.apply(own, self.shared).unbind(1)  # type: ignore[no-untyped-call]
 
         total = counts.sum(0)
         # By way of one of the means, so that what is summed is small.
@@ -143,19 +150,19 @@ class _Gather(Function):
     """This replica's tensor ``[...]`` to those of all, ``[R, ...]``, the same on all."""
 
     @staticmethod
-    def forward(own: Tensor, group: dist.ProcessGroup) -> Tensor:
-        own = own.contiguous()
-        rows = own.new_empty(group.size(), *own.shape)
-        dist.all_gather(list(rows.unbind()), own, group=group)
+    def forward(own: Tensor, shared: SharedGroup) -> Tensor:
+        own = own.detach().contiguous()
+        rows = own.new_empty(shared.group.size(), *own.shape)
+        shared.run(lambda: dist.all_gather(list(rows.unbind()), own, group=shared.group))
         return rows
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, dist.ProcessGroup], _: Tensor) -> None:
-        ctx.group = inputs[1]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, SharedGroup], _: Tensor) -> None:
+        ctx.shared = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        return _OwnSum.apply(upstream, ctx.group), None  # type: ignore[no-untyped-call]
+        return _OwnSum.apply(upstream, ctx.shared), None  # type: ignore[no-untyped-call]
 
 
 class _OwnSum(Function):
@@ -165,15 +172,15 @@ class _OwnSum(Function):
     """
 
     @staticmethod
-    def forward(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
-        total = rows.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=group)
-        return total[group.rank()].clone()
+    def forward(rows: Tensor, shared: SharedGroup) -> Tensor:
+        total = rows.detach().clone(memory_format=torch.contiguous_format)
+        shared.run(lambda: dist.all_reduce(total, group=shared.group))
+        return total[shared.group.rank()].clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, dist.ProcessGroup], _: Tensor) -> None:
-        ctx.group = inputs[1]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, SharedGroup], _: Tensor) -> None:
+        ctx.shared = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        return _Gather.apply(upstream, ctx.group), None  # type: ignore[no-untyped-call]
+        return _Gather.apply(upstream, ctx.shared), None  # type: ignore[no-untyped-call]

@@ -19,7 +19,7 @@ from pipelocal.errors import UserError
 from pipelocal.telemetry.trace import read_events
 
 COMPUTING = ("forward", "head", "backward", "reconcile", "step")
-WAITING = ("receive", "send")
+WAITING = ("receive", "send", "average")
 SATURATED = 0.8
 """A rank or an edge that is busy for so much of the time holds the others up."""
 

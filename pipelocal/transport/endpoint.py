@@ -94,7 +94,7 @@ class Endpoint(ABC):
         except Exception as error:
             # The process may be on its way out; then nobody reads this.
             with self._changed:
-                self._failure = _first_sentence(error)
+                self._failure = first_sentence(error)
                 self._changed.notify_all()
 
     def _action(self, name: str, message: str, batch: int, size: int) -> Action:
@@ -131,7 +131,7 @@ class Endpoint(ABC):
         self.waited_s += time.monotonic() - started
 
 
-def _first_sentence(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
     """What a library's error says, without the place in its source and its advice."""
     text = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip())
     return re.split(r"\.\s|\n", text)[0] or type(error).__name__

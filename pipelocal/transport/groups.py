@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,12 +16,15 @@ from pipelocal.breakable import breakable
 from pipelocal.errors import STALLED, PipelocalError, StageError
 from pipelocal.transport.connect import GLOO_TIMEOUT, use_nccl
 from pipelocal.transport.edge import Check
-from pipelocal.transport.endpoint import Waits
+from pipelocal.transport.endpoint import Waits, first_sentence
 
 T = TypeVar("T")
 
+WHO_S = 0.5
+"""How long a lost connection waits for word of whose it was."""
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(kw_only=True)
 class ReplicaGroup:
     """The ranks of one block of stages, seen from one of them."""
 
@@ -40,6 +44,8 @@ class ReplicaGroup:
     check: Check
     waits: Waits
     timeout_s: float
+    waited_s: float = 0.0
+    """Seconds spent so far in what the replicas do together."""
 
     def together(self, call: Callable[[], T]) -> T:
         """Do what all replicas do at the same time; they wait for each other in it.
@@ -55,8 +61,9 @@ class ReplicaGroup:
             return call()
 
         self.waits(True)
+        started = time.perf_counter()
         try:
-            return breakable(on_own_thread, check=self.check, timeout_s=self.timeout_s)
+            result = breakable(on_own_thread, check=self.check, timeout_s=self.timeout_s)
         except TimeoutError as error:
             raise StageError(
                 f"waited for another replica for {self.timeout_s:g} s: {STALLED}",
@@ -68,12 +75,21 @@ class ReplicaGroup:
         except RuntimeError as error:
             if not _is_of_a_link(error):
                 raise
-            reason = str(error).strip().partition("\n")[0]
+            self._say_who_is_gone()
+            reason = first_sentence(error)
             raise StageError(
                 f"lost the connection to another replica ({reason})", stage=self.stage, symptom=True
             ) from error
-        finally:
-            self.waits(False)
+        self.waits(False)
+        self.waited_s += time.perf_counter() - started
+        return result
+
+    def _say_who_is_gone(self) -> None:
+        """Raise what is known of a lost rank: its own connection tells which, a little later."""
+        deadline = time.monotonic() + WHO_S
+        while time.monotonic() < deadline:
+            self.check()
+            time.sleep(0.02)
 
     def each(self, values: Tensor) -> Tensor:
         """A tensor on the CPU of each replica, ``[count, ...]`` in order."""

@@ -224,8 +224,7 @@ class RemoteReceiver(Endpoint):
             self._wait_for(lambda: bool(self._arriving), "nothing from")
             batch = self._arriving.popleft()
         number = batch.header.number
-        early = not batch.header.kind.dealt and self._last_number < number < due
-        if number != due and not early:
+        if number != due and (batch.header.kind.dealt or number <= self._last_number):
             raise StageError(
                 f"batch {number} came from {self._peer} where {due} was next: a batch was lost",
                 stage=self._own,

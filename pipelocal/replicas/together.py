@@ -1,0 +1,117 @@
+"""What all ways of averaging share: figures, and what is averaged beside the gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipelocal.stage import Stage
+from pipelocal.transport.groups import ReplicaGroup
+
+
+class Together:
+    """One of the replicas of a stage; see :class:`~pipelocal.replicas.one_of_several.Replicas`.
+
+    By itself it is that of a stage that trains no more.
+
+    Args:
+        stage: already the same on all replicas.
+        group: the replicas.
+    """
+
+    def __init__(self, stage: Stage, group: ReplicaGroup) -> None:
+        self._stage = stage
+        self._group = group
+        self.sent_bytes = 0
+
+    @property
+    def count(self) -> int:
+        return self._group.count
+
+    @property
+    def index(self) -> int:
+        return self._group.index
+
+    @property
+    def waited_s(self) -> float:
+        return self._group.waited_s
+
+    def average(self) -> None:
+        raise AssertionError("a frozen stage has nothing to average")
+
+    def updated(self) -> None:
+        pass
+
+    def each(self, values: Tensor) -> Tensor:
+        return self._group.each(values)
+
+    def whole(self, state: Any) -> Any:
+        return state
+
+    def _all_reduced_bytes(self) -> int:
+        """What each replica has to send to average the gradients of all parameters as they are."""
+        parameters = (p for group in self._stage.optimizer.param_groups for p in group["params"])
+        whole: int = sum(p.numel() * p.element_size() for p in parameters)
+        return math.ceil(2 * (self.count - 1) * whole / self.count)
+
+
+class Alikeness:
+    """Beside the gradients: what replicas gather in buffers, and which parameters have a gradient at all.
+
+    A floating-point buffer, such as a running mean, moves by the mean of how far each replica moved it
+    since the last update; a whole number, such as a count of batches, by their sum, or by their mean if
+    the replicas count the same batches. What no replica moved keeps its bits.
+
+    Args:
+        stage: the same on all replicas.
+        group: the replicas.
+        same_batches: whether what one replica gathers is of all replicas' batches.
+    """
+
+    def __init__(self, stage: Stage, group: ReplicaGroup, *, same_batches: bool) -> None:
+        modules = (stage.body, stage.head)
+        self._group = group
+        self._same_batches = same_batches
+        self._buffers = [b for module in modules for b in module.buffers() if b.dtype != torch.bool]
+        self._before = [buffer.clone() for buffer in self._buffers]
+
+    @torch.no_grad()
+    def agree(self, has_gradient: Tensor) -> Tensor:
+        """Make the buffers alike.
+
+        Args:
+            has_gradient: bool ``[P]``, by parameter, on the CPU.
+
+        Returns:
+            Whether some replica has one, likewise.
+        """
+        pairs = list(zip(self._buffers, self._before, strict=True))
+        device = self._group.computes_on
+        moved = [torch.where(b == old, 0, b - old).double().reshape(-1) for b, old in pairs]
+        flat = torch.cat([has_gradient.to(device).double(), *moved])
+        dist.all_reduce(flat, group=self._group.device)
+        sizes = [len(has_gradient), *(buffer.numel() for buffer in self._buffers)]
+        found, *parts = torch.split(flat, sizes)
+        for (buffer, old), part in zip(pairs, parts, strict=True):
+            mean = buffer.is_floating_point() or self._same_batches
+            by = (part / self._group.count if mean else part).view_as(old)
+            # Elsewhere nothing is added, not even zero: a minus zero stays one.
+            buffer.copy_(torch.where(by == 0, old, old + by.to(old.dtype)))
+            old.copy_(buffer)
+        return (found > 0).cpu()
+
+
+def gradients_of(parameters: list[nn.Parameter]) -> Tensor:
+    """Which of the parameters have a gradient, bool ``[P]``."""
+    return torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.bool)
+
+
+def drop_gradients(parameters: list[nn.Parameter], found: Tensor) -> None:
+    """Leave those without a gradient on any replica without one, so that an optimizer passes over them."""
+    for parameter, there in zip(parameters, found.tolist(), strict=True):
+        if not there:
+            parameter.grad = None
