@@ -30,6 +30,7 @@ from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.balance import CostModel
 from pipelocal.partition.partitioners import PartitionRequest, partition
 from pipelocal.partition.profile import Meter, profile_chain
+from pipelocal.partition.replicas import paces
 from pipelocal.partition.topology import Traffic
 from pipelocal.seeding import derive_seed, seeded
 from pipelocal.stage import Stage
@@ -127,13 +128,14 @@ class Blueprint:
         """
         if config.cut is not None or config.objective == "bp":
             return self
-        limit, speeds = config.memory_limit, config.device_speeds
+        limit, text = config.memory_limit, config.device_speeds
+        speeds = parse_speeds("--device-speeds", text, self.stages) if text else None
         request = PartitionRequest(
             chain=self.chain,
             stages=self.stages,
             measure=measure,
             memory_limit=parse_bytes("--memory-limit", limit) if limit else None,
-            speeds=parse_speeds("--device-speeds", speeds, self.stages) if speeds else None,
+            speeds=paces(speeds, config.replica_counts(self.stages), self.stages),
         )
         return replace(self, cuts=partition(config.balance, request))
 

@@ -18,7 +18,6 @@ from pipelocal.partition.profile import Meter
 from pipelocal.plan_replicas import (
     Replication,
     given_replicas,
-    paced,
     planned_replicas,
     replicate,
 )
@@ -126,7 +125,7 @@ def plan(config: PlanConfig) -> Plan:
         check_plot(config.plot)
     set_up_host(config.threads)
     blueprint = Blueprint.draw(train_config, info=planned_input(config))
-    replicas = given_replicas(config, blueprint.stages)
+    given_replicas(config, blueprint.stages)  # refuses what cannot be, before anything is measured
     note = None
     try:
         model = blueprint.cost_model(train_config, _meter(config))
@@ -137,7 +136,8 @@ def plan(config: PlanConfig) -> Plan:
     speeds = [1.0] * blueprint.stages
     if config.device_speeds is not None:
         speeds = parse_speeds("--device-speeds", config.device_speeds, blueprint.stages)
-    blueprint = blueprint.partitioned(paced(train_config, replicas, speeds), lambda: model)
+    replicated = replace(train_config, replicas=config.replicas)
+    blueprint = blueprint.partitioned(replicated, lambda: model)
     planned = replace(predict(blueprint, model, config, speeds), note=note)
     if config.ranks is None and config.plot is None:
         return planned

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
-from pipelocal.config import PlanConfig, TrainConfig
+from pipelocal.config import PlanConfig
 from pipelocal.config.plan import MOST_RANKS
 from pipelocal.errors import UserError
 from pipelocal.models import Shape
@@ -84,22 +84,6 @@ def planned_replicas(config: PlanConfig, seconds: Sequence[float]) -> list[int]:
     """
     replicas = given_replicas(config, len(seconds))
     return choose_replicas(seconds, _all_ranks(config)) if replicas is None else replicas
-
-
-def paced(
-    config: TrainConfig, replicas: Sequence[int] | None, speeds: Sequence[float]
-) -> TrainConfig:
-    """For the cut: to it, a stage with replicas is a device that is so many times as fast.
-
-    Args:
-        config: the training.
-        replicas: of each stage; None if they are chosen for the cut and not the cut for them.
-        speeds: of a device of each stage.
-    """
-    if replicas is None or len(set(replicas)) == 1:
-        return config
-    paces = [speed * r for speed, r in zip(speeds, replicas, strict=True)]
-    return replace(config, device_speeds=",".join(map(str, paces)))
 
 
 def replicate(

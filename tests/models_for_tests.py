@@ -167,6 +167,12 @@ def one_sleeps(shape: tuple[int, ...], classes: int) -> nn.Sequential:
     return _sequential(Repeat(1), Dawdle(0.02), Repeat(1), nn.Linear(64, classes))
 
 
+def two_sleep(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """Four units, of which the second and the third take their time."""
+    middle = [Dawdle(0.02), Dawdle(0.02)]
+    return _sequential(Repeat(1), *middle, Repeat(1), nn.Linear(64, classes))
+
+
 def huge_messages(shape: tuple[int, ...], classes: int) -> nn.Sequential:
     """64 MiB of x for 16 samples."""
     return _sequential(Repeat(16_384), Dawdle(0.0), nn.Linear(64, classes))

@@ -291,25 +291,27 @@ def plot(lines: Sequence[Row], path: Path) -> None:
     pyplot = common.load_pyplot()
     if pyplot is None:
         return
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for skew, mark in zip(dict.fromkeys(line["skew"] for line in lines), "osD^v", strict=False):
-        own = [line for line in lines if line["skew"] == skew and line["bytes_per_update"]]
-        means = [100 * line["accuracy"]["mean"] for line in own]
-        bars = [
-            [100 * abs(line["accuracy"][end] - line["accuracy"]["mean"]) for line in own]
-            for end in ("min", "max")
-        ]
-        sizes = [line["bytes_per_update"] for line in own]
-        axes.errorbar(sizes, means, bars, fmt=mark, label=f"skew {skew:g}", alpha=0.7, capsize=3)
-    for name in dict.fromkeys(line["method"] for line in lines):
-        own = [line for line in lines if line["method"] == name and line["bytes_per_update"]]
-        if own:
-            lowest = min(100 * line["accuracy"]["min"] for line in own)
-            at = (own[0]["bytes_per_update"], lowest)
-            axes.annotate(name, at, (4, -10), textcoords="offset points", fontsize=7)
+    figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    names = list(dict.fromkeys(line["method"] for line in lines))
+    for skew, mark in zip(dict.fromkeys(line["skew"] for line in lines), "os^v", strict=False):
+        for i, name in enumerate(names):
+            line = next(line for line in lines if (line["method"], line["skew"]) == (name, skew))
+            if line["bytes_per_update"] is None:
+                continue
+            mean, low, high = (100 * line["accuracy"][key] for key in ("mean", "min", "max"))
+            axes.errorbar(
+                [line["bytes_per_update"]],
+                [mean],
+                [[mean - low], [high - mean]],
+                fmt=mark,
+                color=f"C{i}",
+                label=f"{name}, skew {skew:g}",
+                alpha=0.7,
+                capsize=3,
+            )
     axes.set_xscale("log")
     axes.set(xlabel="bytes of gradients that a replica sends for an update", ylabel="accuracy, %")
-    axes.legend()
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -140,6 +140,24 @@ def parse_replicas(option: str, text: str, stages: int | None) -> list[int] | No
     return replicas * stages if stages is not None and len(replicas) == 1 else replicas
 
 
+def paces(
+    speeds: Sequence[float] | None, replicas: Sequence[int] | None, stages: int
+) -> list[float] | None:
+    """How fast each stage's devices are together: to a cut, replicas are a device so many times as fast.
+
+    Args:
+        speeds: of a device of each stage; None if they are equal.
+        replicas: of each stage; None if they are chosen for the cut and not the cut for them.
+        stages: how many there are.
+
+    Returns:
+        None if they are equal.
+    """
+    if replicas is None or len(set(replicas)) == 1:
+        return None if speeds is None else list(speeds)
+    return [speed * r for speed, r in zip(speeds or [1.0] * stages, replicas, strict=True)]
+
+
 def replicas_text(replicas: Sequence[int]) -> str:
     """What :func:`parse_replicas` takes: one number if all are the same, else one for each stage."""
     different = len(set(replicas)) > 1

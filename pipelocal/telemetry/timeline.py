@@ -114,7 +114,7 @@ class Timeline:
         return (
             f"{said} is the bottleneck: it computes {ranks[slowest]:.1f} ms a batch, the others "
             f"{min(rest):.1f} to {max(rest):.1f}: move units away from it (--balance time measures "
-            f"where to cut), or give it a faster device"
+            f"where to cut), or give it a faster device or another rank (--replicas)"
         )
 
 

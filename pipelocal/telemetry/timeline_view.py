@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelocal.telemetry.plan_plot import load_pyplot
-from pipelocal.telemetry.timeline import COMPUTING, Timeline
+from pipelocal.telemetry.timeline import COMPUTING, WAITING, Timeline
 
 COLOURS = {
     "receive": "#dddddd",
@@ -18,6 +18,7 @@ COLOURS = {
     "head": "#8ac6a0",
     "backward": "#3b6ea5",
     "reconcile": "#9b5fb5",
+    "average": "#e0c8a0",
     "step": "#e0a030",
     "evaluate": "#c8c060",
 }
@@ -32,7 +33,7 @@ def print_timeline(timeline: Timeline, stream: TextIO) -> None:
     """A row for every stage, and the verdict."""
     console = Console(file=stream, width=None if stream.isatty() else 160)
     table = Table(title="milliseconds a training batch", title_justify="left")
-    waits = ("wait for input", "hand over, wait for room")
+    waits = ("wait for input", "hand over, wait for room", "average with replicas")
     for name in ("stage", "rank", "computing", *COMPUTING, *waits):
         table.add_column(name, justify="right")
     for stage in timeline.stages:
@@ -41,7 +42,7 @@ def print_timeline(timeline: Timeline, stream: TextIO) -> None:
             str(stage.stage),
             str(stage.rank),
             f"{busy:.0%}",
-            *(f"{stage.ms[name]:.2f}" for name in (*COMPUTING, "receive", "send")),
+            *(f"{stage.ms[name]:.2f}" for name in (*COMPUTING, *WAITING)),
         )
     console.print(table)
     for edge, ms in sorted(timeline.edges_ms.items()):

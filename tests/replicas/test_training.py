@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,17 @@ def test_every_stage_reports_once_for_all_its_replicas(tmp_path: Path) -> None:
     replicas = summary["stages"][1]["replicas"]
     assert [replica["rank"] for replica in replicas] == [1, 2]
     assert summary["stages"][1]["received_bytes"] == summary["stages"][0]["sent_bytes"]
+
+
+def test_a_cut_by_time_counts_replicas(tmp_path: Path) -> None:
+    """Two units of four wait as long: with two ranks the second stage can take both."""
+    options = ["--model", f"{MODELS}:two_sleep", "--stages", "3", "--balance", "time"]
+    options += ["--max-steps", "2", "--objective", "greedy"]
+    cuts = []
+    for more in ([], ["--replicas", "1,2,1"]):
+        run = train_alone([*options, *more], tmp_path / f"run-{len(more)}")
+        cuts.append(re.search(r'cut = "(.*)"', (run / "config.toml").read_text()))
+    assert [cut and cut[1] for cut in cuts] == ["u3,u4", "u2,u4"]
 
 
 def test_auto_gives_the_slow_stage_the_replicas(tmp_path: Path) -> None:
