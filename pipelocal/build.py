@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from pipelocal.average import Average
 from pipelocal.checkpoint.repartition import HEAD
 from pipelocal.closed_form import ClosedFormStage, check_stage
 from pipelocal.config import TrainConfig
-from pipelocal.config.train import AUTOCAST
+from pipelocal.config.checks import AUTOCAST
 from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import UserError
 from pipelocal.layout import put_channels_last
@@ -26,12 +26,10 @@ from pipelocal.objective.heads_downstream import Downstream
 from pipelocal.objective.summaries import SUMMARIES, Summary
 from pipelocal.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor
 from pipelocal.partition import Cut, by_count, from_text, to_text
-from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.balance import CostModel
 from pipelocal.partition.partitioners import PartitionRequest, partition
 from pipelocal.partition.profile import Meter, profile_chain
 from pipelocal.partition.replicas import paces
-from pipelocal.partition.topology import Traffic
 from pipelocal.seeding import derive_seed, seeded
 from pipelocal.stage import Stage
 from pipelocal.transport.packing import PACKINGS, row_bytes
@@ -147,23 +145,6 @@ class Blueprint:
     def cut_text(self) -> str:
         """The cuts as :meth:`cut_at` takes them."""
         return to_text(self.chain, self.cuts)
-
-    def traffic(self, config: TrainConfig, blocks: Sequence[tuple[int, int]]) -> Traffic:
-        """What blocks of stages, given by their first and last one, send for a training batch.
-
-        Nothing is computed, and no memory is taken.
-        """
-        profile_of = self.cost_model(config, Roofline(flops=1e12, memory_bytes_per_s=1e12))
-        edges, gradients = [], []
-        for first, last in blocks:
-            start, stop = self.cuts[first - 1].start, self.cuts[last - 1].stop
-            parts = [*profile_of.profile.units[start:stop]]
-            parts += [profile_of.profile.heads[cut.stop - 1] for cut in self.cuts[first - 1 : last]]
-            updated = sum(part.parameter_bytes for part in parts) / config.batches_an_update
-            gradients.append(updated)
-            if last < self.stages:
-                edges.append(float(profile_of.edge_bytes(stop)))
-        return Traffic(edge_bytes=tuple(edges), gradient_bytes=tuple(gradients))
 
     def _head(self, config: TrainConfig, stop: int) -> nn.Module:
         """The auxiliary head of a stage that ends before unit ``stop``."""

@@ -18,10 +18,11 @@ from pipelocal.control import ControlPlane
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.errors import UserError
+from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.balance import CostModel
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.partition.replicas import choose_replicas, replicas_text
-from pipelocal.partition.topology import arrange
+from pipelocal.partition.topology import Traffic, arrange
 from pipelocal.pipeline.placement import Placement, place
 from pipelocal.recovery import find_start
 from pipelocal.world import World
@@ -188,7 +189,20 @@ def _arrange(
     ]
     if len(set(nodes)) == 1:
         return plain
-    blocks = [(block.first, block.last) for block in placement.blocks]
     numbers = [nodes.index(node) for node in nodes]
-    traffic = blueprint.traffic(config, blocks)
-    return arrange([block.replicas for block in placement.blocks], numbers, traffic)
+    counts = [block.replicas for block in placement.blocks]
+    return arrange(counts, numbers, _traffic(config, blueprint, placement))
+
+
+def _traffic(config: TrainConfig, blueprint: Blueprint, placement: Placement) -> Traffic:
+    """What blocks of stages send for a training batch; by analysis, so nothing is computed for it."""
+    costs = blueprint.cost_model(config, Roofline(flops=1e12, memory_bytes_per_s=1e12))
+    edges, gradients = [], []
+    for block in placement.blocks:
+        cuts = blueprint.cuts[block.first - 1 : block.last]
+        parts = costs.profile.units[cuts[0].start : cuts[-1].stop]
+        heads = [costs.profile.heads[cut.stop - 1] for cut in cuts]
+        updated = sum(part.parameter_bytes for part in (*parts, *heads))
+        gradients.append(updated / config.batches_an_update)
+        edges.append(float(costs.edge_bytes(cuts[-1].stop)))
+    return Traffic(edge_bytes=tuple(edges[:-1]), gradient_bytes=tuple(gradients))

@@ -166,7 +166,7 @@ def load_snapshot(
         worker.load_state_dict(state["worker"], replica=replica, replicas=replicas)
     else:
         state = _from_other_cut(blueprint, stage, folder, start)
-        worker.continue_from(start.step)
+        worker.records.continue_from(start.step)
     if replicas > 1 and state["training"]["batches"]:
         raise UserError(
             f"the snapshot of batch {start.step} has gradients of {state['training']['batches']} batch(es) "

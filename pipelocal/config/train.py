@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-import torch
-
+from pipelocal.config.checks import check_options
 from pipelocal.config.combinations import check_combinations
-from pipelocal.config.option_name import option_name
-from pipelocal.data import DATASETS
-from pipelocal.errors import UserError
 from pipelocal.freezing import Freezing, parse_freezing
-from pipelocal.models import check_model_name
-from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES, WEIGHT_SCHEDULES
-from pipelocal.objective.summaries import SUMMARIES
-from pipelocal.optim import OPTIMIZERS, SCHEDULES
-from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.partition.replicas import parse_replicas
-from pipelocal.transport.connect import EDGES
-from pipelocal.transport.packing import PACKINGS
-from pipelocal.units import parse_bytes, parse_speeds, parse_weights
-
-AUTOCAST = {"bf16": torch.bfloat16}
-"""What --autocast takes."""
-
-
-RECONCILE_FORMS = ("first-order", "exact")
-
-WAYS_TO_REPLICATE = ("ddp", "fsdp")
-
-RANK_ORDERS = ("auto", "plain")
+from pipelocal.units import parse_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,70 +203,7 @@ class TrainConfig:
         Raises:
             UserError: an option is out of range or unknown.
         """
-        for name, value in asdict(self).items():
-            if isinstance(value, str) and not value.isprintable():
-                raise UserError(f"{option_name(name)} {value!a}: give text that can be printed")
-        check_model_name(self.model)
-        DATASETS.get(self.data)
-        OBJECTIVES.get(self.objective)
-        HEADS.get(self.head)
-        DISTANCES.get(self.distance)
-        WEIGHT_SCHEDULES.get(self.reconcile_schedule)
-        OPTIMIZERS.get(self.optimizer)
-        SCHEDULES.get(self.schedule)
-        PACKINGS.get(self.wire)
-        for name in (
-            "stages",
-            "epochs",
-            "batch_size",
-            "evaluate_every",
-            "threads",
-            "window",
-            "accumulate",
-            "keep_snapshots",
-        ):
-            self._check_least(name, 1)
-        self._check_reconciliation()
-        self._check_least("freeze_patience", 1)
-        self._check_least("compress_rank", 1)
-        if not 0 < self.compress_share <= 1:
-            raise UserError(f"--compress-share {self.compress_share}: give a number above 0, to 1")
-        parse_replicas("--replicas", self.replicas, None)
-        if self.cut is None:  # which says itself how many stages there are
-            self.replica_counts(1 if self.objective == "bp" else self.stages)
-            self.reconcile_weights(self.stages)
-            self.freezing(1 if self.objective == "bp" else self.stages)
-        self._check_least("log_every", 1)
-        self._check_least("warmup_steps", 0)
-        for name in (
-            "max_steps",
-            "train_samples",
-            "measure_bp_gap",
-            "checkpoint_activations",
-            "snapshot_every",
-        ):
-            if getattr(self, name) is not None:
-                self._check_least(name, 1)
-        for name in ("lr", "timeout", "start_timeout", "snapshot_minutes"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise UserError(f"{option_name(name)} {value}: give a number above 0")
-        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
-            raise UserError(f"--weight-decay {self.weight_decay}: give a number of at least 0")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UserError(f"--ema {self.ema}: give a number between 0 and 1, such as 0.99")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"--momentum {self.momentum}: give a number from 0 to below 1")
-        self._check_balance()
-        if self.autocast is not None and self.autocast not in AUTOCAST:
-            raise UserError(f"--autocast {self.autocast}: choose one of {', '.join(AUTOCAST)}")
-        for name, known in (
-            ("edge", EDGES),
-            ("replicate", WAYS_TO_REPLICATE),
-            ("rank_order", RANK_ORDERS),
-        ):
-            if (value := getattr(self, name)) not in known:
-                raise UserError(f"{option_name(name)} {value}: choose one of {', '.join(known)}")
+        check_options(self)
         check_combinations(self)
 
     def replica_counts(self, stages: int) -> list[int] | None:
@@ -330,33 +246,3 @@ class TrainConfig:
         if self.freeze_stage is None:
             return {}
         return parse_freezing(self.freeze_stage, stages=stages, patience=self.freeze_patience)
-
-    def _check_reconciliation(self) -> None:
-        if self.reconcile not in RECONCILE_FORMS:
-            raise UserError(
-                f"--reconcile {self.reconcile}: choose one of {', '.join(RECONCILE_FORMS)}"
-            )
-        SUMMARIES.get(self.delta)
-        self._check_least("reconcile_every", 1)
-        self._check_least("delta_size", 1)
-        if not 0 < self.reconcile_fraction <= 1:
-            raise UserError(
-                f"--reconcile-fraction {self.reconcile_fraction}: give a number above 0, to 1"
-            )
-
-    def _check_balance(self) -> None:
-        PARTITIONERS.get(self.balance)
-        for name, other in (("memory_limit", ("count",)), ("device_speeds", ("count", "memory"))):
-            if getattr(self, name) is not None and self.balance in other:
-                fitting = [balance for balance in PARTITIONERS if balance not in other]
-                raise UserError(
-                    f"{option_name(name)} is for --balance {' or '.join(fitting)}: add it"
-                )
-        if self.memory_limit is not None:
-            parse_bytes("--memory-limit", self.memory_limit)
-        if self.device_speeds is not None:
-            parse_speeds("--device-speeds", self.device_speeds, self.stages)
-
-    def _check_least(self, name: str, least: int) -> None:
-        if getattr(self, name) < least:
-            raise UserError(f"{option_name(name)} {getattr(self, name)}: must be at least {least}")

@@ -13,7 +13,8 @@ from pipelocal.config import TrainConfig
 from pipelocal.control import CAUSE_PATIENCE_S, ControlPlane
 from pipelocal.freezing import Freezing
 from pipelocal.pipeline.placement import Placement, Seat
-from pipelocal.pipeline.worker import Report, Save, Worker
+from pipelocal.pipeline.records import Report
+from pipelocal.pipeline.worker import Save, Worker
 from pipelocal.stage import Stage
 from pipelocal.telemetry.actions import Recorder
 from pipelocal.telemetry.bp_gap import BackPropagationGap

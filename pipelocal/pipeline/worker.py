@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -22,22 +21,16 @@ from torch import Tensor
 from pipelocal.errors import PipelocalError, StageError
 from pipelocal.freezing import Freezing
 from pipelocal.pipeline.evaluation import Evaluation
+from pipelocal.pipeline.records import Records, Report
 from pipelocal.stage import Stage
 from pipelocal.telemetry.actions import Action, Recorder
 from pipelocal.telemetry.bp_gap import BackPropagationGap
 from pipelocal.telemetry.memory import SavedBytes, model_tensors, resident_bytes
-from pipelocal.telemetry.meter import Meter
-from pipelocal.telemetry.tally import Reading, Tally
 from pipelocal.transport.edge import Check, IncomingBatch, Receiver, Sender
 from pipelocal.transport.header import Header, Kind
 
-Report = Callable[[dict[str, Any]], None]
-
 Save = Callable[[Stage, dict[str, Any]], None]
 """Takes a stage, and what its worker must know to go on with it."""
-
-RECORD, EPOCH = 0, 1
-"""Windows of the tally of training: since the last record, and since the epoch began."""
 
 
 class Worker:
@@ -77,24 +70,18 @@ class Worker:
         self.stage = stage
         self.incoming = incoming
         self.outgoing = outgoing
-        self.meter = Meter()
-        self.peak_memory_bytes: int | None = None
-        self.last_epoch: Reading | None = None
+        self.records = Records(stage, device, report, log_every=log_every)
         self.evaluation = Evaluation(stage, device, last=outgoing is None)
         self._device = device
         self._encode_delta = encode_delta
         self._report = report
-        self._log_every = log_every
         self._recorder = recorder or Recorder()
         self._lane = f"stage {stage.number}"
         self._freezing = freezing
         self._save = save
         self._gap = gap
         self._gap_every = gap_every
-        self._learning_rate = 0.0
         self._number = -1
-        self._train_tally = Tally(device, windows=2, each=self._each)
-        self._reported = 0
         self._ended_loss: float | None = None
 
     def advance(self) -> bool:
@@ -130,9 +117,9 @@ class Worker:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise StageError(reason, stage=self.stage.number, batch=self._number) from error
         batch.release()
-        self.meter.add_busy(time.perf_counter() - started - (self._waited_s() - waited))
+        self.records.meter.add_busy(time.perf_counter() - started - (self._waited_s() - waited))
         if header.kind.trains:
-            self._after_training_batch(header)
+            self.records.trained(header)
         if header.kind == Kind.END and self.outgoing is not None:
             self.outgoing.drain()
         return header.kind != Kind.END
@@ -145,10 +132,10 @@ class Worker:
         elif header.kind == Kind.SNAPSHOT:
             self._take_snapshot(header)
         elif header.kind == Kind.EVALUATED:
-            self._record("evaluate", header.epoch, **self.evaluation.finish())
-            self.meter.evaluated()
+            self.records.record("evaluate", header.epoch, **self.evaluation.finish())
+            self.records.meter.evaluated()
         else:
-            self.meter.ended()
+            self.records.meter.ended()
 
     def trouble(self) -> StageError | None:
         """What is known to be wrong with this stage's edges."""
@@ -167,7 +154,9 @@ class Worker:
         self._freeze_if_due()
         if self._gap is not None and stage.number == 1 and stage.steps % self._gap_every == 0:
             self._gap.begin(batch.get("x"), batch.get("target"))
-        memory = SavedBytes(model_tensors(stage)) if self.peak_memory_bytes is None else None
+        memory = (
+            SavedBytes(model_tensors(stage)) if self.records.peak_memory_bytes is None else None
+        )
         reconciling = batch.header.kind == Kind.RECONCILE
         wants_delta = reconciling and stage.wants_delta
         with memory.counting() if memory else nullcontext():
@@ -199,7 +188,7 @@ class Worker:
                 self._complete_gradients(batch, wants_delta=wants_delta)
                 self._report_gap(delta, batch.header)
         metrics = stage.metrics(target)
-        self._learning_rate = stage.optimizer.param_groups[0]["lr"]
+        self.records.learning_rate = stage.optimizer.param_groups[0]["lr"]
         if stage.replicas.count > 1:
             with self._action("average"):
                 stage.average_gradients(batch.header.update_at)
@@ -208,18 +197,8 @@ class Worker:
         if memory:
             # One after the other: a stage without autograd has it for the distance alone, at the end.
             activations = max(memory.peak_bytes, stage.kept_bytes)
-            self.peak_memory_bytes = activations + resident_bytes(stage)
-        self._train_tally.add(
-            batch=batch.header.number,
-            rows=batch.header.rows,
-            loss=metrics.loss,
-            correct=metrics.correct,
-            predictions=metrics.predictions,
-            residual=metrics.residual,
-        )
-        # Reading a loss makes the host wait for a CUDA device, so there it is done rarely.
-        if self._device.type == "cpu" or self._record_due():
-            self._check_finite(batch.get("x"))
+            self.records.peak_memory_bytes = activations + resident_bytes(stage)
+        self.records.add(batch.header, metrics, batch.get("x"))
 
     def _complete_gradients(self, batch: IncomingBatch, *, wants_delta: bool) -> None:
         if not wants_delta:
@@ -234,24 +213,16 @@ class Worker:
     def _action(self, name: str, batch: int | None = None) -> Action:
         return self._recorder.begin(self._lane, name, self._number if batch is None else batch)
 
-    def _each(self, values: Tensor) -> Tensor:
-        return self.stage.replicas.each(values)
-
     def _complete_update(self, header: Header) -> None:
         """For replicas that have met no batch behind which they would have known to."""
         if self.stage.updated_at < header.step:
             self._freeze_if_due()
         self.stage.complete_update(header.step)
-        if self._record_due():
-            self._report_training(header.epoch)
+        self.records.report_if_due(header.epoch)
 
     def _end_epoch(self, header: Header) -> None:
         self.stage.steps = header.step
-        if self._reported < header.step:
-            self._check_finite(None)
-            self._report_training(header.epoch)
-        self.last_epoch = self._train_tally.read_and_reset(EPOCH)
-        self._ended_loss = self.last_epoch.loss
+        self._ended_loss = self.records.end_epoch(header)
 
     def _freeze_if_due(self) -> None:
         """Before each batch or update: replicas find the same wherever they stand."""
@@ -267,91 +238,37 @@ class Worker:
     def state_dict(self) -> dict[str, Any]:
         """What the worker knows beside its stage, between two batches of training."""
         return {
-            "tally": self._train_tally.state_dict(),
-            "reported": self._reported,
-            "last_epoch": None if self.last_epoch is None else asdict(self.last_epoch),
+            "records": self.records.state_dict(),
             "ended_loss": self._ended_loss,
             "freezing": None if self._freezing is None else self._freezing.state_dict(),
-            "peak_memory_bytes": self.peak_memory_bytes,
         }
 
     def load_state_dict(
         self, state: dict[str, Any], *, replica: int = 0, replicas: int = 1
     ) -> None:
         """The inverse of :meth:`state_dict`, for one of so many replicas."""
-        self._train_tally.load_state_dict(state["tally"], replica=replica, replicas=replicas)
-        self._reported, self._ended_loss = state["reported"], state["ended_loss"]
-        self.last_epoch = None if state["last_epoch"] is None else Reading(**state["last_epoch"])
+        self.records.load_state_dict(state["records"], replica=replica, replicas=replicas)
+        self._ended_loss = state["ended_loss"]
         if self._freezing is not None and state["freezing"] is not None:
             self._freezing.load_state_dict(state["freezing"])
-        self.peak_memory_bytes = state["peak_memory_bytes"]
-
-    def continue_from(self, step: int) -> None:
-        """Go on after so many batches, with a stage that there was not before; its sums begin anew."""
-        self._reported = step
 
     def _take_snapshot(self, header: Header) -> None:
         assert self._save is not None, "the source sends markers only where they can be met"
         started = time.perf_counter()
         with self._action("snapshot"):
             self._save(self.stage, self.state_dict())
-        self._record("snapshot", header.epoch, pause_s=time.perf_counter() - started)
+        self.records.record("snapshot", header.epoch, pause_s=time.perf_counter() - started)
 
     def _report_gap(self, delta: Tensor, header: Header) -> None:
         gap = None if self._gap is None else self._gap.compare(self.stage, delta)
         if gap is not None:
-            self._record(
+            self.records.record(
                 "bp_gap",
                 header.epoch,
                 step=self.stage.steps + 1,
                 update_cosine=gap.update_cosine,
                 residual_sum=gap.residual_sum,
             )
-
-    def _after_training_batch(self, header: Header) -> None:
-        self.meter.trained(header.rows)
-        if self._record_due():
-            self._report_training(header.epoch)
-
-    def _record_due(self) -> bool:
-        stage = self.stage
-        if stage.replicas.count > 1 and stage.steps != stage.updated_at:
-            return False  # they report together, where they have all met what the record is of
-        return stage.steps // self._log_every > self._reported // self._log_every
-
-    def _check_finite(self, x: Tensor | None) -> None:
-        """Raise a :class:`StageError` if some loss so far was NaN or infinite."""
-        bad = self._train_tally.first_bad_batch()
-        if bad is not None:
-            raise StageError(
-                "the loss is NaN or infinite: lower --lr, add --warmup-steps, or look at the data",
-                stage=self.stage.number,
-                batch=bad,
-                # What came in bad was the fault of the stage before, which says so itself.
-                symptom=self.stage.number > 1 and (x is None or not bool(torch.isfinite(x).all())),
-            )
-
-    def _report_training(self, epoch: int) -> None:
-        self._reported = self.stage.steps
-        reading = self._train_tally.read_and_reset(RECORD)
-        rate, busy = self.meter.read_window()
-        self._record(
-            "train",
-            epoch,
-            loss=reading.loss,
-            accuracy=reading.accuracy,
-            reconciliation=reading.reconciliation,
-            cosine=reading.cosine,
-            residual=reading.residual,
-            learning_rate=self._learning_rate,
-            samples_per_second=rate * self.stage.replicas.count,
-            busy_fraction=busy,
-            peak_memory_bytes=self.peak_memory_bytes,
-        )
-
-    def _record(self, event: str, epoch: int, **figures: Any) -> None:
-        where = {"stage": self.stage.number, "epoch": epoch + 1, "step": self.stage.steps}
-        self._report({"event": event, **where, **figures})
 
     def _pass_on(self, header: Header, tensors: dict[str, Tensor]) -> None:
         if self.outgoing is not None:

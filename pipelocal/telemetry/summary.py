@@ -15,7 +15,8 @@ from pipelocal.telemetry.memory import device_peak_bytes
 
 def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, Any]:
     """A stage's last record: training means over the last epoch, memory in bytes, fractions 0 to 1."""
-    train, evaluation = worker.last_epoch, worker.evaluation.reading
+    records = worker.records
+    train, evaluation = records.last_epoch, worker.evaluation.reading
     return {
         "event": "final",
         "stage": worker.stage.number,
@@ -32,10 +33,10 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
         "ensemble_accuracy": worker.evaluation.ensemble_accuracy,
         "steps": worker.stage.steps,
         "frozen_at": worker.stage.frozen_at,
-        "seconds": worker.meter.seconds,
-        "samples_per_second": worker.meter.samples_per_second,
-        "busy_fraction": worker.meter.busy_fraction,
-        "peak_memory_bytes": worker.peak_memory_bytes,
+        "seconds": records.meter.seconds,
+        "samples_per_second": records.meter.samples_per_second,
+        "busy_fraction": records.meter.busy_fraction,
+        "peak_memory_bytes": records.peak_memory_bytes,
         "process_memory_bytes": psutil.Process().memory_info().rss,
         "device_peak_bytes": device_peak_bytes(device),
         "sent_bytes": worker.outgoing.sent_bytes if worker.outgoing else 0,

@@ -120,9 +120,9 @@ def test_a_line_for_every_transfer(tmp_path: Path) -> None:
 
 
 def test_on_a_stall_every_rank_tells_what_it_did_last(tmp_path: Path) -> None:
-    arguments = ["train", "--model", "mlp", "--stages", "3", "--epochs", "1000", "--timeout", "2"]
+    arguments = ["train", "--model", "mlp", "--stages", "3", "--epochs", "1000", "--timeout", "4"]
     ranks = launch(tmp_path, [*arguments, "--plain", "--out", str(tmp_path / "run")], 3)
-    ranks.wait_for_output(0, "epoch")
+    ranks.wait_for_output(0, "1: loss")
     ranks.kill(1, signal.SIGSTOP)
     time.sleep(2)
     for rank in (0, 2):

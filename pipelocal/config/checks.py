@@ -1,0 +1,112 @@
+"""Options that are out of range or unknown, one by one: one clear line each, before anything is started."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipelocal.config.option_name import option_name
+from pipelocal.data import DATASETS
+from pipelocal.errors import UserError
+from pipelocal.models import check_model_name
+from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES, WEIGHT_SCHEDULES
+from pipelocal.objective.summaries import SUMMARIES
+from pipelocal.optim import OPTIMIZERS, SCHEDULES
+from pipelocal.partition.partitioners import PARTITIONERS
+from pipelocal.partition.replicas import parse_replicas
+from pipelocal.transport.connect import EDGES
+from pipelocal.transport.packing import PACKINGS
+from pipelocal.units import parse_bytes, parse_speeds
+
+if TYPE_CHECKING:
+    from pipelocal.config.train import TrainConfig
+
+AUTOCAST = {"bf16": torch.bfloat16}
+"""What --autocast takes."""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "reconcile": ("first-order", "exact"),
+    "edge": EDGES,
+    "replicate": ("ddp", "fsdp"),
+    "rank_order": ("auto", "plain"),
+}
+"""Options whose words are fixed."""
+
+AT_LEAST_ONE = (
+    *("stages", "epochs", "batch_size", "evaluate_every", "threads", "window", "accumulate"),
+    *("keep_snapshots", "freeze_patience", "compress_rank", "log_every", "reconcile_every"),
+    *("delta_size", "max_steps", "train_samples", "measure_bp_gap", "checkpoint_activations"),
+    "snapshot_every",
+)
+ABOVE_ZERO = ("lr", "timeout", "start_timeout", "snapshot_minutes")
+SHARES = ("reconcile_fraction", "compress_share")
+
+
+def check_options(config: TrainConfig) -> None:
+    """Refuse what cannot work, whatever the other options.
+
+    Raises:
+        UserError: names the option, what was given, and what is wanted.
+    """
+    for name, value in asdict(config).items():
+        if isinstance(value, str) and not value.isprintable():
+            raise UserError(f"{option_name(name)} {value!a}: give text that can be printed")
+    check_model_name(config.model)
+    DATASETS.get(config.data)
+    OBJECTIVES.get(config.objective)
+    HEADS.get(config.head)
+    DISTANCES.get(config.distance)
+    WEIGHT_SCHEDULES.get(config.reconcile_schedule)
+    OPTIMIZERS.get(config.optimizer)
+    SCHEDULES.get(config.schedule)
+    PACKINGS.get(config.wire)
+    SUMMARIES.get(config.delta)
+    for name, known in CHOICES.items():
+        if (value := getattr(config, name)) not in known:
+            raise UserError(f"{option_name(name)} {value}: choose one of {', '.join(known)}")
+    if config.autocast is not None and config.autocast not in AUTOCAST:
+        raise UserError(f"--autocast {config.autocast}: choose one of {', '.join(AUTOCAST)}")
+    _check_numbers(config)
+    _check_balance(config)
+    parse_replicas("--replicas", config.replicas, None)
+    if config.cut is None:  # which says itself how many stages there are
+        stages = 1 if config.objective == "bp" else config.stages
+        config.replica_counts(stages)
+        config.reconcile_weights(config.stages)
+        config.freezing(stages)
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    leasts = {**dict.fromkeys(AT_LEAST_ONE, 1), "warmup_steps": 0}
+    for name, least in leasts.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise UserError(f"{option_name(name)} {value}: must be at least {least}")
+    for name in ABOVE_ZERO:
+        value = getattr(config, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise UserError(f"{option_name(name)} {value}: give a number above 0")
+    for name in SHARES:
+        if not 0 < (value := getattr(config, name)) <= 1:
+            raise UserError(f"{option_name(name)} {value}: give a number above 0, to 1")
+    if not (config.weight_decay >= 0 and math.isfinite(config.weight_decay)):
+        raise UserError(f"--weight-decay {config.weight_decay}: give a number of at least 0")
+    if config.ema is not None and not 0 < config.ema < 1:
+        raise UserError(f"--ema {config.ema}: give a number between 0 and 1, such as 0.99")
+    if not 0 <= config.momentum < 1:
+        raise UserError(f"--momentum {config.momentum}: give a number from 0 to below 1")
+
+
+def _check_balance(config: TrainConfig) -> None:
+    PARTITIONERS.get(config.balance)
+    for name, other in (("memory_limit", ("count",)), ("device_speeds", ("count", "memory"))):
+        if getattr(config, name) is not None and config.balance in other:
+            fitting = [balance for balance in PARTITIONERS if balance not in other]
+            raise UserError(f"{option_name(name)} is for --balance {' or '.join(fitting)}: add it")
+    if config.memory_limit is not None:
+        parse_bytes("--memory-limit", config.memory_limit)
+    if config.device_speeds is not None:
+        parse_speeds("--device-speeds", config.device_speeds, config.stages)

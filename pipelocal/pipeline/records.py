@@ -1,0 +1,149 @@
+"""What a stage reports of its training, and when: for all of its replicas at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelocal.errors import StageError
+from pipelocal.stage import Stage, StepMetrics
+from pipelocal.telemetry.meter import Meter
+from pipelocal.telemetry.tally import Reading, Tally
+from pipelocal.transport.header import Header
+
+Report = Callable[[dict[str, Any]], None]
+
+RECORD, EPOCH = 0, 1
+"""Windows of the tally: since the last record, and since the epoch began."""
+
+
+class Records:
+    """Sums what training batches showed, and reports it.
+
+    Args:
+        stage: the stage.
+        device: where it computes.
+        report: takes the records.
+        log_every: training batches between two records.
+    """
+
+    def __init__(
+        self, stage: Stage, device: torch.device, report: Report, *, log_every: int
+    ) -> None:
+        self.meter = Meter()
+        self.last_epoch: Reading | None = None
+        """Of the last epoch that came to its end; None before."""
+        self.peak_memory_bytes: int | None = None
+        self.learning_rate = 0.0
+        self._stage = stage
+        self._report = report
+        self._log_every = log_every
+        # Reading a loss makes the host wait for a CUDA device, so there it is done rarely.
+        self._looks_always = device.type == "cpu"
+        self._tally = Tally(device, windows=2, each=lambda values: stage.replicas.each(values))
+        self._reported = 0
+
+    def add(self, header: Header, metrics: StepMetrics, x: Tensor) -> None:
+        """A training batch is over; its input is looked at if something went wrong.
+
+        Raises:
+            StageError: a loss is NaN or infinite.
+        """
+        self._tally.add(
+            batch=header.number,
+            rows=header.rows,
+            loss=metrics.loss,
+            correct=metrics.correct,
+            predictions=metrics.predictions,
+            residual=metrics.residual,
+        )
+        if self._looks_always or self._due:
+            self._check_finite(x)
+
+    def trained(self, header: Header) -> None:
+        """The time of a training batch is over too: report, if it is time."""
+        self.meter.trained(header.rows)
+        self.report_if_due(header.epoch)
+
+    def report_if_due(self, epoch: int) -> None:
+        """Report, if it is time."""
+        if self._due:
+            self._report_training(epoch)
+
+    def end_epoch(self, header: Header) -> float | None:
+        """Report the rest of an epoch; its mean loss, None if there was no batch.
+
+        Raises:
+            StageError: a loss was NaN or infinite.
+        """
+        if self._reported < header.step:
+            self._check_finite(None)
+            self._report_training(header.epoch)
+        self.last_epoch = self._tally.read_and_reset(EPOCH)
+        return self.last_epoch.loss
+
+    def record(self, event: str, epoch: int, **figures: Any) -> None:
+        """Report something of this stage."""
+        where = {"stage": self._stage.number, "epoch": epoch + 1, "step": self._stage.steps}
+        self._report({"event": event, **where, **figures})
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is not reported yet, between two batches of training."""
+        return {
+            "tally": self._tally.state_dict(),
+            "reported": self._reported,
+            "last_epoch": None if self.last_epoch is None else asdict(self.last_epoch),
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], *, replica: int, replicas: int) -> None:
+        """The inverse of :meth:`state_dict`, for one of so many replicas."""
+        self._tally.load_state_dict(state["tally"], replica=replica, replicas=replicas)
+        self._reported = state["reported"]
+        self.last_epoch = None if state["last_epoch"] is None else Reading(**state["last_epoch"])
+        self.peak_memory_bytes = state["peak_memory_bytes"]
+
+    def continue_from(self, step: int) -> None:
+        """Go on after so many batches, with a stage that there was not before; its sums begin anew."""
+        self._reported = step
+
+    @property
+    def _due(self) -> bool:
+        stage = self._stage
+        if stage.replicas.count > 1 and stage.steps != stage.updated_at:
+            return False  # they report together, where they have all met what the record is of
+        return stage.steps // self._log_every > self._reported // self._log_every
+
+    def _check_finite(self, x: Tensor | None) -> None:
+        bad = self._tally.first_bad_batch()
+        if bad is not None:
+            number = self._stage.number
+            raise StageError(
+                "the loss is NaN or infinite: lower --lr, add --warmup-steps, or look at the data",
+                stage=number,
+                batch=bad,
+                # What came in bad was the fault of the stage before, which says so itself.
+                symptom=number > 1 and (x is None or not bool(torch.isfinite(x).all())),
+            )
+
+    def _report_training(self, epoch: int) -> None:
+        self._reported = self._stage.steps
+        reading = self._tally.read_and_reset(RECORD)
+        rate, busy = self.meter.read_window()
+        self.record(
+            "train",
+            epoch,
+            loss=reading.loss,
+            accuracy=reading.accuracy,
+            reconciliation=reading.reconciliation,
+            cosine=reading.cosine,
+            residual=reading.residual,
+            learning_rate=self.learning_rate,
+            samples_per_second=rate * self._stage.replicas.count,
+            busy_fraction=busy,
+            peak_memory_bytes=self.peak_memory_bytes,
+        )
