@@ -126,7 +126,7 @@ def own(kind: str, replicas: str, ranks: int, steps: int) -> float:
         max_steps=steps,
         epochs=1000,
         evaluate_every=1000,
-        train_samples=18 * BATCH,  # whole records, and whole rounds, an epoch
+        train_samples=12 * BATCH,  # whole records, and whole rounds, an epoch
         log_every=LOG_EVERY,
     )
     rates = [

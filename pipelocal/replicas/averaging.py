@@ -71,6 +71,6 @@ class DataParallel(Together):
             self.sent_bytes = self._compression.sent_bytes
 
     def _average(self) -> None:
-        own = gradients_of(self._parameters)
+        finish = self._alikeness.begin(gradients_of(self._parameters))
         self._ddp().backward()
-        drop_gradients(self._parameters, self._alikeness.agree(own))
+        drop_gradients(self._parameters, finish())

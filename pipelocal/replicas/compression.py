@@ -8,6 +8,7 @@ What a replica hands to collectives for a bucket of N numbers, of the R replicas
 | ``powersgd`` | 4 rank (n + m) a matrix ``[n, m]`` | of low rank; what it leaves out goes into the next |
 | ``sign`` | N / 8 + 4 | majority of the signs, times the mean of the replicas' mean sizes |
 | ``sparse-sign`` | N / 4 + 4 | mean of random signs, right in expectation |
+| with a share below 0.24 | share N + (1 - share) N / 127 + 8, expected at most | the same |
 
 ``powersgd`` is all-reduced, the others are gathered: a replica sends this R - 1 times. Every replica then
 computes the average from the same bytes in the same order, so that all have the same bits.
@@ -25,14 +26,24 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.futures import Future
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelocal.errors import UserError
 from pipelocal.registry import Registry
-from pipelocal.replicas.bits import pack_bits, pack_ternaries, unpack_bits, unpack_ternaries
+from pipelocal.replicas.bits import (
+    TERNARIES_A_BYTE,
+    pack_bits,
+    pack_ternaries,
+    packed_bytes,
+    unpack_bits,
+    unpack_ternaries,
+)
+from pipelocal.replicas.gaps import ESCAPE, expected_bytes, pack_gaps, unpack_gaps
 from pipelocal.seeding import derive_seed
 
 SCALE_BYTES = 4
+LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,20 @@ class Compression(ABC):
 
         future: Future[list[list[Tensor]]] = work.get_future()
         return future.then(finish)
+
+    def _longest(self, length: int) -> int:
+        """The greatest length that a replica gives. Waits for all of them.
+
+        Not for a callback, where gloo's own few threads would wait for each other.
+        """
+        self.sent_bytes += LENGTH_BYTES * (self._size - 1)
+        device = self.settings.device
+        if not over_nccl(self._group, device):
+            device = torch.device("cpu")
+        own = torch.tensor([length], dtype=torch.int32, device=device)
+        lengths = own.new_empty(self._size, 1)
+        dist.all_gather(list(lengths.unbind()), own, group=self._group)
+        return int(lengths.max())
 
     def count_all_reduce(self, size_bytes: int) -> None:
         """Add to :attr:`sent_bytes` what a ring of replicas has each send for an all-reduce."""
@@ -231,6 +256,9 @@ class SparseSign(Compression):
 
     The scale is an addition: the paper sends the signs alone, and has the learning rate stand for it,
     which then has to be chosen anew.
+
+    What is kept is sent as gaps where these are expected to be fewer bytes than two bits a coordinate,
+    which all replicas know from the share. The average has the same bits either way.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -252,14 +280,21 @@ class SparseSign(Compression):
         # Not "draw < size / scale": without a gradient both are 0.
         kept = draws.mul_(scale) < sizes
         ternaries = values.sign().to(torch.int8) * kept
+        count = values.numel()
+        if gaps_are_fewer(count, self.settings.share):
+            unpack, packed = unpack_gaps, pack_gaps(ternaries)
+            missing = self._longest(packed.numel()) - packed.numel()
+            packed = F.pad(packed, (0, missing), value=ESCAPE)
+        else:
+            unpack, packed = unpack_ternaries, pack_ternaries(ternaries)
 
         def mean(rows: Tensor) -> Tensor:
             total = torch.zeros_like(values)
             for row, its_scale in zip(rows[:, SCALE_BYTES:], _scales(rows), strict=True):
-                total += unpack_ternaries(row, buffer.numel()) * its_scale
+                total += unpack(row, count) * its_scale
             return buffer.copy_(total.div_(self._size))
 
-        return self._gather(_message(scale, pack_ternaries(ternaries)), mean)
+        return self._gather(_message(scale, packed), mean)
 
     def _generator(self, bucket: int) -> torch.Generator:
         """This replica's own draws for a bucket of this step: replicas that drew alike would err alike."""
@@ -267,6 +302,11 @@ class SparseSign(Compression):
             self.settings.seed, "sparse-sign", self._group.rank(), self._step, bucket
         )
         return torch.Generator(self.settings.device).manual_seed(seed)
+
+
+def gaps_are_fewer(count: int, share: float) -> bool:
+    """Whether gaps and their length are expected to be fewer bytes than ternaries; below 0.244 of many."""
+    return expected_bytes(count, share) + LENGTH_BYTES < packed_bytes(count, TERNARIES_A_BYTE)
 
 
 def _message(scale: Tensor, packed: Tensor) -> Tensor:

@@ -60,10 +60,10 @@ class FullyShard(Together):
         self._carrier.unshard()  # type: ignore[operator]
 
     def _average(self) -> None:
-        own = gradients_of(self._trained())
+        finish = self._alikeness.begin(gradients_of(self._trained()))
         self._carrier().backward()
         self._carrier.reshard()  # type: ignore[operator]
-        drop_gradients(self._trained(), self._alikeness.agree(own))
+        drop_gradients(self._trained(), finish())
 
     def _trained(self) -> list[nn.Parameter]:
         """The whole parameters or their shares, whichever are in place."""

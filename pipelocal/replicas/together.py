@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,6 +67,9 @@ class Alikeness:
     since the last update; a whole number, such as a count of batches, by their sum, or by their mean if
     the replicas count the same batches. What no replica moved keeps its bits.
 
+    All of it is one transfer, under way while the gradients are. Where there are no buffers, and all
+    parameters have had gradients, there is nothing left to agree on.
+
     Args:
         stage: the same on all replicas.
         group: the replicas.
@@ -78,32 +82,48 @@ class Alikeness:
         self._same_batches = same_batches
         self._buffers = [b for module in modules for b in module.buffers() if b.dtype != torch.bool]
         self._before = [buffer.clone() for buffer in self._buffers]
+        self._all_had_gradients = False
 
     @torch.no_grad()
-    def agree(self, has_gradient: Tensor) -> Tensor:
-        """Make the buffers alike.
+    def begin(self, has_gradient: Tensor) -> Callable[[], Tensor]:
+        """Start to make the buffers alike.
 
         Args:
             has_gradient: bool ``[P]``, by parameter, on the CPU.
 
         Returns:
-            Whether some replica has one, likewise.
+            What ends it, and tells whether some replica has one, likewise.
         """
-        pairs = list(zip(self._buffers, self._before, strict=True))
-        device = self._group.computes_on
+        if self._all_had_gradients and not self._buffers:
+            return lambda: torch.ones_like(has_gradient)
+        pairs = zip(self._buffers, self._before, strict=True)
         moved = [torch.where(b == old, 0, b - old).double().reshape(-1) for b, old in pairs]
-        flat = torch.cat([has_gradient.to(device).double(), *moved])
-        dist.all_reduce(flat, group=self._group.device)
+        flat = torch.cat([has_gradient.to(self._group.computes_on).double(), *moved])
+        work = dist.all_reduce(flat, group=self._group.device, async_op=True)
+        assert work is not None
+
+        def finish() -> Tensor:
+            work.wait()
+            return self._finish(flat, has_gradient)
+
+        return finish
+
+    @torch.no_grad()
+    def _finish(self, flat: Tensor, has_gradient: Tensor) -> Tensor:
         sizes = [len(has_gradient), *(buffer.numel() for buffer in self._buffers)]
         found, *parts = torch.split(flat, sizes)
-        for (buffer, old), part in zip(pairs, parts, strict=True):
+        for buffer, old, part in zip(self._buffers, self._before, parts, strict=True):
             mean = buffer.is_floating_point() or self._same_batches
             by = (part / self._group.count if mean else part).view_as(old)
             # Elsewhere nothing is added, not even zero: a minus zero stays one.
             buffer.copy_(torch.where(by == 0, old, old + by.to(old.dtype)))
             old.copy_(buffer)
-        # Reading it makes the host wait for a CUDA device, and whoever has all knows the answer.
-        return has_gradient if bool(has_gradient.all()) else (found > 0).cpu()
+        if not self._all_had_gradients:
+            has_gradient = (found > 0).cpu()  # the host waits for the device, in the first update
+            self._all_had_gradients = bool(has_gradient.all())
+        else:
+            has_gradient = torch.ones_like(has_gradient)
+        return has_gradient
 
 
 def gradients_of(parameters: list[nn.Parameter]) -> Tensor:

@@ -13,11 +13,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelocal.errors import UserError
-from pipelocal.replicas.compression import COMPRESSIONS, Compression, Settings, compress
+from pipelocal.replicas import compression
+from pipelocal.replicas.compression import (
+    COMPRESSIONS,
+    Compression,
+    Settings,
+    compress,
+    gaps_are_fewer,
+)
 from tests.ranks import start, world_of
 from tests.replicas import same_on_all, together
 
-SHARE = 0.25
+SHARE = 0.25  # too large for gaps
 
 
 class Carrier(nn.Module):
@@ -44,6 +51,7 @@ class Replica:
         dtype: torch.dtype = torch.float32,
         rank: int = 1,
         seed: int = 0,
+        share: float = SHARE,
         bucket_mb: float = 25,
         channels_last: bool = False,
     ) -> None:
@@ -54,7 +62,7 @@ class Replica:
             Carrier(self.parameters), process_group=group, bucket_cap_mb=bucket_mb
         )
         self.compression: Compression = compress(
-            self.ddp, name, group, seed=seed, share=SHARE, rank=rank
+            self.ddp, name, group, seed=seed, share=share, rank=rank
         )
 
     def average(self, gradients: Sequence[Tensor], step: int = 0) -> list[Tensor]:
@@ -187,6 +195,107 @@ def test_sparse_signs(tmp_path: Path) -> None:
     together(tmp_path, body, size=2)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_sparse_signs_as_gaps_give_the_same_bits(tmp_path: Path, size: int) -> None:
+    """As those of two bits, on all replicas, in several buckets and with messages of unlike lengths."""
+    shapes = [(), (64, 64), (3,), (500, 9), (64, 64), (2000,)]
+
+    def body(group: dist.ProcessGroup) -> None:
+        me = group.rank()
+        fewer = compression.gaps_are_fewer
+
+        def gradients_at(step: int) -> list[Tensor]:
+            mine = random(shapes, seed=10 * step + me)
+            if step == 1 and me == 0:  # nothing kept
+                return [gradient * 0 for gradient in mine]
+            if (
+                step == 2 and me == 1
+            ):  # far fewer than the share, as most probabilities are cut at 1
+                for gradient in mine:
+                    gradient.flatten()[1:] = 0
+            if step == 3 and me == 1:  # long gaps, then short ones
+                for gradient in mine:
+                    gradient.flatten()[: gradient.numel() // 2] *= 1e-4
+            if step == 4 and me == 1:  # diverged
+                mine[1][5, 5] = torch.inf
+            return mine
+
+        for share in (0.001, 0.02, 0.1, 0.24):
+            for dtype in (torch.float32, torch.bfloat16):
+
+                def averages(share: float = share, dtype: torch.dtype = dtype) -> Tensor:
+                    replica = Replica(
+                        "sparse-sign", group, shapes, share=share, dtype=dtype, bucket_mb=0.01
+                    )
+                    steps = [flat(replica.average(gradients_at(i), i)).clone() for i in range(5)]
+                    return torch.stack(steps).view(torch.uint8)
+
+                gaps = averages()
+                compression.gaps_are_fewer = lambda *_: False
+                ternaries = averages()
+                compression.gaps_are_fewer = fewer
+                assert torch.equal(gaps, ternaries)
+                assert same_on_all(gaps, group)
+                assert gaps[0].any()
+
+    together(tmp_path, body, size=size)
+
+
+def test_sparse_signs_send_gaps_where_these_are_fewer_bytes(tmp_path: Path) -> None:
+    """A message is as long as the longest one, and the lengths count too."""
+    count = 10_000
+
+    def body(group: dist.ProcessGroup) -> None:
+        me, size = group.rank(), group.size()
+        values = random([(count,)], seed=me)
+        nothing = [torch.zeros(count)]
+        for share in (0.001, 0.02, 0.1, 0.2):
+            replica = Replica("sparse-sign", group, [(count,)], share=share)
+            sent, remainder = divmod(replica.sent(values), size - 1)
+            assert remainder == 0
+            # The length, the scale, what is kept, and what is escaped if all were kept alike.
+            long = (1 - share) ** 127
+            expected = 4 + 4 + share * count * (1 + long / (1 - long))
+            assert abs(sent - expected) < 0.1 * expected, (share, sent, expected)
+            assert replica.sent(nothing) == (4 + 4) * (size - 1)
+            sent_by_all = replica.sent(values if me == 0 else nothing)
+            assert sent_by_all > 0.9 * expected * (size - 1)
+        two_bits = (count // 4 + 4) * (size - 1)
+        assert Replica("sparse-sign", group, [(count,)], share=0.25).sent(values) == two_bits
+        assert Replica("sparse-sign", group, [(6,)], share=0.02).sent([torch.ones(6)]) == 6 * 2
+
+    together(tmp_path, body, size=3)
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "fewer"),
+    [
+        (10**6, 0.2440, True),
+        (10**6, 0.2441, False),
+        (10**9, 1e-6, True),
+        (10**9, 1.0, False),
+        (1, 0.001, False),
+        (16, 0.001, False),
+        (17, 0.001, True),
+    ],
+)
+def test_which_packing(count: int, share: float, fewer: bool) -> None:
+    assert gaps_are_fewer(count, share) is fewer
+
+
+def test_gaps_in_many_buckets_under_way(tmp_path: Path) -> None:
+    """Their lengths are waited for while messages of other buckets are still on their way."""
+    shapes = [(64, 64)] * 12
+
+    def body(group: dist.ProcessGroup) -> None:
+        replica = Replica("sparse-sign", group, shapes, share=0.05, bucket_mb=0.001)
+        for step in range(12):
+            averaged = replica.average(random(shapes, 10 * step + group.rank()), step)
+            assert same_on_all(flat(averaged), group)
+
+    together(tmp_path, body, size=4)
+
+
 def test_a_run_that_is_resumed_draws_the_same_in_several_buckets(tmp_path: Path) -> None:
     shapes = [(30, 20), (20,), (300, 300), (300, 30), (5,)]
 
@@ -280,7 +389,8 @@ def test_powersgd_takes_weights_with_their_channels_last(tmp_path: Path) -> None
     together(tmp_path, body, size=2)
 
 
-def test_a_replica_that_is_gone_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [SHARE, 0.01])
+def test_a_replica_that_is_gone_is_an_error(tmp_path: Path, share: float) -> None:
     """And no average of what was never received."""
 
     def body(rank: int) -> None:
@@ -288,12 +398,12 @@ def test_a_replica_that_is_gone_is_an_error(tmp_path: Path) -> None:
         world_of(rank)
         assert dist.group.WORLD is not None
         for name in ("bf16", "sign", "sparse-sign"):
-            replica = Replica(name, dist.group.WORLD, [(10,)])
-            replica.average([torch.ones(10)])
+            replica = Replica(name, dist.group.WORLD, [(1000,)], share=share)
+            replica.average([torch.ones(1000)])
         if rank == 1:
             os._exit(0)
         with pytest.raises(RuntimeError, match=r"(?i)connection|closed|peer"):
-            replica.average([torch.ones(10)])
+            replica.average([torch.ones(1000)])
         os._exit(0)
 
     ranks = start(tmp_path, body, 2)
