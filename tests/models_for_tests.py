@@ -168,9 +168,10 @@ def one_sleeps(shape: tuple[int, ...], classes: int) -> nn.Sequential:
 
 
 def two_sleep(shape: tuple[int, ...], classes: int) -> nn.Sequential:
-    """Four units, of which the second and the third take their time."""
+    """Four units that take their time, the second and the third more than the others."""
+    first = nn.Sequential(Repeat(1), Dawdle(0.015))
     middle = [Dawdle(0.02), Dawdle(0.02)]
-    return _sequential(Repeat(1), *middle, Repeat(1), nn.Linear(64, classes))
+    return _sequential(first, *middle, Dawdle(0.015), nn.Linear(64, classes))
 
 
 def huge_messages(shape: tuple[int, ...], classes: int) -> nn.Sequential:
