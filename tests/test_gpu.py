@@ -69,3 +69,31 @@ def test_nccl_edges_carry_what_host_edges_carry(tmp_path: Path, objective: str) 
         assert result.returncode == 0, result.stderr
         accuracies.append(summary_of(out)["eval_accuracy"])
     assert math.isclose(*accuracies, abs_tol=0.05)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_replicas_that_share_a_gpu(tmp_path: Path, way: str) -> None:
+    """Their gradients go by gloo then, which takes CUDA tensors by way of the host."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    replicas = [*ARGUMENTS, "--stages", "2", "--replicas", "1,2", "--replicate", way]
+    assert cli.run([*replicas, "--out", str(alone)]) == 0
+    result = torchrun(3, [*replicas, "--edge", "host", "--out", str(shared)], seconds=240)
+    assert result.returncode == 0, result.stderr
+    assert math.isclose(
+        summary_of(alone)["eval_accuracy"], summary_of(shared)["eval_accuracy"], abs_tol=0.05
+    )
+
+
+@pytest.mark.multigpu
+@pytest.mark.skipif(CUDA_DEVICES < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--replicate", "fsdp"], ["--compress", "bf16"], ["--sync-batchnorm"]],
+    ids=lambda options: " ".join(options) or "ddp",
+)
+def test_replicas_over_nccl_learn(tmp_path: Path, options: list[str]) -> None:
+    out = tmp_path / "run"
+    arguments = [*ARGUMENTS, "--stages", "2", "--replicas", "2", *options, "--out", str(out)]
+    result = torchrun(2, arguments, seconds=240)
+    assert result.returncode == 0, result.stderr
+    assert summary_of(out)["eval_accuracy"] > 0.75

@@ -174,7 +174,7 @@ def test_a_cut_by_time_counts_replicas(tmp_path: Path) -> None:
     """A stage with two ranks can take two units where another one takes one."""
     options = ["--model", f"{MODELS}:two_sleep", "--stages", "3", "--balance", "time"]
     options += ["--max-steps", "1", "--objective", "greedy"]
-    cuts = []
+    cuts: list[str] = []
     for replicas in ("1", "1,2,1"):
         run = train_alone([*options, "--replicas", replicas], tmp_path / f"run-{len(cuts)}")
         found = re.search(r'cut = "(.*)"', (run / "config.toml").read_text())
