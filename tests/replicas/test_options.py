@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,22 @@ def test_an_interface_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv(name, "before")
     use_interface("lo")
     assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "lo"
+
+
+def test_ranks_that_come_late_have_a_patience_of_their_own(tmp_path: Path) -> None:
+    """--start-timeout, whatever --timeout says."""
+
+    def late(rank: int) -> None:
+        if rank == 1:
+            time.sleep(60)
+
+    options = ["train", "--stages", "2", "--start-timeout", "1", "--timeout", "99"]
+    ranks = launch(tmp_path / "log", [*options, "--out", str(tmp_path / "run")], 2, late)
+    ranks.processes[0].join(15)
+    assert ranks.processes[0].exitcode == 2, ranks.output()
+    assert "the other ranks were not met" in ranks.output(0)
+    ranks.kill(1)
+    ranks.wait(5)
 
 
 @pytest.mark.parametrize(
