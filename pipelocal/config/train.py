@@ -126,10 +126,11 @@ class TrainConfig:
     """How replicas average their gradients: ddp (DistributedDataParallel), or fsdp (fully_shard, which
     shares the optimizer's state out over them)."""
     compress: str | None = None
-    """What replicas send each other of their gradients, with ddp: bf16, powersgd, sign or sparse-sign; all
-    but bf16 lose much and save much."""
+    """What replicas send each other of their gradients, with ddp: bf16 (over gloo gathered, which saves
+    with 2 or 3 replicas only), powersgd, sign or sparse-sign; all but bf16 lose much and save much."""
     compress_share: float = 0.1
-    """Of sparse-sign: share of the coordinates whose sign is sent."""
+    """Of sparse-sign: share of the coordinates whose sign is sent; at a byte each below 0.24, else at two
+    bits for every coordinate."""
     compress_rank: int = 2
     """Of powersgd: rank of what stands for each gradient."""
     sync_batchnorm: bool = False
