@@ -65,7 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=144, help="batches of a run (%(default)s)")
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.steps = 1, 60
+        options.rounds, options.steps = 1, 48
     return options
 
 
