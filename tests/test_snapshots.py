@@ -49,7 +49,10 @@ def test_a_run_goes_on_with_the_same_bits(
         ["--bp-free", "--stages", "6"],
         ["--objective", "greedy", "--step-early"],
         ["--reconcile", "exact"],
-        ["--model", "vit_small", "--max-steps", "24", "--evaluate-every", "9"],
+        pytest.param(
+            ["--model", "vit_small", "--max-steps", "24", "--evaluate-every", "9"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=" ".join,
 )
