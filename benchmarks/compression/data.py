@@ -1,8 +1,7 @@
 """Training data whose labels differ from replica to replica.
 
-Which replica of the first stage gets a batch goes by the number of its event, and what comes between
-two epochs counts too. So the whole training is one epoch here, of several passes over the samples:
-training batch t is event t, and goes to replica ``t mod R``.
+The whole training is one epoch, of several passes over the samples: training batch t is event t, and goes
+to replica ``t mod R``.
 """
 
 from __future__ import annotations
