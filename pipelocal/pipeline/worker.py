@@ -102,7 +102,8 @@ class Worker:
                 with self._action("evaluate"):
                     self._pass_on(header, self.evaluation.meet(batch))
             else:
-                self._pass_on(header, {})  # first: the next stage need not wait for this one
+                with self._action("send"):
+                    self._pass_on(header, {})  # first: the next stage need not wait for this one
                 self._meet_marker(header)
         except StageError as error:
             raise StageError(

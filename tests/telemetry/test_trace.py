@@ -131,7 +131,9 @@ def test_on_a_stall_every_rank_tells_what_it_did_last(tmp_path: Path) -> None:
     for rank, stage in ((0, 1), (2, 3)):
         output = ranks.output(rank)
         assert f"pipelocal (rank {rank}): last actions" in output
-        assert re.search(rf"  stage {stage}: .*(send|receive) \(batch \d+\) for [\d.]+ s", output)
+        assert re.search(
+            rf"  stage {stage}: .*(send|receive|evaluate) \(batch \d+\) for [\d.]+ s", output
+        )
 
 
 def test_a_trace_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
