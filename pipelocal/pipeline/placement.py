@@ -71,10 +71,6 @@ class Placement:
                 return Seat(index=index, block=block, replica=block.ranks.index(rank))
         raise AssertionError(f"rank {rank} has no place in {self}")
 
-    def block_of(self, stage: int) -> Block:
-        """The block that holds a stage."""
-        return next(block for block in self.blocks if stage in block.stages)
-
     def edges(self, index: int) -> Iterator[tuple[int, int, Deal]]:
         """The edges behind a block: the replica that sends, the one that receives, and what goes there."""
         source, target = self.blocks[index], self.blocks[index + 1]
