@@ -156,6 +156,7 @@ def _dispatch(command: AnyConfig) -> None:
         print(export(command))
         return
     from pipelocal.evaluate import evaluate
+    from pipelocal.telemetry.summary import known
 
     result = evaluate(command)
     if command.json:
@@ -163,7 +164,9 @@ def _dispatch(command: AnyConfig) -> None:
         return
     for stage in result["stages"]:
         print(f"stage {stage['stage']:>3}  {stage['units']:<24} accuracy {stage['accuracy']:.4f}")
-    print(f"ensemble of heads                   accuracy {result['ensemble_accuracy']:.4f}")
+    print(f"ensemble of heads                   accuracy {known(result['ensemble_accuracy'])}")
+    if result["no_ensemble"] is not None:
+        print(result["no_ensemble"])
 
 
 def _timeline(command: TimelineConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -21,8 +22,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Accuracy of every head of a finished run on its test data.
 
     Returns:
-        ``eval_accuracy`` (last head), ``ensemble_accuracy`` and ``stages``, a list with ``stage``,
-        ``units``, ``loss`` and ``accuracy``.
+        ``eval_accuracy`` (last head), ``ensemble_accuracy`` (None, and why in ``no_ensemble``, for a run
+        with ``--votes off``) and ``stages``, a list with ``stage``, ``units``, ``loss`` and ``accuracy``.
 
     Raises:
         UserError: no finished run, or its data cannot be read.
@@ -36,12 +37,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     batches = BatchStream(dataset, batch_size=batch_size, seed=run.seed)
     stages = finished.stages(device)
     records: list[dict[str, Any]] = []
+    if run.votes == "auto":
+        run = replace(run, votes="on")  # they travel nowhere here
     assembly = Assembly(run, blueprint, device, report=records.append)
     workers = assembly.workers(stages, Source(batches, None, device), None)
     run_stream(workers, lambda: None)
     return {
         "eval_accuracy": records[-1]["accuracy"],
-        "ensemble_accuracy": records[-1]["ensemble_accuracy"],
+        "ensemble_accuracy": records[-1].get("ensemble_accuracy"),
+        "no_ensemble": assembly.votes.why_not,
         "stages": [
             {
                 "stage": record["stage"],

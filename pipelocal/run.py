@@ -149,7 +149,9 @@ class Run:
                 finals = self._finals(reporter, placement)
                 if self.config.trace:  # by now every rank has written its part
                     merge_parts(folder.path, self.world.size)
-                summary = summarise(self.config, self.world.size, finals)
+                summary = summarise(
+                    self.config, self.world.size, finals, no_ensemble=assembly.votes.why_not
+                )
                 folder.write_summary(summary)
                 reporter.stop()
                 reporter.view.close()

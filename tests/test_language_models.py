@@ -55,7 +55,8 @@ def test_over_ranks_equals_one_process(
 def test_losses_are_nats_per_token_and_the_ensemble_votes(tmp_path: Path, page: Path) -> None:
     """The figures of a run that hardly learns are those of a guess among 256 bytes."""
     out = train_alone(
-        _arguments(page, "gpt", "greedy", "--lr", "1e-9", "--max-steps", "1"), tmp_path / "run"
+        _arguments(page, "gpt", "greedy", "--lr", "1e-9", "--max-steps", "1", "--votes", "on"),
+        tmp_path / "run",
     )
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     losses = {r["stage"]: r["loss"] for r in records if r["event"] == "evaluate"}
@@ -68,7 +69,8 @@ def test_losses_are_nats_per_token_and_the_ensemble_votes(tmp_path: Path, page: 
 def test_evaluate_and_export(
     tmp_path: Path, page: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = train_alone(_arguments(page, "gru", "greedy", "--max-steps", "3"), tmp_path / "run")
+    arguments = _arguments(page, "gru", "greedy", "--max-steps", "3", "--votes", "on")
+    out = train_alone(arguments, tmp_path / "run")
     summary = json.loads((out / "summary.json").read_text())
     capsys.readouterr()
     assert cli.run(["evaluate", str(out), "--json"]) == 0

@@ -15,7 +15,16 @@ from pipelocal.errors import UserError
 
 NOT_OF_THE_BITS = {
     *("out", "config", "plain", "timeout", "trace", "debug_transfers", "log_every", "data_root"),
-    *("resume", "snapshot_every", "snapshot_minutes", "keep_snapshots", "device", "edge", "window"),
+    *(
+        "votes",
+        "resume",
+        "snapshot_every",
+        "snapshot_minutes",
+        "keep_snapshots",
+        "device",
+        "edge",
+        "window",
+    ),
     *("stages", "balance", "cut", "memory_limit", "device_speeds"),
     *("replicas", "replicate", "rank_order", "start_timeout", "interface"),
 }

@@ -32,6 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "edge": EDGES,
     "replicate": ("ddp", "fsdp"),
     "rank_order": ("auto", "plain"),
+    "votes": ("auto", "on", "off"),
 }
 """Options whose words are fixed."""
 

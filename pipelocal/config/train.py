@@ -117,6 +117,9 @@ class TrainConfig:
     """Leave out the last batch of an epoch if it is not full; by default it is trained on as it is."""
     evaluate_every: int = 1
     """Evaluate after every so many epochs; the end is always evaluated."""
+    votes: str = "auto"
+    """Whether the heads' votes for every class travel along in evaluations, by which the ensemble's accuracy
+    is known: on, off, or auto (if they are on no edge more bytes than the activations)."""
 
     replicas: str = "1"
     """Ranks that share each stage's batches among them: one number for all stages, or one for each, such as

@@ -14,6 +14,7 @@ from pipelocal.control import CAUSE_PATIENCE_S, ControlPlane
 from pipelocal.freezing import Freezing
 from pipelocal.pipeline.placement import Placement, Seat
 from pipelocal.pipeline.records import Report
+from pipelocal.pipeline.votes import Votes
 from pipelocal.pipeline.worker import Save, Worker
 from pipelocal.stage import Stage
 from pipelocal.telemetry.actions import Recorder
@@ -56,9 +57,15 @@ class Assembly:
         self._recorder = recorder or Recorder()
         self._reconciles = config.objective == "sgr"
         self._freezing: dict[int, Freezing] = config.freezing(blueprint.stages)
+        edges = [self._contract(source, votes=True) for source in range(1, blueprint.stages)]
+        self.votes = Votes.of(config.votes, edges)
+        """Whether the heads' votes travel."""
 
     def contract(self, source: int) -> Contract:
         """The contract of the edge from stage ``source`` to the next."""
+        return self._contract(source, votes=self.votes.travel)
+
+    def _contract(self, source: int, *, votes: bool) -> Contract:
         summary = self._blueprint.summary(source, self._config) if self._reconciles else None
         return edge_contract(
             source=source,
@@ -70,6 +77,7 @@ class Assembly:
             channels_last=self._config.channels_last,
             delta_shape=None if summary is None else summary.shape,
             delta_dtype=torch.float32 if summary is None else summary.dtype,
+            votes=votes,
         )
 
     def workers(
@@ -108,6 +116,7 @@ class Assembly:
                 save=save,
                 gap=gap,
                 gap_every=every or 1,
+                votes=self.votes.travel,
             )
             for stage, receiver, sender in zip(stages, receivers, senders, strict=True)
         ]

@@ -20,14 +20,18 @@ class Evaluation:
         stage: the stage.
         device: where it computes.
         last: whether it is the last one, which knows the ensemble of all heads.
+        votes: whether the heads' votes travel along, without which nobody knows it.
     """
 
-    def __init__(self, stage: Stage, device: torch.device, *, last: bool) -> None:
+    def __init__(
+        self, stage: Stage, device: torch.device, *, last: bool, votes: bool = True
+    ) -> None:
         self.reading: Reading | None = None
         """Of the last evaluation that came to its end; None before."""
         self.ensemble_accuracy: float | None = None
-        """Likewise, on the last stage."""
+        """Likewise, on the last stage; None without votes."""
         self._stage = stage
+        self._votes = votes
         self._last = last
         self._tally = Tally(device, each=self._each)
         self._ensemble = Tally(device, each=self._each)
@@ -36,22 +40,26 @@ class Evaluation:
         """Evaluate a batch; the tensors for the next stage, in the order of the contract."""
         target = batch.get("target")
         output, logits = self._stage.evaluate(batch.get("x"))
-        votes = logits.softmax(-1)
-        if self._stage.number > 1:
-            votes += batch.get("votes")
         loss = cross_entropy(logits, target)
         self._add(self._tally, batch, loss, logits, target)
-        if self._last:
-            self._add(self._ensemble, batch, loss, votes, target)
         # A copy: what came in lies in memory that is used again once this batch is over.
-        return {"target": target.clone(), "x": output, "votes": votes}
+        found = {"target": target.clone(), "x": output}
+        if self._votes:
+            votes = logits.softmax(-1)
+            if self._stage.number > 1:
+                votes += batch.get("votes")
+            if self._last:
+                self._add(self._ensemble, batch, loss, votes, target)
+            found["votes"] = votes
+        return found
 
     def finish(self) -> dict[str, Any]:
         """The end of an evaluation; what its record says of it."""
         self.reading = self._tally.read_and_reset()
         found = {"loss": self.reading.loss, "accuracy": self.reading.accuracy}
         if self._last:
-            self.ensemble_accuracy = self._ensemble.read_and_reset().accuracy
+            if self._votes:
+                self.ensemble_accuracy = self._ensemble.read_and_reset().accuracy
             found["ensemble_accuracy"] = self.ensemble_accuracy
         return found
 

@@ -49,6 +49,7 @@ class Worker:
         save: keeps what the stage is, when a marker comes; None where none will.
         gap: compares the stages of this process with back-propagation; None for not at all.
         gap_every: training batches between two comparisons.
+        votes: whether the heads' votes travel along in evaluations.
     """
 
     def __init__(
@@ -66,12 +67,13 @@ class Worker:
         save: Save | None = None,
         gap: BackPropagationGap | None = None,
         gap_every: int = 1,
+        votes: bool = True,
     ) -> None:
         self.stage = stage
         self.incoming = incoming
         self.outgoing = outgoing
         self.records = Records(stage, device, report, log_every=log_every)
-        self.evaluation = Evaluation(stage, device, last=outgoing is None)
+        self.evaluation = Evaluation(stage, device, last=outgoing is None, votes=votes)
         self._device = device
         self._encode_delta = encode_delta
         self._report = report

@@ -11,6 +11,7 @@ import torch
 from pipelocal.config import TrainConfig
 from pipelocal.pipeline.worker import Worker
 from pipelocal.telemetry.memory import device_peak_bytes
+from pipelocal.telemetry.view import UNKNOWN
 
 
 def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, Any]:
@@ -45,13 +46,20 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
     }
 
 
-def summarise(config: TrainConfig, world_size: int, finals: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(
+    config: TrainConfig,
+    world_size: int,
+    finals: list[dict[str, Any]],
+    *,
+    no_ensemble: str | None = None,
+) -> dict[str, Any]:
     """The content of ``summary.json``.
 
     Args:
         config: the run's options.
         world_size: number of ranks.
         finals: every stage's :func:`final_record`, in any order; of every replica if there are any.
+        no_ensemble: why nobody knows the ensemble's accuracy; None if it is known.
 
     Of replicas, rates and bytes are sums, the busy fraction is a mean, peaks are the greatest, and the rest
     is of the first, which is the same on all; ``replicas`` holds what each one had.
@@ -75,6 +83,7 @@ def summarise(config: TrainConfig, world_size: int, finals: list[dict[str, Any]]
         "samples_per_second": last["samples_per_second"],
         "eval_accuracy": last["eval_accuracy"],
         "ensemble_accuracy": last["ensemble_accuracy"],
+        "no_ensemble": no_ensemble,
         "stages": [{k: v for k, v in stage.items() if k not in apart} for stage in stages],
     }
 
@@ -100,14 +109,21 @@ def _of_all(finals: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def describe(summary: dict[str, Any], folder: Path) -> str:
-    """One line for the user."""
+    """A line for the user, and a second one where the ensemble is not known."""
     last, ensemble = summary["eval_accuracy"], summary["ensemble_accuracy"]
     accuracy = (
         "not evaluated"
         if last is None
-        else f"accuracy {last:.4f} (last head), {ensemble:.4f} (ensemble)"
+        else f"accuracy {last:.4f} (last head), {known(ensemble)} (ensemble)"
     )
-    return (
+    line = (
         f"{accuracy} after {summary['steps']} batches in {summary['seconds']:.1f} s; "
         f"run folder {folder}"
     )
+    reason = summary.get("no_ensemble")  # runs of earlier versions have none
+    return line if reason is None else f"{line}\n{reason}"
+
+
+def known(accuracy: float | None) -> str:
+    """Such as ``0.9944``; "-" for one that is not known."""
+    return UNKNOWN if accuracy is None else f"{accuracy:.4f}"

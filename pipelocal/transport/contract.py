@@ -80,7 +80,7 @@ class Contract:
 
         TRAIN      [header target ids] x
         RECONCILE  [header target ids] x  delta
-        EVALUATE   [header target    ] x  votes
+        EVALUATE   [header target    ] x  votes     where they do not cost more than x
     """
 
     source: int
@@ -89,6 +89,10 @@ class Contract:
     """Number of the receiving stage; always ``source + 1``: nothing flows back."""
     max_rows: int
     messages: tuple[Message, ...]
+
+    def bytes_of(self, name: str) -> int:
+        """Bytes of one row of a message; 0 if there is no such one."""
+        return sum(message.bytes_per_row for message in self.messages if message.name == name)
 
     def of_kind(self, kind: Kind) -> list[Message]:
         """The messages that follow a header of this kind, in order."""
@@ -127,6 +131,7 @@ def edge_contract(
     channels_last: bool = False,
     delta_shape: Sequence[int] | None = None,
     delta_dtype: torch.dtype = torch.float32,
+    votes: bool | None = None,
 ) -> Contract:
     """The contract of the edge from stage ``source`` to the next.
 
@@ -140,6 +145,8 @@ def edge_contract(
         channels_last: whether images ``[C, H, W]`` are sent, and arrive, channels last in memory.
         delta_shape: shape of one row of what travels of delta; None where nothing does.
         delta_dtype: dtype of it.
+        votes: whether the sum of the heads' class probabilities travels in evaluations; None for where
+            it is no more bytes than the output.
     """
     feature, label = tuple(feature_shape), tuple(target_shape)
     train, evaluate = ("TRAIN", "RECONCILE"), ("EVALUATE",)
@@ -156,9 +163,11 @@ def edge_contract(
             kinds=both,
             packed=None if as_it_is else x,
         ),
-        # Sum of the heads' class probabilities so far, so that the last stage knows the ensemble.
-        Message(name="votes", shape=(*label, classes), dtype="float32", kinds=evaluate),
     ]
+    # Sum of the heads' class probabilities so far, so that the last stage knows the ensemble.
+    ballot = Message(name="votes", shape=(*label, classes), dtype="float32", kinds=evaluate)
+    if ballot.bytes_per_row <= messages[-1].bytes_per_row if votes is None else votes:
+        messages.append(ballot)
     if delta_shape is not None:
         dtype = _name_of(delta_dtype)
         messages.append(

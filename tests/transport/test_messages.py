@@ -74,6 +74,33 @@ def test_bytes_per_row() -> None:
     assert sizes == {"x": 48, "target": 8, "ids": 8, "votes": 20, "delta": 48}
 
 
+@pytest.mark.parametrize(
+    ("label", "form", "votes", "travels"),
+    [
+        ((), "float32", None, True),  # 3 classes, 3 numbers
+        ((), "bf16", None, False),  # 12 bytes of votes, 6 of the output
+        ((2,), "float32", None, False),
+        ((2,), "float32", True, True),
+        ((), "float32", False, False),
+    ],
+)
+def test_votes_travel_where_they_do_not_cost_more(
+    label: tuple[int, ...], form: str, votes: bool | None, travels: bool
+) -> None:
+    contract = edge_contract(
+        source=1,
+        feature_shape=(3,),
+        target_shape=label,
+        classes=3,
+        max_rows=8,
+        form=form,
+        votes=votes,
+    )
+    names = [message.name for message in contract.of_kind(Kind.EVALUATE)]
+    assert names == ["target", "x", *(["votes"] if travels else [])]
+    assert (contract.bytes_of("votes") > 0) == travels
+
+
 def test_equal_contracts_agree_after_json() -> None:
     theirs = json.loads(json.dumps(CONTRACT.to_json()))
     CONTRACT.check_equal(theirs, own_end="rank 1", other_end="rank 2")
