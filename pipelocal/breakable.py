@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import TypeVar
+
+from pipelocal.patience import Patience
 
 T = TypeVar("T")
 
@@ -42,8 +43,8 @@ def breakable(call: Callable[[], T], *, check: Callable[[], None], timeout_s: fl
             result.put(lambda: value)
 
     threading.Thread(target=run, name="breakable", daemon=True).start()
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+    patience = Patience(timeout_s)
+    while not patience.over():
         check()
         try:
             outcome = result.get(timeout=POLL_S)

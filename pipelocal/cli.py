@@ -16,11 +16,9 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import tyro
@@ -35,6 +33,7 @@ from pipelocal.config import (
     load_toml,
 )
 from pipelocal.errors import Interrupted, PipelocalError, Terminated, UserError
+from pipelocal.stopping import end_on_signals
 
 Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
@@ -47,12 +46,12 @@ Command = (
 
 AnyConfig = TrainConfig | EvaluateConfig | ExportConfig | PlanConfig | TimelineConfig | DoctorConfig
 
-USER_ERROR, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+USER_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    end_on_signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(
@@ -79,7 +78,7 @@ def run(arguments: list[str]) -> int:
     except Interrupted as error:
         return _say("stopped", error, FAILURE)
     except Terminated as error:
-        return _say("stopped", error, TERMINATED)
+        return _say("stopped", error, 128 + error.number)
     except KeyboardInterrupt:
         return _say("stopped", "interrupted by the user", INTERRUPTED)
     except PipelocalError as error:
@@ -207,7 +206,3 @@ def _flush() -> None:
     except BrokenPipeError:
         # Whoever read the output is gone; without this the interpreter complains once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated("terminated by a signal")

@@ -28,6 +28,7 @@ from pipelocal.errors import (
     UserError,
 )
 from pipelocal.lifeline import Lifeline
+from pipelocal.patience import Patience
 from pipelocal.roll_call import RollCall
 from pipelocal.world import World
 
@@ -84,11 +85,11 @@ class ControlPlane:
             Interrupted: another rank failed in the meantime, or the store is gone.
             UserError: nobody published it in time.
         """
-        deadline = time.monotonic() + timeout_s
+        patience = Patience(timeout_s)
         with self._store_needed():
             while not self._store.check([key]):
                 self.check()
-                if time.monotonic() > deadline:
+                if patience.over():
                     raise UserError(
                         f"waited {timeout_s:g} s for '{key}' from another rank: "
                         f"check that all ranks were started with the same options"
@@ -185,8 +186,8 @@ class ControlPlane:
         return won.decode()
 
     def _wait_for_cause(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not self._store.check([FAILURE]) and time.monotonic() < deadline:
+        patience = Patience(seconds)
+        while not self._store.check([FAILURE]) and not patience.over():
             time.sleep(0.02)
 
     def failure(self) -> str | None:
@@ -221,8 +222,8 @@ class ControlPlane:
         if size > 1:
             if self.world.rank == 0:
                 self.put("goodbye", True)
-                deadline = time.monotonic() + timeout_s
-                while self._store.add("left", 0) < size - 1 and time.monotonic() < deadline:
+                patience = Patience(timeout_s)
+                while self._store.add("left", 0) < size - 1 and not patience.over():
                     self.check()
                     time.sleep(0.01)
             else:
@@ -257,10 +258,13 @@ class ControlPlane:
                 break
         # Whoever waits looks at check() and ends the process. What cannot look, such as a wait for a
         # CUDA device whose peer is gone, must not keep it.
-        if not self._closing.wait(LAST_RESORT_S):
-            print(f"pipelocal: stopped, and not able to leave: {self._account}", file=sys.stderr)
-            sys.stderr.flush()
-            os._exit(1)
+        patience = Patience(LAST_RESORT_S)
+        while not patience.over():
+            if self._closing.wait(WATCH_INTERVAL_S):
+                return
+        print(f"pipelocal: stopped, and not able to leave: {self._account}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)
 
     def _describe(self, error: BaseException) -> str:
         rank = f"rank {self.world.rank}, " if self.world.size > 1 else ""

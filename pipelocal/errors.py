@@ -1,5 +1,7 @@
 """The errors that a user meets: each is one line that says what is wrong and how to mend it."""
 
+import signal
+
 
 class PipelocalError(Exception):
     """Base of every error that pipelocal raises on purpose."""
@@ -49,7 +51,16 @@ STALLED = "it hangs or is too slow (--timeout sets the patience)"
 
 
 class Terminated(BaseException):
-    """This process was asked to end by SIGTERM; like KeyboardInterrupt no error of the program's."""
+    """This process was asked to end by a signal; like KeyboardInterrupt no error of the program's.
+
+    Args:
+        reason: one line.
+        number: of the signal.
+    """
+
+    def __init__(self, reason: str, number: int = signal.SIGTERM) -> None:
+        self.number = number
+        super().__init__(reason)
 
 
 class Interrupted(PipelocalError):

@@ -11,6 +11,7 @@ from typing import Protocol
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.control import CAUSE_PATIENCE_S, ControlPlane
 from pipelocal.errors import STALLED, Interrupted, PipelocalError, StageError, Terminated
+from pipelocal.patience import Patience
 from pipelocal.telemetry.actions import Recorder
 
 
@@ -49,8 +50,8 @@ def failures_told(run: RunUnderWay) -> Iterator[None]:
 
 def _reason_behind(terminated: Terminated, run: RunUnderWay) -> BaseException:
     """Torchrun sends SIGTERM when a rank is lost: then the lost connection tells the user more."""
-    deadline = time.monotonic() + CAUSE_PATIENCE_S
-    while time.monotonic() < deadline and run.control.failure() is None:
+    patience = Patience(CAUSE_PATIENCE_S)
+    while not patience.over() and run.control.failure() is None:
         if (trouble := run.trouble()) is not None:
             return trouble
         time.sleep(0.02)

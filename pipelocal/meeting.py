@@ -17,6 +17,8 @@ import uuid
 
 import torch.distributed as dist
 
+from pipelocal.patience import Patience
+
 POLL_S = 0.01
 
 
@@ -32,12 +34,12 @@ def meet(store: dist.Store, rank: int, size: int, *, timeout_s: float) -> str:
     Raises:
         TimeoutError: some did not come.
     """
-    deadline = time.monotonic() + timeout_s
+    patience = Patience(timeout_s)
     word = uuid.uuid4().hex
     if rank > 0:
         store.set(f"hello/{rank}", word)
     known: dict[str, str] | None = None
-    while time.monotonic() < deadline:
+    while not patience.over():
         if rank > 0:
             token = _spoken_to(store, rank, word)
             if token is not None:

@@ -17,6 +17,8 @@ from collections.abc import Callable
 
 import torch.distributed as dist
 
+from pipelocal.patience import Patience
+
 QUESTION = "roll call"
 POLL_S = 0.05
 
@@ -61,9 +63,9 @@ class RollCall:
         Raises:
             RuntimeError: the store is gone.
         """
-        deadline = time.monotonic() + seconds
+        patience = Patience(seconds)
         self._store.set(QUESTION, "1")
-        while time.monotonic() < deadline and not until():
+        while not patience.over() and not until():
             if all(self._store.check([_key(rank)]) for rank in range(self._size)):
                 break
             time.sleep(POLL_S)

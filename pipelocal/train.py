@@ -65,7 +65,8 @@ def train(
     if run.stopped_at is not None:
         raise Terminated(
             f"{run.wishes.reason or 'the first rank was told to'}; a snapshot after batch "
-            f"{run.stopped_at} is in {run.folder and run.folder.path}: the same command goes on from it"
+            f"{run.stopped_at} is in {run.folder and run.folder.path}: the same command goes on from it",
+            run.wishes.number,
         )
     return summary
 

@@ -69,7 +69,15 @@ def _start(command: list[str], out: Path, log: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-@pytest.mark.parametrize(("ranks", "number"), [(2, signal.SIGTERM), (1, signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("ranks", "number"),
+    [
+        (2, signal.SIGTERM),
+        (1, signal.SIGINT),
+        pytest.param(1, signal.SIGHUP, marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_stops_with_a_snapshot(tmp_path: Path, ranks: int, number: int) -> None:
     """And within seconds; the same command then ends with the bits of a run without a pause."""
     options = ["train", "--model", "mlp", "--stages", "3", "--epochs", "12", "--plain", *EVERY]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from pipelocal.errors import STALLED, StageError
+from pipelocal.patience import Patience
 from pipelocal.telemetry.actions import Action, Recorder
 from pipelocal.transport.contract import Contract
 from pipelocal.transport.edge import Check
@@ -113,13 +114,13 @@ class Endpoint(ABC):
         """Wait, with the lock held, until ``condition``; an error if that can no longer be."""
         if condition():
             return
-        started = time.monotonic()
+        started, patience = time.monotonic(), Patience(self._timeout_s)
         self._waits(True)
         while not condition():
             if (trouble := self.trouble()) is not None:
                 raise trouble
             self._check()
-            if time.monotonic() - started > self._timeout_s:
+            if patience.over():
                 raise StageError(
                     f"{what} {self._peer} for {self._timeout_s:g} s: {STALLED}",
                     stage=self._own,

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from pipelocal.breakable import breakable
 from pipelocal.errors import STALLED, PipelocalError, StageError
+from pipelocal.patience import Patience
 from pipelocal.transport.connect import GLOO_TIMEOUT, use_nccl
 from pipelocal.transport.edge import Check
 from pipelocal.transport.endpoint import Waits, first_sentence
@@ -86,8 +87,8 @@ class ReplicaGroup:
 
     def _say_who_is_gone(self) -> None:
         """Raise what is known of a lost rank: its own connection tells which, a little later."""
-        deadline = time.monotonic() + WHO_S
-        while time.monotonic() < deadline:
+        patience = Patience(WHO_S)
+        while not patience.over():
             self.check()
             time.sleep(0.02)
 
