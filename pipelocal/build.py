@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from pipelocal.objective.heads import build_head, check_logits
 from pipelocal.objective.heads_downstream import Downstream
 from pipelocal.objective.summaries import SUMMARIES, Summary
 from pipelocal.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor
-from pipelocal.partition import Cut, by_count, from_text, to_text
+from pipelocal.partition import Cut, by_count, from_names, from_text, names_of, to_text
 from pipelocal.partition.balance import CostModel
 from pipelocal.partition.partitioners import PartitionRequest, partition
 from pipelocal.partition.profile import Meter, profile_chain
@@ -137,13 +137,18 @@ class Blueprint:
         )
         return replace(self, cuts=partition(config.balance, request))
 
-    def cut_at(self, cut: str) -> Blueprint:
-        """The same chain, cut as text says; see :func:`~pipelocal.partition.from_text`."""
-        return replace(self, cuts=from_text(self.chain, cut))
+    def cut_at(self, names: Sequence[str]) -> Blueprint:
+        """The same chain, cut before the units with these names."""
+        return replace(self, cuts=from_names(self.chain, names, what="a cut"))
+
+    @property
+    def cut_names(self) -> list[str]:
+        """The cuts as :meth:`cut_at` takes them."""
+        return names_of(self.chain, self.cuts)
 
     @property
     def cut_text(self) -> str:
-        """The cuts as :meth:`cut_at` takes them."""
+        """The cuts as ``--cut`` takes them."""
         return to_text(self.chain, self.cuts)
 
     def _head(self, config: TrainConfig, stop: int) -> nn.Module:

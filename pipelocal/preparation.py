@@ -18,6 +18,7 @@ from pipelocal.control import ControlPlane
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.errors import UserError
+from pipelocal.partition import from_text, names_of
 from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.balance import CostModel
 from pipelocal.partition.measured import Stopwatch
@@ -39,7 +40,8 @@ class Facts:
     steps_per_epoch: int = 0
     smallest_batch: int = 0
     """Rows of the smallest training batch."""
-    cut: str = ""
+    cut: list[str] = field(default_factory=list)
+    """Names of the units with which the stages after the first begin."""
     replicas: list[int] = field(default_factory=list)
     """Of every stage."""
     ranks: list[list[int]] = field(default_factory=list)
@@ -136,13 +138,13 @@ def _choose_cut(
     blueprint: Blueprint,
     costs: Callable[[], CostModel],
     folder: RunFolder,
-) -> str:
+) -> list[str]:
     """Where to cut, for all ranks: measured by this one where the options ask for it."""
     if config.balance != "count" and folder.goes_on:
         measured = folder.config().cut  # another measurement need not come out the same
         if measured is not None:
-            return measured
-    return blueprint.partitioned(config, costs).cut_text
+            return names_of(blueprint.chain, from_text(blueprint.chain, measured))
+    return blueprint.partitioned(config, costs).cut_names
 
 
 def _choose_replicas(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipelocal.checkpoint.writer import SnapshotWriter
 from pipelocal.config import TrainConfig
 from pipelocal.control import ControlPlane
 from pipelocal.errors import UserError
-from pipelocal.partition import from_text, to_text
+from pipelocal.partition import Cut, from_names, names_of
 from pipelocal.pipeline.worker import Worker
 from pipelocal.stage import Stage
 
@@ -36,11 +36,13 @@ class Start:
     """Training batches before the snapshot to go on from; 0 to begin anew."""
     run: str = ""
     """Folder of the run that the snapshot is of."""
-    cut: str = ""
-    """Where the model was cut in that snapshot."""
+    cut: list[str] = field(default_factory=list)
+    """Where the model was cut in that snapshot: names of the units with which stages begin."""
 
 
-def find_start(folder: RunFolder, config: TrainConfig, blueprint: Blueprint, cut: str) -> Start:
+def find_start(
+    folder: RunFolder, config: TrainConfig, blueprint: Blueprint, cut: list[str]
+) -> Start:
     """The newest good snapshot of an unfinished run, or that which ``--resume`` names.
 
     Rank 0 asks. Says on standard error what it found, and forgets the records that will come again.
@@ -49,7 +51,7 @@ def find_start(folder: RunFolder, config: TrainConfig, blueprint: Blueprint, cut
         folder: the run's.
         config: the options.
         blueprint: the model.
-        cut: where it will be cut.
+        cut: names of the units before which it will be cut.
 
     Raises:
         UserError: the run is another one, or still goes on; or the snapshot named cannot be used.
@@ -77,7 +79,7 @@ def find_start(folder: RunFolder, config: TrainConfig, blueprint: Blueprint, cut
     return Start(step=manifest.step, run=str(run), cut=manifest.cut)
 
 
-def _tell_new_heads(blueprint: Blueprint, old: str, new: str) -> None:
+def _tell_new_heads(blueprint: Blueprint, old: list[str], new: list[str]) -> None:
     before, now = (_ends(blueprint, cut) for cut in (old, new))
     anew = [end for end in now if end not in before]
     gone = [end for end in before if end not in now]
@@ -87,9 +89,13 @@ def _tell_new_heads(blueprint: Blueprint, old: str, new: str) -> None:
     )
 
 
-def _ends(blueprint: Blueprint, cut: str) -> list[str]:
+def _ends(blueprint: Blueprint, names: list[str]) -> list[str]:
     units = blueprint.chain.units
-    return [units[each.stop - 1].name for each in from_text(blueprint.chain, cut)]
+    return [units[each.stop - 1].name for each in _cuts(blueprint, names)]
+
+
+def _cuts(blueprint: Blueprint, names: list[str]) -> list[Cut]:
+    return from_names(blueprint.chain, names, what="the snapshot's cut")
 
 
 def _listed(ends: list[str]) -> str:
@@ -105,7 +111,7 @@ class Snapshots:
         folder: the run's.
         control: tells the other ranks what was written.
         own: numbers of this rank's stages.
-        cut: as it was resolved.
+        cut: names of the units with which the stages after the first begin.
         writes: whether this rank writes what it has; of several replicas one does.
     """
 
@@ -117,7 +123,7 @@ class Snapshots:
         control: ControlPlane,
         *,
         own: range,
-        cut: str,
+        cut: list[str],
         writes: bool = True,
     ) -> None:
         self._blueprint = blueprint
@@ -161,7 +167,7 @@ def load_snapshot(
         UserError: a stage's file cannot be read or does not fit.
     """
     stage, folder = worker.stage, SnapshotFolder(Path(start.run))
-    if start.cut == to_text(blueprint.chain, blueprint.cuts):
+    if start.cut == names_of(blueprint.chain, blueprint.cuts):
         state = folder.load_stage(start.step, stage.number)
         worker.load_state_dict(state["worker"], replica=replica, replicas=replicas)
     else:
@@ -184,7 +190,7 @@ def _from_other_cut(
 ) -> dict[str, Any]:
     """A stage's state from those of other stages."""
     saved = []
-    for number, cut in enumerate(from_text(blueprint.chain, start.cut), start=1):
+    for number, cut in enumerate(_cuts(blueprint, start.cut), start=1):
         units = tuple(unit.name for unit in blueprint.chain.units[cut.start : cut.stop])
         saved.append(StageState(units=units, state=folder.load_stage(start.step, number)))
     fresh = blueprint.stage_state(stage) | {"names": blueprint.parameter_names(stage)}

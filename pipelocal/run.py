@@ -196,7 +196,7 @@ class Run:
             agree=None if group is None else group.greatest,
         )
 
-    def _snapshots(self, folder: RunFolder, seat: Seat, cut: str) -> Snapshots | None:
+    def _snapshots(self, folder: RunFolder, seat: Seat, cut: list[str]) -> Snapshots | None:
         if not self.config.takes_snapshots:
             return None
         return Snapshots(
@@ -220,11 +220,11 @@ class Run:
 
     def _settle(self, facts: Facts) -> None:
         """Take over what rank 0 chose; the resolved options name what was measured."""
-        if self.config.balance != "count":
-            self.config = replace(self.config, cut=facts.cut)
         if self.config.replicas == "auto":
             self.config = replace(self.config, replicas=replicas_text(facts.replicas))
         self.blueprint = self.blueprint.cut_at(facts.cut)
+        if self.config.balance != "count":
+            self.config = replace(self.config, cut=self.blueprint.cut_text)
         placement = place(self.blueprint.stages, self.world.size, facts.replicas)
         self.placement = placement.arranged(facts.ranks)
 

@@ -20,6 +20,7 @@ from pipelocal.errors import (
 )
 from pipelocal.failures import failures_told
 from pipelocal.host import set_up_host, use_interface
+from pipelocal.partition import other_reading
 from pipelocal.pipeline.placement import place
 from pipelocal.run import Run
 from pipelocal.world import World
@@ -51,6 +52,10 @@ def train(
     world = world or World.from_environment(start_timeout_s=config.start_timeout)
     _check_bp_alone(config, world)
     _check_gap_alone(config, world)
+    if config.cut is not None and world.rank == 0:
+        other = other_reading(blueprint.chain, config.cut)
+        if other is not None:
+            sys.stderr.write(f"pipelocal: {other}\n")
     counts = config.replica_counts(blueprint.stages)
     if counts is not None:  # otherwise rank 0 will choose them
         place(blueprint.stages, world.size, counts)

@@ -31,7 +31,7 @@ from pipelocal.checkpoint.atomic import write_atomically
 from pipelocal.errors import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 """Version of what the files hold."""
 
 
@@ -55,8 +55,8 @@ class Manifest:
 
     step: int
     """Training batches before it, the same for every stage."""
-    cut: str
-    """Where the model was cut, as ``--cut`` takes it."""
+    cut: list[str]
+    """Where the model was cut: names of the units with which the stages after the first begin."""
     identity: dict[str, Any]
     """The options on which the bits depend."""
     files: tuple[SavedFile, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,54 +57,131 @@ def from_text(chain: Chain, text: str) -> list[Cut]:
     Args:
         chain: the model.
         text: either the names of the units with which the stages after the first begin, such as
-            ``block2,block5``, or the number of units of every stage, such as ``2,3,4``.
+            ``block2,block5``, or the number of units of every stage, such as ``2,3,4``. A backslash
+            takes the character behind it as it is: ``3x3\\,a`` is the unit ``3x3,a``. Numbers that
+            can be read both ways are names.
 
     Raises:
         UserError: an unknown unit, units out of order or named twice, an empty stage, or numbers
             that do not add up.
     """
-    words = [word.strip() for word in text.split(",")] if text.strip() else []
-    names = [unit.name for unit in chain.units]
-    if words and all(word.lstrip("-").isdigit() for word in words) and not set(words) & set(names):
-        starts = _starts_of_counts([int(word) for word in words], text, names)
-    else:
-        starts = _starts_of_names(words, text, names)
-    stops = [*starts[1:], len(names)]
-    return [Cut(start=start, stop=stop) for start, stop in zip(starts, stops, strict=True)]
-
-
-def to_text(chain: Chain, cuts: Sequence[Cut]) -> str:
-    """The names that :func:`from_text` takes."""
-    return ",".join(chain.units[cut.start].name for cut in cuts[1:])
-
-
-def _starts_of_counts(counts: list[int], text: str, names: list[str]) -> list[int]:
+    names, words = _names(chain), _words(text)
+    counts = _counts(words)
+    if counts is None or not set(words).isdisjoint(names):
+        try:
+            return from_names(chain, words, what=f"--cut {text}")
+        except UserError:
+            if counts is None or min(counts) < 1 or sum(counts) != len(names):
+                raise
     if min(counts) < 1:
         raise UserError(f"--cut {text}: every stage needs at least one unit")
     if sum(counts) != len(names):
         raise UserError(
             f"--cut {text} adds up to {sum(counts)} units, but this model has {len(names)}"
         )
-    return [sum(counts[:i]) for i in range(len(counts))]
+    return _between([sum(counts[:i]) for i in range(len(counts))], len(names))
 
 
-def _starts_of_names(words: list[str], text: str, names: list[str]) -> list[int]:
-    starts = [0]
+def to_text(chain: Chain, cuts: Sequence[Cut]) -> str:
+    """What :func:`from_text` takes."""
+    return ",".join(map(_escaped, names_of(chain, cuts)))
+
+
+def other_reading(chain: Chain, text: str) -> str | None:
+    """A line for who may have meant something else: names of units that are numbers of units as well."""
+    counts = _counts(_words(text))
+    if counts is None or min(counts) < 1 or sum(counts) != len(chain.units):
+        return None
+    cuts = from_text(chain, text)
+    meant = _between([sum(counts[:i]) for i in range(len(counts))], len(chain.units))
+    if cuts == meant:
+        return None
+    listed = ", ".join(map(str, counts))
+    return (
+        f"--cut {text} names the units with which stages begin, in {len(cuts)} stages; for stages of "
+        f"{listed} units give --cut {to_text(chain, meant) or chr(39) * 2}"
+    )
+
+
+def from_names(chain: Chain, words: Sequence[str], *, what: str) -> list[Cut]:
+    """Cuts by the names of the units with which the stages after the first begin.
+
+    Args:
+        chain: the model.
+        words: the names, in the model's order.
+        what: where they come from, for the error.
+
+    Raises:
+        UserError: an unknown unit, or units out of order or named twice.
+    """
+    names, starts = _names(chain), [0]
     for word in words:
         if word not in names:
-            raise UserError(
-                f"--cut {text}: this model has no unit '{word}'; its units are {', '.join(names)}"
-            )
+            known = ", ".join(map(_escaped, names))
+            raise UserError(f"{what}: this model has no unit '{word}'; its units are {known}")
         start = names.index(word)
         if start == 0:
             raise UserError(
-                f"--cut {text}: '{word}' is the model's first unit, with which stage 1 begins "
+                f"{what}: '{word}' is the model's first unit, with which stage 1 begins "
                 f"anyway; name the first units of the stages after it"
             )
         if start <= starts[-1]:
             raise UserError(
-                f"--cut {text}: '{word}' is named twice or does not come after "
+                f"{what}: '{word}' is named twice or does not come after "
                 f"'{names[starts[-1]]}' in the model; name units in the model's order, each once"
             )
         starts.append(start)
-    return starts
+    return _between(starts, len(names))
+
+
+def names_of(chain: Chain, cuts: Sequence[Cut]) -> list[str]:
+    """The names that :func:`from_names` takes."""
+    return [chain.units[cut.start].name for cut in cuts[1:]]
+
+
+def _names(chain: Chain) -> list[str]:
+    return [unit.name for unit in chain.units]
+
+
+def _between(starts: list[int], units: int) -> list[Cut]:
+    stops = [*starts[1:], units]
+    return [Cut(start=start, stop=stop) for start, stop in zip(starts, stops, strict=True)]
+
+
+def _words(text: str) -> list[str]:
+    """What stands between commas, without spaces around it; a backslash keeps what follows it."""
+    if not text.strip():
+        return []
+    # Each piece is a kept character, a comma, a run of spaces, or one other character.
+    pieces = re.findall(r"\\(?s:.)|,|\s+|.", text)
+    words: list[list[str]] = [[]]
+    for piece in pieces:
+        if piece == ",":
+            words.append([])
+        else:
+            words[-1].append(piece)
+    return ["".join(_kept(piece) for piece in _stripped(word)) for word in words]
+
+
+def _stripped(pieces: list[str]) -> list[str]:
+    while pieces and pieces[0].isspace():
+        pieces = pieces[1:]
+    while pieces and pieces[-1].isspace():
+        pieces = pieces[:-1]
+    return pieces
+
+
+def _kept(piece: str) -> str:
+    return piece[1:] if len(piece) == 2 and piece[0] == "\\" else piece
+
+
+def _escaped(name: str) -> str:
+    """A name as :func:`_words` takes it."""
+    return re.sub(r"[\\,]|^\s|\s\Z", r"\\\g<0>", name)
+
+
+def _counts(words: list[str]) -> list[int] | None:
+    """The words as numbers; None if they are none."""
+    if words and all(re.fullmatch(r"-?[0-9]+", word) for word in words):
+        return [int(word) for word in words]
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TextIO
 
 from rich.console import Console
@@ -57,7 +58,11 @@ def _print(plan: Plan, console: Console) -> None:
         f"* the bottleneck: {plan.samples_per_second:,.1f} samples/s at most, over links that keep up"
     )
     _print_replication(plan.replication, replicated, console)
-    console.print(f"to train with this cut: --cut {plan.cut}" if plan.cut else "one stage: no cut")
+    console.print(
+        f"to train with this cut: --cut {shlex.quote(plan.cut)}"
+        if plan.cut
+        else "one stage: no cut"
+    )
     beside = Table("beside it", box=None, header_style="bold")
     for name in ("time", "peak memory of a device"):
         beside.add_column(name, justify="right")
