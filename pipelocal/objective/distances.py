@@ -7,6 +7,7 @@ and its weight would depend on the batch size.
 """
 
 from collections.abc import Callable
+from math import inf
 
 import torch
 from torch import Tensor
@@ -18,10 +19,28 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 DISTANCES: Registry[Distance] = Registry("distance")
 
 SMALLEST_NORM = 1e-12
-"""Lengths below this count as this, so that a batch without a gradient gives no NaN."""
+"""A gradient that is shorter is none: there is nothing to reconcile, and no quotient of zeros."""
 
 SHORTEST = 0.1
 """In ``cosine``, a gradient counts as no shorter than this share of the batch's typical delta."""
+
+
+def power_of_two(values: Tensor) -> Tensor:
+    """A scalar that brings the largest of some values to between 1/2 and 1, by division.
+
+    A power of two, so that what is divided and multiplied again is the same to the last bit; but squares
+    of float32 numbers beyond 1e19, or below 1e-23, are no longer infinite, or nothing. 1 for zeros.
+    """
+    largest = torch.linalg.vector_norm(values.detach(), inf)
+    exponent = torch.frexp(largest).exponent.clamp(-100, 100)
+    return torch.ldexp(torch.ones_like(largest), exponent)
+
+
+def length(values: Tensor) -> Tensor:
+    """L2 norm of all values, a scalar, for which no square is too large or too small."""
+    scale = power_of_two(values)
+    norm: Tensor = torch.linalg.vector_norm(values / scale) * scale
+    return norm
 
 
 @DISTANCES.register("cosine")
@@ -32,7 +51,10 @@ def cosine(eta: Tensor, delta: Tensor) -> Tensor:
     begins at zero, do not rule the batch, lengths below a tenth of the root mean square of the
     batch's deltas count as that. Free of both lengths but for that, and of a common scale.
     """
-    shortest = SHORTEST * delta.square().sum(1).mean().sqrt().clamp_min(SMALLEST_NORM / SHORTEST)
+    scale = torch.maximum(power_of_two(eta), power_of_two(delta))
+    eta, delta = eta / scale, delta / scale  # the cosine does not mind, and squares stay finite
+    shortest = SHORTEST * delta.square().sum(1).mean().sqrt()
+    shortest = torch.maximum(shortest, SMALLEST_NORM / scale)
     eta_norm = torch.linalg.vector_norm(eta, dim=1).clamp_min(shortest)
     delta_norm = torch.linalg.vector_norm(delta, dim=1).clamp_min(shortest)
     cosines: Tensor = (eta / eta_norm[:, None] * (delta / delta_norm[:, None])).sum(1)
@@ -44,9 +66,14 @@ def relative(eta: Tensor, delta: Tensor) -> Tensor:
     """Squared L2 distance over delta's squared length, both summed over the batch.
 
     Not sample by sample: a sample that the stage before has learned has next to no delta, and
-    would rule the mean with a ratio without bound.
+    would rule the mean with a ratio without bound. 0 where the whole batch has no delta.
     """
-    return (eta - delta).square().sum() / delta.square().sum().clamp_min(SMALLEST_NORM**2)
+    difference = eta - delta
+    of_difference, of_delta = power_of_two(difference), power_of_two(delta)
+    squares = (delta / of_delta).square().sum()
+    vanishes = squares.sqrt() * of_delta < SMALLEST_NORM
+    ratio = (difference / of_difference).square().sum() / squares.masked_fill(vanishes, 1.0)
+    return ratio * (of_difference / of_delta).square().masked_fill(vanishes, 0.0)
 
 
 @DISTANCES.register("squared")

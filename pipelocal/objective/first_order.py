@@ -23,13 +23,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, autograd
 
-from pipelocal.objective.distances import SMALLEST_NORM
+from pipelocal.objective.distances import SMALLEST_NORM, length, power_of_two
 from pipelocal.objective.local import Greedy, LocalPass, LossOf
 from pipelocal.objective.reconciliation import Reconciliation, Residual
 
 STEPS = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Length of the displacement, as a share of the input's: where rounding errors, which grow as it
 shrinks, and the curvature, which grows with it, matter least."""
+
+SMALLEST_SCALE = 1e-2
+"""An input whose root mean square is below this, such as zeros behind dead ReLUs, has no scale of its own.
+
+What a layer makes of it is ruled by biases, and by what norms add to a variance. The displacement is then
+the share of an input of root mean square 1, as behind a norm: a share of the input's own length would be
+lost in rounding, and of zeros it would be nothing."""
 
 
 class FirstOrderReconciliation:
@@ -78,12 +85,17 @@ class FirstOrderReconciliation:
             # D is a mean over rows, so that over some of them has the same expectation.
             rows = _some_rows(len(x), fraction, local.seed).to(x.device)
             x, v = x[rows], v[rows]
-        length = torch.linalg.vector_norm(v)
+        scale = power_of_two(v)
+        v /= scale  # so that its squares are neither infinite nor nothing
+        length_of_v = torch.linalg.vector_norm(v)
         step = self._reconciliation.step or STEPS.get(x.dtype, STEPS[torch.float32])
-        epsilon = step * torch.linalg.vector_norm(x) / length.clamp_min(SMALLEST_NORM)
+        displacement = step * _length_of_scale(x)
+        epsilon = displacement / length_of_v.clamp_min(SMALLEST_NORM)
         # No gradient of D, nothing to add: and no quotient of zeros.
         weight = self._reconciliation.weight_at(local.step)
-        factor = torch.where(length > SMALLEST_NORM, weight / epsilon, 0.0)
+        factor = torch.where(length_of_v * scale > SMALLEST_NORM, weight / epsilon * scale, 0.0)
+        # Beyond this, what rounding makes of two equal gradients would count for more than they do.
+        factor = factor.clamp_max(1 / torch.finfo(factor.dtype).eps)
         v *= epsilon
         mixed = local.mixed or torch.is_autocast_enabled(x.device.type)
         # Fewer bits would round the displacement away; so the difference is formed in full ones.
@@ -113,6 +125,12 @@ class FirstOrderReconciliation:
         residual = Residual.of(distance, per_sample, delta)
         (v,) = autograd.grad(distance, leaf)
         return residual, v
+
+
+def _length_of_scale(x: Tensor) -> Tensor:
+    """Length of an input, or of one of the same shape and root mean square 1 if this has no scale."""
+    own, usual = length(x), x.numel() ** 0.5
+    return torch.where(own < SMALLEST_SCALE * usual, usual, own)
 
 
 def _taken_gradient(x: Tensor) -> Tensor:

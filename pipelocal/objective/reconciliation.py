@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelocal.objective.distances import SMALLEST_NORM, Distance, cosine
+from pipelocal.objective.distances import SMALLEST_NORM, Distance, cosine, length, power_of_two
 from pipelocal.objective.summaries import Summary
 from pipelocal.registry import Registry
 
@@ -96,15 +96,18 @@ class Residual:
     cosine: Tensor
     """Mean over the rows of the cosine between the two, 1 where they agree."""
     relative: Tensor
-    """Length of the difference over delta's, of the whole batch; 0 where they agree."""
+    """Length of the difference over delta's, of the whole batch; 0 where they agree, or delta is none."""
 
     @classmethod
     def of(cls, distance: Tensor, eta: Tensor, delta: Tensor) -> Residual:
         """From the distance and the gradients, both ``[B, F]`` at the same scale."""
         eta = eta.detach()
-        length = torch.linalg.vector_norm(delta).clamp_min(SMALLEST_NORM)
+        of_delta = length(delta)
+        relative = length(eta - delta) / of_delta.clamp_min(SMALLEST_NORM)
         return cls(
             distance=distance.detach(),
-            cosine=torch.cosine_similarity(eta, delta, dim=1).mean(),
-            relative=torch.linalg.vector_norm(eta - delta) / length,
+            cosine=torch.cosine_similarity(
+                eta / power_of_two(eta), delta / power_of_two(delta), dim=1
+            ).mean(),
+            relative=torch.where(of_delta < SMALLEST_NORM, 0.0, relative),
         )
