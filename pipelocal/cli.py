@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
@@ -33,7 +33,15 @@ from pipelocal.config import (
     load_toml,
 )
 from pipelocal.errors import Interrupted, PipelocalError, Terminated, UserError
+from pipelocal.launcher import speaks_for_node, under_torchrun, world_size
 from pipelocal.stopping import end_on_signals
+from pipelocal.streams import (
+    fill_closed_streams,
+    flush_streams,
+    for_progress,
+    result_wanted,
+    say,
+)
 
 Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
@@ -51,6 +59,7 @@ USER_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
+    fill_closed_streams()
     end_on_signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -58,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
                 errors="replace"
             )  # a name that the terminal cannot show is no failure
     code = run(list(sys.argv[1:] if arguments is None else arguments))
-    _flush()
-    if code and _world_size() > 1:
+    flush_streams()
+    if code and world_size() > 1:
         # Transfers with a lost rank cannot be called back, and would keep the process alive.
         os._exit(code)
     sys.exit(code)
@@ -95,7 +104,7 @@ def run(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> AnyConfig:
     """Options from the command line, over those of a ``--config`` file, over the defaults."""
-    quiet = _rank() != "0"
+    quiet = not speaks_for_node()
     if arguments[:1] == ["train"]:
         path = _config_path(arguments)
         return tyro.cli(
@@ -134,17 +143,18 @@ def _dispatch(command: AnyConfig) -> None:
 
         doctor(command, sys.stdout)
         return
-    if _world_size() > 1 and _rank() != "0":
+    if under_torchrun() and _rank() != "0":
         return  # only training and its preparation need ranks
     if isinstance(command, PlanConfig):
         from pipelocal.plan import plan
         from pipelocal.telemetry.plan_view import print_plan
 
         result_of_plan = plan(command)
-        if command.json:
-            print(json.dumps(result_of_plan.to_json(), indent=2))
-        else:
-            print_plan(result_of_plan, sys.stdout)
+        with result_wanted():
+            if command.json:
+                print(json.dumps(result_of_plan.to_json(), indent=2))
+            else:
+                print_plan(result_of_plan, sys.stdout)
         return
     if isinstance(command, TimelineConfig):
         _timeline(command)
@@ -152,12 +162,18 @@ def _dispatch(command: AnyConfig) -> None:
     if isinstance(command, ExportConfig):
         from pipelocal.export import export
 
-        print(export(command))
+        for_progress(sys.stdout).write(f"{export(command)}\n")  # the result is the file
         return
     from pipelocal.evaluate import evaluate
-    from pipelocal.telemetry.summary import known
 
     result = evaluate(command)
+    with result_wanted():
+        _print_figures(result, command)
+
+
+def _print_figures(result: dict[str, Any], command: EvaluateConfig) -> None:
+    from pipelocal.telemetry.summary import known
+
     if command.json:
         print(json.dumps(result, indent=2))
         return
@@ -175,34 +191,19 @@ def _timeline(command: TimelineConfig) -> None:
 
     folder = RunFolder.open(command.run).path
     timeline = Timeline.of(folder)
-    print_timeline(timeline, sys.stdout)
+    with result_wanted():
+        print_timeline(timeline, sys.stdout)
     path = folder / "timeline.png" if command.to is None else Path(command.to)
     draw_timeline(timeline, path)
-    print(f"picture: {path}")
+    for_progress(sys.stdout).write(f"picture: {path}\n")
 
 
 def _say(what: str, error: object, code: int) -> int:
     text = " ".join(str(error).split())
-    rank = f" (rank {_rank()})" if _world_size() > 1 else ""
-    # In one piece: ranks that write at the same time share the terminal.
-    sys.stderr.write(f"pipelocal{rank}: {what}: {text}\n")
+    rank = f" (rank {_rank()})" if world_size() > 1 else ""
+    say(f"pipelocal{rank}: {what}: {text}")
     return code
 
 
 def _rank() -> str:
     return os.environ.get("RANK", "0")
-
-
-def _world_size() -> int:
-    # Tolerant: whether the environment makes sense is checked where it is used.
-    text = os.environ.get("WORLD_SIZE", "1")
-    return int(text) if text.isdecimal() else 1
-
-
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BrokenPipeError:
-        # Whoever read the output is gone; without this the interpreter complains once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

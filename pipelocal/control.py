@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from pipelocal.errors import (
 from pipelocal.lifeline import Lifeline
 from pipelocal.patience import Patience
 from pipelocal.roll_call import RollCall
+from pipelocal.streams import say
 from pipelocal.world import World
 
 WATCH_INTERVAL_S = 0.25
@@ -262,8 +262,7 @@ class ControlPlane:
         while not patience.over():
             if self._closing.wait(WATCH_INTERVAL_S):
                 return
-        print(f"pipelocal: stopped, and not able to leave: {self._account}", file=sys.stderr)
-        sys.stderr.flush()
+        say(f"pipelocal: stopped, and not able to leave: {self._account}")
         os._exit(1)
 
     def _describe(self, error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.control import CAUSE_PATIENCE_S, ControlPlane
 from pipelocal.errors import STALLED, Interrupted, PipelocalError, StageError, Terminated
 from pipelocal.patience import Patience
+from pipelocal.streams import say
 from pipelocal.telemetry.actions import Recorder
 
 
@@ -63,7 +63,7 @@ def _tell_last_actions(run: RunUnderWay, account: str) -> None:
     if STALLED in account:
         lines = [f"pipelocal (rank {run.control.world.rank}): last actions, the newest last"]
         lines += [f"  {line}" for line in run.recorder.last_actions()]
-        sys.stderr.write("\n".join(lines) + "\n")  # in one piece: ranks share the terminal
+        say("\n".join(lines))
 
 
 def _keep_traceback(run: RunUnderWay, error: BaseException) -> None:

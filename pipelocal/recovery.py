@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from pipelocal.errors import UserError
 from pipelocal.partition import Cut, from_names, names_of
 from pipelocal.pipeline.worker import Worker
 from pipelocal.stage import Stage
+from pipelocal.streams import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,4 +198,4 @@ def _from_other_cut(
 
 
 def _tell(line: str) -> None:
-    sys.stderr.write(f"pipelocal: {line}\n")
+    say(f"pipelocal: {line}")

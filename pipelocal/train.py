@@ -23,6 +23,7 @@ from pipelocal.host import set_up_host, use_interface
 from pipelocal.partition import other_reading
 from pipelocal.pipeline.placement import place
 from pipelocal.run import Run
+from pipelocal.streams import for_progress
 from pipelocal.world import World
 
 
@@ -66,7 +67,7 @@ def train(
     control = ControlPlane(world)
     run = Run(config, blueprint, world, device, control)
     with failures_told(run):
-        summary = run.execute(stream or sys.stdout)
+        summary = run.execute(for_progress(stream or sys.stdout))
     if run.stopped_at is not None:
         raise Terminated(
             f"{run.wishes.reason or 'the first rank was told to'}; a snapshot after batch "

@@ -12,10 +12,15 @@ import torch.distributed as dist
 
 from pipelocal.breakable import breakable
 from pipelocal.errors import UserError
+from pipelocal.launcher import check_alone, left_over, under_torchrun
 from pipelocal.meeting import meet
+from pipelocal.patience import Patience
+from pipelocal.streams import say
 
 START_TIMEOUT_S = 300.0
 """How long ranks wait for each other before the first batch, unless it is said otherwise."""
+SILENT_S = 10.0
+"""How long a rank waits for the others without a word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,30 +60,20 @@ class World:
             UserError: the environment makes no sense, or the other ranks do not come.
         """
         rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
-        if size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        if size == 1 and not under_torchrun():
+            check_alone()
             return cls.alone()
         if "RANK" not in os.environ or not 0 <= rank < size:
             raise UserError(
                 f"RANK={os.environ.get('RANK', '')} and WORLD_SIZE={size}: RANK must be set, from 0 "
-                f"to {size - 1}; torchrun sets both"
+                f"to {size - 1}; torchrun sets both ({left_over()})"
             )
-        method = os.environ.get("PIPELOCAL_INIT_METHOD", "env://")
-        meeting = dist.rendezvous(
-            method, rank=rank, world_size=size, timeout=timedelta(seconds=start_timeout_s)
-        )
         try:
-            store, _, _ = breakable(
-                lambda: next(iter(meeting)), check=lambda: None, timeout_s=start_timeout_s
-            )
-            token = meet(
-                dist.PrefixStore("pipelocal/meeting", store), rank, size, timeout_s=start_timeout_s
-            )
+            store, token = _meet_all(rank, size, start_timeout_s)
+        except UserError:
+            raise
         except (TimeoutError, RuntimeError, ValueError) as error:
-            reason = str(error).partition("\n")[0] or "nobody answered"
-            raise UserError(
-                f"the other ranks were not met ({reason}): start all {size}, with the same "
-                f"MASTER_ADDR and MASTER_PORT"
-            ) from error
+            raise UserError(_why_not_met(error, size)) from error
         return cls(
             rank=rank,
             size=size,
@@ -119,8 +114,56 @@ def _number(name: str, default: int) -> int:
     """A number from the environment that a launcher sets."""
     text = os.environ.get(name, str(default))
     if not text.isdecimal() or (name == "WORLD_SIZE" and int(text) == 0):
-        raise UserError(f"the environment says {name}={text}: torchrun sets a whole number there")
+        raise UserError(
+            f"the environment says {name}={text}: torchrun sets a whole number there; where it is left "
+            f"over, 'unset {name}'"
+        )
     return int(text)
+
+
+def _meet_all(rank: int, size: int, timeout_s: float) -> tuple[dist.Store, str]:
+    """The store of all ranks, and the word that those of this attempt share.
+
+    Raises:
+        UserError: MASTER_PORT is no port.
+        TimeoutError: some did not come.
+        RuntimeError, ValueError: of the library, about the store.
+    """
+    method = os.environ.get("PIPELOCAL_INIT_METHOD", "env://")
+    if method == "env://" and not 0 < _number("MASTER_PORT", 1) < 2**16:
+        raise UserError(f"MASTER_PORT={os.environ['MASTER_PORT']}: a port is from 1 to 65535")
+    # Longer than the patience, which counts only while this process runs.
+    longest = timedelta(seconds=2 * timeout_s)
+    said = under_torchrun()  # which has seen to it that they come
+    until_said = Patience(SILENT_S)
+
+    def say_once() -> None:
+        nonlocal said
+        if not said and until_said.over():
+            said = True
+            say(
+                f"pipelocal (rank {rank}): waits for the other ranks, {size} in all ({left_over()})"
+            )
+
+    def meet_all() -> tuple[dist.Store, str]:
+        meeting = dist.rendezvous(method, rank=rank, world_size=size, timeout=longest)
+        store, _, _ = next(iter(meeting))
+        prefixed = dist.PrefixStore("pipelocal/meeting", store)
+        return store, meet(prefixed, rank, size, timeout_s=timeout_s)
+
+    return breakable(meet_all, check=say_once, timeout_s=timeout_s)
+
+
+def _why_not_met(error: Exception, size: int) -> str:
+    reason = str(error).partition("\n")[0]
+    port = os.environ.get("MASTER_PORT")
+    if "EADDRINUSE" in reason or "address already in use" in reason.lower():
+        return f"MASTER_PORT={port} is in use on this host: give all {size} ranks another free port"
+    said = (
+        f"the other ranks were not met ({reason or 'nobody answered'}): start all {size}, with the same "
+        f"MASTER_ADDR and MASTER_PORT"
+    )
+    return said if under_torchrun() else f"{said} ({left_over()})"
 
 
 def describe_device(device: torch.device) -> str:

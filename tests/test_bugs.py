@@ -195,16 +195,16 @@ def test_an_evaluation_of_nothing_divided_by_zero() -> None:
 def test_a_reader_that_left_made_a_run_wait_for_ever(tmp_path: Path) -> None:
     """``pipelocal train | head -1``: the reporter's thread failed with BrokenPipeError and told the
     control plane, but with one rank nobody watched for failures, so the run waited for the reporter.
+    Now progress that nobody reads is dropped.
     """
     command = f"{sys.executable} -m pipelocal train --model mlp --epochs 2 --out {tmp_path / 'run'}"
     shell = f"{command} --plain | head -1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(
         ["bash", "-c", shell], capture_output=True, text=True, timeout=60, check=False
     )
-    assert result.returncode == 1
-    # Where the run is over before the reporter looks again, the last line of all meets the closed pipe.
-    assert result.stderr.count("\n") <= 1, result.stderr
-    assert "BrokenPipeError" in result.stderr or not result.stderr
+    assert result.returncode == 0
+    assert not result.stderr
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 def test_being_terminated_passed_for_a_fault_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from pipelocal.doctor.judge import Finding, judge
 from pipelocal.doctor.links import Clock, Link, measure_clock, measure_links
 from pipelocal.errors import PipelocalError
 from pipelocal.host import use_interface
+from pipelocal.streams import result_wanted
 from pipelocal.telemetry.view import format_bytes
 from pipelocal.units import parse_bytes
 from pipelocal.world import World
@@ -114,10 +115,11 @@ def _report(
     clocks = [Clock(**clock) for _, _, clock in measured]
     unseen = [rank for rank, (seen, _, _) in enumerate(measured) if not seen]
     findings = judge(facts, links, clocks, unseen, config)
-    if config.json:
-        stream.write(json.dumps(_as_json(facts, links, findings), indent=2) + "\n")
-    else:
-        _print(facts, links, findings, stream)
+    with result_wanted():
+        if config.json:
+            stream.write(json.dumps(_as_json(facts, links, findings), indent=2) + "\n")
+        else:
+            _print(facts, links, findings, stream)
     stopping = sum(finding.stops for finding in findings)
     if stopping:
         control.leave()

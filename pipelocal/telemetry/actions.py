@@ -6,10 +6,11 @@ tensor on an edge (``1 -> 2 x``), which moves while the stage computes.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from types import TracebackType
+
+from pipelocal.streams import say
 
 LAST = 8
 """Actions of a lane that are kept for the case that the run stalls."""
@@ -94,10 +95,9 @@ class Recorder:
             edge, _, message = action.lane.rpartition(" ")
             took = 1000 * (action.stopped - action.started)
             size = action.bytes / 1e6
-            # In one piece: the threads and ranks share the terminal.
-            sys.stderr.write(
+            say(
                 f"{action.name} {edge} | batch {action.batch} | {message} | "
-                f"{size:.3g} MB | {took:.1f} ms\n"
+                f"{size:.3g} MB | {took:.1f} ms"
             )
 
     def traced(self) -> list[Action]:

@@ -44,10 +44,13 @@ def print_timeline(timeline: Timeline, stream: TextIO) -> None:
             f"{busy:.0%}",
             *(f"{stage.ms[name]:.2f}" for name in (*COMPUTING, *WAITING)),
         )
-    console.print(table)
-    for edge, ms in sorted(timeline.edges_ms.items()):
-        console.print(f"edge {edge}: under way for {ms:.2f} ms a batch", highlight=False)
-    console.print(timeline.verdict(), highlight=False, soft_wrap=True)
+    # Not straight to the stream: rich ends the whole program when whoever reads it has left.
+    with console.capture() as captured:
+        console.print(table)
+        for edge, ms in sorted(timeline.edges_ms.items()):
+            console.print(f"edge {edge}: under way for {ms:.2f} ms a batch", highlight=False)
+        console.print(timeline.verdict(), highlight=False, soft_wrap=True)
+    stream.write(captured.get())
 
 
 def draw_timeline(timeline: Timeline, path: Path) -> None:

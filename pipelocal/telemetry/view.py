@@ -126,8 +126,8 @@ class LiveView:
             auto_refresh=False,
             get_renderable=self._render,
             # What others print appears above the table; what goes to a file or pipe still does.
-            redirect_stdout=sys.stdout.isatty(),
-            redirect_stderr=sys.stderr.isatty(),
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+            redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
         )
         self._live.start()
 
