@@ -19,9 +19,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
-
-import tyro
+from typing import Any, NoReturn
 
 from pipelocal.config import (
     DoctorConfig,
@@ -30,8 +28,8 @@ from pipelocal.config import (
     PlanConfig,
     TimelineConfig,
     TrainConfig,
-    load_toml,
 )
+from pipelocal.config.command_line import AnyConfig, parse
 from pipelocal.errors import Interrupted, PipelocalError, Terminated, UserError
 from pipelocal.launcher import speaks_for_node, under_torchrun, world_size
 from pipelocal.stopping import end_on_signals
@@ -42,17 +40,6 @@ from pipelocal.streams import (
     result_wanted,
     say,
 )
-
-Command = (
-    Annotated[TrainConfig, tyro.conf.subcommand("train")]
-    | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
-    | Annotated[ExportConfig, tyro.conf.subcommand("export")]
-    | Annotated[PlanConfig, tyro.conf.subcommand("plan")]
-    | Annotated[TimelineConfig, tyro.conf.subcommand("timeline")]
-    | Annotated[DoctorConfig, tyro.conf.subcommand("doctor")]
-)
-
-AnyConfig = TrainConfig | EvaluateConfig | ExportConfig | PlanConfig | TimelineConfig | DoctorConfig
 
 USER_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -77,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run a command; its exit code, with one line on standard error if it is not 0."""
     try:
-        command = _parse(arguments)
+        command = parse(arguments, quiet=not speaks_for_node())
         try:
             _dispatch(command)
         except SystemExit as error:  # from the user's own model; tyro's comes from parsing
@@ -100,36 +87,6 @@ def run(arguments: list[str]) -> int:
         what = f"{type(error).__name__}: {error} (PIPELOCAL_TRACEBACK=1 shows where)"
         return _say("error", what, FAILURE)
     return 0
-
-
-def _parse(arguments: list[str]) -> AnyConfig:
-    """Options from the command line, over those of a ``--config`` file, over the defaults."""
-    quiet = not speaks_for_node()
-    if arguments[:1] == ["train"]:
-        path = _config_path(arguments)
-        return tyro.cli(
-            TrainConfig,
-            prog="pipelocal train",
-            args=arguments[1:],
-            default=load_toml(path) if path else TrainConfig(),
-            console_outputs=not quiet,
-        )
-    return tyro.cli(
-        Command,
-        prog="pipelocal",
-        description="Pipeline-parallel training without a global backward pass.",
-        args=arguments,
-        console_outputs=not quiet,
-    )
-
-
-def _config_path(arguments: list[str]) -> str | None:
-    for i, argument in enumerate(arguments):
-        if argument == "--config" and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith("--config="):
-            return argument.removeprefix("--config=")
-    return None
 
 
 def _dispatch(command: AnyConfig) -> None:
@@ -186,14 +143,16 @@ def _print_figures(result: dict[str, Any], command: EvaluateConfig) -> None:
 
 def _timeline(command: TimelineConfig) -> None:
     from pipelocal.checkpoint.run_folder import RunFolder
+    from pipelocal.telemetry.plan_plot import check_plot
     from pipelocal.telemetry.timeline import Timeline
     from pipelocal.telemetry.timeline_view import draw_timeline, print_timeline
 
     folder = RunFolder.open(command.run).path
+    path = folder / "timeline.png" if command.to is None else Path(command.to)
     timeline = Timeline.of(folder)
     with result_wanted():
         print_timeline(timeline, sys.stdout)
-    path = folder / "timeline.png" if command.to is None else Path(command.to)
+    check_plot("--to", str(path))
     draw_timeline(timeline, path)
     for_progress(sys.stdout).write(f"picture: {path}\n")
 

@@ -15,6 +15,7 @@ from pipelocal.errors import UserError
 from pipelocal.finished import FinishedRun
 from pipelocal.inference import HeadedNetwork
 from pipelocal.models import Chain
+from pipelocal.paths import check_path
 
 
 def export(config: ExportConfig) -> str:
@@ -31,6 +32,7 @@ def export(config: ExportConfig) -> str:
     write = WRITERS.get(to.suffix)
     if write is None:
         raise UserError(f"--to {to}: choose one of the endings {', '.join(WRITERS)}")
+    check_path("--to", to)
     if not to.parent.is_dir():
         raise UserError(f"--to {to} cannot be written: there is no folder {to.parent}")
     run = FinishedRun(config.run, averaged=config.averaged)

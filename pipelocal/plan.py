@@ -122,7 +122,7 @@ def plan(config: PlanConfig) -> Plan:
         latency_s=parse_time("--latency", config.latency),
     )
     if config.plot is not None:
-        check_plot(config.plot)
+        check_plot("--plot", config.plot)
     set_up_host(config.threads)
     blueprint = Blueprint.draw(train_config, info=planned_input(config))
     given_replicas(config, blueprint.stages)  # refuses what cannot be, before anything is measured

@@ -14,7 +14,8 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     Raises:
         UserError: it cannot be written, as on a full disk.
     """
-    temporary = path.with_suffix(".tmp")
+    # Beside it, by a name that nobody else has and that is not longer.
+    temporary = path.with_name(f".{os.getpid()}-{path.name[-16:]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

@@ -12,6 +12,7 @@ from pipelocal.checkpoint.snapshot import BadSnapshot, Manifest, SnapshotFolder,
 from pipelocal.config import TrainConfig
 from pipelocal.config.option_name import option_name
 from pipelocal.errors import UserError
+from pipelocal.paths import check_path
 
 NOT_OF_THE_BITS = {
     *("out", "config", "plain", "timeout", "trace", "debug_transfers", "log_every", "data_root"),
@@ -73,6 +74,7 @@ def named_snapshot(path: Path, tell: Tell) -> tuple[Path, Manifest]:
     Raises:
         UserError: there is none, or the one that was named cannot be used.
     """
+    check_path("--resume", path)
     step = step_of(path)
     if step is not None:
         run = path.parent.parent

@@ -24,6 +24,7 @@ import torch
 from pipelocal.checkpoint.atomic import write_atomically
 from pipelocal.config import TrainConfig, load_toml, to_toml
 from pipelocal.errors import UserError
+from pipelocal.paths import check_path
 
 
 class RunFolder:
@@ -52,6 +53,7 @@ class RunFolder:
             UserError: there is something already.
         """
         folder = cls(config.out or earlier or _free_default(config))
+        check_path("--out", folder.path, holds="config.toml")
         if config.resume != "never" and folder.unfinished:
             folder.goes_on = True
             return folder
@@ -128,6 +130,7 @@ class RunFolder:
             UserError: there is no finished run.
         """
         folder = cls(path)
+        check_path("RUN", path, holds="config.toml")
         if not (folder.path / "config.toml").is_file():
             raise UserError(f"{path} is no run folder: give the --out folder of a training run")
         if not (folder.path / "summary.json").is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """Options whose words are fixed."""
 
+UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of control characters, bytes that are no UTF-8, and line breaks."""
+
 AT_LEAST_ONE = (
     *("stages", "epochs", "batch_size", "evaluate_every", "threads", "window", "accumulate"),
     *("keep_snapshots", "freeze_patience", "compress_rank", "log_every", "reconcile_every"),
@@ -53,8 +57,8 @@ def check_options(config: TrainConfig) -> None:
         UserError: names the option, what was given, and what is wanted.
     """
     for name, value in asdict(config).items():
-        if isinstance(value, str) and not value.isprintable():
-            raise UserError(f"{option_name(name)} {value!a}: give text that can be printed")
+        if isinstance(value, str):
+            _check_text(option_name(name), value)
     check_model_name(config.model)
     DATASETS.get(config.data)
     OBJECTIVES.get(config.objective)
@@ -78,6 +82,16 @@ def check_options(config: TrainConfig) -> None:
         config.replica_counts(stages)
         config.reconcile_weights(config.stages)
         config.freezing(stages)
+
+
+def _check_text(option: str, text: str) -> None:
+    """Refuse what neither a line of output nor the run's TOML file can hold; names in any script can be."""
+    bad = next((c for c in text if unicodedata.category(c) in UNWRITABLE), None)
+    if bad is not None:
+        raise UserError(
+            f"{option} {text!a}: give text without line breaks and control characters, in UTF-8, not with "
+            f"{bad!a}"
+        )
 
 
 def _check_numbers(config: TrainConfig) -> None:

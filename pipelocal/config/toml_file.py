@@ -20,19 +20,34 @@ def load_toml(path: str) -> TrainConfig:
         UserError: no such file, no valid TOML, an unknown name or a value of the wrong type.
     """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    try:
+        # Windows editors begin UTF-8 with a mark, which is no part of the text.
+        values = tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--config {path} is not written in UTF-8 ({error.reason} at byte {error.start}): save it in "
+            f"UTF-8"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
         raise UserError(f"--config {path} is not valid TOML: {error}") from error
     known = {field.name: field for field in fields(TrainConfig)}
+    del known["config"]  # a file names no further one
     options: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
+        if isinstance(value, dict):
+            raise UserError(
+                f"--config {path}: options stand in no table such as [{key}]: leave its heading out"
+            )
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
             raise UserError(f"--config {path}: there is no option '{key}'{hint}")
+        if name in options:
+            raise UserError(f"--config {path}: '{name}' stands there twice, with - and with _")
         options[name] = _checked(path, name, value, str(known[name].type))
     return TrainConfig(**options)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelocal.errors import UserError
+from pipelocal.paths import check_path
 from pipelocal.simulate.schedules import SCHEDULES
 from pipelocal.simulate.sweep import Sweep
 
@@ -19,20 +20,25 @@ LABELS = {
 }
 
 
-def check_plot(path: str) -> None:
+def check_plot(option: str, path: str) -> None:
     """Find out before the work that a plot cannot be made.
+
+    Args:
+        option: names the file.
+        path: of the file.
 
     Raises:
         UserError: matplotlib is missing, or the file cannot be written or is no PNG.
     """
     file = Path(path)
+    check_path(option, file)
     if file.suffix != ".png":
-        raise UserError(f"--plot {path}: give a file whose name ends in .png")
+        raise UserError(f"{option} {path}: give a file whose name ends in .png")
     if file.is_dir() or not file.parent.is_dir():
-        raise UserError(f"--plot {path}: give a file in a folder that exists")
+        raise UserError(f"{option} {path}: give a file in a folder that exists")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise UserError(f"--plot {path} cannot be written: give another file")
-    load_pyplot("--plot")
+        raise UserError(f"{option} {path} cannot be written: give another file")
+    load_pyplot(option)
 
 
 def plot_sweeps(sweeps: Sequence[Sweep], path: str, title: str) -> None:

@@ -18,7 +18,7 @@ NARROWEST = 120
 
 def print_plan(plan: Plan, stream: TextIO) -> None:
     """Write the stages, the bottleneck and the alternatives."""
-    console = Console(file=stream, highlight=False, soft_wrap=True)
+    console = Console(file=stream, highlight=False, soft_wrap=True, markup=False, emoji=False)
     # Not straight to the stream: rich ends the whole program when whoever reads it has left.
     with console.capture() as captured:
         _print(plan, console)
