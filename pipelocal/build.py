@@ -69,7 +69,8 @@ class Blueprint:
             cuts = from_text(chain, config.cut)
         else:
             cuts = by_count(chain, config.stages)
-        return cls(chain=chain, cuts=cuts, shapes=chain.shapes(), target_shape=info.target_shape)
+        chain, shapes = chain.tried()
+        return cls(chain=chain, cuts=cuts, shapes=shapes, target_shape=info.target_shape)
 
     @property
     def stages(self) -> int:

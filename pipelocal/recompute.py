@@ -6,8 +6,8 @@
     backward                        [group 2] again, its gradients        then kept: x, x2, all of group 2
                [group 1] again, its gradients                             then kept: x, all of group 1
 
-Random numbers are those of the first time, and buffers such as BatchNorm's running statistics move the
-first time only, so the bits of training do not change.
+What is computed again begins with the random numbers and the buffers of the first time, and moves no
+buffer, such as BatchNorm's running statistics. So the bits of training do not change.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
+
+from pipelocal.models.trial import shadow
+from pipelocal.replay import Buffers, copies_of_buffers, leaving_input, replay
+from pipelocal.seeding import other_generators, restored, set_other_generators
 
 
 class RecomputedBody:
@@ -31,53 +34,57 @@ class RecomputedBody:
     """
 
     def __init__(self, body: nn.Sequential, units: int) -> None:
-        modules = list(body)
-        self._groups = [
-            nn.Sequential(*modules[first : first + units])
-            for first in range(0, len(modules), units)
-        ]
+        # Slices of the body, so that each keeps its names in it.
+        self._groups = [body[first : first + units] for first in range(0, len(body), units)]
         self._again = False
         self.kept_bytes = 0
         """At most this the backward pass holds at a time: the groups' inputs, and what the group that
-        makes most makes. Counted on the first batch, by one more forward pass."""
+        makes most makes. Counted on the first batch, by one more forward pass of copies."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """The body's output."""
         if self.kept_bytes == 0:
             self.kept_bytes = self._count(x)
-        return self._run(x, moving_buffers=True)
+        return self._run(x, None)
 
-    def without_moving_buffers(self, x: Tensor) -> Tensor:
-        """The body's output; what it does to its buffers is done to copies."""
-        return self._run(x, moving_buffers=False)
+    def replay(self, x: Tensor, before: Buffers) -> Tensor:
+        """See :func:`~pipelocal.replay.replay`."""
+        return self._run(x, before)
 
-    def _run(self, x: Tensor, *, moving_buffers: bool) -> Tensor:
-        def run(group: nn.Sequential, x: Tensor) -> Tensor:
-            if moving_buffers and not self._again:
-                out: Tensor = group(x)
-                return out
-            return without_moving_buffers(group, x)
+    def _run(self, x: Tensor, before: Buffers | None) -> Tensor:
+        """With buffers of its own, or with the body's, which move."""
 
-        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), self._computing_again()
+        def run(group: nn.Module, x: Tensor, buffers: Buffers) -> Tensor:
+            if before is not None or self._again:
+                return replay(group, x, buffers)
+            return leaving_input(group, x)
 
         *earlier, last = self._groups
         for group in earlier:
-            x = checkpoint(run, group, x, use_reentrant=False, context_fn=contexts)
-        return run(last, x)
+            buffers = copies_of_buffers(group) if before is None else before
+            x = checkpoint(run, group, x, buffers, use_reentrant=False, context_fn=self._contexts)
+        return run(last, x, before or {})
 
-    @contextmanager
-    def _computing_again(self) -> Iterator[None]:
-        self._again = True
-        try:
-            yield
-        finally:
-            self._again = False
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        states = other_generators()  # checkpoint sees to torch's
+
+        @contextmanager
+        def computing_again() -> Iterator[None]:
+            self._again = True
+            # Left so: whatever draws next in a stage is seeded anew first.
+            set_other_generators(states)
+            try:
+                yield
+            finally:
+                self._again = False
+
+        return nullcontext(), computing_again()
 
     def _count(self, x: Tensor) -> int:
         devices = [x.device] if x.device.type == "cuda" else []
         inputs = largest = 0
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        fork = torch.random.fork_rng(devices=devices)
+        with fork, restored(other_generators()), torch.enable_grad():
             for group in self._groups:
                 inputs += x.nbytes
                 made, x = _made_bytes(group, x)
@@ -96,13 +103,6 @@ def _made_bytes(group: nn.Module, x: Tensor) -> tuple[int, Tensor]:
         saved[id(storage)] = storage
 
     with saved_tensors_hooks(note, lambda _: x):
-        out = without_moving_buffers(group, x).detach()
+        out = leaving_input(shadow(group), x).detach()
     made = sum(storage.nbytes() for key, storage in saved.items() if key not in own)
     return made, out.requires_grad_(out.is_floating_point())
-
-
-def without_moving_buffers(module: nn.Module, x: Tensor) -> Tensor:
-    """Run a module; what it does to its buffers is done to copies."""
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    out: Tensor = functional_call(module, buffers, (x,))
-    return out

@@ -21,7 +21,7 @@ from pipelocal.errors import (
     UserError,
 )
 from pipelocal.objective.local import ExactReconciliation
-from pipelocal.objective.probe import check_double_backward, check_one_row
+from pipelocal.objective.probe import check_double_backward, check_one_row, random_input
 from pipelocal.partition.replicas import replicas_text
 from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.markers import Markers
@@ -29,6 +29,7 @@ from pipelocal.pipeline.placement import Placement, Seat, place
 from pipelocal.pipeline.source import Plan, Source
 from pipelocal.pipeline.worker import Worker, run_stream
 from pipelocal.preparation import Facts, open_data, prepare
+from pipelocal.purity import Demands, check_purity
 from pipelocal.recovery import Snapshots, Start, load_snapshot
 from pipelocal.replicas.join import join_replicas
 from pipelocal.stage import Stage
@@ -239,6 +240,12 @@ class Run:
                 check_one_row(stage.body, stage.head, x_shape, stage=number)
             if isinstance(stage.objective, ExactReconciliation):
                 check_double_backward(stage.body, stage.head, x_shape, stage=number)
+            demands = Demands.of(
+                self.config, objective=stage.objective, replicas=facts.replicas[number - 1]
+            )
+            dtype = self.blueprint.chain.input_dtype if number == 1 else torch.float32
+            x = random_input(stage.body, stage.head, (2, *x_shape), dtype)
+            check_purity(stage.body, stage.head, x, demands, stage=number)
             stages.append(stage)
         return stages
 

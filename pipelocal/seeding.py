@@ -1,9 +1,18 @@
-"""Seeds that depend on what is seeded, never on which rank does it or when."""
+"""Seeds that depend on what is seeded, never on which rank does it or when.
+
+Where torch's generators are seeded, so are those of Python's ``random`` and NumPy's ``np.random``, since a
+user's unit may draw from any of them.
+"""
+
+from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -19,7 +28,7 @@ def derive_seed(seed: int, *path: str | int) -> int:
 
 
 def reseed(seed: int) -> None:
-    """Seed torch's generators of the CPU and, where CUDA is in use, of its devices.
+    """Seed Python's and NumPy's generators, torch's of the CPU and, where CUDA is in use, of its devices.
 
     As torch.manual_seed does, but fit for every batch: that one also goes through the back ends that
     are not in use, and takes down the call stack for one of them.
@@ -27,11 +36,39 @@ def reseed(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
+    _seed_others(seed)
 
 
 @contextmanager
 def seeded(seed: int, *path: str | int) -> Iterator[None]:
-    """Run a block under a derived seed and leave torch's CPU generator as it was before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, *path))
+    """Run a block under a derived seed and leave all generators but CUDA's as they were before."""
+    derived = derive_seed(seed, *path)
+    with torch.random.fork_rng(devices=[]), restored(other_generators()):
+        torch.manual_seed(derived)
+        _seed_others(derived)
         yield
+
+
+def other_generators() -> tuple[Any, Any]:
+    """The states of Python's and NumPy's generators, which torch knows nothing of."""
+    return random.getstate(), np.random.get_state()
+
+
+@contextmanager
+def restored(states: tuple[Any, Any]) -> Iterator[None]:
+    """Give those generators these states behind a block."""
+    try:
+        yield
+    finally:
+        set_other_generators(states)
+
+
+def _seed_others(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+
+
+def set_other_generators(states: tuple[Any, Any]) -> None:
+    """The inverse of :func:`other_generators`."""
+    random.setstate(states[0])
+    np.random.set_state(states[1])

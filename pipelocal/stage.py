@@ -23,10 +23,11 @@ from pipelocal.average import Average
 from pipelocal.early_step import EarlyStep
 from pipelocal.errors import StageError
 from pipelocal.layout import laid_out, own_memory
-from pipelocal.objective.in_place import disable_inplace
+from pipelocal.models.in_place import disable_inplace
 from pipelocal.objective.local import LocalPass, Objective, cross_entropy
 from pipelocal.objective.reconciliation import Residual
-from pipelocal.recompute import RecomputedBody, without_moving_buffers
+from pipelocal.recompute import RecomputedBody
+from pipelocal.replay import Buffers, copies_of_buffers, leaving_input, replay
 from pipelocal.replicas.one_of_several import Replicas
 from pipelocal.seeding import derive_seed, reseed
 from pipelocal.update import Update
@@ -114,6 +115,8 @@ class Stage:
         self._logits: Tensor | None = None
         self._loss: Tensor | None = None
         self._residual: Residual | None = None
+        self._before: dict[nn.Module, Buffers] = {}
+        """What body and head began this batch with, where they may be run again on it."""
         self._recomputed = RecomputedBody(body, recomputed_units) if recomputed_units else None
         self._early = EarlyStep(optimizer, self._trained()) if steps_early else None
         disable_inplace(body)
@@ -171,7 +174,9 @@ class Stage:
         self._seed_for("step")
         x = self._laid_out(x)
         leaf = x.detach().requires_grad_(reconciled)
-        out = self._run(self._recomputed or self.body, leaf)
+        if reconciled:
+            self._before[self.body] = copies_of_buffers(self.body)
+        out = self._run(self._recomputed or partial(leaving_input, self.body), leaf)
         if self._recomputed is not None:
             self.kept_bytes = self._recomputed.kept_bytes
         if self._early is not None:
@@ -191,6 +196,8 @@ class Stage:
         """Local loss and its gradient at the output (delta, per batch mean)."""
         local = self._require_pass()
         self._target = target
+        if local.reconciled:
+            self._before[self.head] = copies_of_buffers(self.head)
 
         def loss_of(out: Tensor) -> Tensor:
             logits = self._run(self.head, out)
@@ -254,6 +261,7 @@ class Stage:
         self._update.batch_done(self.steps + 1, due)
         self.steps = self._update.done
         self._pass = self._target = self._logits = self._loss = self._residual = None
+        self._before.clear()
 
     def complete_update(self, steps: int | None = None) -> None:
         """Update with the batches since the last update, at the end of an epoch.
@@ -316,7 +324,7 @@ class Stage:
         self.steps, self.frozen_at = steps, frozen_at
 
     def replay_body(self, x: Tensor, *, full: bool = False) -> Tensor:
-        """The body's output for this step's random numbers, with its graph; moves no buffer.
+        """The body's output for this step's random numbers and buffers, with its graph; moves none.
 
         Args:
             x: input ``[B, ...]``.
@@ -324,16 +332,20 @@ class Stage:
         """
         self._set_train_mode(not self.frozen)
         self._seed_for("step")
-        run: Callable[[Tensor], Tensor] = partial(without_moving_buffers, self.body)
+        run: Callable[[Tensor], Tensor] = partial(replay, self.body, before=self._begun(self.body))
         if self._recomputed is not None:
-            run = self._recomputed.without_moving_buffers
+            run = partial(self._recomputed.replay, before=self._begun(self.body))
         return run(x) if full else self._run(run, x)
 
     def replay_loss(self, out: Tensor, target: Tensor, *, full: bool = False) -> Tensor:
         """The local loss at an output of the body, likewise."""
         self._seed_for("head")
-        run = partial(without_moving_buffers, self.head)
+        run = partial(replay, self.head, before=self._begun(self.head))
         return cross_entropy(run(out) if full else self._run(run, out), target)
+
+    def _begun(self, module: nn.Module) -> Buffers:
+        """The buffers that body or head began this batch with."""
+        return self._before.get(module) or copies_of_buffers(module)
 
     def _run(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Body or head, under autocast if so wanted; what it makes is float32 again."""

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.host import set_up_host
-from pipelocal.objective.in_place import disable_inplace
+from pipelocal.models.in_place import disable_inplace
 from pipelocal.objective.local import cross_entropy
 
 NOT_COUNTED = 3

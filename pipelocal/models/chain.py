@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
+from pipelocal.models.in_place import give_own_input
 from pipelocal.models.traced import copy_of_piece, split_module
+from pipelocal.models.trial import check_not_lazy, try_unit
 from pipelocal.seeding import seeded
 
 Shape = tuple[int, ...]
@@ -33,6 +35,15 @@ class Unit:
     prefix: str | None = None
     """What stands before the unit's own names in the whole model's state dict; None for
     ``"NAME."``. With ``""`` a unit can hold several parts of the model's top level."""
+    in_place: bool = False
+    """Whether it is known to change its input; see :meth:`Chain.tried`."""
+
+    def make(self) -> nn.Module:
+        """The module, such that it leaves its input as it is."""
+        module = self.build()
+        if self.in_place:
+            give_own_input(module)
+        return module
 
     def whole_name(self, own_name: str) -> str:
         """The name in the whole model's state dict of the unit's own parameter ``own_name``."""
@@ -99,6 +110,8 @@ class Chain:
             for name, module in model.named_modules(remove_duplicate=False)
             if name and "." not in name
         ]
+        for name, child in children:
+            check_not_lazy(f"unit '{name}'", child)
         _check_nothing_shared(children)
         if len(children) < 2:
             raise UserError(
@@ -138,6 +151,8 @@ class Chain:
                 between them cannot be traced or would then do something else, or two of them share a
                 parameter.
         """
+        if isinstance(model, nn.Module):
+            check_not_lazy(type(model).__name__, model)
         pieces = list(zip(units, split_module(model, units), strict=True))
         _check_nothing_shared(pieces)
         saved = list(model.state_dict())
@@ -227,48 +242,34 @@ class Chain:
                 raise UserError(f"unit '{unit.name}' cannot be loaded: {reason}") from error
 
     def shapes(self) -> list[Shape]:
-        """Output shape of each unit, without the batch dimension, found on the meta device.
+        """Output shape of each unit, without the batch dimension; see :meth:`tried`."""
+        return self.tried()[1]
+
+    def tried(self) -> tuple[Chain, list[Shape]]:
+        """The chain itself, with the units told that change their input, and each unit's output shape.
+
+        Shapes are without the batch dimension.
 
         Raises:
             UserError: a unit cannot take what the unit before it makes; names the unit.
         """
         sample = torch.empty((2, *self.input_shape), dtype=self.input_dtype, device="meta")
         shapes: list[Shape] = []
+        units: list[Unit] = []
         for unit in (*self.units, self.classifier):
-            before = tuple(sample.shape[1:])
-            try:
-                with torch.device("meta"):
-                    module = unit.build().to("meta")
-                    out = module(sample)
-            except Exception as error:
-                raise UserError(
-                    f"unit '{unit.name}' does not take an input of shape {before}: {error}"
-                ) from error
-            if not isinstance(out, Tensor) or out.shape[:1] != (2,):
-                raise UserError(
-                    f"unit '{unit.name}' must return one tensor with the batch dimension first, "
-                    f"not {type(out).__name__}: give units that pass on a single tensor"
-                )
-            if not out.is_floating_point():
-                raise UserError(
-                    f"unit '{unit.name}' makes {out.dtype}: edges carry float32, so put it into one "
-                    f"unit with what takes it"
-                )
-            for tensor in (out, *module.parameters()):
-                if tensor.is_floating_point() and tensor.dtype != torch.float32:
-                    raise UserError(
-                        f"unit '{unit.name}' works in {tensor.dtype}: edges carry float32, so build "
-                        f"the model in float32"
-                    )
-            sample = out
-            shapes.append(tuple(out.shape[1:]))
+            sample, in_place = try_unit(unit.name, unit.build, sample)
+            units.append(replace(unit, in_place=in_place))
+            shapes.append(tuple(sample.shape[1:]))
         logits = shapes.pop()
         if logits[-1:] != (self.classes,):
             raise UserError(
                 f"the classifier '{self.classifier.name}' makes outputs of shape {logits}, but the "
                 f"data has {self.classes} classes: the last dimension must be {self.classes}"
             )
-        return shapes
+        tried = copy.copy(self)
+        *links, tried.classifier = units
+        tried.units = tuple(links)
+        return tried, shapes
 
 
 def _check_nothing_shared(children: Sequence[tuple[str, nn.Module]]) -> None:
@@ -286,7 +287,7 @@ def _check_nothing_shared(children: Sequence[tuple[str, nn.Module]]) -> None:
 def build_unit(unit: Unit, seed: int) -> nn.Module:
     """One unit alone, drawn from its own seed."""
     with seeded(seed, "unit", unit.name):
-        return unit.build()
+        return unit.make()
 
 
 def _assemble(units: Sequence[Unit], seed: int) -> nn.Sequential:

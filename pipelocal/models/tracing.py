@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-import random
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from pipelocal.errors import UserError
+from pipelocal.seeding import other_generators
 
 
 def trace(model: nn.Module, whole: Sequence[str]) -> tuple[fx.Graph, dict[str, Any]]:
@@ -96,7 +95,8 @@ def _contexts() -> tuple[bool, ...]:
 
 def _generators() -> tuple[object, ...]:
     # NumPy's text leaves out most of the state, but not the position in it, which each draw moves.
-    return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
+    own, numpy = other_generators()
+    return torch.get_rng_state().tolist(), own, str(numpy)
 
 
 def _trace(model: nn.Module, whole: Sequence[str]) -> tuple[_Call, fx.Graph]:

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
+from pipelocal.models.in_place import give_own_input
+from pipelocal.models.trial import changes_input, shadow
 from pipelocal.objective.heads_downstream import Downstream, downstream_head
 from pipelocal.objective.heads_fixed import linear_fixed
 from pipelocal.objective.heads_token import (
@@ -151,6 +153,8 @@ def build_head(
     if target_shape and len(feature_shape) != 2:
         mend = f"labels {list(target_shape)} want a model that passes on tokens [T, C]"
     check_logits(head, feature_shape, (*target_shape, classes), what=what, mend=mend)
+    if changes_input(shadow(head), torch.zeros(2, *feature_shape)):
+        give_own_input(head)
     return head
 
 
@@ -162,7 +166,7 @@ def check_logits(
     what: str,
     mend: str,
 ) -> None:
-    """Try a head, in evaluation mode, on two samples of zeros.
+    """Try a copy of a head, in evaluation mode, on two samples of zeros.
 
     Args:
         head: makes logits from features.
@@ -174,18 +178,14 @@ def check_logits(
     Raises:
         UserError: it does not take the features, or its logits have another shape.
     """
-    was_training = head.training
-    head.eval()
     try:
         with torch.no_grad():
-            logits = head(torch.zeros(2, *feature_shape))
+            logits = shadow(head).eval()(torch.zeros(2, *feature_shape))
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{what} does not take features {list(feature_shape)} ({reason}): {mend}"
         ) from error
-    finally:
-        head.train(was_training)
     if not isinstance(logits, Tensor) or logits.shape != (2, *logits_shape):
         made = list(logits.shape[1:]) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(

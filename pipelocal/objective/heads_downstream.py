@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from pipelocal.models.chain import Shape, Unit
-from pipelocal.objective.in_place import OwnInput, changes_input, disable_inplace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +59,6 @@ def shortest_row(shapes: Sequence[Shape]) -> list[int]:
 def downstream_head(feature_shape: Shape, _classes: int, *, downstream: Downstream) -> nn.Module:
     """Some of the units that follow, built anew, and the classifier: logits as the model's own.
 
-    Units may work in place in the model, where nobody else needs their input; a head must not.
-
     Args:
         feature_shape: shape of one row of the stage's output.
         downstream: what follows the cut.
@@ -69,13 +66,5 @@ def downstream_head(feature_shape: Shape, _classes: int, *, downstream: Downstre
     row = shortest_row([feature_shape, *downstream.shapes])
     units = [*(downstream.units[place] for place in row), downstream.classifier]
 
-    def build() -> nn.Module:
-        # A module's name must not hold dots.
-        head = nn.Sequential(
-            OrderedDict((unit.name.replace(".", "/"), unit.build()) for unit in units)
-        )
-        disable_inplace(head)
-        return head
-
-    head = build()
-    return nn.Sequential(OwnInput(), head) if changes_input(build, feature_shape) else head
+    # A module's name must not hold dots.
+    return nn.Sequential(OrderedDict((unit.name.replace(".", "/"), unit.make()) for unit in units))

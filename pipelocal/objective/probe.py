@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, autograd, nn
 
 from pipelocal.errors import UserError
+from pipelocal.models.trial import shadow
 from pipelocal.seeding import seeded
 
 
@@ -23,7 +24,7 @@ def check_double_backward(
     Raises:
         UserError: a unit's or the head's gradient cannot be differentiated; names it and what to do.
     """
-    x = _random_input(body, head, (2, *x_shape))
+    x = random_input(body, head, (2, *x_shape))
     with seeded(0, "probe"):
         # Copies: a probe must move neither gradients nor BatchNorm's running statistics.
         parts = [(f"unit '{name}'", unit) for name, unit in copy.deepcopy(body).named_children()]
@@ -50,10 +51,10 @@ def check_one_row(
     Raises:
         UserError: it cannot train on one sample, as with BatchNorm over flat features.
     """
-    x = _random_input(body, head, (1, *x_shape))
+    x = random_input(body, head, (1, *x_shape))
     try:
-        with torch.no_grad():
-            copy.deepcopy(head).train()(copy.deepcopy(body).train()(x))
+        with torch.no_grad(), seeded(0, "probe"):
+            shadow(head).train()(shadow(body).train()(x))
     except ValueError as error:
         raise UserError(
             f"stage {stage}: a training batch has one sample, which this stage cannot train on "
@@ -61,11 +62,16 @@ def check_one_row(
         ) from error
 
 
-def _random_input(body: nn.Module, head: nn.Module, shape: tuple[int, ...]) -> Tensor:
+def random_input(
+    body: nn.Module, head: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """An input where the modules are: normal numbers, or zeros where they are whole ones."""
     parameter = next(iter([*body.parameters(), *head.parameters()]), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
+    if not dtype.is_floating_point:
+        return torch.zeros(shape, dtype=dtype, device=device)
     with seeded(0, "probe"):
-        return torch.randn(shape, device=device)
+        return torch.randn(shape, dtype=dtype, device=device)
 
 
 def _differentiate_twice(unit: nn.Module, x: Tensor) -> Tensor:

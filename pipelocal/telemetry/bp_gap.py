@@ -57,9 +57,11 @@ class BackPropagationGap:
             if stage.frozen:
                 continue
             parameters = [p for p in stage.body.parameters() if p.requires_grad]
-            gradients = autograd.grad(
-                loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+            gradients: tuple[Tensor, ...] = ()
+            if parameters:  # a body may be one view
+                gradients = autograd.grad(
+                    loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
             self._expected[stage.number] = (at_output.detach(), [g.detach() for g in gradients])
 
     def compare(self, stage: Stage, delta: Tensor) -> Gap | None:

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
-from pipelocal.recompute import RecomputedBody, without_moving_buffers
+from pipelocal.recompute import RecomputedBody
+from pipelocal.replay import copies_of_buffers, replay
 from pipelocal.replicas.sync_norm import SyncNorm, synchronise_norms
 from tests.replicas import same_on_all, together
 
@@ -110,9 +111,9 @@ def test_as_over_the_joint_batch(tmp_path: Path) -> None:
                     step == 1
                 ):  # recomputed, which runs the collectives of a forward pass in the backward
                     recomputed = RecomputedBody(actual, 1)
-                    loss_of(recomputed.without_moving_buffers(x)).backward()  # type: ignore[no-untyped-call]
+                    loss_of(recomputed.replay(x, copies_of_buffers(actual))).backward()  # type: ignore[no-untyped-call]
                 else:
-                    loss_of(without_moving_buffers(actual, x)).backward()  # type: ignore[no-untyped-call]
+                    loss_of(replay(actual, x)).backward()  # type: ignore[no-untyped-call]
                 losses = torch.stack([loss_of(o) for o in outs])
                 losses.mean().backward()  # type: ignore[no-untyped-call]
                 # Own rows bear on the loss of all replicas, of which the mean has a size-th part.
@@ -194,7 +195,7 @@ def test_corners(tmp_path: Path) -> None:
         copied = copy.deepcopy(norm)
         assert torch.equal(copied(mine), norm(mine))
         before = {name: value.clone() for name, value in norm.state_dict().items()}
-        without_moving_buffers(norm, mine)
+        replay(norm, mine)
         torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
 
         # No rows on one replica, which still answers the other in both passes; and one row on each.

@@ -1,0 +1,119 @@
+"""A unit tried before anything is trained: what it makes, and whether it leaves its input as it is.
+
+Nearly always on the meta device, where nothing is computed. A unit that must see values, such as a
+BatchNorm with a cumulative average, is tried for real on two rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from pipelocal.errors import UserError
+from pipelocal.models.in_place import disable_inplace
+from pipelocal.seeding import seeded
+
+
+def try_unit(name: str, build: Callable[[], nn.Module], sample: Tensor) -> tuple[Tensor, bool]:
+    """Run a unit that is made for this alone.
+
+    Args:
+        name: the unit's.
+        build: makes it.
+        sample: input ``[2, ...]`` on the meta device.
+
+    Returns:
+        Its output, on the meta device, and whether it changes its input in place.
+
+    Raises:
+        UserError: it does not take the input, returns no tensor with the batch dimension first, or
+            works in another dtype than float32.
+    """
+    try:
+        try:
+            with torch.device("meta"):
+                module = build()
+                check_not_lazy(f"unit '{name}'", module)
+                out, in_place = _run(module.to("meta"), torch.empty_like(sample))
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            if not isinstance(error, NotImplementedError) and "meta" not in str(error).lower():
+                raise
+            with seeded(0, "trial"):
+                module = build()
+                device = next(module.parameters(), torch.empty(0)).device
+                out, in_place = _run(module, _values(sample, device))
+    except UserError:
+        raise
+    except Exception as error:
+        before = tuple(sample.shape[1:])
+        raise UserError(
+            f"unit '{name}' does not take an input of shape {before}: {error}"
+        ) from error
+    if not isinstance(out, Tensor) or out.shape[:1] != (2,):
+        raise UserError(
+            f"unit '{name}' must return one tensor with the batch dimension first, "
+            f"not {type(out).__name__}: give units that pass on a single tensor"
+        )
+    if not out.is_floating_point():
+        raise UserError(
+            f"unit '{name}' makes {out.dtype}: edges carry float32, so put it into one "
+            f"unit with what takes it"
+        )
+    for tensor in (out, *module.parameters()):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise UserError(
+                f"unit '{name}' works in {tensor.dtype}: edges carry float32, so build "
+                f"the model in float32"
+            )
+    return torch.empty_like(out, device="meta"), in_place
+
+
+def check_not_lazy(what: str, module: nn.Module) -> None:
+    """A :class:`UserError` if a module's parameters have no shape yet; ``what`` names it."""
+    for path, part in module.named_modules():
+        own = (*part.parameters(recurse=False), *part.buffers(recurse=False))
+        if any(is_lazy(tensor) for tensor in own):
+            where = f" ('{path}')" if path else ""
+            raise UserError(
+                f"{what} has a lazy module{where}, whose parameters have no shape yet: call the model "
+                f"once on a sample before you return it, or give {type(part).__name__} its sizes"
+            )
+
+
+def shadow(module: nn.Module) -> nn.Module:
+    """A copy for passes that leave no trace: buffers and attributes of its own, the same parameters."""
+    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+
+
+def changes_input(module: nn.Module, x: Tensor) -> bool:
+    """Whether a module changes its input, when it trains or when it is evaluated.
+
+    Not counting what ``inplace=True`` does, which is turned off.
+
+    Args:
+        module: may be changed by the trial.
+        x: an input of its own, ``[2, ...]``, which may be changed too.
+    """
+    disable_inplace(module)
+    for train in (True, False):
+        with suppress(Exception), torch.no_grad(), seeded(0, "trial"):
+            module.train(train)(x)
+    return x._version > 0
+
+
+def _run(module: nn.Module, x: Tensor) -> tuple[object, bool]:
+    disable_inplace(module)
+    again = x.clone()
+    out: object = module(x)
+    return out, x._version > 0 or changes_input(module, again)
+
+
+def _values(sample: Tensor, device: torch.device) -> Tensor:
+    if sample.is_floating_point():
+        return torch.randn(sample.shape, device=device)
+    return torch.zeros(sample.shape, dtype=sample.dtype, device=device)
