@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Average:
-    """Averages all that state dicts hold: parameters and floating-point buffers; others are copied.
+    """Averages what state dicts hold: parameters and buffers of fractions; other buffers are copied.
+
+    What a module keeps as extra state is no part of it.
 
     The first update copies, so that the first weights, which are random, have no part in it.
 
@@ -35,12 +36,12 @@ class Average:
     def update(self) -> None:
         """Take in the weights as they are now."""
         pairs = list(zip(self._kept, self._live(), strict=True))
-        blended = [(kept, live) for kept, live in pairs if kept.is_floating_point()]
+        blended = [(kept, live) for kept, live in pairs if _averaged(kept)]
         if self.updates > 0 and blended:
             kept_ones, live_ones = map(list, zip(*blended, strict=True))
             self._blend(kept_ones, live_ones, self.updates)
         for kept, live in pairs:
-            if self.updates == 0 or not kept.is_floating_point():
+            if self.updates == 0 or not _averaged(kept):
                 kept.copy_(live)
         self.updates += 1
 
@@ -61,4 +62,13 @@ class Average:
             kept.copy_(trained)
 
     def _live(self) -> list[Tensor]:
-        return list(chain.from_iterable(m.state_dict().values() for m in self._modules))
+        return [
+            value
+            for module in self._modules
+            for name, value in module.state_dict().items()
+            if not name.endswith("_extra_state")  # by get_extra_state(), which may make it anew
+        ]
+
+
+def _averaged(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

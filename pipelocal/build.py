@@ -20,6 +20,7 @@ from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import UserError
 from pipelocal.layout import put_channels_last
 from pipelocal.models import Chain, Shape, build_chain
+from pipelocal.models.state import versions_of, with_versions
 from pipelocal.objective import DISTANCES, OBJECTIVES, WEIGHT_SCHEDULES, Reconciliation
 from pipelocal.objective.heads import build_head, check_logits
 from pipelocal.objective.heads_downstream import Downstream
@@ -256,12 +257,11 @@ class Blueprint:
 
         Auxiliary heads are left out; the last stage's head is the model's classifier.
         """
-        plain: dict[str, torch.Tensor] = {}
-        for state in stages:
-            plain |= state["body"]
-            head = state["head"]
-        classifier = self.chain.classifier
-        return plain | {classifier.whole_name(name): value for name, value in head.items()}
+        states = list(stages)
+        classifier, head = self.chain.classifier, states[-1]["head"]
+        own = {classifier.whole_name(name): value for name, value in head.items()}
+        last = with_versions(own, classifier.whole_versions(versions_of(head)))
+        return self.chain.joined_state([*(state["body"] for state in states), last])
 
     def build_stage(
         self, number: int, config: TrainConfig, *, device: torch.device, total_steps: int

@@ -47,7 +47,8 @@ def _state(run: FinishedRun, *, heads: bool) -> tuple[dict[str, Tensor], str]:
     if not heads:
         return state, what
     more = run.auxiliary_heads()
-    return state | more, f"{what} and {len(more)} of auxiliary heads"
+    state.update(more)  # which keeps the versions of the modules beside it
+    return state, f"{what} and {len(more)} of auxiliary heads"
 
 
 def _write_pt(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
@@ -66,7 +67,31 @@ def _write_safetensors(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
             "--to: .safetensors needs the package safetensors: pip install 'pipelocal[safetensors]'"
         ) from error
     state, what = _state(run, heads=heads)
-    return save({name: value.contiguous() for name, value in state.items()}), what
+    return save(_apart(state)), what
+
+
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of their own memory, as the format wants them.
+
+    Tied weights are written under each of their names, so that the file loads into the model as it is, tied
+    or not.
+
+    Raises:
+        UserError: something in it is no tensor.
+    """
+    seen: set[int] = set()
+    apart = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"--to: '{name}' is no tensor but a {type(value).__name__}, which .safetensors cannot "
+                f"hold: choose .pt"
+            )
+        whole = value.contiguous()
+        place = whole.untyped_storage().data_ptr()
+        apart[name] = whole.clone() if place in seen else whole
+        seen.add(place)
+    return apart
 
 
 class _AllHeads(nn.Module):

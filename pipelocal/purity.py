@@ -7,6 +7,7 @@ something elsewhere, such as a count in a plain attribute; and that no snapshot 
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,41 @@ def check_purity(
                 f"(self.register_buffer), and draw random numbers from torch's, Python's or NumPy's "
                 f"global generator"
             )
+
+
+def check_extra_state(body: nn.Module, head: nn.Module, *, replicas: int, stage: int) -> None:
+    """See that what modules give as extra state can be saved, and read again without trusting the file.
+
+    Args:
+        body: the stage's units, by name.
+        head: its head.
+        replicas: how many the stage has.
+        stage: its number, for the error.
+
+    Raises:
+        UserError: it cannot; names the unit.
+    """
+    parts = [(f"unit '{name.replace('/', '.')}'", unit) for name, unit in body.named_children()]
+    for what, part in [*parts, ("the head", head)]:
+        for name, value in part.state_dict().items():
+            if not name.endswith("_extra_state"):
+                continue
+            if replicas > 1:
+                raise UserError(
+                    f"stage {stage}: {what} keeps extra state, of which each replica would have its own: "
+                    f"keep it in a buffer (self.register_buffer), or leave out --replicas"
+                )
+            buffer = io.BytesIO()
+            try:
+                torch.save(value, buffer)
+                buffer.seek(0)
+                torch.load(buffer, weights_only=True)
+            except Exception as error:
+                raise UserError(
+                    f"stage {stage}: {what} keeps a {type(value).__name__} as extra state (or within it), "
+                    f"which is not read from a file unless trusted: have get_extra_state() return tensors, "
+                    f"numbers, text, lists or dicts"
+                ) from error
 
 
 def _why(demands: Demands) -> str:

@@ -29,7 +29,7 @@ from pipelocal.pipeline.placement import Placement, Seat, place
 from pipelocal.pipeline.source import Plan, Source
 from pipelocal.pipeline.worker import Worker, run_stream
 from pipelocal.preparation import Facts, open_data, prepare
-from pipelocal.purity import Demands, check_purity
+from pipelocal.purity import Demands, check_extra_state, check_purity
 from pipelocal.recovery import Snapshots, Start, load_snapshot
 from pipelocal.replicas.join import join_replicas
 from pipelocal.stage import Stage
@@ -240,9 +240,9 @@ class Run:
                 check_one_row(stage.body, stage.head, x_shape, stage=number)
             if isinstance(stage.objective, ExactReconciliation):
                 check_double_backward(stage.body, stage.head, x_shape, stage=number)
-            demands = Demands.of(
-                self.config, objective=stage.objective, replicas=facts.replicas[number - 1]
-            )
+            replicas = facts.replicas[number - 1]
+            check_extra_state(stage.body, stage.head, replicas=replicas, stage=number)
+            demands = Demands.of(self.config, objective=stage.objective, replicas=replicas)
             dtype = self.blueprint.chain.input_dtype if number == 1 else torch.float32
             x = random_input(stage.body, stage.head, (2, *x_shape), dtype)
             check_purity(stage.body, stage.head, x, demands, stage=number)

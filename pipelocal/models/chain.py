@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.models.in_place import give_own_input
+from pipelocal.models.state import Versions, versions_of, with_versions
 from pipelocal.models.traced import copy_of_piece, split_module
 from pipelocal.models.trial import check_not_lazy, try_unit
 from pipelocal.seeding import seeded
@@ -49,6 +50,14 @@ class Unit:
         """The name in the whole model's state dict of the unit's own parameter ``own_name``."""
         return (f"{self.name}." if self.prefix is None else self.prefix) + own_name
 
+    def whole_versions(self, own: Versions) -> Versions:
+        """The versions of the unit's modules, by their paths in the whole model.
+
+        Without that of the unit itself where it is no module of the model.
+        """
+        named = {self.whole_name(path).removesuffix("."): kept for path, kept in own.items()}
+        return {path: kept for path, kept in named.items() if path}
+
 
 class Chain:
     """A network ``unit_1, ..., unit_n, classifier``, each fed by the one before.
@@ -64,6 +73,7 @@ class Chain:
         input_dtype: dtype of the samples.
         whole: makes the uncut model as its author wrote it, where that is not simply the units in a
             row; its state dict has the same names.
+        versions: of the uncut model's modules, as its state dict notes them; None for those of the units'.
     """
 
     def __init__(
@@ -75,6 +85,7 @@ class Chain:
         classes: int,
         input_dtype: torch.dtype = torch.float32,
         whole: Callable[[], nn.Module] | None = None,
+        versions: Versions | None = None,
     ) -> None:
         if not units:
             raise UserError("the model has no units before its classifier: nothing can be cut")
@@ -88,6 +99,7 @@ class Chain:
         self.input_dtype = input_dtype
         self.classes = classes
         self._whole = whole
+        self._versions = versions
 
     @classmethod
     def from_sequential(cls, model: nn.Sequential, *, input_shape: Shape, classes: int) -> Chain:
@@ -120,7 +132,13 @@ class Chain:
             )
         # Each build gives a copy, so that stages trained from one model never share parameters.
         units = [Unit(name=name, build=partial(copy.deepcopy, child)) for name, child in children]
-        return cls(units[:-1], classifier=units[-1], input_shape=input_shape, classes=classes)
+        return cls(
+            units[:-1],
+            classifier=units[-1],
+            input_shape=input_shape,
+            classes=classes,
+            versions=versions_of(model.state_dict()),
+        )
 
     @classmethod
     def from_module(
@@ -155,9 +173,9 @@ class Chain:
             check_not_lazy(type(model).__name__, model)
         pieces = list(zip(units, split_module(model, units), strict=True))
         _check_nothing_shared(pieces)
-        saved = list(model.state_dict())
+        saved = model.state_dict()
         *links, classifier = (
-            Unit(name=name, build=partial(copy_of_piece, piece, saved), prefix="")
+            Unit(name=name, build=partial(copy_of_piece, piece, list(saved)), prefix="")
             for name, piece in pieces
         )
         return cls(
@@ -167,6 +185,7 @@ class Chain:
             classes=classes,
             input_dtype=input_dtype,
             whole=partial(copy.deepcopy, model),
+            versions=versions_of(saved),
         )
 
     def build(self, start: int, stop: int, *, seed: int) -> nn.Sequential:
@@ -203,16 +222,27 @@ class Chain:
         return built
 
     def whole_state(self, body: nn.Sequential, start: int, stop: int) -> dict[str, Tensor]:
-        """The state dict of the units ``start..stop-1``, by the whole model's names.
+        """The state dict of the units ``start..stop-1``, by the whole model's names, with the versions.
 
         The classifier counts as the unit after the last.
         """
         units = (*self.units, self.classifier)[start:stop]
-        return {
-            unit.whole_name(name): value
-            for unit, module in zip(units, body, strict=True)
-            for name, value in module.state_dict().items()
-        }
+        values: dict[str, Tensor] = {}
+        versions: Versions = {}
+        for unit, module in zip(units, body, strict=True):
+            own = module.state_dict()
+            values |= {unit.whole_name(name): value for name, value in own.items()}
+            versions |= unit.whole_versions(versions_of(own))
+        return with_versions(values, versions | (self._versions or {}))
+
+    def joined_state(self, bodies: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The whole model's state dict from those of its parts, by the whole model's names."""
+        values: dict[str, Tensor] = {}
+        versions = dict(self._versions or {})
+        for state in bodies:
+            values |= state
+            versions |= versions_of(state)
+        return with_versions(values, versions)
 
     def whole_names(self, body: nn.Sequential, start: int, stop: int) -> list[str]:
         """The names of the body's trained parameters, in order, in the whole model."""
@@ -233,10 +263,16 @@ class Chain:
             UserError: a tensor is missing or of another shape; names the unit.
         """
         units = (*self.units, self.classifier)[start:stop]
+        saved = versions_of(state)
         for unit, module in zip(units, body, strict=True):
-            own = {n: state[w] for n in module.state_dict() if (w := unit.whole_name(n)) in state}
+            now = module.state_dict()
+            own = {n: state[w] for n in now if (w := unit.whole_name(n)) in state}
+            versions = {
+                path: saved.get(unit.whole_name(path).removesuffix("."), kept)
+                for path, kept in versions_of(now).items()
+            }
             try:
-                module.load_state_dict(own)
+                module.load_state_dict(with_versions(own, versions))
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
                 raise UserError(f"unit '{unit.name}' cannot be loaded: {reason}") from error

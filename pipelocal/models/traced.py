@@ -18,7 +18,7 @@ from typing import Any
 from torch import fx, nn
 
 from pipelocal.errors import UserError
-from pipelocal.models.tracing import trace
+from pipelocal.models.tracing import kind_of_result, trace
 
 
 def split_module(model: nn.Module, names: Sequence[str]) -> list[fx.GraphModule]:
@@ -122,8 +122,7 @@ def _what_crosses(
 ) -> list[fx.Node]:
     """What leaves each unit for the next: one node; of the last, the model's output."""
     (result,) = (node.args[0] for node in graph.nodes if node.op == "output")
-    if not isinstance(result, fx.Node):
-        kind = type(result).__name__.removeprefix("immutable_")
+    if kind := kind_of_result(graph):
         raise UserError(f"the model returns a {kind}: it must return one tensor, the logits")
     last = len(names) - 1
     crossing = [

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ def trace(model: nn.Module, whole: Sequence[str]) -> tuple[fx.Graph, dict[str, A
     generators = _generators()
     root, graph = _trace(training, whole)
     other_root, other_graph = _trace(evaluating, whole)
+    _check_results(type(model).__name__, graph, other_graph)
     _check_same(root, graph, other_root, other_graph)
     _check_modes(root, graph, training=True)
     _check_modes(other_root, other_graph, training=False)
@@ -73,10 +76,19 @@ class _Tracer(fx.Tracer):
         self._model = type(model).__name__
         self._names = {_PREFIX + name for name in whole}
         self._contexts = _contexts()
+        self.failed_in = ""
+        """Path of the innermost module whose code could not be traced."""
 
     def is_leaf_module(self, _: nn.Module, module_qualified_name: str) -> bool:
         inner = f"{module_qualified_name}."
         return not any(name.startswith(inner) for name in self._names)
+
+    def call_module(self, m: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, *args, **kwargs)
+        except Exception:
+            self.failed_in = self.failed_in or self.path_of_module(m)
+            raise
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -111,15 +123,17 @@ def _trace(model: nn.Module, whole: Sequence[str]) -> tuple[_Call, fx.Graph]:
             f"single tensor"
         ) from error
     root = _Call(model)
+    tracer = _Tracer(model, whole)
     try:
-        graph = _Tracer(model, whole).trace(root)
+        graph = tracer.trace(root)
     except UserError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"the code of {kind} between its units cannot be traced ({reason}): put what depends on "
-            f"values into a submodule, or name what holds it instead of its parts"
+            f"the code of {kind} between its units cannot be traced ({reason})"
+            f"{_place(error, tracer.failed_in)}: put what depends on values into a submodule, or name what "
+            f"holds it instead of its parts"
         ) from error
     for name, buffer in root.named_buffers():
         if isinstance(buffer, fx.Proxy):
@@ -130,6 +144,36 @@ def _trace(model: nn.Module, whole: Sequence[str]) -> tuple[_Call, fx.Graph]:
     for node in graph.find_nodes(op="placeholder"):
         node.target = next(iter(signature.parameters))
     return root, graph
+
+
+def _place(error: Exception, path: str) -> str:
+    """Where the innermost code outside torch.fx was, and in which submodule; may be empty."""
+    ours = (str(Path(fx.__file__).parent), __file__)
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)
+    ]
+    line = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    name = path.removeprefix(_PREFIX.removesuffix(".")).removeprefix(".")
+    return line + (f" in '{name}'" if name else "")
+
+
+def _check_results(kind: str, graph: fx.Graph, evaluating: fx.Graph) -> None:
+    """Refuse a model that returns more than logits when it trains, such as those of further classifiers."""
+    made = kind_of_result(graph)
+    if made is not None and kind_of_result(evaluating) is None:
+        raise UserError(
+            f"{kind} returns more than logits in training ({made}): build it without its auxiliary outputs "
+            f"(aux_logits=False in torchvision), since each stage has a head of its own"
+        )
+
+
+def kind_of_result(graph: fx.Graph) -> str | None:
+    """The type of what a model returns; None if that may be a tensor."""
+    result = next(node.args[0] for node in graph.nodes if node.op == "output")
+    if not isinstance(result, fx.Node):
+        return type(result).__name__.removeprefix("immutable_")
+    # A named tuple or a dataclass is traced as a call of its class.
+    return result.target.__name__ if isinstance(result.target, type) else None
 
 
 def _rename(root: _Call, graph: fx.Graph) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class LooksAtValues(Doubles):
     """The same, where the meta device cannot follow."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if float(x.abs().max()) < 1e9 else x.clamp(-1, 1))
+        return super().forward(x if float(x.detach().abs().max()) < 1e9 else x.clamp(-1, 1))
 
 
 def _doubling(unit: type[Doubles], *, in_place: bool) -> nn.Sequential:
@@ -84,7 +84,7 @@ def begins_by_numpy(_shape: object, _classes: int) -> nn.Sequential:
     linear = nn.Linear(16, 16)
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(np.random.randn(16, 16)))
-    return _row(linear)
+    return _row(linear, nn.ReLU())
 
 
 class Warms(nn.Module):
@@ -170,11 +170,12 @@ def caches(_shape: object, _classes: int) -> nn.Sequential:
 
 def cumulative(_shape: object, _classes: int) -> nn.Sequential:
     """BatchNorm whose running statistics are the mean over all batches."""
-    return _row(*(nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16, momentum=None)),) * 2)
+    norms = [nn.BatchNorm1d(16, momentum=None) for _ in range(2)]
+    return _row(*(nn.Sequential(nn.Linear(16, 16), norm) for norm in norms))
 
 
 def lazy(_shape: object, classes: int) -> nn.Sequential:
-    return _row(nn.LazyLinear(16), classifier=nn.LazyLinear(classes))
+    return _row(nn.LazyLinear(16), nn.ReLU(), classifier=nn.LazyLinear(classes))
 
 
 def lazy_made_ready(shape: tuple[int, ...], classes: int) -> nn.Sequential:

@@ -152,7 +152,7 @@ def test_a_replay_makes_what_the_batch_made() -> None:
             {"objective": "greedy", "snapshot_every": 2},
             "'calls', which a snapshot does not",
         ),
-        ("remembers", {}, r"stage 3: unit 'u2' makes something else .* register_buffer"),
+        ("remembers", {}, r"stage 3: unit 'u2' makes something else .*register_buffer"),
         (
             "remembers",
             {"objective": "greedy", "measure_bp_gap": 1},
