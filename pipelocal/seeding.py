@@ -40,6 +40,25 @@ def reseed(seed: int) -> None:
 
 
 @contextmanager
+def undone() -> Iterator[None]:
+    """Undo behind a block what a user's code in it may have set for all of torch and left so.
+
+    That is gradients, the default dtype and device, and the number of threads, on which bits depend.
+    """
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    device, threads = torch.get_default_device(), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+@contextmanager
 def seeded(seed: int, *path: str | int) -> Iterator[None]:
     """Run a block under a derived seed and leave all generators but CUDA's as they were before."""
     derived = derive_seed(seed, *path)

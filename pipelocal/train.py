@@ -27,6 +27,7 @@ from pipelocal.streams import for_progress
 from pipelocal.world import World
 
 
+@torch.enable_grad()
 def train(
     config: TrainConfig, world: World | None = None, *, stream: TextIO | None = None
 ) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from pipelocal.models.mlp import mlp
 from pipelocal.models.recurrent import recurrent
 from pipelocal.models.resnet import resnet
 from pipelocal.registry import Registry
-from pipelocal.seeding import seeded
+from pipelocal.seeding import seeded, undone
 
 ModelBuilder = Callable[[Shape, int], Chain]
 """Called with the shape of one sample and the number of classes."""
@@ -58,9 +58,10 @@ def build_chain(name: str, *, input_shape: Shape, classes: int, seed: int) -> Ch
     """
     if ":" not in name:
         return MODELS.get(name)(input_shape, classes)
-    function = _import_function(name)
+    with undone(), seeded(seed, "import"):
+        function = _import_function(name)
     # A ready-made nn.Sequential draws its parameters here: every rank must draw the same.
-    with seeded(seed, "model", name):
+    with undone(), seeded(seed, "model", name):
         try:
             model = function(input_shape, classes)
         except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,8 +73,8 @@ class Renames(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(32, 32)
-        self.register_state_dict_post_hook(self._written)
-        self.register_load_state_dict_pre_hook(self._read)
+        self.register_state_dict_post_hook(self._written)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(self._read)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x)  # type: ignore[no-any-return]
@@ -95,12 +96,13 @@ class Complex(nn.Module):
         self.weight = nn.Parameter(torch.ones(17, dtype=torch.complex64))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=32)
+        out: Tensor = torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=32)
+        return out
 
 
 def _part(kind: str) -> nn.Module:
-    parametrizations = nn.utils.parametrizations
-    return {
+    parametrizations: Any = nn.utils.parametrizations
+    kinds: dict[str, Callable[[], nn.Module]] = {
         "versioned": Part,
         "tied": Tied,
         "extra_number": Extra,
@@ -111,7 +113,8 @@ def _part(kind: str) -> nn.Module:
         "weight_norm": lambda: parametrizations.weight_norm(nn.Linear(32, 32)),
         "spectral_norm": lambda: parametrizations.spectral_norm(nn.Linear(32, 32)),
         "orthogonal": lambda: parametrizations.orthogonal(nn.Linear(32, 32)),
-    }[kind]()
+    }
+    return kinds[kind]()
 
 
 class Net(Versioned):

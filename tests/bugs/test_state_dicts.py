@@ -14,6 +14,7 @@ from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig
 from pipelocal.errors import UserError
 from pipelocal.evaluate import evaluate
 from pipelocal.export import export
+from pipelocal.models.state import versions_of, with_versions
 from pipelocal.train import train
 from pipelocal.world import World
 from tests.bugs import stateful_models
@@ -77,8 +78,7 @@ def test_tied_weights_export_as_safetensors_under_both_names(tmp_path: Path) -> 
     state = load_file(exported(run, tmp_path / "m.safetensors"))
     own = stateful_models.Net("tied").eval()
     # A file of this format holds no versions, so the author's class is told.
-    state._metadata = own.state_dict()._metadata  # type: ignore[attr-defined]
-    own.load_state_dict(state)
+    own.load_state_dict(with_versions(state, versions_of(own.state_dict())))
     torch.testing.assert_close(own(X), pipelocal.load(run)(X))
 
 
