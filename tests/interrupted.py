@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelocal import cli
+from pipelocal.checkpoint.writer import SnapshotWriter
 from pipelocal.stage import Stage
 
 BASE = ["--model", "mlp", "--stages", "3", "--epochs", "3", "--log-every", "8"]
@@ -21,8 +23,17 @@ class Killed(BaseException):
 def train_until(
     step: int, arguments: list[str], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run in this process that ends for no reason before the update after ``step`` of them."""
+    """A run in this process that ends for no reason before the update after ``step`` of them.
+
+    Its snapshots are complete by then: a thread writes them, which a test cannot wait for otherwise.
+    """
     update = Stage.update
+    start_writer = SnapshotWriter.__init__
+    writers: list[SnapshotWriter] = []
+
+    def starting(writer: SnapshotWriter, *args: Any, **kwargs: Any) -> None:
+        start_writer(writer, *args, **kwargs)
+        writers.append(writer)
 
     def ending(stage: Stage, due: int | None = None) -> None:
         if stage.steps == step:
@@ -31,5 +42,8 @@ def train_until(
 
     with monkeypatch.context() as patch:
         patch.setattr(Stage, "update", ending)
+        patch.setattr(SnapshotWriter, "__init__", starting)
         with pytest.raises(Killed):
             cli.run(["train", *arguments, "--out", str(out), "--plain"])
+    for writer in writers:
+        writer.close()

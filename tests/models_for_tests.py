@@ -14,7 +14,7 @@ WIDE = 12_288
 """Features of a stage's output in :func:`wide`: 720 rows of float32 are 33.75 MiB."""
 
 EDGE_CASE_FLAG = "PIPELOCAL_TEST_FLAG"
-"""Names a file whose existence switches the misbehaviour of a unit on."""
+"""Names a file whose existence switches the misbehaviour of a unit on; another one, ``.begun``, follows."""
 
 
 def _sequential(*modules: nn.Module) -> nn.Sequential:
@@ -93,6 +93,7 @@ class Misbehave(nn.Module):
         if not (flag and x.device.type == "cpu" and Path(flag).exists()):
             return x
         what = Path(flag).read_text()
+        Path(f"{flag}.begun").touch()
         if what == "raise":
             raise ZeroDivisionError("the unit was told to fail")
         if what == "nan":

@@ -6,13 +6,18 @@ real launcher, some seconds slower.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
+import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,9 +26,42 @@ import sklearn.datasets  # noqa: F401  here once, and not in every forked rank 0
 import torch.distributed as dist
 
 from pipelocal import cli
+from pipelocal.patience import Patience
 from pipelocal.world import World
 
 FORK = multiprocessing.get_context("fork")
+
+PATIENCE_S = 300.0
+"""How long a test waits for what must come. Many times what it takes, as the machine may be busy with
+other work: only what hangs exceeds it."""
+
+
+FOR_EVER = 10_000.0
+"""A --timeout that nobody waits for: what ends such a run has noticed a failure, and not lost patience."""
+
+
+def until(condition: Callable[[], object], otherwise: Callable[[], str] = lambda: "") -> None:
+    """Wait until a condition holds.
+
+    Args:
+        condition: looked at again and again; may raise to end the wait.
+        otherwise: what to say if it never does.
+
+    Raises:
+        AssertionError: it did not within :data:`PATIENCE_S`.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s in vain; {otherwise()}"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    """A port that nothing listens at, below those that the system hands out by itself."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @dataclass
@@ -33,18 +71,19 @@ class Ranks:
     processes: list[BaseProcess]
     folder: Path
 
-    def wait(self, seconds: float) -> list[int]:
-        """All exit codes; fails, and kills what is left, if some rank is still there by then."""
-        deadline = time.monotonic() + seconds
-        for process in self.processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        left = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
-        for rank in left:
-            self.kill(rank)
-        assert not left, f"ranks {left} still ran after {seconds} s; output:\n{self.output()}"
-        return [
-            process.exitcode if process.exitcode is not None else -1 for process in self.processes
-        ]
+    def wait(self, ranks: Collection[int] | None = None) -> list[int]:
+        """Exit codes of these ranks, or of all; kills every rank and fails if they do not end."""
+        waited_for = range(len(self.processes)) if ranks is None else ranks
+        deadline = time.monotonic() + PATIENCE_S
+        for rank in waited_for:
+            self.processes[rank].join(max(0.0, deadline - time.monotonic()))
+        left = [rank for rank in waited_for if self.processes[rank].is_alive()]
+        if left:
+            for process in self.processes:
+                process.kill()
+        assert not left, f"ranks {left} still ran after {PATIENCE_S:g} s; output:\n{self.output()}"
+        codes = [self.processes[rank].exitcode for rank in waited_for]
+        return [-1 if code is None else code for code in codes]
 
     def kill(self, rank: int, what: int = signal.SIGKILL) -> None:
         """Send a signal to one rank."""
@@ -57,13 +96,16 @@ class Ranks:
         ranks = range(len(self.processes)) if rank is None else [rank]
         return "".join((self.folder / f"rank-{r}.log").read_text() for r in ranks)
 
-    def wait_for_output(self, rank: int, text: str, seconds: float = 30.0) -> None:
+    def wait_for_output(self, rank: int, text: str) -> None:
         """Wait until a rank has printed ``text``."""
-        deadline = time.monotonic() + seconds
-        while text not in self.output(rank):
-            assert time.monotonic() < deadline, f"no '{text}' in:\n{self.output()}"
-            assert self.processes[rank].is_alive(), self.output()
-            time.sleep(0.02)
+
+        def printed() -> bool:
+            if text in self.output(rank):
+                return True
+            assert self.processes[rank].is_alive() or text in self.output(rank), self.output()
+            return False
+
+        until(printed, lambda: f"no '{text}' in:\n{self.output()}")
 
 
 def launch(
@@ -122,20 +164,41 @@ def start(folder: Path, body: Callable[[int], None], size: int) -> Ranks:
     return Ranks(processes, folder)
 
 
-def run_ranks(folder: Path, arguments: Sequence[str], size: int, seconds: float = 60.0) -> None:
+def lose_patience_at(file: Path) -> None:
+    """On a rank of a run with ``--timeout`` :data:`FOR_EVER`: from when ``file`` is there, it is 2 s.
+
+    So healthy ranks have all the time that they need, however busy the machine is, and a test makes the file
+    when one of them hangs.
+    """
+    left = Patience.left
+
+    def less(self: Patience) -> float:
+        if FOR_EVER / 2 < self._left < math.inf and file.exists():
+            self._left = 2.0
+        return left(self)
+
+    Patience.left = less  # type: ignore[method-assign]
+
+
+def assert_named(rank: int, said: str) -> None:
+    """That a rank was said not to answer; a healthy one may be late with its answer as well."""
+    silent = re.search(r"; ranks? ([\d, ]+) do(es)? not answer: stopped, or cut off", said)
+    assert silent is not None, said
+    assert str(rank) in silent[1].split(", "), said
+
+
+def run_ranks(folder: Path, arguments: Sequence[str], size: int) -> None:
     """Run ``pipelocal ARGUMENTS`` on ``size`` ranks to a good end."""
     ranks = launch(folder, arguments, size)
-    codes = ranks.wait(seconds)
+    codes = ranks.wait()
     assert codes == [0] * size, f"exit codes {codes}; output:\n{ranks.output()}"
 
 
-def torchrun(
-    size: int, arguments: Sequence[str], seconds: float = 90.0
-) -> subprocess.CompletedProcess[str]:
+def torchrun(size: int, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run ``pipelocal ARGUMENTS`` under the real torchrun; never raises for an exit code."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(size), "-m", "pipelocal", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def world_of(rank: int) -> World:

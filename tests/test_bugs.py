@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ from pipelocal.transport.contract import edge_contract
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import InProcessEdge
 from pipelocal.world import World
-from tests.ranks import run_ranks, start
+from tests.ranks import PATIENCE_S, run_ranks, start
 
 
 def _stage(body: nn.Sequential, head: nn.Module, *, reconcile: bool = False) -> Stage:
@@ -164,7 +165,7 @@ def test_three_ranks_waited_for_each_other_for_ever(tmp_path: Path) -> None:
     the two waited under different names. With two or four ranks the numbers happened to be equal.
     """
     arguments = ["train", "--model", "mlp", "--stages", "3", "--max-steps", "2"]
-    run_ranks(tmp_path / "log", [*arguments, "--out", str(tmp_path / "run")], 3, seconds=30)
+    run_ranks(tmp_path / "log", [*arguments, "--out", str(tmp_path / "run")], 3)
 
 
 def test_an_evaluation_of_nothing_divided_by_zero() -> None:
@@ -200,7 +201,7 @@ def test_a_reader_that_left_made_a_run_wait_for_ever(tmp_path: Path) -> None:
     command = f"{sys.executable} -m pipelocal train --model mlp --epochs 2 --out {tmp_path / 'run'}"
     shell = f"{command} --plain | head -1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(
-        ["bash", "-c", shell], capture_output=True, text=True, timeout=60, check=False
+        ["bash", "-c", shell], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert result.returncode == 0
     assert not result.stderr
@@ -239,25 +240,27 @@ def test_a_rank_lost_patience_with_stages_that_still_worked(tmp_path: Path) -> N
         control = ControlPlane(World.from_environment())
         if rank == 0:
             time.sleep(1.0)
-        control.leave(timeout_s=0.2 if rank else 10)
+        control.leave(timeout_s=0.2 if rank else PATIENCE_S)
 
     ranks = start(tmp_path, body, 2)
-    assert ranks.wait(20) == [0, 0], ranks.output()
+    assert ranks.wait() == [0, 0], ranks.output()
 
 
 def test_a_rank_that_met_nobody_could_not_be_ended(tmp_path: Path) -> None:
     """The rendezvous waits within C++ on the main thread, where Python sees no signal."""
-    environment = os.environ | {
-        "RANK": "1",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "1",
-    }
     command = [sys.executable, "-m", "pipelocal", "train", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    time.sleep(6)
+    with socket.create_server(("127.0.0.1", 0)) as master:
+        master.settimeout(PATIENCE_S)
+        environment = os.environ | {
+            "RANK": "1",
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(master.getsockname()[1]),
+        }
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        master.accept()[0].close()  # it has come to the rendezvous, where nobody answers it
     process.terminate()
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 143
     assert "pipelocal (rank 1): stopped: terminated by a signal" in said
 
@@ -282,10 +285,10 @@ def test_a_rank_that_cannot_look_was_not_ended_when_its_neighbour_was_lost(
         control.watch_neighbours({1 - rank: f"stage {2 - rank} (rank {1 - rank})"}, stage=rank + 1)
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)  # as in a driver that waits for its peer
+        time.sleep(10 * PATIENCE_S)  # as in a driver that waits for its peer
 
     ranks = start(tmp_path, body, 2)
-    assert ranks.wait(15) == [1, -signal.SIGKILL]
+    assert ranks.wait() == [1, -signal.SIGKILL]
     assert "lost the connection to stage 2 (rank 1)" in ranks.output(0)
 
 
@@ -359,7 +362,7 @@ def test_a_plan_for_a_reader_that_left_blamed_the_model() -> None:
     command = f"{sys.executable} -m pipelocal plan --model mlp --stages 2 --repeats 1"
     shell = f"{command} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
-        ["bash", "-c", shell], capture_output=True, text=True, timeout=60, check=False
+        ["bash", "-c", shell], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert "the model ended the program" not in done.stderr
     assert "Traceback" not in done.stderr
@@ -410,7 +413,7 @@ def test_a_rank_that_died_after_the_end_made_a_finished_run_fail(tmp_path: Path)
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "1"]
     command += ["--nproc-per-node", "2", str(script), *arguments, "--plain"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     assert "it was finished before: accuracy" in done.stdout
 

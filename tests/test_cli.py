@@ -148,7 +148,7 @@ BAD_OPTIONS = {
     "nan learning rate": (["--lr", "nan"], "--lr nan"),
     "negative weight": (
         ["--reconcile-weight", "-1"],
-        "--reconcile-weight -1: give one number from 0",
+        "--reconcile-weight -1: give one number of at least 0",
     ),
     "momentum of one": (["--momentum", "1"], "--momentum 1.0"),
     "unknown edge": (["--edge", "smoke"], "--edge smoke: choose one of auto, device, host"),
@@ -259,19 +259,19 @@ def test_a_loss_that_becomes_nan_names_stage_and_batch(
 
 def test_more_ranks_than_stages(tmp_path: Path) -> None:
     ranks = launch(tmp_path / "log", ["train", "--stages", "2", "--out", str(tmp_path / "run")], 3)
-    assert ranks.wait(10) == [2, 2, 2]
+    assert ranks.wait() == [2, 2, 2]
     for rank in range(3):
         assert f"pipelocal (rank {rank}): error: 3 ranks for 2 stages" in ranks.output(rank)
 
 
 def test_bp_on_several_ranks(tmp_path: Path) -> None:
     ranks = launch(tmp_path / "log", ["train", "--objective", "bp"], 2)
-    assert ranks.wait(10) == [2, 2]
+    assert ranks.wait() == [2, 2]
     assert "bp trains the uncut model in one process, but 2 ranks were started" in ranks.output(1)
 
 
 def test_torchrun_passes_a_bad_option_on_in_time(tmp_path: Path) -> None:
-    result = torchrun(2, ["train", "--model", "nothing", "--out", str(tmp_path)], seconds=30)
+    result = torchrun(2, ["train", "--model", "nothing", "--out", str(tmp_path)])
     assert result.returncode != 0
     # torchrun ends the other rank as soon as one has spoken.
     assert re.search(r"pipelocal \(rank [01]\): error: unknown model 'nothing'", result.stderr)

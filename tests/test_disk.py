@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from pipelocal import cli
 from pipelocal.checkpoint.snapshot import SnapshotFolder
 from tests.interrupted import EVERY, train_until
+from tests.ranks import PATIENCE_S, until
 from tests.test_transparency import assert_same_bits, train_alone
 
 LONG = ["--model", "mlp", "--stages", "3", "--epochs", "8", "--log-every", "8", *EVERY]
@@ -57,11 +57,9 @@ def test_a_disk_that_fills_up(tmp_path: Path, disk: Path, ranks: int) -> None:
     command += ["pipelocal", "train", *LONG, "--plain", "--out", str(run)]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file)
-    deadline = time.monotonic() + 60
-    while len(SnapshotFolder(run).steps()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: len(SnapshotFolder(run).steps()) >= 2, log.read_text)
     fill(disk / "ballast")
-    assert process.wait(60) != 0
+    assert process.wait(PATIENCE_S) != 0
     said = [line for line in log.read_text().splitlines() if line.startswith("pipelocal")]
     reasons = [line for line in said if "cannot be written (No space left on device)" in line]
     assert reasons, log.read_text()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ranks import PATIENCE_S
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -23,7 +25,7 @@ def test_a_new_partition_of_a_new_model_in_under_forty_lines(tmp_path: Path) -> 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -46,7 +48,7 @@ def test_a_model_by_the_names_of_its_units(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -62,7 +64,7 @@ def test_a_closed_form_of_one_s_own(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -76,7 +78,7 @@ def test_what_can_be_done_with_a_run(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -92,7 +94,7 @@ def test_own_model_head_distance_and_data_set(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ def examine(
     each = [options] * RANKS if isinstance(options[0], str) else options
     arguments = [["doctor", "--json", *own] for own in each]
     ranks = launch(tmp_path / "log", arguments, RANKS, before)
-    codes = ranks.wait(60)
+    codes = ranks.wait()
     said = ranks.output(0)
     findings: list[dict[str, Any]] = json.loads(said[: said.rindex("}") + 1])["findings"]
     return findings, codes

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,15 +18,11 @@ import torch.distributed as dist
 from pipelocal.checkpoint.snapshot import SnapshotFolder
 from pipelocal.meeting import meet
 from tests.interrupted import EVERY
+from tests.ranks import PATIENCE_S, free_port, until
 from tests.test_transparency import assert_same_bits, train_alone
 
 LONG = ["--model", "mlp", "--stages", "3", "--epochs", "40", "--log-every", "8", *EVERY]
 """920 batches."""
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def _agent(port: int, out: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -50,20 +47,22 @@ def _kill(agent: subprocess.Popen[bytes]) -> None:
     agent.wait()
 
 
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
 def _wait_for(out: Path, steps: int) -> None:
-    deadline = time.monotonic() + 60
-    while (SnapshotFolder(out).steps() or [0])[0] < steps and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert SnapshotFolder(out).steps()
+    until(lambda: (SnapshotFolder(out).steps() or [0])[0] >= steps)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_a_node_that_dies_and_one_that_comes(tmp_path: Path) -> None:
     """Two ranks, then one, then two again, which torchrun counts differently; and the same bits."""
-    out, log, port = tmp_path / "run", tmp_path / "log", _free_port()
+    out, log, port = tmp_path / "run", tmp_path / "log", free_port()
     first = _agent(port, out, log)
-    time.sleep(1)  # the first one keeps the store
+    until(lambda: _listens(port), log.read_text)  # the first one keeps the store
     second = _agent(port, out, log)
     agents = [first, second]
     try:
@@ -73,8 +72,8 @@ def test_a_node_that_dies_and_one_that_comes(tmp_path: Path) -> None:
         _wait_for(out, killed_at + 20)
         assert "on 1 rank(s)" in log.read_text()
         agents.append(_agent(port, out, log))
-        assert first.wait(120) == 0, log.read_text()
-        assert agents[-1].wait(30) == 0, log.read_text()
+        assert first.wait(PATIENCE_S) == 0, log.read_text()
+        assert agents[-1].wait(PATIENCE_S) == 0, log.read_text()
     finally:
         for agent in agents:
             _kill(agent)
@@ -92,7 +91,7 @@ def test_ranks_of_an_attempt_find_each_other_among_words_of_earlier_ones(tmp_pat
 
         def come(rank: int, size: int = size, found: dict[int, str] = found) -> None:
             time.sleep(0.05 * ((rank + size) % 3))
-            found[rank] = meet(dist.FileStore(path, -1), rank, size, timeout_s=20)
+            found[rank] = meet(dist.FileStore(path, -1), rank, size, timeout_s=PATIENCE_S)
 
         threads = [threading.Thread(target=come, args=(rank,)) for rank in range(size)]
         for thread in threads:

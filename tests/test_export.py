@@ -77,7 +77,6 @@ def test_heads_come_under_names_of_their_own(run: Path, tmp_path: Path) -> None:
                 assert torch.equal(read[f"heads.{number}.{name}"], value)
 
 
-@pytest.mark.timeout(240)
 def test_a_program_computes_what_the_model_does(run: Path, tmp_path: Path) -> None:
     """In batches of any size, without a line of pipelocal."""
     model, network = pipelocal.load(str(run)), pipelocal.load_with_heads(str(run))

@@ -20,7 +20,6 @@ ARGUMENTS = ["train", "--stages", "4", "--epochs", "3", "--device", "cuda", "--p
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(CUDA_DEVICES == 0, reason="no CUDA device"),
-    pytest.mark.timeout(300),
 ]
 
 
@@ -41,7 +40,7 @@ def test_one_process_learns(tmp_path: Path, objective: str) -> None:
 def test_ranks_that_share_a_gpu_use_the_host_edge(tmp_path: Path) -> None:
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     assert cli.run([*ARGUMENTS, "--out", str(alone)]) == 0
-    result = torchrun(2, [*ARGUMENTS, "--edge", "host", "--out", str(shared)], seconds=240)
+    result = torchrun(2, [*ARGUMENTS, "--edge", "host", "--out", str(shared)])
     assert result.returncode == 0, result.stderr
     assert math.isclose(
         summary_of(alone)["eval_accuracy"], summary_of(shared)["eval_accuracy"], abs_tol=0.05
@@ -51,7 +50,7 @@ def test_ranks_that_share_a_gpu_use_the_host_edge(tmp_path: Path) -> None:
 @pytest.mark.skipif(CUDA_DEVICES > 1, reason="the ranks do not share a GPU here")
 def test_nccl_on_a_shared_gpu_is_refused_with_the_way_out(tmp_path: Path) -> None:
     out = str(tmp_path / "run")
-    result = torchrun(2, [*ARGUMENTS, "--edge", "device", "--out", out], seconds=240)
+    result = torchrun(2, [*ARGUMENTS, "--edge", "device", "--out", out])
     assert result.returncode != 0
     assert "share one GPU, which NCCL refuses" in result.stderr
     assert "--edge host" in result.stderr
@@ -65,7 +64,7 @@ def test_nccl_edges_carry_what_host_edges_carry(tmp_path: Path, objective: str) 
     for edge in ("device", "host"):
         out = tmp_path / edge
         arguments = [*ARGUMENTS, "--objective", objective, "--edge", edge, "--out", str(out)]
-        result = torchrun(2, arguments, seconds=240)
+        result = torchrun(2, arguments)
         assert result.returncode == 0, result.stderr
         accuracies.append(summary_of(out)["eval_accuracy"])
     assert math.isclose(*accuracies, abs_tol=0.05)
@@ -77,7 +76,7 @@ def test_replicas_that_share_a_gpu(tmp_path: Path, way: str) -> None:
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     replicas = [*ARGUMENTS, "--stages", "2", "--replicas", "1,2", "--replicate", way]
     assert cli.run([*replicas, "--out", str(alone)]) == 0
-    result = torchrun(3, [*replicas, "--edge", "host", "--out", str(shared)], seconds=240)
+    result = torchrun(3, [*replicas, "--edge", "host", "--out", str(shared)])
     assert result.returncode == 0, result.stderr
     assert math.isclose(
         summary_of(alone)["eval_accuracy"], summary_of(shared)["eval_accuracy"], abs_tol=0.05
@@ -94,6 +93,6 @@ def test_replicas_that_share_a_gpu(tmp_path: Path, way: str) -> None:
 def test_replicas_over_nccl_learn(tmp_path: Path, options: list[str]) -> None:
     out = tmp_path / "run"
     arguments = [*ARGUMENTS, "--stages", "2", "--replicas", "2", *options, "--out", str(out)]
-    result = torchrun(2, arguments, seconds=240)
+    result = torchrun(2, arguments)
     assert result.returncode == 0, result.stderr
     assert summary_of(out)["eval_accuracy"] > 0.75

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +15,13 @@ from benchmarks.communication import network
 from benchmarks.communication.network import DEVICE, Host, Shape, some_hosts
 from pipelocal.checkpoint.snapshot import SnapshotFolder
 from tests.interrupted import EVERY
+from tests.ranks import PATIENCE_S, assert_named, until
 from tests.test_transparency import MODELS, assert_same_bits, train_alone
 
 LACKING = network.missing()
 pytestmark = [
     pytest.mark.netns,
     pytest.mark.skipif(LACKING is not None, reason=f"this machine lacks {LACKING}"),
-    pytest.mark.timeout(300),
 ]
 
 SHORT = ["--model", "mlp", "--stages", "4", "--epochs", "1"]
@@ -60,9 +59,8 @@ def launched(
             agent.wait()
 
 
-def _ended_well(agents: list[subprocess.Popen[bytes]], log: Path, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    codes = [agent.wait(max(1.0, deadline - time.monotonic())) for agent in agents]
+def _ended_well(agents: list[subprocess.Popen[bytes]], log: Path) -> None:
+    codes = [agent.wait(PATIENCE_S) for agent in agents]
     assert codes == [0] * len(agents), log.read_text()
 
 
@@ -82,7 +80,7 @@ def test_four_hosts_equal_one_process(tmp_path: Path, shape: Shape) -> None:
     with some_hosts(4, shape) as hosts:
         options = [*SHORT, "--plain", "--out", str(out)]
         with launched(hosts, options, log) as agents:
-            _ended_well(agents, log, 200)
+            _ended_well(agents, log)
     assert_same_bits(train_alone(SHORT, tmp_path / "alone"), out)
 
 
@@ -95,7 +93,7 @@ def test_replicas_on_four_hosts_equal_one_process(tmp_path: Path) -> None:
     with some_hosts(4, Shape()) as hosts:
         own = ["--interface", DEVICE, "--plain", "--out", str(out)]
         with launched(hosts, [*options, *own], log, interface=None) as agents:
-            _ended_well(agents, log, 200)
+            _ended_well(agents, log)
     assert_same_bits(train_alone(options, tmp_path / "alone"), out)
 
 
@@ -104,15 +102,13 @@ def test_replicas_on_four_hosts_equal_one_process(tmp_path: Path) -> None:
 def test_a_host_is_cut_off_and_comes_back(tmp_path: Path, cut_off: int) -> None:
     """For longer than the timeout: the ranks end, torchrun starts them anew, and they go on."""
     out, log = tmp_path / "run", tmp_path / "log"
-    options = [*LONG, "--timeout", "5", "--plain", "--out", str(out)]
+    options = [*LONG, "--timeout", "15", "--plain", "--out", str(out)]
     with some_hosts(4, Shape()) as hosts, launched(hosts, options, log, restarts=3) as agents:
-        deadline = time.monotonic() + 100
-        while not SnapshotFolder(out).steps() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(SnapshotFolder(out).steps)
         hosts[cut_off].cut_off()
-        time.sleep(15)
+        until(lambda: "not answer: stopped, or cut off" in log.read_text(), log.read_text)
         said = log.read_text()
         hosts[cut_off].reconnect()
-        _ended_well(agents, log, 200)
-    assert f"; rank {cut_off} does not answer: stopped, or cut off" in said
+        _ended_well(agents, log)
+    assert_named(cut_off, said)
     assert_same_bits(train_alone(LONG, tmp_path / "alone"), out)

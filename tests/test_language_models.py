@@ -146,7 +146,7 @@ def test_what_does_not_go_together_ends_in_one_line(
 def test_attention_twice_is_refused_on_every_rank(tmp_path: Path, page: Path) -> None:
     arguments = ["train", *_arguments(page, "gpt", "sgr"), "--out", str(tmp_path / "run")]
     ranks = launch(tmp_path / "log", [*arguments, "--reconcile", "exact"], 4)
-    codes = ranks.wait(60)
+    codes = ranks.wait()
     assert cli.USER_ERROR in codes, ranks.output()
     assert 0 not in codes
     assert all("cannot be differentiated twice" in ranks.output(rank) for rank in range(4))

@@ -15,15 +15,11 @@ import pytest
 from pipelocal.pipeline.source import Source
 from pipelocal.transport.inprocess import HandedBatch
 from tests.models_for_tests import EDGE_CASE_FLAG
-from tests.ranks import Ranks, launch, run_ranks
+from tests.ranks import FOR_EVER, Ranks, assert_named, launch, lose_patience_at, run_ranks, until
 
 MODELS = Path(__file__).parent / "models_for_tests.py"
 WIDE = ["train", "--model", f"{MODELS}:wide", "--objective", "sgr", "--lr", "0.01", "--plain"]
 WIDE += ["--batch-size", "720"]
-
-SECONDS_TO_STOP = 8.0
-"""Within how long every rank must be gone after a failure; a lost rank is noticed in well under 1 s,
-the rest is the grace for whoever knows the cause."""
 
 
 def summary_of(out: Path) -> dict[str, object]:
@@ -81,26 +77,25 @@ def test_train_and_evaluate_in_any_order(tmp_path: Path, kinds: str) -> None:
     ranks = launch(
         tmp_path / "log", [*WIDE, "--epochs", "6", "--out", str(tmp_path / "run")], 3, shuffle
     )
-    assert ranks.wait(60) == [0, 0, 0], ranks.output()
+    assert ranks.wait() == [0, 0, 0], ranks.output()
 
 
-def launch_misbehaving(
-    tmp_path: Path, *, culprit: int, size: int = 4, timeout: float = 60
-) -> Ranks:
-    """Start a run in which every unit of one rank does what ``tmp_path/flag`` says, once it exists."""
+def launch_misbehaving(tmp_path: Path, *, culprit: int, size: int = 4) -> Ranks:
+    """Start a run in which every unit of one rank does what ``tmp_path/flag`` says, once it exists.
+
+    The others lose patience soon after it has begun to.
+    """
     arguments = [*WIDE, "--model", f"{MODELS}:wide_misbehaving", "--epochs", "1000"]
-    arguments += ["--log-every", "2", "--timeout", str(timeout), "--out", str(tmp_path / "run")]
+    arguments += ["--log-every", "2", "--timeout", str(FOR_EVER), "--out", str(tmp_path / "run")]
 
     def watch_flag(rank: int) -> None:
+        lose_patience_at(tmp_path / "flag.begun")
         if rank == culprit:
             os.environ[EDGE_CASE_FLAG] = str(tmp_path / "flag")
 
     ranks = launch(tmp_path / "log", arguments, size, watch_flag)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 40
-    while not (metrics.exists() and metrics.read_text().count('"stage": 4') >= 2):
-        assert time.monotonic() < deadline, ranks.output()
-        time.sleep(0.05)
+    until(lambda: metrics.exists() and metrics.read_text().count('"stage": 4') >= 2, ranks.output)
     return ranks
 
 
@@ -113,7 +108,7 @@ def misbehave(tmp_path: Path, what: str) -> None:
 def test_an_error_on_one_rank_ends_all_and_all_say_why(tmp_path: Path, culprit: int) -> None:
     ranks = launch_misbehaving(tmp_path, culprit=culprit)
     misbehave(tmp_path, "raise")
-    codes = ranks.wait(SECONDS_TO_STOP)
+    codes = ranks.wait()
     assert all(code == 1 for code in codes), codes
     for rank in range(4):
         said = ranks.output(rank)
@@ -128,7 +123,7 @@ def test_nan_names_the_stage_where_it_began(tmp_path: Path, culprit: int) -> Non
     """The stages behind it see NaN too, almost at once, and must not take the blame."""
     ranks = launch_misbehaving(tmp_path, culprit=culprit)
     misbehave(tmp_path, "nan")
-    codes = ranks.wait(SECONDS_TO_STOP)
+    codes = ranks.wait()
     assert all(code == 1 for code in codes), codes
     for rank in range(4):
         said = ranks.output(rank)
@@ -137,10 +132,10 @@ def test_nan_names_the_stage_where_it_began(tmp_path: Path, culprit: int) -> Non
 
 
 @pytest.mark.parametrize("victim", [0, 1, 3])
-def test_a_killed_rank_ends_all_in_seconds(tmp_path: Path, victim: int) -> None:
+def test_a_killed_rank_ends_all_before_their_patience_does(tmp_path: Path, victim: int) -> None:
     ranks = launch_misbehaving(tmp_path, culprit=victim)
     ranks.kill(victim, signal.SIGKILL)
-    codes = ranks.wait(SECONDS_TO_STOP)
+    codes = ranks.wait()
     assert codes[victim] == -signal.SIGKILL
     assert all(code == 1 for rank, code in enumerate(codes) if rank != victim), codes
     for rank in {0, 1, 2, 3} - {victim}:
@@ -150,39 +145,42 @@ def test_a_killed_rank_ends_all_in_seconds(tmp_path: Path, victim: int) -> None:
 def test_a_rank_that_leaves_without_a_word_is_like_a_killed_one(tmp_path: Path) -> None:
     ranks = launch_misbehaving(tmp_path, culprit=2)
     misbehave(tmp_path, "exit")
-    assert sorted(ranks.wait(SECONDS_TO_STOP)) == [1, 1, 1, 7]
+    assert sorted(ranks.wait()) == [1, 1, 1, 7]
 
 
 @pytest.mark.parametrize(
     "culprit", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)]
 )
-def test_a_hung_rank_ends_all_within_the_timeout_and_is_named(tmp_path: Path, culprit: int) -> None:
+def test_a_hung_rank_ends_all_after_the_timeout_and_is_named(tmp_path: Path, culprit: int) -> None:
     """A stopped process keeps its connections: only patience can run out. Neighbours' neighbours
     lose theirs at about the same time, but all name the one that does not answer."""
-    ranks = launch_misbehaving(tmp_path, culprit=culprit, timeout=4)
-    stopped = time.monotonic()
+    ranks = launch_misbehaving(tmp_path, culprit=culprit)
     misbehave(tmp_path, "stop")
     others = [rank for rank in range(4) if rank != culprit]
-    for rank in others:
-        ranks.processes[rank].join(4 + SECONDS_TO_STOP)
-    assert time.monotonic() - stopped < 4 + 2, "the timeout, the batches in the rings, and the exit"
-    assert [ranks.processes[rank].exitcode for rank in others] == [1, 1, 1], ranks.output()
+    assert ranks.wait(others) == [1, 1, 1], ranks.output()
     ranks.kill(culprit)
     for rank in others:
         said = ranks.output(rank)
-        text = r"stage \d, batch \d+: (nothing from|no room towards) stage \d \(rank \d\) for 2.5 s"
+        text = (
+            r"stage \d, batch \d+: (nothing from|no room towards) stage \d \(rank \d\) for 9998.5 s"
+        )
         assert re.search(text, said), said
-        assert f"; rank {culprit} does not answer: stopped, or cut off" in said
+        assert_named(culprit, said)
 
 
 def test_a_rank_that_is_busy_for_ever_is_named(tmp_path: Path) -> None:
     """Its process answers: it waits for nobody."""
-    ranks = launch_misbehaving(tmp_path, culprit=2, timeout=4)
+    ranks = launch_misbehaving(tmp_path, culprit=2)
     misbehave(tmp_path, "sleep")
-    for rank in (0, 1, 3):
-        ranks.processes[rank].join(4 + SECONDS_TO_STOP)
-        assert "; all ranks answer, and rank 2 does not wait for another" in ranks.output(rank)
+    ranks.wait((0, 1, 3))
     ranks.kill(2)
+    for rank in (0, 1, 3):
+        said = ranks.output(rank)
+        busy = re.search(
+            r"; all ranks answer, and ranks? ([\d, ]+) do(es)? not wait for another", said
+        )
+        assert busy is not None, said
+        assert "2" in busy[1].split(", "), said
 
 
 def test_sigterm_to_every_rank_ends_them_at_once(tmp_path: Path) -> None:
@@ -190,7 +188,7 @@ def test_sigterm_to_every_rank_ends_them_at_once(tmp_path: Path) -> None:
     ranks = launch_misbehaving(tmp_path, culprit=0)
     for rank in range(4):
         ranks.kill(rank, signal.SIGTERM)
-    codes = ranks.wait(SECONDS_TO_STOP)
+    codes = ranks.wait()
     assert all(code in (1, 143) for code in codes), codes
 
 
@@ -198,7 +196,7 @@ def test_a_failure_of_rank_0_before_the_start_ends_the_others(tmp_path: Path) ->
     """Only rank 0 reads data: the others hear of it."""
     arguments = ["train", "--data", "fashion-mnist", "--data-root", str(tmp_path / "none")]
     ranks = launch(tmp_path / "log", [*arguments, "--out", str(tmp_path / "run")], 3)
-    codes = ranks.wait(SECONDS_TO_STOP)
+    codes = ranks.wait()
     assert codes == [2, 1, 1], ranks.output()
     for rank in range(3):
         assert str(tmp_path / "none") in ranks.output(rank)
@@ -208,7 +206,7 @@ def test_ranks_that_disagree_are_told_so(tmp_path: Path) -> None:
     """The contract of an edge differs when one rank was started with other options."""
     common = ["train", "--stages", "2", "--out", str(tmp_path / "run"), "--batch-size"]
     ranks = launch(tmp_path / "log", [[*common, "32"], [*common, "64"]], 2)
-    codes = ranks.wait(30)
+    codes = ranks.wait()
     assert all(codes), codes
     assert "edge 1 -> 2: the two ends disagree on max_rows" in ranks.output()
 
@@ -218,13 +216,12 @@ def test_sigterm_ends_a_rank_that_still_waits_for_the_others(tmp_path: Path) -> 
 
     def stay_away(rank: int) -> None:
         if rank == 1:
-            time.sleep(60)
+            time.sleep(FOR_EVER)
 
     ranks = launch(tmp_path / "log", ["train", "--out", str(tmp_path / "run")], 2, stay_away)
-    time.sleep(3)
+    until(lambda: list((tmp_path / "log").glob("meet-*")), ranks.output)  # rank 0 has come to it
     ranks.kill(0, signal.SIGTERM)
-    ranks.processes[0].join(SECONDS_TO_STOP)
-    assert ranks.processes[0].exitcode == 143, ranks.output()
+    assert ranks.wait([0]) == [143], ranks.output()
     assert "terminated by a signal" in ranks.output(0)
     ranks.kill(1)
 
@@ -239,6 +236,6 @@ def test_sigterm_on_account_of_a_killed_rank_tells_of_that_rank(
     time.sleep(seconds_later)
     for rank in (0, 2, 3):
         ranks.kill(rank, signal.SIGTERM)
-    ranks.wait(SECONDS_TO_STOP)
+    ranks.wait()
     for rank in (0, 2, 3):
         assert "lost the connection to stage 2 (rank 1)" in ranks.output(rank), ranks.output()

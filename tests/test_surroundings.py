@@ -19,6 +19,7 @@ from pipelocal.checkpoint.snapshot import SnapshotFolder
 from pipelocal.config import TrainConfig
 from pipelocal.train import train
 from pipelocal.world import World
+from tests.ranks import PATIENCE_S, until
 
 PIPELOCAL = [sys.executable, "-m", "pipelocal"]
 SHORT = ["--max-steps", "4"]
@@ -34,8 +35,6 @@ SMALL = [
     "0.01",
     "--plain",
 ]
-PATIENCE_S = 120.0
-"""For what takes a second or two on an idle machine."""
 
 
 def ignore_sighup() -> None:
@@ -64,11 +63,12 @@ def wait_for_more(out: Path, process: subprocess.Popen[str]) -> None:
     """Wait until a run has written further metrics."""
     metrics = out / "metrics.jsonl"
     before = metrics.stat().st_size if metrics.exists() else 0
-    deadline = time.monotonic() + PATIENCE_S
-    while not metrics.exists() or metrics.stat().st_size < before + 2000:
+
+    def grown() -> bool:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        return metrics.exists() and metrics.stat().st_size >= before + 2000
+
+    until(grown)
 
 
 def test_sighup_took_no_snapshot(tmp_path: Path) -> None:

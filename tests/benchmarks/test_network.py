@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 
 import pytest
 
 from benchmarks.communication import network
 from benchmarks.communication.network import Host, Shape, two_hosts
+from tests.ranks import PATIENCE_S, until
 
 LACKING = network.missing()
 pytestmark = [
@@ -45,22 +46,32 @@ def exchange(hosts: tuple[Host, Host], size: int) -> tuple[float, float]:
         assert server.stdout is not None
         assert server.stdout.readline() == "ready\n"
         call = first.command([sys.executable, "-c", CALL, str(size)])
-        done = subprocess.run(call, capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(call, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     connecting, sending = map(float, done.stdout.split())
     return connecting, sending
 
 
+def fastest(seconds: Callable[[], float], *, at_least: float) -> float:
+    """Of several tries, none of which may be faster than the link: a busy machine adds to some."""
+    tries = []
+    for _ in range(20):
+        tries.append(seconds())
+        if tries[-1] < 1.4 * at_least:
+            break
+    assert min(tries) >= at_least
+    return min(tries)
+
+
 def test_a_round_trip_takes_twice_the_latency() -> None:
     with two_hosts(Shape(one_way_s=0.05)) as hosts:
-        connecting, _ = exchange(hosts, 1)
-    assert 0.1 <= connecting < 0.4  # a busy machine adds to it
+        assert fastest(lambda: exchange(hosts, 1)[0], at_least=0.1) < 0.2
 
 
 def test_bandwidth_is_limited() -> None:
     size = 2_000_000
+    due = size * 8 / 2e7
     with two_hosts(Shape(bits_per_s=2e7)) as hosts:
-        _, seconds = exchange(hosts, size)
-    assert 0.9 * size * 8 / 2e7 < seconds < 4 * size * 8 / 2e7
+        assert fastest(lambda: exchange(hosts, size)[1], at_least=0.9 * due) < 2 * due
 
 
 def test_every_header_is_counted_without_offload() -> None:
@@ -74,12 +85,9 @@ def test_every_header_is_counted_without_offload() -> None:
 
 def test_what_runs_on_the_hosts_ends_with_them() -> None:
     with two_hosts(Shape()) as hosts:
-        sleeper = subprocess.Popen(hosts[1].command(["sleep", "60"]))
-        deadline = time.monotonic() + 5
-        while sleeper.pid not in hosts[1].processes() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert hosts[1].processes() == [sleeper.pid]
-    assert sleeper.wait(1) != 0
+        sleeper = subprocess.Popen(hosts[1].command(["sleep", "10000"]))
+        until(lambda: hosts[1].processes() == [sleeper.pid])
+    assert sleeper.wait(PATIENCE_S) != 0
     left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
     assert hosts[0].namespace not in left.stdout
     assert hosts[1].namespace not in left.stdout

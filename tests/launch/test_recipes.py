@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import kubernetes_validate
@@ -16,6 +14,7 @@ import yaml
 
 from pipelocal.checkpoint.snapshot import SnapshotFolder
 from tests.interrupted import EVERY
+from tests.ranks import PATIENCE_S, free_port, until
 from tests.test_transparency import assert_same_bits, train_alone
 
 HERE = Path(__file__).parent
@@ -28,11 +27,6 @@ def _environment(**more: str) -> dict[str, str]:
     """With this interpreter's torchrun, and the stand-ins for SLURM's programs, before all others."""
     path = f"{HERE}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **more}
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name)
@@ -62,7 +56,7 @@ def test_one_node(tmp_path: Path) -> None:
         env=_environment(RANKS="2"),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -73,7 +67,7 @@ def test_one_node(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_several_nodes_by_hand(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    environment = _environment(PORT=str(_free_port()))
+    environment = _environment(PORT=str(free_port()))
     processes = [
         subprocess.Popen(
             [LAUNCH / "several-nodes.sh", "2", str(number), "127.0.0.1", *SHORT, "--out", out],
@@ -81,7 +75,7 @@ def test_several_nodes_by_hand(tmp_path: Path) -> None:
         )
         for number in (0, 1)
     ]
-    assert [process.wait(100) for process in processes] == [0, 0]
+    assert [process.wait(PATIENCE_S) for process in processes] == [0, 0]
     assert_same_bits(train_alone(SHORT, tmp_path / "alone"), out)
 
 
@@ -95,7 +89,7 @@ def test_several_nodes_wants_to_know_which() -> None:
 def _slurm(tmp_path: Path, restart: int) -> subprocess.Popen[bytes]:
     """The batch script as SLURM runs it, on two nodes."""
     environment = _environment(
-        SLURM_JOB_ID=str(_free_port() % 20000),  # of which the recipe makes a port
+        SLURM_JOB_ID=str(free_port() % 20000),  # of which the recipe makes a port
         SLURM_JOB_NODELIST="node[0-1]",
         SLURM_NNODES="2",
         SLURM_RESTART_COUNT=str(restart),
@@ -110,16 +104,14 @@ def _slurm(tmp_path: Path, restart: int) -> subprocess.Popen[bytes]:
 def test_a_slurm_job_is_pre_empted_and_comes_back(tmp_path: Path) -> None:
     out = tmp_path / "run"
     job = _slurm(tmp_path, 0)
-    deadline = time.monotonic() + 60
-    while not SnapshotFolder(out).steps() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(SnapshotFolder(out).steps)
     job.send_signal(signal.SIGTERM)
-    assert job.wait(60) == 0
+    assert job.wait(PATIENCE_S) == 0
     status = (tmp_path / "run.status").read_text()
     assert "told to end; back into the queue" in status
     assert (tmp_path / "requeued").read_text().split()
     assert SnapshotFolder(out).steps()[0] < 460
-    assert _slurm(tmp_path, 1).wait(100) == 0
+    assert _slurm(tmp_path, 1).wait(PATIENCE_S) == 0
     lines = (tmp_path / "run.status").read_text().splitlines()
     assert [line.partition(": ")[2] for line in lines[-2:]] == ["began on node[0-1]", "finished"]
     for name in ("node-0.0", "node-1.0", "node-0.1", "node-1.1"):

@@ -25,7 +25,7 @@ def together(folder: Path, body: Callable[[dist.ProcessGroup], None], size: int)
         dist.destroy_process_group()
 
     ranks = start(folder, on_rank, size)
-    codes = ranks.wait(60)
+    codes = ranks.wait()
     assert codes == [0] * size, f"exit codes {codes}; output:\n{ranks.output()}"
 
 

@@ -407,7 +407,7 @@ def test_a_replica_that_is_gone_is_an_error(tmp_path: Path, share: float) -> Non
         os._exit(0)
 
     ranks = start(tmp_path, body, 2)
-    assert ranks.wait(60) == [0, 0], ranks.output()
+    assert ranks.wait() == [0, 0], ranks.output()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pipelocal.host import use_interface
 from pipelocal.pipeline.placement import place
 from pipelocal.pipeline.source import Plan
 from tests.models_for_tests import WIDE
-from tests.ranks import launch
+from tests.ranks import FOR_EVER, launch
 from tests.replicas.test_training import DROPOUT, MODELS, assert_close
 from tests.test_transparency import train_alone
 
@@ -25,7 +25,7 @@ from tests.test_transparency import train_alone
     ("options", "match"),
     [
         ({"replicas": "two"}, "--replicas two: give auto, one whole number"),
-        ({"replicas": "0"}, "--replicas 0: give auto, one whole number from 1 to 4096"),
+        ({"replicas": "0"}, "--replicas 0: give auto, one whole number of at least 1"),
         ({"replicas": "1,2"}, "or 4 with commas between them, one for each stage"),
         ({"replicas": "two", "cut": "2,2"}, "--replicas two: give auto"),
         ({"replicas": "2", "objective": "bp"}, "--replicas is for stages"),
@@ -103,15 +103,13 @@ def test_ranks_that_come_late_have_a_patience_of_their_own(tmp_path: Path) -> No
 
     def late(rank: int) -> None:
         if rank == 1:
-            time.sleep(60)
+            time.sleep(FOR_EVER)
 
-    options = ["train", "--stages", "2", "--start-timeout", "1", "--timeout", "99"]
+    options = ["train", "--stages", "2", "--start-timeout", "1", "--timeout", str(FOR_EVER)]
     ranks = launch(tmp_path / "log", [*options, "--out", str(tmp_path / "run")], 2, late)
-    ranks.processes[0].join(15)
-    assert ranks.processes[0].exitcode == 2, ranks.output()
+    assert ranks.wait([0]) == [2], ranks.output()
     assert "the other ranks were not met" in ranks.output(0)
     ranks.kill(1)
-    ranks.wait(5)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +134,7 @@ def test_little_crosses_between_nodes(
     out = tmp_path / "run"
     arguments = ["train", *options, "--rank-order", order, "--out", str(out), "--plain"]
     processes = launch(tmp_path / "log", arguments, 4, on_node)
-    assert processes.wait(60) == [0] * 4, processes.output()
+    assert processes.wait() == [0] * 4, processes.output()
     stages = json.loads((out / "summary.json").read_text())["stages"]
     assert [[one["rank"] for one in stage["replicas"]] for stage in stages] == ranks
     assert_close(train_alone(options, tmp_path / "alone"), out, 1e-4)

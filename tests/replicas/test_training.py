@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from pipelocal import cli
+from pipelocal.partition.measured import Stopwatch
 from tests.ranks import run_ranks
 from tests.test_transparency import assert_same_bits, run_state, train_alone
 
@@ -170,6 +172,19 @@ def test_every_stage_reports_once_for_all_its_replicas(tmp_path: Path) -> None:
     assert summary["stages"][1]["received_bytes"] == summary["stages"][0]["sent_bytes"]
 
 
+@pytest.fixture
+def told_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units take the time that they say, whatever else the machine does; ranks inherit this."""
+
+    def told(_: Stopwatch, module: nn.Module, *__: object, **___: object) -> tuple[float, float]:
+        seconds = sum(getattr(part, "seconds", 0.0) for part in module.modules())
+        return 0.001 + seconds, 0.001
+
+    monkeypatch.setattr(Stopwatch, "seconds_of_pass", told)
+    monkeypatch.setattr(Stopwatch, "seconds_of_step", lambda *_: 0.0)
+
+
+@pytest.mark.usefixtures("told_times")
 def test_a_cut_by_time_counts_replicas(tmp_path: Path) -> None:
     """A stage with two ranks can take two units where another one takes one."""
     options = ["--model", f"{MODELS}:two_sleep", "--stages", "3", "--balance", "time"]
@@ -183,6 +198,7 @@ def test_a_cut_by_time_counts_replicas(tmp_path: Path) -> None:
     assert cuts[0] != "u2,u4" == cuts[1]
 
 
+@pytest.mark.usefixtures("told_times")
 def test_auto_gives_the_slow_stage_the_replicas(tmp_path: Path) -> None:
     options = ["--model", f"{MODELS}:one_sleeps", "--stages", "3", "--replicas", "auto"]
     run = train_over(4, [*options, "--max-steps", "4", "--objective", "greedy"], tmp_path / "run")

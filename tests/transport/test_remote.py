@@ -19,7 +19,7 @@ from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.packing import SCALE_BYTES
 from pipelocal.transport.remote import RemoteReceiver, RemoteSender
 from pipelocal.world import describe_device
-from tests.ranks import start, world_of
+from tests.ranks import FORK, PATIENCE_S, start, until, world_of
 
 CPU = torch.device("cpu")
 SLOW_S = 0.5
@@ -44,8 +44,7 @@ def run_edge(
     receive: Callable[[RemoteReceiver], None],
     *,
     window: int = 2,
-    timeout_s: float = 20,
-    seconds: float = 30,
+    receiver_timeout_s: float = PATIENCE_S,
 ) -> None:
     """Rank 0 sends and rank 1 receives; both must end well."""
 
@@ -63,10 +62,10 @@ def run_edge(
             device_name=describe_device(CPU),
             edge="auto",
             put=control.put,
-            wait_for=lambda key: control.wait_for(key, timeout_s=20),
+            wait_for=lambda key: control.wait_for(key, timeout_s=PATIENCE_S),
         )
-        common = {"peer": link.peer_name, "check": control.check, "timeout_s": timeout_s}
-        common["window"] = window
+        common = {"peer": link.peer_name, "check": control.check, "window": window}
+        common["timeout_s"] = PATIENCE_S if rank == 0 else receiver_timeout_s
         if rank == 0:
             sender = RemoteSender(edge, wire, **common)  # type: ignore[arg-type]
             send(sender)
@@ -79,7 +78,7 @@ def run_edge(
         control.leave()
 
     ranks = start(folder, body, 2)
-    assert ranks.wait(seconds) == [0, 0], ranks.output()
+    assert ranks.wait() == [0, 0], ranks.output()
 
 
 def send_batch(sender: Sender, number: int, x: torch.Tensor) -> None:
@@ -150,7 +149,7 @@ def test_messages_of_64_mib(tmp_path: Path) -> None:
 
         assert take_all(receiver, check) == 3
 
-    run_edge(tmp_path, contract(features), send, receive, seconds=60)
+    run_edge(tmp_path, contract(features), send, receive)
 
 
 @pytest.mark.parametrize("form", ["bf16", pytest.param("int8", marks=pytest.mark.slow)])
@@ -182,7 +181,7 @@ def test_a_packed_message_of_64_mib(tmp_path: Path, form: str) -> None:
             batch.release()
         receiver.receive().release()
 
-    run_edge(tmp_path, edge, send, receive, seconds=60)
+    run_edge(tmp_path, edge, send, receive)
 
 
 def test_three_thousand_small_batches(tmp_path: Path) -> None:
@@ -197,7 +196,7 @@ def test_three_thousand_small_batches(tmp_path: Path) -> None:
 
         assert take_all(receiver, check) == 3000
 
-    run_edge(tmp_path, contract(4), send, receive, seconds=60)
+    run_edge(tmp_path, contract(4), send, receive)
 
 
 def test_what_was_received_stays_until_it_is_released(tmp_path: Path) -> None:
@@ -228,6 +227,7 @@ def test_what_was_received_stays_until_it_is_released(tmp_path: Path) -> None:
 def test_a_sender_is_never_further_ahead_than_the_window(tmp_path: Path, window: int) -> None:
     """With a receiver that takes nothing, so many batches leave as the window and the ring hold."""
     most = window + ring_slots(window)
+    looked = FORK.Event()
 
     def send(sender: RemoteSender) -> None:
         begun: list[int] = []
@@ -240,13 +240,15 @@ def test_a_sender_is_never_further_ahead_than_the_window(tmp_path: Path, window:
 
         thread = threading.Thread(target=run)
         thread.start()
-        time.sleep(2 * SLOW_S)
+        until(lambda: len(begun) == most, lambda: str(begun))
+        time.sleep(SLOW_S)  # time enough to begin another
         assert len(begun) == most, begun
+        looked.set()
         thread.join()
-        assert sender.waited_s > SLOW_S
+        assert sender.waited_s > 0
 
     def receive(receiver: RemoteReceiver) -> None:
-        time.sleep(4 * SLOW_S)
+        assert looked.wait(PATIENCE_S)
         assert take_all(receiver, lambda *_: None) == 12
 
     run_edge(tmp_path, contract(500_000), send, receive, window=window)
@@ -267,17 +269,22 @@ def test_a_missing_batch_number_is_noticed(tmp_path: Path) -> None:
 
 
 def test_patience_ends_with_an_error_that_names_both_ends(tmp_path: Path) -> None:
+    gave_up, ended = FORK.Event(), FORK.Event()
+
     def send(sender: RemoteSender) -> None:
-        time.sleep(2.5)
+        assert gave_up.wait(PATIENCE_S)
         end(sender, 0)
+        sender.drain()
+        ended.set()
 
     def receive(receiver: RemoteReceiver) -> None:
         text = r"stage 2, batch 0: nothing from stage 1 \(rank 0\) for 1 s.*--timeout"
         with pytest.raises(StageError, match=text):
             receiver.receive()
-        time.sleep(2)
+        gave_up.set()
+        assert ended.wait(PATIENCE_S)
 
-    run_edge(tmp_path, contract(4), send, receive, timeout_s=1)
+    run_edge(tmp_path, contract(4), send, receive, receiver_timeout_s=1)
 
 
 def test_messages_out_of_the_contracts_order_are_refused(tmp_path: Path) -> None:
