@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from pipelocal.config import EvaluateConfig
-from pipelocal.config.limits import check_limits
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.finished import FinishedRun
@@ -29,7 +28,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         UserError: no finished run, or its data cannot be read.
     """
-    check_limits(config)
     finished = FinishedRun(config.run, averaged=config.averaged)
     run, blueprint = finished.config, finished.blueprint
     set_up_host(run.threads)

@@ -14,12 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelocal.config.doctor import DoctorConfig
-from pipelocal.config.limits import check_limits
 from pipelocal.control import ControlPlane
 from pipelocal.doctor.facts import Facts, gather
 from pipelocal.doctor.judge import Finding, judge
 from pipelocal.doctor.links import Clock, Link, measure_clock, measure_links
-from pipelocal.errors import PipelocalError, UserError
+from pipelocal.errors import PipelocalError
 from pipelocal.host import use_interface
 from pipelocal.streams import result_wanted
 from pipelocal.telemetry.view import format_bytes
@@ -28,9 +27,6 @@ from pipelocal.world import World
 
 PATIENCE_S = 120.0
 """For a rank's facts, model and data included."""
-
-MOST_LINK_BYTES = 2**30
-"""Which both ends of a link hold in memory."""
 
 
 class Unwell(PipelocalError):
@@ -44,10 +40,7 @@ def doctor(config: DoctorConfig, stream: TextIO, world: World | None = None) -> 
         UserError: the environment makes no sense, or ranks do not come.
         Unwell: on rank 0, if something stops a training.
     """
-    check_limits(config)
     size = parse_bytes("--link-size", config.link_size)
-    if size > MOST_LINK_BYTES:
-        raise UserError(f"--link-size {config.link_size}: give at most 1GiB")
     parse_bytes("--least-free", config.least_free)
     use_interface(config.interface)
     world = world or World.from_environment()
