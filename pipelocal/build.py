@@ -24,6 +24,7 @@ from pipelocal.models.state import versions_of, with_versions
 from pipelocal.objective import DISTANCES, OBJECTIVES, WEIGHT_SCHEDULES, Reconciliation
 from pipelocal.objective.heads import build_head, check_logits
 from pipelocal.objective.heads_downstream import Downstream
+from pipelocal.objective.local import Greedy
 from pipelocal.objective.summaries import SUMMARIES, Summary
 from pipelocal.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor
 from pipelocal.partition import Cut, by_count, from_names, from_text, names_of, to_text
@@ -225,21 +226,21 @@ class Blueprint:
         cut = self.cuts[stage - 1]
         return [unit.name for unit in self.chain.units[cut.start : cut.stop]]
 
-    def load_weights(self, stage: Stage, state: dict[str, Any]) -> None:
-        """Body and head from :meth:`stage_state`.
+    def load_weights(
+        self, number: int, body: nn.Sequential, head: nn.Module, state: dict[str, Any]
+    ) -> None:
+        """Body and head of a stage from :meth:`stage_state`.
 
         Raises:
             UserError: they do not fit.
         """
-        cut = self.cuts[stage.number - 1]
-        self.chain.load_whole_state(stage.body, cut.start, cut.stop, state["body"])
+        cut = self.cuts[number - 1]
+        self.chain.load_whole_state(body, cut.start, cut.stop, state["body"])
         try:
-            stage.head.load_state_dict(state["head"])
+            head.load_state_dict(state["head"])
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise UserError(
-                f"the head of stage {stage.number} cannot be loaded: {reason}"
-            ) from error
+            raise UserError(f"the head of stage {number} cannot be loaded: {reason}") from error
 
     def load_average(self, stage: Stage, state: dict[str, Any]) -> None:
         """The averaged weights from :meth:`stage_state`; those loaded before where it has none.
@@ -249,7 +250,7 @@ class Blueprint:
         """
         if stage.average is not None and (averaged := state["averaged"]) is not None:
             with stage.average.in_place():
-                self.load_weights(stage, averaged)
+                self.load_weights(stage.number, stage.body, stage.head, averaged)
             stage.average.updates = averaged["updates"]
 
     def plain_state(self, stages: Iterable[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -263,14 +264,13 @@ class Blueprint:
         last = with_versions(own, classifier.whole_versions(versions_of(head)))
         return self.chain.joined_state([*(state["body"] for state in states), last])
 
-    def build_stage(
-        self, number: int, config: TrainConfig, *, device: torch.device, total_steps: int
-    ) -> Stage:
-        """Build one stage with fresh parameters that depend on the seed and the units alone.
+    def build_parts(
+        self, number: int, config: TrainConfig, *, device: torch.device
+    ) -> tuple[nn.Sequential, nn.Module]:
+        """Build body and head of one stage, which depend on the seed and the units alone.
 
         Raises:
-            UserError: the stage has nothing to train, its head does not fit features and labels, or
-                it has no closed form where ``--bp-free`` wants one.
+            UserError: the head does not fit features and labels.
         """
         cut = self.cuts[number - 1]
         body = self.chain.build(cut.start, cut.stop, seed=config.seed)
@@ -287,6 +287,38 @@ class Blueprint:
         else:
             with seeded(config.seed, "head", self.chain.units[cut.stop - 1].name):
                 head = self._head(config, cut.stop)
+        for part in (body, head):
+            part.to(device)
+            if config.channels_last:
+                put_channels_last(part)
+            if config.compile is not None:
+                part.compile(backend=config.compile)  # in place: names in state dicts stay
+        return body, head
+
+    def stage_to_evaluate(self, number: int, config: TrainConfig, *, device: torch.device) -> Stage:
+        """Build one stage that will not be trained: it needs none of what the options say of training."""
+        body, head = self.build_parts(number, config, device=device)
+        return Stage(
+            number=number,
+            body=body,
+            head=head,
+            objective=Greedy(),
+            optimizer=torch.optim.SGD([*body.parameters(), *head.parameters()], lr=0.0),
+            seed=config.seed,
+            autocast=None if config.autocast is None else AUTOCAST[config.autocast],
+            channels_last=config.channels_last,
+        )
+
+    def build_stage(
+        self, number: int, config: TrainConfig, *, device: torch.device, total_steps: int
+    ) -> Stage:
+        """Build one stage with fresh parameters that depend on the seed and the units alone.
+
+        Raises:
+            UserError: the stage has nothing to train, its head does not fit features and labels, or
+                it has no closed form where ``--bp-free`` wants one.
+        """
+        body, head = self.build_parts(number, config, device=device)
         if config.bp_free:
             check_stage(
                 body,
@@ -295,14 +327,6 @@ class Blueprint:
                 units=len(self.chain.units),
                 head_name=None if number == len(self.cuts) else config.head,
             )
-        body.to(device)
-        head.to(device)
-        if config.channels_last:
-            put_channels_last(body)
-            put_channels_last(head)
-        if config.compile is not None:
-            for part in (body, head):
-                part.compile(backend=config.compile)  # in place: names in state dicts stay
         reconciliation = self._reconciliation(number, config, total_steps)
         objective = OBJECTIVES.get(config.objective)(number, reconciliation)
         parameters = [

@@ -7,14 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
+from pipelocal.checkpoint.description import data_differences
 from pipelocal.config import EvaluateConfig
-from pipelocal.data import load_dataset
+from pipelocal.data import DATASETS
 from pipelocal.data.batches import BatchStream
+from pipelocal.data.fingerprint import describe_data
+from pipelocal.errors import UserError
 from pipelocal.finished import FinishedRun
 from pipelocal.host import set_up_host
 from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.source import Source
 from pipelocal.pipeline.worker import run_stream
+from pipelocal.preparation import open_data
+from pipelocal.streams import tell
 from pipelocal.world import World
 
 
@@ -32,9 +37,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     run, blueprint = finished.config, finished.blueprint
     set_up_host(run.threads)
     device = World.alone().device(config.device)
-    dataset = load_dataset(run.data, root=config.data_root or run.data_root, seed=run.seed)
-    batch_size = run.batch_size if config.batch_size is None else config.batch_size
-    batches = BatchStream(dataset, batch_size=batch_size, seed=run.seed)
+    batches = _data(config, finished)
     stages = finished.stages(device)
     records: list[dict[str, Any]] = []
     if run.votes == "auto":
@@ -42,6 +45,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     assembly = Assembly(run, blueprint, device, report=records.append)
     workers = assembly.workers(stages, Source(batches, None, device), None)
     run_stream(workers, lambda: None)
+    if not config.averaged:
+        _compare_with_summary(records[-1]["accuracy"], finished)
     return {
         "eval_accuracy": records[-1]["accuracy"],
         "ensemble_accuracy": records[-1].get("ensemble_accuracy"),
@@ -56,6 +61,31 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             for record in records
         ],
     }
+
+
+def _data(config: EvaluateConfig, finished: FinishedRun) -> BatchStream:
+    """The run's data as they are now; says so if they are not what they were."""
+    run = replace(
+        finished.config,
+        data_root=config.data_root or finished.config.data_root,
+        batch_size=config.batch_size or finished.config.batch_size,
+    )
+    if run.data not in DATASETS:
+        raise UserError(
+            f"the run in {config.run} was trained on data set '{run.data}', which is not known here: "
+            f"evaluate it from the script that registers it"
+        )
+    batches = open_data(run)
+    changed = data_differences(finished.description.data, describe_data(batches.dataset))
+    if changed:
+        tell(f"since the run in {config.run} was trained, its data changed: {'; '.join(changed)}")
+    return batches
+
+
+def _compare_with_summary(accuracy: float | None, finished: FinishedRun) -> None:
+    before = finished.folder.summary()["eval_accuracy"]
+    if before is not None and accuracy != before:
+        tell(f"the last head's accuracy is {accuracy} now, and {before} in the run's summary.json")
 
 
 def plain_state_dict(run: str, *, averaged: bool = False) -> dict[str, Tensor]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelocal.build import Blueprint
+from pipelocal.checkpoint.description import ModelDescription
 from pipelocal.checkpoint.run_folder import RunFolder
-from pipelocal.config import TrainConfig
 from pipelocal.errors import UserError
 from pipelocal.stage import Stage
+from pipelocal.streams import tell
 
 
 class FinishedRun:
@@ -27,27 +29,33 @@ class FinishedRun:
 
     def __init__(self, path: str, *, averaged: bool = False) -> None:
         self.folder = RunFolder.open(path)
-        self.config: TrainConfig = self.folder.config()
-        self.blueprint = Blueprint.draw(self.config)
+        config = self.folder.config()
+        self.description = self.folder.description()
+        then = self.description.model
+        self.config = replace(config, model=then.located(config.model, self.folder.path))
+        # The description knows what the model is fed, so that the data need not be there.
+        self.blueprint = Blueprint.draw(self.config, info=self.description.info)
+        changed = then.differences(ModelDescription.of(self.config.model, self.blueprint.chain))
+        if changed:
+            tell(f"since the run in {path} was trained, {changed[0]} changed: {self.config.model}")
         self._averaged = averaged
         if averaged and self.config.ema is None:
             raise UserError(
                 f"the run in {path} was trained without --ema: leave averaged out, or train with it"
             )
 
-    def stage(self, number: int, device: torch.device) -> Stage:
-        """One stage, from 1, with its weights.
+    def stages(self, device: torch.device) -> list[Stage]:
+        """All stages with their weights, to evaluate them.
 
         Raises:
             UserError: a damaged file.
         """
-        stage = self.blueprint.build_stage(number, self.config, device=device, total_steps=1)
-        self.blueprint.load_weights(stage, self._weights(number))
-        return stage
-
-    def stages(self, device: torch.device) -> list[Stage]:
-        """All stages, likewise."""
-        return [self.stage(number, device) for number in self._numbers]
+        stages = []
+        for number in self._numbers:
+            stage = self.blueprint.stage_to_evaluate(number, self.config, device=device)
+            self.blueprint.load_weights(number, stage.body, stage.head, self._weights(number))
+            stages.append(stage)
+        return stages
 
     def plain_state(self) -> dict[str, Tensor]:
         """The uncut model's state dict, by its own names and without auxiliary heads.

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 
 from pipelocal.build import Blueprint
+from pipelocal.checkpoint.description import Description, ModelDescription, versions
 from pipelocal.checkpoint.resume import identity
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import TrainConfig
 from pipelocal.config.combinations import check_combinations
 from pipelocal.control import ControlPlane
-from pipelocal.data import load_dataset
+from pipelocal.data import ArrayDataset, load_dataset
 from pipelocal.data.batches import BatchStream
+from pipelocal.data.fingerprint import describe_data
 from pipelocal.errors import UserError
 from pipelocal.partition import from_text, names_of
 from pipelocal.partition.analysed import Roofline
@@ -48,6 +50,8 @@ class Facts:
     """Of every block's replicas."""
     start: dict[str, Any] = field(default_factory=dict)
     """Of :class:`~pipelocal.recovery.Start`."""
+    data: str = ""
+    """Fingerprint of the data that rank 0 reads."""
     finished: bool = False
     """Whether an earlier attempt had come to its end, and lost a rank only then."""
 
@@ -58,13 +62,16 @@ class Prepared:
 
     facts: Facts
     folder: RunFolder
-    batches: BatchStream | None
+    batches: BatchStream | None = None
     """On rank 0; None on the others, and if nothing is left to do."""
+    description: Description | None = None
+    """Likewise."""
 
 
 def prepare(
     config: TrainConfig,
     blueprint: Blueprint,
+    model: ModelDescription,
     device: torch.device,
     world: World,
     control: ControlPlane,
@@ -79,15 +86,18 @@ def prepare(
         control.put(f"node/{world.rank}", world.node)
     if world.rank > 0:
         facts = Facts(**control.wait_for("facts", timeout_s=config.start_timeout))
-        return Prepared(facts=facts, folder=RunFolder(facts.folder), batches=None)
+        return Prepared(facts=facts, folder=RunFolder(facts.folder))
     earlier = _earlier_folder(world)
     finished = _finished_before(config, config.out or earlier, world)
+    batches, description = None, None
     if finished is not None:
-        facts, folder, batches = Facts(folder=str(finished.path), finished=True), finished, None
+        facts, folder = Facts(folder=str(finished.path), finished=True), finished
     else:
         folder = RunFolder.choose(config, earlier=earlier)
         world.lasting.set(FOLDER, str(folder.path))
         batches = open_data(config)
+        data = describe_data(batches.dataset)
+        description = Description(model=model, data=data, versions=versions())
         stopwatch = Stopwatch(device=device)
         costs = cache(lambda: blueprint.cost_model(config, stopwatch))
         cut = _choose_cut(config, blueprint, costs, folder)
@@ -103,10 +113,11 @@ def prepare(
             cut=cut,
             replicas=counts,
             ranks=_arrange(config, blueprint, placement, world, control),
-            start=asdict(find_start(folder, config, blueprint, cut)),
+            start=asdict(find_start(folder, config, blueprint, cut, description)),
+            data=data["fingerprint"],
         )
     control.put("facts", asdict(facts))
-    return Prepared(facts=facts, folder=folder, batches=batches)
+    return Prepared(facts=facts, folder=folder, batches=batches, description=description)
 
 
 def _earlier_folder(world: World) -> str | None:
@@ -124,12 +135,19 @@ def _finished_before(config: TrainConfig, path: str | None, world: World) -> Run
     return None
 
 
-def open_data(config: TrainConfig) -> BatchStream:
+def open_dataset(config: TrainConfig) -> ArrayDataset:
+    """The data set that the options name, or so much of it."""
     dataset = load_dataset(config.data, root=config.data_root, seed=config.seed)
-    if config.train_samples is not None:
-        dataset = dataset.first(config.train_samples)
+    return dataset if config.train_samples is None else dataset.first(config.train_samples)
+
+
+def open_data(config: TrainConfig) -> BatchStream:
+    """Its batches."""
     return BatchStream(
-        dataset, batch_size=config.batch_size, seed=config.seed, drop_last=config.drop_last
+        open_dataset(config),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        drop_last=config.drop_last,
     )
 
 

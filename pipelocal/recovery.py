@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelocal.build import Blueprint
+from pipelocal.checkpoint.description import Description
 from pipelocal.checkpoint.repartition import StageState, repartitioned
 from pipelocal.checkpoint.resume import (
     check_fitting,
     check_same_run,
+    check_unchanged,
+    differences,
     identity,
     named_snapshot,
     newest_good,
@@ -25,7 +28,7 @@ from pipelocal.errors import UserError
 from pipelocal.partition import Cut, from_names, names_of
 from pipelocal.pipeline.worker import Worker
 from pipelocal.stage import Stage
-from pipelocal.streams import say
+from pipelocal.streams import tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,11 @@ class Start:
 
 
 def find_start(
-    folder: RunFolder, config: TrainConfig, blueprint: Blueprint, cut: list[str]
+    folder: RunFolder,
+    config: TrainConfig,
+    blueprint: Blueprint,
+    cut: list[str],
+    description: Description,
 ) -> Start:
     """The newest good snapshot of an unfinished run, or that which ``--resume`` names.
 
@@ -52,6 +59,7 @@ def find_start(
         config: the options.
         blueprint: the model.
         cut: names of the units before which it will be cut.
+        description: what the options stand for now.
 
     Raises:
         UserError: the run is another one, or still goes on; or the snapshot named cannot be used.
@@ -60,19 +68,24 @@ def find_start(
     if folder.goes_on:
         folder.lock()
         check_same_run(identity(folder.config()), config, folder.path)
-        manifest = newest_good(folder.path, _tell)
+        manifest = newest_good(folder.path, tell)
         folder.cut_metrics(0 if manifest is None else manifest.step)
     if manifest is not None:
         run = folder.path
         check_same_run(manifest.identity, config, run)
-        _tell(f"going on after batch {manifest.step} of {run}")
+        check_unchanged(Description.read(run), description, config, run, tell, same_data=True)
+        tell(f"going on after batch {manifest.step} of {run}")
     elif config.resume not in ("auto", "never"):
-        run, manifest = named_snapshot(Path(config.resume), _tell)
-        check_fitting(manifest.identity, config, Path(config.resume), _tell)
-        _tell(f"beginning after batch {manifest.step} of {run}")
+        run, manifest = named_snapshot(Path(config.resume), tell)
+        check_fitting(manifest.identity, config, Path(config.resume), tell)
+        same_data = (
+            not {"data", "train_samples", "seed"} & differences(manifest.identity, config).keys()
+        )
+        check_unchanged(Description.read(run), description, config, run, tell, same_data=same_data)
+        tell(f"beginning after batch {manifest.step} of {run}")
     else:
         if folder.goes_on:
-            _tell(f"there is no snapshot in {folder.path}: beginning anew")
+            tell(f"there is no snapshot in {folder.path}: beginning anew")
         return Start()
     if manifest.cut != cut:
         _tell_new_heads(blueprint, manifest.cut, cut)
@@ -83,7 +96,7 @@ def _tell_new_heads(blueprint: Blueprint, old: list[str], new: list[str]) -> Non
     before, now = (_ends(blueprint, cut) for cut in (old, new))
     anew = [end for end in now if end not in before]
     gone = [end for end in before if end not in now]
-    _tell(
+    tell(
         f"another cut: every unit goes on with all that was known of it; heads that begin anew: "
         f"{_listed(anew)}; heads that have no place any more: {_listed(gone)}"
     )
@@ -179,7 +192,7 @@ def load_snapshot(
             f"that are no update yet, which replicas cannot go on with: give another one, or go on in one "
             f"process"
         )
-    blueprint.load_weights(stage, state)
+    blueprint.load_weights(stage.number, stage.body, stage.head, state)
     blueprint.load_average(stage, state)
     steps, frozen_at = state["steps"], state["frozen_at"]
     stage.load_training_state(state["training"], steps=steps, frozen_at=frozen_at)
@@ -195,7 +208,3 @@ def _from_other_cut(
         saved.append(StageState(units=units, state=folder.load_stage(start.step, number)))
     fresh = blueprint.stage_state(stage) | {"names": blueprint.parameter_names(stage)}
     return repartitioned(saved, blueprint.unit_names(stage.number), fresh)
-
-
-def _tell(line: str) -> None:
-    say(f"pipelocal: {line}")

@@ -11,17 +11,22 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
+from pipelocal.agreement import check_same_data, check_same_model
 from pipelocal.breakable import breakable
 from pipelocal.build import Blueprint
+from pipelocal.checkpoint.description import ModelDescription
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import TrainConfig
 from pipelocal.control import ControlPlane
+from pipelocal.data.fingerprint import describe_data
 from pipelocal.errors import (
     StageError,
     UserError,
 )
+from pipelocal.host import set_up_host, use_interface
 from pipelocal.objective.local import ExactReconciliation
 from pipelocal.objective.probe import check_double_backward, check_one_row, random_input
+from pipelocal.partition import other_reading
 from pipelocal.partition.replicas import replicas_text
 from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.markers import Markers
@@ -34,6 +39,7 @@ from pipelocal.recovery import Snapshots, Start, load_snapshot
 from pipelocal.replicas.join import join_replicas
 from pipelocal.stage import Stage
 from pipelocal.stopping import Wishes
+from pipelocal.streams import tell
 from pipelocal.telemetry.actions import Recorder
 from pipelocal.telemetry.clock import seconds_behind_rank_0
 from pipelocal.telemetry.reporter import Reporter
@@ -49,25 +55,14 @@ class Run:
     """One rank's part of a run.
 
     Args:
-        config: the options.
-        blueprint: the cut model.
+        config: the options, which are valid one by one.
         world: the ranks.
-        device: where this one computes.
         control: the control plane.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        blueprint: Blueprint,
-        world: World,
-        device: torch.device,
-        control: ControlPlane,
-    ) -> None:
+    def __init__(self, config: TrainConfig, world: World, control: ControlPlane) -> None:
         self.config = config
-        self.blueprint = blueprint
         self.world = world
-        self.device = device
         self.control = control
         self.folder: RunFolder | None = None
         self.wishes = Wishes()
@@ -79,7 +74,10 @@ class Run:
 
     def execute(self, stream: TextIO) -> dict[str, Any] | None:
         """Set up, train, save, and leave together."""
-        prepared = prepare(self.config, self.blueprint, self.device, self.world, self.control)
+        model = self._draw()
+        prepared = prepare(
+            self.config, self.blueprint, model, self.device, self.world, self.control
+        )
         facts, folder, batches = prepared.facts, prepared.folder, prepared.batches
         if facts.finished:
             return self._leave_finished(folder, stream)
@@ -87,9 +85,9 @@ class Run:
         placement = self.placement
         seat = placement.seat(self.world.rank)
         if batches is None and seat.index == 0:
-            batches = open_data(
-                self.config
-            )  # every replica of the first stage reads its own batches
+            # Every replica of the first stage reads its own batches.
+            batches = open_data(self.config)
+            check_same_data(facts.data, describe_data(batches.dataset)["fingerprint"])
         plan = _plan(self.config, facts.steps_per_epoch)
         start = Start(**facts.start)
         _check_start(start, plan, alone=self.world.size == 1)
@@ -108,8 +106,8 @@ class Run:
         )
         # Only now: all ranks have built their stages, so a start that fails leaves no folder behind.
         self.folder = folder
-        if self.world.rank == 0:
-            folder.begin(self.config)
+        if prepared.description is not None:
+            folder.begin(self.config, prepared.description)
         incoming: Receiver | None = before
         if batches is not None:
             markers = self._markers(start.step, group)
@@ -167,6 +165,31 @@ class Run:
         if self.world.size > 1:
             dist.destroy_process_group()
         return summary
+
+    def _draw(self) -> ModelDescription:
+        """Draw the model and see that it is every rank's; choose where this one computes.
+
+        Raises:
+            UserError: it cannot be made, or not be trained by so many ranks.
+        """
+        config, world = self.config, self.world
+        use_interface(config.interface)
+        self.blueprint = Blueprint.draw(config)
+        model = ModelDescription.of(config.model, self.blueprint.chain)
+        check_same_model(model, self.control)
+        if config.cut is not None and world.rank == 0:
+            other = other_reading(self.blueprint.chain, config.cut)
+            if other is not None:
+                tell(other)
+        _check_alone(config, world)
+        counts = config.replica_counts(self.blueprint.stages)
+        if counts is not None:  # otherwise rank 0 will choose them
+            place(self.blueprint.stages, world.size, counts)
+        set_up_host(config.threads)
+        self.device = world.device(config.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        return model
 
     def trouble(self) -> StageError | None:
         """What this rank knows to be wrong with its neighbours."""
@@ -298,6 +321,22 @@ class Run:
             self.control.check()  # raises when one of them cannot
             time.sleep(0.01)
         return reporter.finals
+
+
+def _check_alone(config: TrainConfig, world: World) -> None:
+    """Refuse several ranks where the options want one process."""
+    if world.size == 1:
+        return
+    if config.objective == "bp":
+        raise UserError(
+            f"--objective bp trains the uncut model in one process, but {world.size} ranks were "
+            f"started: start it without torchrun, or choose greedy or sgr"
+        )
+    if config.measure_bp_gap is not None:
+        raise UserError(
+            f"--measure-bp-gap needs all stages in one process, but {world.size} ranks were started: "
+            f"start it without torchrun, or leave the option out"
+        )
 
 
 def _plan(config: TrainConfig, steps_per_epoch: int) -> Plan:

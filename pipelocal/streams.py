@@ -52,6 +52,11 @@ def say(text: str) -> None:
             sys.stderr.flush()
 
 
+def tell(line: str) -> None:
+    """Say something that the user should know, though nothing ends by it."""
+    say(f"pipelocal: {line}")
+
+
 @contextmanager
 def result_wanted() -> Iterator[None]:
     """Within this block a result is written to standard output, and nothing else is done.

@@ -9,9 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any, TextIO
 
-import torch
-
-from pipelocal.build import Blueprint
+from pipelocal.agreement import check_same_options
 from pipelocal.config import TrainConfig
 from pipelocal.control import ControlPlane
 from pipelocal.errors import (
@@ -19,12 +17,9 @@ from pipelocal.errors import (
     UserError,
 )
 from pipelocal.failures import failures_told
-from pipelocal.host import set_up_host, use_interface
-from pipelocal.partition import other_reading
-from pipelocal.pipeline.placement import place
 from pipelocal.run import Run
 from pipelocal.streams import for_progress
-from pipelocal.world import World
+from pipelocal.world import START_TIMEOUT_S, World
 
 
 @torch.enable_grad()
@@ -48,26 +43,15 @@ def train(
         StageError: a stage of this rank could not go on.
         Interrupted: another rank failed.
     """
-    config.validate()
-    blueprint = Blueprint.draw(config)
-    use_interface(config.interface)
-    world = world or World.from_environment(start_timeout_s=config.start_timeout)
-    _check_bp_alone(config, world)
-    _check_gap_alone(config, world)
-    if config.cut is not None and world.rank == 0:
-        other = other_reading(blueprint.chain, config.cut)
-        if other is not None:
-            sys.stderr.write(f"pipelocal: {other}\n")
-    counts = config.replica_counts(blueprint.stages)
-    if counts is not None:  # otherwise rank 0 will choose them
-        place(blueprint.stages, world.size, counts)
-    set_up_host(config.threads)
-    device = world.device(config.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    refused = _refusal(config)
+    patience = START_TIMEOUT_S if refused is not None else config.start_timeout
+    world = world or World.from_environment(start_timeout_s=patience)
     control = ControlPlane(world)
-    run = Run(config, blueprint, world, device, control)
+    run = Run(config, world, control)
     with failures_told(run):
+        check_same_options(config, control)  # first: where they differ, that is the reason to name
+        if refused is not None:
+            raise refused
         summary = run.execute(for_progress(stream or sys.stdout))
     if run.stopped_at is not None:
         raise Terminated(
@@ -78,17 +62,10 @@ def train(
     return summary
 
 
-def _check_bp_alone(config: TrainConfig, world: World) -> None:
-    if config.objective == "bp" and world.size > 1:
-        raise UserError(
-            f"--objective bp trains the uncut model in one process, but {world.size} ranks were "
-            f"started: start it without torchrun, or choose greedy or sgr"
-        )
-
-
-def _check_gap_alone(config: TrainConfig, world: World) -> None:
-    if config.measure_bp_gap is not None and world.size > 1:
-        raise UserError(
-            f"--measure-bp-gap needs all stages in one process, but {world.size} ranks were started: "
-            f"start it without torchrun, or leave the option out"
-        )
+def _refusal(config: TrainConfig) -> UserError | None:
+    """Why the options cannot be used, whatever the ranks; None if they can."""
+    try:
+        config.validate()
+    except UserError as error:
+        return error
+    return None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipelocal import cli
 from pipelocal.build import Blueprint
+from pipelocal.checkpoint.description import Description, ModelDescription
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import ExportConfig, TrainConfig
 from pipelocal.control import ControlPlane
@@ -265,13 +266,18 @@ def test_a_rank_that_met_nobody_could_not_be_ended(tmp_path: Path) -> None:
     assert "pipelocal (rank 1): stopped: terminated by a signal" in said
 
 
+def of_nothing() -> Description:
+    """A description for a folder in which nothing will be trained."""
+    return Description(model=ModelDescription(units=""), data={}, versions={})
+
+
 def test_two_runs_that_started_at_once_shared_a_folder(tmp_path: Path) -> None:
     """The folder was looked at early and made later, with ``exist_ok``."""
     config = TrainConfig(out=str(tmp_path / "run"))
     one, other = RunFolder.choose(config), RunFolder.choose(config)
-    one.begin(config)
+    one.begin(config, of_nothing())
     with pytest.raises(UserError, match="another run has just taken it"):
-        other.begin(config)
+        other.begin(config, of_nothing())
 
 
 def test_a_rank_that_cannot_look_was_not_ended_when_its_neighbour_was_lost(

@@ -8,10 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipelocal.checkpoint.description import Description, data_differences
 from pipelocal.checkpoint.snapshot import BadSnapshot, Manifest, SnapshotFolder, step_of
 from pipelocal.config import TrainConfig
 from pipelocal.config.option_name import option_name
 from pipelocal.errors import UserError
+from pipelocal.models import plain_name
 from pipelocal.paths import check_path
 
 NOT_OF_THE_BITS = {
@@ -27,7 +29,7 @@ NOT_OF_THE_BITS = {
         "window",
     ),
     *("stages", "balance", "cut", "memory_limit", "device_speeds"),
-    *("replicas", "replicate", "rank_order", "start_timeout", "interface"),
+    *("replicas", "replicate", "rank_order", "start_timeout", "interface", "accept_changes"),
 }
 """Options that may differ: they say where, how fast and how loudly. (Another cut is another training, but
 one can go on with it.)"""
@@ -43,6 +45,9 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     options = {k: v for k, v in asdict(config).items() if k not in NOT_OF_THE_BITS}
     # Replicas count by how many batches make an update (the same up to rounding), and a round.
     options["accumulate"] = config.batches_an_update
+    options["model"] = plain_name(
+        config.model
+    )  # wherever its file lies; its code is looked at apart
     rounds_matter = config.objective == "sgr" or config.sync_batchnorm
     options["replicas"] = config.together if rounds_matter else 1
     return options
@@ -131,6 +136,47 @@ def check_fitting(theirs: dict[str, Any], config: TrainConfig, snapshot: Path, t
         )
     if differing:
         tell(f"options that differ from those of that run: {_listed(differing)}")
+
+
+def check_unchanged(
+    then: Description,
+    now: Description,
+    config: TrainConfig,
+    run: Path,
+    tell: Tell,
+    *,
+    same_data: bool,
+) -> None:
+    """Refuse to go on with a run whose model or data are not what they were, unless told to go ahead.
+
+    Args:
+        then: what the run was made of.
+        now: what its options name now.
+        config: the options now.
+        run: that run's folder.
+        tell: takes a line.
+        same_data: whether the options name the same data as then.
+
+    Raises:
+        UserError: names what changed.
+    """
+    changed = [f"the model: {what}" for what in then.model.differences(now.model)]
+    if same_data:
+        changed += [f"the data: {what}" for what in data_differences(then.data, now.data)]
+    if changed and not config.accept_changes:
+        raise UserError(
+            f"since {run} began, these have changed: {'; '.join(changed)}: give --accept-changes to go on "
+            f"all the same, or begin another run"
+        )
+    if changed:
+        tell(f"changed since {run} began, and accepted: {'; '.join(changed)}")
+    others = [
+        f"{package} ({version} then, {now.versions.get(package)} now)"
+        for package, version in then.versions.items()
+        if version != now.versions.get(package)
+    ]
+    if others:
+        tell(f"other versions than when {run} began: {', '.join(others)}: the bits may differ")
 
 
 def differences(theirs: dict[str, Any], config: TrainConfig) -> dict[str, str]:

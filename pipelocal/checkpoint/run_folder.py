@@ -4,6 +4,7 @@
 
     runs/first/
       config.toml        the resolved options
+      run.json           what they stood for: model, data, versions
       metrics.jsonl      a line per stage and interval, and per stage and evaluation
       summary.json       written last: a folder without it holds an unfinished run
       stages/stage-1.pt  body, head and optimizer of a stage; loads with weights_only=True
@@ -22,6 +23,7 @@ from typing import Any, TextIO
 import torch
 
 from pipelocal.checkpoint.atomic import write_atomically
+from pipelocal.checkpoint.description import Description
 from pipelocal.config import TrainConfig, load_toml, to_toml
 from pipelocal.errors import UserError
 from pipelocal.paths import check_path
@@ -102,14 +104,15 @@ class RunFolder:
         kept = [line for line in lines if _step_of(line) <= step]
         write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
 
-    def begin(self, config: TrainConfig) -> None:
-        """Write the options; makes the folder and takes its lock, unless a run goes on in it.
+    def begin(self, config: TrainConfig, description: Description) -> None:
+        """Write options and description; makes the folder and takes its lock unless a run goes on in it.
 
         Raises:
             UserError: it cannot be made.
         """
         if self.goes_on:
             write_atomically(self.path / "config.toml", to_toml(config).encode())
+            description.write(self.path)
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -121,6 +124,7 @@ class RunFolder:
         except OSError as error:
             raise _unusable(self.path, error) from error
         self.lock()
+        description.write(self.path)
 
     @classmethod
     def open(cls, path: str) -> RunFolder:
@@ -136,6 +140,14 @@ class RunFolder:
         if not (folder.path / "summary.json").is_file():
             raise UserError(f"the run in {path} did not finish: it has no summary.json")
         return folder
+
+    def description(self) -> Description:
+        """What the run was made of.
+
+        Raises:
+            UserError: the folder does not say it.
+        """
+        return Description.read(self.path)
 
     def config(self) -> TrainConfig:
         """The run's options."""

@@ -186,6 +186,8 @@ class TrainConfig:
     resume: str = "auto"
     """auto (go on with the unfinished run in --out, from its newest good snapshot), never, or a run or
     snapshot folder from which a new run begins, with other options if wanted."""
+    accept_changes: bool = False
+    """Go on with a run although its model's code or its data are not what they were when it began."""
     measure_bp_gap: int | None = None
     """Every so many batches, compare each stage's gradients with those of back-propagation (one process
     only; costs one more step and memory for the whole model)."""

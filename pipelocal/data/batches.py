@@ -69,7 +69,7 @@ class BatchStream:
                 f"'{dataset.info.name}': crops and flips need (channels, height, width); "
                 f"turn it off"
             )
-        self._dataset = dataset
+        self.dataset = dataset
         self._batch_size = batch_size
         self._seed = seed
         whole, rest = divmod(size, batch_size)
@@ -112,9 +112,9 @@ class BatchStream:
         return self._makers_from(epoch, start)
 
     def _makers_from(self, epoch: int, start: int) -> Iterator[Callable[[], Batch]]:
-        samples, targets = self._dataset.training_part(derive_seed(self._seed, "part", epoch))
+        samples, targets = self.dataset.training_part(derive_seed(self._seed, "part", epoch))
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
-        order = self._dataset.training_order(len(samples), generator)
+        order = self.dataset.training_order(len(samples), generator)
 
         def make(step: int) -> Batch:
             ids = order[step * self._batch_size : (step + 1) * self._batch_size].clone()
@@ -132,17 +132,17 @@ class BatchStream:
 
     def test_makers(self) -> Iterator[Callable[[], Batch]]:
         """What makes each of them; one that is not called costs nothing."""
-        for first in range(0, len(self._dataset.test_x), self._batch_size):
+        for first in range(0, len(self.dataset.test_x), self._batch_size):
             yield partial(self._test_batch, first)
 
     def _test_batch(self, first: int) -> Batch:
-        data, here = self._dataset, slice(first, first + self._batch_size)
+        data, here = self.dataset, slice(first, first + self._batch_size)
         target = data.test_y[here].to(torch.int64, copy=True)
         ids = torch.arange(first, first + len(target))
         return Batch(self._ready(data.test_x[here]), target, ids)
 
     def _ready(self, x: Tensor) -> Tensor:
-        if self._dataset.info.tokens:
+        if self.dataset.info.tokens:
             return x.to(torch.int64, copy=True).contiguous()
         # Not in place: .float() of a float32 slice is the data set's own memory.
         return (x.float() - self._centre).mul_(self._scale).contiguous()

@@ -24,6 +24,7 @@ from pipelocal.models.gpt import gpt
 from pipelocal.models.mlp import mlp
 from pipelocal.models.recurrent import recurrent
 from pipelocal.models.resnet import resnet
+from pipelocal.models.source import Source, plain_name
 from pipelocal.registry import Registry
 from pipelocal.seeding import seeded, undone
 
@@ -60,8 +61,9 @@ def build_chain(name: str, *, input_shape: Shape, classes: int, seed: int) -> Ch
         return MODELS.get(name)(input_shape, classes)
     with undone(), seeded(seed, "import"):
         function = _import_function(name)
-    # A ready-made nn.Sequential draws its parameters here: every rank must draw the same.
-    with undone(), seeded(seed, "model", name):
+    # A ready-made nn.Sequential draws its parameters here: every rank must draw the same, and so must a
+    # run that spells the path of the file otherwise.
+    with undone(), seeded(seed, "model", plain_name(name)):
         try:
             model = function(input_shape, classes)
         except UserError as error:
@@ -76,6 +78,11 @@ def build_chain(name: str, *, input_shape: Shape, classes: int, seed: int) -> Ch
         f"model '{name}' returned {type(model).__name__}: return an nn.Sequential, or a pipelocal Chain "
         f"(Chain.from_module makes one from any module and the names of its units)"
     )
+
+
+def source_of(name: str) -> Source | None:
+    """The code of a user's own model, named or registered; None for a model of pipelocal's."""
+    return Source.of_name(name) if ":" in name else Source.of_builder(MODELS.get(name))
 
 
 def check_model_name(name: str) -> None:
@@ -118,4 +125,15 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-__all__ = ["MODELS", "Chain", "ModelBuilder", "Shape", "Unit", "build_chain", "check_model_name"]
+__all__ = [
+    "MODELS",
+    "Chain",
+    "ModelBuilder",
+    "Shape",
+    "Source",
+    "Unit",
+    "build_chain",
+    "check_model_name",
+    "plain_name",
+    "source_of",
+]

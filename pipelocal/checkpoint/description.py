@@ -1,0 +1,166 @@
+"""What a run is: ``run.json`` in its folder says what its options, in ``config.toml``, stood for.
+
+Options are text. What they name can change while the text stays: the model's code, the files of the data,
+the version of PyTorch. The description is made once, when a run begins, and compared whenever somebody
+comes back to it::
+
+    ranks, at the start     options, model and versions with those of rank 0     refused
+    going on                options, model, data                                 refused
+    evaluate, export, load  model, data                                          told
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+from pipelocal.checkpoint.atomic import write_atomically
+from pipelocal.data.dataset import DataInfo
+from pipelocal.data.fingerprint import named_dtype
+from pipelocal.errors import UserError
+from pipelocal.models import Chain, Source, source_of
+from pipelocal.models.fingerprint import fingerprint
+
+FILE = "run.json"
+FORMAT = 1
+"""Version of what the file holds."""
+
+PACKAGES = ("pipelocal", "torch", "torchvision")
+"""On whose versions the bits of a run depend, beside Python's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """What a model is, whatever its name."""
+
+    units: str
+    """Fingerprint of the names of units and parameters, and of shapes and dtypes."""
+    code: str | None = None
+    """Digest of the user's own code; None for a model of pipelocal's."""
+    file: str | None = None
+    """Absolute path of the file that holds the model's function, when the run began."""
+    file_from_run: str | None = None
+    """The same from the run's folder, so that both can be moved together."""
+
+    @classmethod
+    def of(cls, name: str, chain: Chain) -> Self:
+        """That of the model called ``name``, of which ``chain`` was made."""
+        source = source_of(name)
+        return cls(
+            units=fingerprint(chain),
+            code=None if source is None else source.digest,
+            file=None if source is None else str(source.file),
+        )
+
+    def located(self, name: str, run: Path) -> str:
+        """The model's name, with the path of its file now: where it was, or where the run was moved to.
+
+        Args:
+            name: as the run was given it.
+            run: the run's folder.
+        """
+        place, _, function = name.rpartition(":")
+        if self.file is None or not place:
+            return name
+        candidates = [place] if place.endswith(".py") else []
+        candidates.insert(0, self.file)
+        if self.file_from_run is not None:
+            candidates.insert(0, os.path.normpath(run.resolve() / self.file_from_run))
+        there = [path for path in candidates if Path(path).is_file()]
+        same = [path for path in there if Source.of_file(Path(path)).digest == self.code]
+        found = next(iter([*same, *there]), None)
+        if found is None or (not place.endswith(".py") and source_of(name) is not None):
+            return name
+        return f"{found}:{function}"
+
+    def differences(self, now: Self) -> list[str]:
+        """What of the model is not the same as ``now``, in words."""
+        found = []
+        if self.units != now.units:
+            found.append("the names, shapes or dtypes of its parameters")
+        elif self.code != now.code:
+            found.append("its code")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a run is made of, beside its options."""
+
+    model: ModelDescription
+    data: dict[str, Any]
+    """See :func:`~pipelocal.data.fingerprint.describe_data`."""
+    versions: dict[str, str]
+    """Of Python, and of the packages that count."""
+
+    @property
+    def info(self) -> DataInfo:
+        """What the model is fed, known without the data."""
+        return DataInfo(
+            name=self.data["name"],
+            sample_shape=tuple(self.data["sample_shape"]),
+            classes=self.data["classes"],
+            target_shape=tuple(self.data["target_shape"]),
+            sample_dtype=named_dtype(self.data["sample_dtype"]),
+        )
+
+    def write(self, run: Path) -> None:
+        """Write ``run.json`` to a run's folder."""
+        content = {"format": FORMAT, **asdict(self)}
+        file = self.model.file
+        if file is not None:
+            content["model"]["file_from_run"] = os.path.relpath(file, run.resolve())
+        write_atomically(run / FILE, (json.dumps(content, indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, run: Path) -> Self:
+        """That of a run's folder.
+
+        Raises:
+            UserError: there is none that this version can read.
+        """
+        path = run / FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("format") != FORMAT:
+                raise ValueError("another version's format")
+            return cls(**content | {"model": ModelDescription(**content["model"])})
+        except FileNotFoundError:
+            reason = f"there is no {FILE}"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} does not say what the run was made of ({reason}): train it again, or take the version "
+            f"of pipelocal that made it"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes here; those of builds for other devices count as one."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package).partition("+")[0]
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def data_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two descriptions of data, in words; the content is named where all else agrees."""
+    names = sorted(then.keys() | now.keys())
+    found = [
+        f"{name.replace('_', ' ')} ({then.get(name)} then, {now.get(name)} now)"
+        for name in names
+        if name != "fingerprint" and then.get(name) != now.get(name)
+    ]
+    if not found and then.get("fingerprint") != now.get("fingerprint"):
+        found.append("the content of its samples or labels")
+    return found

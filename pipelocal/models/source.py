@@ -1,0 +1,127 @@
+"""Where the code of a user's model lies, and whether it is still the same code.
+
+A run remembers its model by what the code is, not by how its path was spelled: the name of the file and
+the function, and a digest of that file and of those beside it that it imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+OWN_CODE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The code of a model that is not pipelocal's own."""
+
+    file: Path
+    """Absolute path of the file that holds the model's function."""
+    digest: str
+    """Of that file, and of the files beside it or in the current folder that it imports."""
+
+    @classmethod
+    def of_name(cls, name: str) -> Source | None:
+        """That of ``file.py:function`` or ``package.module:function``; None if there is no such file."""
+        place = name.rpartition(":")[0]
+        file = Path(place) if place.endswith(".py") else _file_of_module(place)
+        return cls.of_file(file) if file is not None and file.is_file() else None
+
+    @classmethod
+    def of_builder(cls, builder: Callable[..., Any]) -> Source | None:
+        """That of a function in the registry of models; None if it is pipelocal's own."""
+        while isinstance(builder, partial):
+            builder = builder.func
+        try:
+            path = inspect.getsourcefile(inspect.unwrap(builder))
+        except TypeError:  # such as an object with a __call__ written in C
+            return None
+        file = None if path is None else Path(path).resolve()
+        if file is None or not file.is_file() or file.is_relative_to(OWN_CODE):
+            return None
+        return cls.of_file(file)
+
+    @classmethod
+    def of_file(cls, file: Path) -> Source:
+        """That of a file."""
+        file = file.resolve()
+        return cls(file=file, digest=_digest(file))
+
+
+def plain_name(model: str) -> str:
+    """A model's name without the folder that its file lies in, which says nothing of what it is."""
+    place, colon, function = model.rpartition(":")
+    return f"{Path(place).name}{colon}{function}" if place.endswith(".py") else model
+
+
+def _file_of_module(name: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    origin = None if spec is None else spec.origin
+    return Path(origin) if origin and Path(origin).is_file() else None
+
+
+def _digest(file: Path) -> str:
+    total = hashlib.sha256()
+    for name, path in sorted(_imported({"": file}).items()):
+        total.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _imported(known: dict[str, Path]) -> dict[str, Path]:
+    """The file, and those that it and they import from its folder or the current one, by module name."""
+    waiting = list(known.items())
+    roots = (known[""].parent, Path.cwd())
+    while waiting:
+        package, file = waiting.pop()
+        for name in _imports(file, package):
+            path = _find(roots, name)
+            if path is not None and name not in known:
+                known[name] = path
+                waiting.append((name if path.name == "__init__.py" else _parent(name), path))
+    return known
+
+
+def _imports(file: Path, package: str) -> Iterator[str]:
+    """Names of the modules that a file may import, and of the packages that they are in."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # which its import will tell
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".") if node.level and package else []
+            base = base[: len(base) - node.level + 1] if node.level > 1 else base
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # What is imported from a package may be a module of it.
+            names = [module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)]
+        else:
+            continue
+        for name in filter(None, names):
+            parts = name.split(".")
+            yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+
+
+def _find(roots: Sequence[Path], name: str) -> Path | None:
+    for root in roots:
+        path = root.joinpath(*name.split("."))
+        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
