@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pipelocal.checkpoint.description import ModelDescription, versions
+from pipelocal.checkpoint.description import PACKAGES, ModelDescription, versions
 from pipelocal.config import TrainConfig
 from pipelocal.config.option_name import option_name
 from pipelocal.control import ControlPlane
@@ -45,7 +45,7 @@ def check_same_options(config: TrainConfig, control: ControlPlane) -> None:
     _compare(
         control,
         "versions",
-        versions(),
+        {package: version for package, version in versions().items() if package in PACKAGES},
         what="other versions than on rank 0",
         mend="install the same on every node",
     )

@@ -160,9 +160,9 @@ def check_unchanged(
     Raises:
         UserError: names what changed.
     """
-    changed = [f"the model: {what}" for what in then.model.differences(now.model)]
+    changed = [f"the model ({what})" for what in then.model.differences(now.model)]
     if same_data:
-        changed += [f"the data: {what}" for what in data_differences(then.data, now.data)]
+        changed += [f"the data ({what})" for what in data_differences(then.data, now.data)]
     if changed and not config.accept_changes:
         raise UserError(
             f"since {run} began, these have changed: {'; '.join(changed)}: give --accept-changes to go on "
