@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from typing import Any, TextIO
 
+import torch
+
 from pipelocal.agreement import check_same_options
 from pipelocal.config import TrainConfig
 from pipelocal.control import ControlPlane
