@@ -90,7 +90,7 @@ def test_all_ranks_are_refused(tmp_path: Path, differing: list[str]) -> None:
     out = tmp_path / "run"
     command = ["train", *BASE, "--out", str(out)]
     ranks = launch(tmp_path / "log", [command, [*command, *differing]], 2)
-    assert all(code != 0 for code in ranks.wait(60))
+    assert all(code != 0 for code in ranks.wait())
     for rank in (0, 1):
         for option in differing[::2]:
             assert option in ranks.output(rank)
@@ -112,7 +112,7 @@ def test_another_copy_of_the_model_is_refused(tmp_path: Path) -> None:
         model = ["--model", f"{folder}/net.py:net", "--out", str(tmp_path / "run")]
         commands.append(["train", "--stages", "2", "--max-steps", "4", *model])
     ranks = launch(tmp_path / "log", commands, 2)
-    assert all(code != 0 for code in ranks.wait(60))
+    assert all(code != 0 for code in ranks.wait())
     for rank in (0, 1):
         assert "another model than on rank 0: its code" in ranks.output(rank)
 
