@@ -35,11 +35,6 @@ def test_a_new_partition_of_a_new_model_in_under_forty_lines(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_model_by_the_names_of_its_units(tmp_path: Path) -> None:
     example = next(block for block in python_blocks("models.md") if "def resnet34" in block)
-    # pipelocal's own way to torchvision, which also works beside a torch without CUDA.
-    example = example.replace("torchvision.models", "import_torchvision().models")
-    example = example.replace(
-        "import torchvision\n", "from pipelocal._torchvision import import_torchvision\n"
-    )
     (tmp_path / "mine.py").write_text(example)
     options = "--model mine.py:resnet34 --data synthetic --objective greedy --stages 5"
     arguments = [*options.split(), "--max-steps", "1", "--batch-size", "2", "--evaluate-every", "9"]

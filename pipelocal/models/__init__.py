@@ -6,27 +6,26 @@ function is called with ``(input_shape, classes)`` and returns a :class:`Chain` 
 other module.
 """
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 
 from torch import nn
 
+from pipelocal._torchvision import mend_torchvision
 from pipelocal.errors import UserError
 from pipelocal.models import torchvision_chains
 from pipelocal.models.allconv import allconv
 from pipelocal.models.chain import Chain, Shape, Unit
 from pipelocal.models.gpt import gpt
 from pipelocal.models.mlp import mlp
+from pipelocal.models.own import import_function, told
 from pipelocal.models.recurrent import recurrent
 from pipelocal.models.resnet import resnet
 from pipelocal.models.source import Source, plain_name
 from pipelocal.registry import Registry
 from pipelocal.seeding import seeded, undone
+
+mend_torchvision()  # a user's own file may import it as well
 
 ModelBuilder = Callable[[Shape, int], Chain]
 """Called with the shape of one sample and the number of classes."""
@@ -60,7 +59,7 @@ def build_chain(name: str, *, input_shape: Shape, classes: int, seed: int) -> Ch
     if ":" not in name:
         return MODELS.get(name)(input_shape, classes)
     with undone(), seeded(seed, "import"):
-        function = _import_function(name)
+        function = import_function(name)
     # A ready-made nn.Sequential draws its parameters here: every rank must draw the same, and so must a
     # run that spells the path of the file otherwise.
     with undone(), seeded(seed, "model", plain_name(name)):
@@ -69,7 +68,7 @@ def build_chain(name: str, *, input_shape: Shape, classes: int, seed: int) -> Ch
         except UserError as error:
             raise UserError(f"model '{name}': {error}") from error
         except Exception as error:
-            raise UserError(f"model '{name}': {type(error).__name__}: {error}") from error
+            raise UserError(f"model '{name}': {told(error)}") from error
     if isinstance(model, nn.Sequential):
         return Chain.from_sequential(model, input_shape=input_shape, classes=classes)
     if isinstance(model, Chain):
@@ -87,42 +86,10 @@ def source_of(name: str) -> Source | None:
 
 def check_model_name(name: str) -> None:
     """A :class:`UserError` if ``name`` cannot be a model; reads no file."""
+    if ":" not in name and name.endswith(".py"):
+        raise UserError(f"model '{name}': name the function too, as in {name}:net")
     if ":" not in name:
         MODELS.get(name)
-
-
-def _import_function(name: str) -> Callable[[Shape, int], object]:
-    place, _, attribute = name.rpartition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:  # as it is under python -m, which the console script is not
-        sys.path.insert(0, here)
-    try:
-        module = (
-            _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        )
-        if not hasattr(module, attribute):
-            raise AttributeError(f"there is no '{attribute}' in {place}")
-        function = getattr(module, attribute)
-    except Exception as error:
-        raise UserError(
-            f"model '{name}' cannot be imported ({error}): give package.module:function or file.py:function"
-        ) from error
-    if not callable(function):
-        raise UserError(f"model '{name}' is no function but a {type(function).__name__}")
-    return function  # type: ignore[no-any-return]
-
-
-def _import_file(path: Path) -> ModuleType:
-    main = sys.modules["__main__"]
-    if path.is_file() and Path(getattr(main, "__file__", None) or "").resolve() == path.resolve():
-        return main  # a second import would do, and register, everything again
-    spec = importlib.util.spec_from_file_location(f"pipelocal_user_model_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise FileNotFoundError(f"no Python file at {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up the types of their fields there
-    spec.loader.exec_module(module)
-    return module
 
 
 __all__ = [

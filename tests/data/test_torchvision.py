@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+from importlib.abc import Loader
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -38,15 +41,18 @@ def test_nothing_is_declared_where_the_operators_exist() -> None:
     # Operators that are there already stand for the compiled ones of an ordinary install.
     run_fresh(
         """
+import sys
 import torch
-from pipelocal import _torchvision
 try:
     import torchvision
 except RuntimeError:
-    _torchvision._forget_half_imported()
+    for name in [n for n in sys.modules if n.startswith("torchvision")]:
+        del sys.modules[name]
     mine = torch.library.Library("torchvision", "FRAGMENT")
+    from pipelocal import _torchvision
     for schema in _torchvision._SCHEMAS:
         mine.define(schema)
+from pipelocal import _torchvision
 _torchvision.import_torchvision()
 assert not _torchvision._declarations
 """
@@ -60,10 +66,36 @@ assert not _torchvision._declarations
 def test_other_failures_are_left_as_they_are(
     monkeypatch: pytest.MonkeyPatch, cuda: str | None, message: str
 ) -> None:
-    def fail() -> None:
-        raise RuntimeError(message)
+    class Broken(Loader):
+        def exec_module(self, module: ModuleType) -> None:
+            assert module.__name__ == "torchvision"
+            raise RuntimeError(message)
 
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    monkeypatch.setattr(_torchvision, "_import_parts", fail)
     with pytest.raises(RuntimeError, match=message):
-        _torchvision.import_torchvision()
+        _torchvision._Loader(Broken()).exec_module(ModuleType("torchvision"))
+
+
+@pytest.mark.parametrize("first", ["import torchvision", "from torchvision import transforms"])
+def test_a_user_s_own_file_imports_it(tmp_path: Path, first: str) -> None:
+    """Also where the package's own import comes second, and finds it there."""
+    file = tmp_path / "own.py"
+    file.write_text(
+        f"{first}\nfrom torch import nn\nfrom torchvision.models import resnet18\n"
+        "def net(shape, classes):\n"
+        "    return nn.Sequential(resnet18(num_classes=8), nn.Linear(8, classes))\n"
+    )
+    run_fresh(
+        f"""
+import sys
+from pipelocal.models import build_chain
+assert "torchvision" not in sys.modules  # which would be slow for all others
+chain = build_chain({f"{file}:net"!r}, input_shape=(3, 32, 32), classes=5, seed=0)
+assert chain.shapes() == [(8,)]
+from pipelocal._torchvision import import_torchvision
+import torchvision
+assert import_torchvision() is torchvision
+import importlib.resources
+assert importlib.resources.files("torchvision").is_dir()
+"""
+    )

@@ -80,7 +80,7 @@ def test_missing_module_function_or_file(tmp_path: Path) -> None:
 def test_file_that_fails_to_import(tmp_path: Path) -> None:
     file = tmp_path / "broken.py"
     file.write_text("raise KeyError('width')\n")
-    assert "cannot be imported ('width')" in _refusal(f"{file}:net")
+    assert f"cannot be imported: KeyError: 'width' ({file}, line 1)" in _refusal(f"{file}:net")
 
 
 def test_what_is_named_is_no_function() -> None:

@@ -1,0 +1,147 @@
+"""A user's own model: a function in a file or a module, imported as Python itself would."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from pipelocal.errors import UserError
+
+_PREFIX = "pipelocal_user_model_"
+_PIPELOCAL = Path(__file__).parents[1]
+_folders: set[str] = set()
+"""Where files were imported from; modules that lie there are the user's too."""
+
+
+def import_function(name: str) -> Callable[..., object]:
+    """The function that a user names ``package.module:function`` or ``file.py:function``.
+
+    A file can import what lies beside it, and everything can what lies in the current folder.
+
+    Raises:
+        UserError: there is no such file, module or function, or it fails while it is imported; then with
+            the file and line that failed.
+    """
+    place, _, attribute = name.rpartition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # as it is under python -m, which the console script is not
+        sys.path.insert(0, here)
+    _folders.add(here)
+    module = _from_file(name, Path(place)) if place.endswith(".py") else _from_module(name, place)
+    if not hasattr(module, attribute):
+        near = difflib.get_close_matches(attribute, vars(module), n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UserError(
+            f"model '{name}' cannot be imported: there is no '{attribute}' in {place}{hint}"
+        )
+    function = getattr(module, attribute)
+    if not callable(function):
+        raise UserError(f"model '{name}' is no function but a {type(function).__name__}")
+    return function  # type: ignore[no-any-return]
+
+
+def told(error: BaseException) -> str:
+    """What failed in a user's own code, and where: the innermost place that is the user's."""
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if _is_theirs(Path(frame.filename))]
+    if not theirs:
+        return what
+    return f"{what} ({theirs[-1].filename}, line {theirs[-1].lineno})"
+
+
+def _is_theirs(file: Path) -> bool:
+    """Whether a file lies below their folders, and is neither ours nor installed there."""
+    if file.is_relative_to(_PIPELOCAL) or "site-packages" in file.parts:
+        return False
+    return any(file.is_relative_to(folder) for folder in _folders)
+
+
+def _from_module(name: str, place: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        # Not the module that was asked for, nor one that it lies in: it lacks something itself.
+        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+            raise _failed(name, error) from error
+        raise UserError(
+            f"model '{name}' cannot be imported: there is no module '{error.name}': give "
+            f"package.module:function or file.py:function"
+        ) from error
+    except Exception as error:
+        raise _failed(name, error) from error
+
+
+def _from_file(name: str, path: Path) -> ModuleType:
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise UserError(f"model '{name}' cannot be imported: {error.strerror or error}") from error
+    if not found:
+        raise UserError(
+            f"model '{name}' cannot be imported: there is no Python file at {path}: give file.py:function "
+            f"or package.module:function"
+        )
+    path = path.resolve()
+    main = sys.modules["__main__"]
+    if Path(getattr(main, "__file__", None) or "").resolve() == path:
+        return main  # a second import would do, and register, everything again
+    _look_first_in(path.parent)
+    spec = importlib.util.spec_from_file_location(_free_name(path), path)
+    assert spec is not None, "the name ends in .py"
+    assert spec.loader is not None, "likewise"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up the types of their fields there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise _failed(name, error) from error
+    return module
+
+
+def _failed(name: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return UserError(f"model '{name}': {error}")
+    return UserError(f"model '{name}' cannot be imported: {told(error)}")
+
+
+def _free_name(path: Path) -> str:
+    """A module's name that no other file has."""
+    name, number = _PREFIX + path.stem, 1
+    while name in sys.modules and sys.modules[name].__file__ != str(path):
+        number += 1
+        name = f"{_PREFIX}{path.stem}_{number}"
+    return name
+
+
+def _look_first_in(folder: Path) -> None:
+    """Let modules of a folder be found first, also those of whose name another model's folder has one."""
+    own = str(folder)
+    if own in sys.path:
+        sys.path.remove(own)
+    sys.path.insert(0, own)
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "")
+        if "." in name or name == "__main__" or name.startswith("pipelocal"):
+            continue
+        place = file.parent.parent if file.name == "__init__.py" else file.parent
+        if str(place) in _folders - {own} and _lies_in(folder, name):
+            _forget(name)
+    _folders.add(own)
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file()
+
+
+def _forget(name: str) -> None:
+    for each in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+        del sys.modules[each]
