@@ -15,6 +15,7 @@ from pipelocal.errors import UserError
 
 _PREFIX = "pipelocal_user_model_"
 _PIPELOCAL = Path(__file__).parents[1]
+_FORMS = "package.module:function or file.py:function"
 _folders: set[str] = set()
 """Where files were imported from; modules that lie there are the user's too."""
 
@@ -73,8 +74,7 @@ def _from_module(name: str, place: str) -> ModuleType:
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
             raise _failed(name, error) from error
         raise UserError(
-            f"model '{name}' cannot be imported: there is no module '{error.name}': give "
-            f"package.module:function or file.py:function"
+            f"model '{name}' cannot be imported: there is no module '{error.name}': give {_FORMS}"
         ) from error
     except Exception as error:
         raise _failed(name, error) from error
@@ -87,8 +87,7 @@ def _from_file(name: str, path: Path) -> ModuleType:
         raise UserError(f"model '{name}' cannot be imported: {error.strerror or error}") from error
     if not found:
         raise UserError(
-            f"model '{name}' cannot be imported: there is no Python file at {path}: give file.py:function "
-            f"or package.module:function"
+            f"model '{name}' cannot be imported: there is no Python file at {path}: give {_FORMS}"
         )
     path = path.resolve()
     main = sys.modules["__main__"]
