@@ -18,6 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,8 +31,14 @@ from pipelocal.config import (
     TrainConfig,
 )
 from pipelocal.config.command_line import AnyConfig, parse
-from pipelocal.errors import Interrupted, PipelocalError, Terminated, UserError
-from pipelocal.launcher import speaks_for_node, under_torchrun, world_size
+from pipelocal.errors import Interrupted, NotMet, PipelocalError, Refused, Terminated, UserError
+from pipelocal.launcher import (
+    end_job,
+    has_other_nodes,
+    speaks_for_node,
+    under_torchrun,
+    world_size,
+)
 from pipelocal.stopping import end_on_signals
 from pipelocal.streams import (
     fill_closed_streams,
@@ -42,6 +49,9 @@ from pipelocal.streams import (
 )
 
 USER_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+
+TELLING_S = 20.0
+"""How long a rank that cannot read its options tries to meet the others, in order to tell them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -64,13 +74,28 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run a command; its exit code, with one line on standard error if it is not 0."""
     try:
-        command = parse(arguments, quiet=not speaks_for_node())
+        try:
+            command = parse(arguments, quiet=not speaks_for_node())
+        except (SystemExit, UserError) as error:
+            if not isinstance(error, SystemExit) or error.code:  # not --help
+                _tell_unreadable(arguments)
+            if isinstance(error, SystemExit) and error.code:
+                end_job()
+            raise
         try:
             _dispatch(command)
         except SystemExit as error:  # from the user's own model; tyro's comes from parsing
             raise PipelocalError(f"the model ended the program (exit code {error.code})") from error
-    except UserError as error:
+    except NotMet as error:
         return _say("error", error, USER_ERROR)
+    except UserError as error:
+        _say("error", error, USER_ERROR)
+        end_job()
+        return USER_ERROR
+    except Refused as error:
+        _say("stopped", error, FAILURE)
+        end_job()
+        return FAILURE
     except Interrupted as error:
         return _say("stopped", error, FAILURE)
     except Terminated as error:
@@ -87,6 +112,19 @@ def run(arguments: list[str]) -> int:
         what = f"{type(error).__name__}: {error} (PIPELOCAL_TRACEBACK=1 shows where)"
         return _say("error", what, FAILURE)
     return 0
+
+
+def _tell_unreadable(arguments: list[str]) -> None:
+    """Have ranks on other nodes, whose options may be others, not wait for one that is not to come."""
+    if arguments[:1] not in (["train"], ["doctor"]) or not has_other_nodes():
+        return
+    from pipelocal.control import ControlPlane
+    from pipelocal.world import World
+
+    with suppress(PipelocalError):
+        control = ControlPlane(World.from_environment(start_timeout_s=TELLING_S))
+        control.fail(UserError("its options cannot be read: its own output says why"))
+        control.stop_watching()
 
 
 def _dispatch(command: AnyConfig) -> None:

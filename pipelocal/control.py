@@ -21,7 +21,9 @@ from pipelocal.breakable import breakable
 from pipelocal.errors import (
     STALLED,
     Interrupted,
+    NotMet,
     PipelocalError,
+    Refused,
     StageError,
     Terminated,
     UserError,
@@ -61,6 +63,8 @@ class ControlPlane:
         self._posted = 0
         self._taken = [0] * world.size
         self._account: str | None = None
+        self._refused = False
+        """Whether the account is of what was given, which no other attempt can mend."""
         self.lost: StageError | None = None
         """That a neighbouring rank's process ended before its time, if it did."""
         self._lifeline: Lifeline | None = None
@@ -83,14 +87,14 @@ class ControlPlane:
 
         Raises:
             Interrupted: another rank failed in the meantime, or the store is gone.
-            UserError: nobody published it in time.
+            NotMet: nobody published it in time.
         """
         patience = Patience(timeout_s)
         with self._store_needed():
             while not self._store.check([key]):
                 self.check()
                 if patience.over():
-                    raise UserError(
+                    raise NotMet(
                         f"waited {timeout_s:g} s for '{key}' from another rank: "
                         f"check that all ranks were started with the same options"
                     )
@@ -111,7 +115,7 @@ class ControlPlane:
         except RuntimeError as error:
             if isinstance(error, PipelocalError):
                 raise
-            raise Interrupted(self._account or STORE_LOST) from error
+            raise self.interruption(self._account or STORE_LOST) from error
 
     def watch_neighbours(self, names: dict[int, str], *, stage: int) -> None:
         """Notice at once when the process of a neighbouring rank is gone.
@@ -142,9 +146,13 @@ class ControlPlane:
             StageError: a neighbouring rank's process ended before its time; a symptom.
         """
         if self._account is not None:
-            raise Interrupted(self._account)
+            raise self.interruption(self._account)
         if self.lost is not None:
             raise self.lost
+
+    def interruption(self, account: str) -> Interrupted:
+        """What a rank raises on account of another one's failure."""
+        return Refused(account) if self._refused else Interrupted(account)
 
     def fail(self, error: BaseException, *, grace_s: float = CAUSE_PATIENCE_S) -> tuple[str, bool]:
         """Tell all ranks that this one cannot go on; the first account given is everyone's.
@@ -153,14 +161,15 @@ class ControlPlane:
             The account that counts, and whether it is this rank's own.
         """
         account = self._describe(error)
+        refused = isinstance(error, UserError) and not isinstance(error, NotMet)
         # Being told to end follows from something, most often from another rank's failure.
         symptom = isinstance(error, Terminated) or (isinstance(error, StageError) and error.symptom)
         try:
             try:
-                won = self._settle(account, symptom, grace_s)
+                won = self._settle(account, refused, symptom, grace_s)
             except Terminated:
                 # Torchrun ends all ranks when it has lost one: what is known must be said now.
-                won = self._settle(account, symptom, 0.0)
+                won = self._settle(account, refused, symptom, 0.0)
         except (RuntimeError, TimeoutError):
             won = account  # the store is gone, or its host cannot be reached
         self._account = won  # for the other threads of this rank, without any delay
@@ -168,22 +177,26 @@ class ControlPlane:
             time.sleep(4 * WATCH_INTERVAL_S)  # the others must be able to read it
         return self._account, self._account == account
 
-    def _settle(self, account: str, symptom: bool, grace_s: float) -> str:
+    def _settle(self, account: str, refused: bool, symptom: bool, grace_s: float) -> str:
         return breakable(
-            lambda: self._agree(account, symptom, grace_s),
+            lambda: self._agree(account, refused, symptom, grace_s),
             check=lambda: None,
             timeout_s=grace_s + STORE_PATIENCE_S,
         )
 
-    def _agree(self, account: str, symptom: bool, grace_s: float) -> str:
+    def _agree(self, account: str, refused: bool, symptom: bool, grace_s: float) -> str:
         """The first account that any rank gave; this one if there is none yet."""
         if STALLED in account:
             known = partial(self._store.check, [FAILURE])
             account = f"{account}; {self.roll_call.ask(2 / 3 * grace_s, until=known)}"
         elif symptom:
             self._wait_for_cause(grace_s)
-        won: bytes = self._store.compare_set(FAILURE, "", account)
-        return won.decode()
+        return self._read(self._store.compare_set(FAILURE, "", json.dumps([account, refused])))
+
+    def _read(self, failure: bytes) -> str:
+        """The account that the store holds."""
+        account, self._refused = json.loads(failure)
+        return str(account)
 
     def _wait_for_cause(self, seconds: float) -> None:
         patience = Patience(seconds)
@@ -193,7 +206,7 @@ class ControlPlane:
     def failure(self) -> str | None:
         """The account of the first failure, if there is one."""
         try:
-            return self._store.get(FAILURE).decode() if self._store.check([FAILURE]) else None
+            return self._read(self._store.get(FAILURE)) if self._store.check([FAILURE]) else None
         except RuntimeError:
             return self._account
 
@@ -246,7 +259,7 @@ class ControlPlane:
         while not self._closing.wait(WATCH_INTERVAL_S):
             try:
                 if self._store.check([FAILURE]):
-                    self._account = self._store.get(FAILURE).decode()
+                    self._account = self._read(self._store.get(FAILURE))
                 self.roll_call.answer()
             except RuntimeError:
                 self._account = STORE_LOST

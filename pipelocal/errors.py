@@ -11,6 +11,10 @@ class UserError(PipelocalError, ValueError):
     """Input that cannot be used. The text says what was given, what is wanted and how to mend it."""
 
 
+class NotMet(UserError):
+    """Ranks did not find each other in time, which another attempt may mend; other input it cannot."""
+
+
 class NotTwiceDifferentiable(UserError):
     """A model that exact reconciliation cannot train, because it differentiates twice."""
 
@@ -65,3 +69,7 @@ class Terminated(BaseException):
 
 class Interrupted(PipelocalError):
     """Another rank failed; the text is that rank's own account."""
+
+
+class Refused(Interrupted):
+    """Another rank was given what cannot be used, and would be again in another attempt."""

@@ -40,7 +40,7 @@ def failures_told(run: RunUnderWay) -> Iterator[None]:
         _tell_last_actions(run, account)
         _keep_traceback(run, raised)
         if not own:
-            raise Interrupted(account) from raised
+            raise run.control.interruption(account) from raised
         if error is raised:
             raise
         raise error from raised

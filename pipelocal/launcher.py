@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
+from pathlib import Path
 
-from pipelocal.errors import UserError
+import psutil
+
+from pipelocal.errors import Terminated, UserError
+from pipelocal.patience import Patience
 from pipelocal.streams import say
 
 SIZES = (
@@ -20,6 +26,10 @@ RANKS = ("PMIX_RANK", "PALS_RANKID")
 """The number of a process of such launchers that do not say how many there are."""
 SPECIAL_STEPS = 0xFFFFFFF0
 """From here on SLURM's numbers of steps stand for a batch script, an interactive shell and the like."""
+TOLD_S = 2.0
+"""Within which ranks on other nodes look whether one has failed."""
+AGENT_S = 30.0
+"""How long a rank waits for torchrun to end it."""
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -36,6 +46,42 @@ def world_size() -> int:
 def speaks_for_node() -> bool:
     """Whether this process is the one of its node to say what all of the node would say."""
     return not under_torchrun() or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def has_other_nodes() -> bool:
+    """Whether there are ranks that nobody on this node ends when this one ends."""
+    return world_size() > (_number("LOCAL_WORLD_SIZE") or 1 if under_torchrun() else 1)
+
+
+def end_job() -> None:
+    """Keep torchrun from starting this process again, with the same options and to the same end.
+
+    The first rank of each node asks its agent to end, and the others wait for that: an agent that sees a
+    rank end before it is asked starts all anew.
+    """
+    if not under_torchrun() or not _number("TORCHELASTIC_MAX_RESTARTS"):
+        return
+    agent = _agent()
+    if agent is None:
+        return
+    try:
+        if os.environ.get("LOCAL_RANK") == "0":
+            if has_other_nodes():
+                time.sleep(TOLD_S)  # the agent may keep the store from which they hear why
+            os.kill(agent, signal.SIGTERM)
+        patience = Patience(AGENT_S)
+        while not patience.over():
+            time.sleep(0.05)
+    except Terminated:
+        return  # by the agent
+
+
+def _agent() -> int | None:
+    """The process number of torchrun, if it is one that we know how to speak to."""
+    parent = psutil.Process().parent()
+    words = {Path(word).name for word in parent.cmdline()} if parent is not None else set()
+    known = not words.isdisjoint(("torchrun", "torch.distributed.run", "torch.distributed.launch"))
+    return parent.pid if parent is not None and known else None
 
 
 def left_over() -> str:

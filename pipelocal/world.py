@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from pipelocal.breakable import breakable
-from pipelocal.errors import UserError
+from pipelocal.errors import NotMet, UserError
 from pipelocal.launcher import check_alone, left_over, under_torchrun
 from pipelocal.meeting import meet
 from pipelocal.patience import Patience
@@ -73,7 +73,7 @@ class World:
         except UserError:
             raise
         except (TimeoutError, RuntimeError, ValueError) as error:
-            raise UserError(_why_not_met(error, size)) from error
+            raise NotMet(_why_not_met(error, size)) from error
         return cls(
             rank=rank,
             size=size,
