@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipelocal.data.dataset import ArrayDataset, DataInfo
 from pipelocal.errors import DataError
+from pipelocal.streams import tell
 
 VOCABULARY = 256
 """Tokens are bytes."""
@@ -25,6 +26,20 @@ DEFAULT_LENGTH = 128
 OTHER_LENGTHS = (16, 32, 64, 256, 512, 1024)
 TEST_SHARE = 10
 """One byte in so many is for testing."""
+TEXT = ".txt"
+"""How names of texts in a folder end, in capitals or not."""
+SHOWN = 5
+"""Names of files left out that are told."""
+NO_TEXT = {
+    b"\x1f\x8b": "packed by gzip",
+    b"BZh": "packed by bzip2",
+    b"\xfd7zXZ\0": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"PK\x03\x04": "a zip archive (as .docx and .epub are)",
+    b"%PDF-": "a PDF",
+    b"\0\x05\x16\x07": "what macOS keeps of a file beside it (AppleDouble)",
+}
+"""How files begin whose bytes say nothing of the text that people see in them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,19 +132,47 @@ class TextSource:
                 f"--data-root PATH with a text file, or a folder of *.txt files"
             )
         if root.is_dir():
-            files = sorted(path for path in root.glob("*.txt") if path.is_file())
-            if not files:
-                raise self._unusable(root, "holds no *.txt files")
+            files = self._files(root)
         elif root.is_file():
             files = [root]
         elif root.exists():
             raise self._unusable(root, "is neither a file nor a folder")
         else:
             raise self._unusable(root, "does not exist")
-        content = b"".join(path.read_bytes() for path in files)
+        content = b"".join(self._content(path) for path in files)
         if not content:
             raise self._unusable(root, "is empty")
         return torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+
+    def _files(self, folder: Path) -> list[Path]:
+        """The texts of a folder, in sorted order; tells which other files are left out."""
+        there = sorted(path for path in folder.iterdir() if path.is_file())
+        files = [path for path in there if _is_text(path)]
+        if not files:
+            raise self._unusable(folder, "holds no *.txt files")
+        # What no user put there, such as .DS_Store, is nothing to be told of.
+        others = [
+            path.name
+            for path in there
+            if not _is_text(path) and (path.name[0] != "." or path.suffix.lower() == TEXT)
+        ]
+        if others:
+            more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+            tell(
+                f"data set '{self.name}' reads the *.txt files of {folder} that are not hidden; left out: "
+                f"{', '.join(others[:SHOWN])}{more}"
+            )
+        return files
+
+    def _content(self, path: Path) -> bytes:
+        content = path.read_bytes()
+        for beginning, what in NO_TEXT.items():
+            if content.startswith(beginning):
+                raise DataError(
+                    f"data set '{self.name}': {path} is no text but {what}: give --data-root PATH with the "
+                    f"text itself"
+                )
+        return content
 
     def _unusable(self, root: Path, what: str) -> DataError:
         return DataError(
@@ -142,6 +185,11 @@ SOURCES = (
     TextSource("text", DEFAULT_LENGTH),
     *(TextSource(f"text{length}", length) for length in OTHER_LENGTHS),
 )
+
+
+def _is_text(path: Path) -> bool:
+    """By its name: hidden files, among them those that macOS puts beside others, are none."""
+    return path.suffix.lower() == TEXT and not path.name.startswith(".")
 
 
 def _windows(tokens: Tensor, *, start: int, count: int, length: int) -> tuple[Tensor, Tensor]:

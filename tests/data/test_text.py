@@ -1,5 +1,8 @@
 """Text as windows of bytes: exact values, the split, the order, and what is refused."""
 
+import bz2
+import gzip
+import lzma
 import os
 from pathlib import Path
 from typing import cast
@@ -118,6 +121,46 @@ def test_a_folder_is_read_in_sorted_order(tmp_path: Path) -> None:
     (tmp_path / "d.txt").mkdir()
     data = cast(TextDataset, load_dataset("text16", root=tmp_path, seed=0))
     assert bytes(data.train_tokens.tolist()) == b"a" * 100 + b"b" * 80
+
+
+def test_hidden_files_of_a_folder_are_left_out_and_others_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Mac puts ._a.txt beside a.txt, which is no text; and it cares little for small letters."""
+    (tmp_path / "a.txt").write_bytes(b"a" * 100)
+    (tmp_path / "B.TXT").write_bytes(b"b" * 100)
+    (tmp_path / "._a.txt").write_bytes(b"\xff" * 100)
+    (tmp_path / ".DS_Store").touch()
+    for number in range(7):
+        (tmp_path / f"{number}.md").touch()
+    data = cast(TextDataset, load_dataset("text16", root=tmp_path, seed=0))
+    assert bytes(data.train_tokens.tolist()) == b"b" * 100 + b"a" * 80
+    said = capsys.readouterr().err
+    assert "left out: ._a.txt, 0.md, 1.md, 2.md, 3.md and 3 more\n" in said
+    assert "DS_Store" not in said
+
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "a.txt").write_bytes(b"a" * 200)
+    load_dataset("text16", root=plain, seed=0)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (gzip.compress(b"text" * 100), "packed by gzip"),
+        (bz2.compress(b"text" * 100), "packed by bzip2"),
+        (lzma.compress(b"text" * 100), "packed by xz"),
+        (b"PK\x03\x04" + b"-" * 400, "a zip archive"),
+        (b"%PDF-1.7\n" + b"-" * 400, "a PDF"),
+    ],
+)
+def test_what_is_packed_is_no_text(tmp_path: Path, content: bytes, what: str) -> None:
+    file = _file(tmp_path, content)
+    assert f"{file} is no text but {what}" in data_error("text16", file)
+    file.rename(tmp_path / "a.txt")
+    assert f"{tmp_path / 'a.txt'} is no text but {what}" in data_error("text16", tmp_path)
 
 
 def test_unusable_roots(tmp_path: Path) -> None:
