@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from pipelocal.errors import (
     UserError,
 )
 from pipelocal.lifeline import Lifeline
+from pipelocal.membership import SECRET_BYTES
 from pipelocal.patience import Patience
 from pipelocal.roll_call import RollCall
 from pipelocal.streams import say
@@ -129,11 +131,18 @@ class ControlPlane:
             reason = f"lost the connection to {names[rank]}: its process is gone"
             self.lost = StageError(reason, stage=stage, symptom=True)
 
+        def wait_for(key: str) -> Any:
+            return self.wait_for(key, timeout_s=self.world.start_timeout_s)
+
+        if self.world.rank == 0:
+            self.put("secret", secrets.token_hex(SECRET_BYTES))
         self._lifeline = Lifeline(
             self.world.rank,
             names.keys(),
+            secret=bytes.fromhex(wait_for("secret")),
             put=self.put,
-            wait_for=lambda key: self.wait_for(key, timeout_s=self.world.start_timeout_s),
+            wait_for=wait_for,
+            check=self.check,
             on_lost=on_lost,
             timeout_s=self.world.start_timeout_s,
         )

@@ -9,6 +9,7 @@ import socket
 import psutil
 import torch
 
+from pipelocal.address import loopback_interface, one_host
 from pipelocal.errors import UserError
 
 # From glibc's malloc.h.
@@ -34,12 +35,16 @@ def use_interface(name: str | None) -> None:
     """Have gloo and NCCL use one network interface of this host.
 
     Args:
-        name: of the interface; None to leave the choice to them, and to the environment.
+        name: of the interface; None to leave the choice to them, and to the environment. Where all ranks
+            are on this host, gloo then uses the one that no other host reaches.
 
     Raises:
         UserError: there is none of this name here.
     """
     if name is None:
+        own = loopback_interface() if one_host() else None
+        if own is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", own)
         return
     known = sorted(psutil.net_if_addrs())
     if name not in known:

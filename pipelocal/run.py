@@ -50,6 +50,9 @@ from pipelocal.transport.edge import Receiver, Sender
 from pipelocal.transport.groups import ReplicaGroup
 from pipelocal.world import World
 
+CONNECT_GRACE_S = 10.0
+"""Seconds that all connections together may take longer than the wait for one rank."""
+
 
 class Run:
     """One rank's part of a run.
@@ -99,11 +102,7 @@ class Run:
             report=self.control.post,
             recorder=self.recorder,
         )
-        before, after, group = breakable(
-            lambda: self._open_edges(assembly, placement),
-            check=self.control.check,
-            timeout_s=self.config.start_timeout,
-        )
+        before, after, group = self._connected(assembly, placement)
         # Only now: all ranks have built their stages, so a start that fails leaves no folder behind.
         self.folder = folder
         if prepared.description is not None:
@@ -271,6 +270,24 @@ class Run:
             check_purity(stage.body, stage.head, x, demands, stage=number)
             stages.append(stage)
         return stages
+
+    def _connected(
+        self, assembly: Assembly, placement: Placement
+    ) -> tuple[Receiver | None, Sender | None, ReplicaGroup | None]:
+        """See :meth:`Assembly.remote_edges`; a wait for a library that never ends is broken off."""
+        # What waits in it for a certain rank has the same patience, begins later, and tells more.
+        timeout_s = self.config.start_timeout + CONNECT_GRACE_S
+        try:
+            return breakable(
+                lambda: self._open_edges(assembly, placement),
+                check=self.control.check,
+                timeout_s=timeout_s,
+            )
+        except TimeoutError as error:
+            raise UserError(
+                f"the ranks did not connect to each other within {timeout_s:g} s: let them through on "
+                f"any port, and nothing but them (docs/several-nodes.md), or give a longer --start-timeout"
+            ) from error
 
     def _open_edges(
         self, assembly: Assembly, placement: Placement

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelocal.address import own_address
 from pipelocal.control import ControlPlane
 from pipelocal.errors import StageError
-from pipelocal.lifeline import own_address
 from pipelocal.world import World
 from tests.ranks import PATIENCE_S, start
 

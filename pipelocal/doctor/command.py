@@ -13,12 +13,13 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from pipelocal.breakable import breakable
 from pipelocal.config.doctor import DoctorConfig
 from pipelocal.control import ControlPlane
 from pipelocal.doctor.facts import Facts, gather
 from pipelocal.doctor.judge import Finding, judge
 from pipelocal.doctor.links import Clock, Link, measure_clock, measure_links
-from pipelocal.errors import PipelocalError
+from pipelocal.errors import PipelocalError, UserError
 from pipelocal.host import use_interface
 from pipelocal.streams import result_wanted
 from pipelocal.telemetry.view import format_bytes
@@ -27,6 +28,8 @@ from pipelocal.world import World
 
 PATIENCE_S = 120.0
 """For a rank's facts, model and data included."""
+LINKS_PATIENCE_S = 600.0
+"""For all links, of which some may be slow."""
 
 
 class Unwell(PipelocalError):
@@ -52,7 +55,7 @@ def doctor(config: DoctorConfig, stream: TextIO, world: World | None = None) -> 
         links: list[Link] = []
         clock = Clock(rank=world.rank, ahead_s=0.0)
         if world.size > 1 and not any(facts.interface_missing for facts in everyone):
-            links, clock = _measured(world, size)
+            links, clock = _measured(world, size, control)
         found = [seen, [asdict(link) for link in links], asdict(clock)]
         control.put(f"measured/{world.rank}", found)
         if world.rank == 0:
@@ -72,13 +75,21 @@ def _from_all(control: ControlPlane, what: str) -> list[Any]:
     return [control.wait_for(f"{what}/{rank}", timeout_s=PATIENCE_S) for rank in ranks]
 
 
-def _measured(world: World, size: int) -> tuple[list[Link], Clock]:
-    store = dist.PrefixStore("group", world.store)
-    dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size)
-    try:
+def _measured(world: World, size: int, control: ControlPlane) -> tuple[list[Link], Clock]:
+    def measure() -> tuple[list[Link], Clock]:
+        store = dist.PrefixStore("group", world.store)
+        dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size)
         return measure_links(size), measure_clock()
-    finally:
-        dist.destroy_process_group()
+
+    try:
+        measured = breakable(measure, check=control.check, timeout_s=LINKS_PATIENCE_S)
+    except TimeoutError as error:
+        raise UserError(
+            f"the links between the ranks were not measured within {LINKS_PATIENCE_S:g} s: let ranks "
+            f"through to each other on any port, or give a smaller --link-size"
+        ) from error
+    dist.destroy_process_group()
+    return measured
 
 
 def _sees_what_rank_0_wrote(config: DoctorConfig, world: World, control: ControlPlane) -> bool:

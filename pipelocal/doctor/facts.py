@@ -15,10 +15,10 @@ from typing import TypeVar
 import psutil
 import torch
 
+from pipelocal.address import own_address
 from pipelocal.config.doctor import DoctorConfig
 from pipelocal.data import data_info, load_dataset
 from pipelocal.errors import PipelocalError
-from pipelocal.lifeline import own_address
 from pipelocal.models import build_chain
 from pipelocal.world import World, describe_device
 
