@@ -85,7 +85,6 @@ class Lifeline:
                 pass  # the neighbour was faster
 
     def _add(self, rank: int, connection: socket.socket) -> None:
-        connection.settimeout(None)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE.items():
             if hasattr(socket, option):

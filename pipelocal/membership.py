@@ -205,6 +205,7 @@ class _Meeting:
         except StopIteration as end:
             self._selector.unregister(call.connection)
             self._calls.remove(call)
+            call.connection.setblocking(True)
             self._missing.remove(end.value)
             self._there[end.value] = call.connection
         except (BlockingIOError, InterruptedError):
