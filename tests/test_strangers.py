@@ -13,7 +13,7 @@ import pytest
 from pipelocal import lifeline, membership
 from pipelocal.address import listen, own_address
 from pipelocal.host import use_interface
-from tests.ranks import Ranks, launch, torchrun
+from tests.ranks import Ranks, free_port, launch, torchrun
 from tests.strangers import Strangers
 from tests.test_transparency import assert_same_bits, train_alone
 
@@ -25,8 +25,7 @@ def launch_by_store(folder: Path, arguments: list[str], size: int, *, late_s: fl
 
     So the ports that are open for milliseconds otherwise are found.
     """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
 
     def before(rank: int) -> None:
         os.environ |= {
@@ -45,12 +44,12 @@ def launch_by_store(folder: Path, arguments: list[str], size: int, *, late_s: fl
     return launch(folder, arguments, size, before)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_strangers_change_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with Strangers(seed=1) as strangers:
         ranks = launch_by_store(tmp_path / "log", ["train", *TRAIN, "--out", str(out)], 2)
-        assert ranks.wait(200) == [0, 0], ranks.output()
+        assert ranks.wait() == [0, 0], ranks.output()
     # The store, the lifeline of the first rank, and of both ranks what gloo opens for two groups.
     assert len(strangers.calls) >= 6, strangers.calls
     assert_same_bits(train_alone(TRAIN, tmp_path / "alone"), out)
@@ -67,7 +66,7 @@ def test_strangers_who_know_gloo_end_a_run_in_one_line_or_not_at_all(
     arguments = ["train", *TRAIN, "--start-timeout", "20", "--timeout", "20", "--out", str(out)]
     with Strangers(seed, guess_gloo=True, seconds=300):
         ranks = launch_by_store(tmp_path / "log", arguments, 3)
-        codes = ranks.wait(200)
+        codes = ranks.wait()
     if codes == [0, 0, 0]:
         assert_same_bits(train_alone(TRAIN, tmp_path / "alone"), out)
         return
@@ -85,7 +84,7 @@ def test_strangers_change_nothing_under_torchrun(tmp_path: Path, seed: int) -> N
     """The store is the agent's here."""
     out = tmp_path / "run"
     with Strangers(seed, seconds=300) as strangers:
-        done = torchrun(3, ["train", *TRAIN, "--plain", "--out", str(out)], seconds=300)
+        done = torchrun(3, ["train", *TRAIN, "--plain", "--out", str(out)])
     assert done.returncode == 0, done.stderr
     assert strangers.calls
     assert_same_bits(train_alone(TRAIN, tmp_path / "alone"), out)
@@ -96,7 +95,7 @@ def test_strangers_change_nothing_under_torchrun(tmp_path: Path, seed: int) -> N
 def test_the_doctor_is_not_disturbed(tmp_path: Path) -> None:
     with Strangers(seed=10, seconds=300) as strangers:
         ranks = launch_by_store(tmp_path / "log", ["doctor", "--out", str(tmp_path)], 2)
-        codes = ranks.wait(200)
+        codes = ranks.wait()
     assert codes == [0, 0], ranks.output()
     assert strangers.calls
 
