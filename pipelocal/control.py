@@ -97,8 +97,8 @@ class ControlPlane:
                 self.check()
                 if patience.over():
                     raise NotMet(
-                        f"waited {timeout_s:g} s for '{key}' from another rank: "
-                        f"check that all ranks were started with the same options"
+                        f"waited {timeout_s:g} s for another rank to say '{key}': it hangs or is too slow "
+                        f"(--start-timeout sets the patience at the start of a training)"
                     )
                 time.sleep(0.01)
             return json.loads(self._store.get(key))

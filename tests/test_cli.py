@@ -240,7 +240,7 @@ def test_a_damaged_stage_file_is_named(
     stage.write_bytes(stage.read_bytes()[:1000])
     assert cli.run(["export", str(copy), "--to", str(tmp_path / "m.pt")]) == cli.USER_ERROR
     said = capsys.readouterr().err
-    assert "stage-2.pt cannot be read" in said
+    assert "stage-2.pt is damaged" in said
     assert said.count("\n") == 1
 
 

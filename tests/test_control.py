@@ -48,7 +48,7 @@ def test_facts_and_records(planes: Planes) -> None:
 
 def test_waiting_in_vain_says_for_what(planes: Planes) -> None:
     (zero,) = planes(1)
-    with pytest.raises(UserError, match=r"waited 0.1 s for 'nothing'"):
+    with pytest.raises(UserError, match=r"waited 0.1 s for another rank to say 'nothing'"):
         zero.wait_for("nothing", timeout_s=0.1)
 
 

@@ -151,7 +151,7 @@ class RunFolder:
 
     def config(self) -> TrainConfig:
         """The run's options."""
-        return load_toml(str(self.path / "config.toml"))
+        return load_toml(str(self.path / "config.toml"), what="")
 
     def save_stage(self, stage: int, state: dict[str, Any]) -> None:
         """Write a stage's state; the file is whole or not there."""
@@ -169,9 +169,14 @@ class RunFolder:
         path = self._stage_path(stage)
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError as error:  # which training again would not mend
+            reason = error.strerror or str(error)
+            raise UserError(
+                f"{path} cannot be read ({reason}): take the run folder with all its files"
+            ) from error
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path} cannot be read ({reason}): train the run again") from error
+            raise UserError(f"{path} is damaged ({reason}): train the run again") from error
         return state
 
     def summary(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import io
 import json
 import re
 import shutil
+import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,13 @@ class SnapshotFolder:
         path = self._step_path(step) / _stage_name(stage)
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:  # rank 0 has found it
+            raise UserError(
+                f"{path} is not there for {socket.gethostname()}: let all ranks share the folder"
+            ) from error
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{path} cannot be read ({reason}): is the folder shared by all ranks?"
-            ) from error
+            raise UserError(f"{path} cannot be read ({reason}): give another snapshot") from error
         return state
 
     def _step_path(self, step: int) -> Path:

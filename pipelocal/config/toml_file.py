@@ -13,8 +13,12 @@ from pipelocal.config.train import TrainConfig
 from pipelocal.errors import UserError
 
 
-def load_toml(path: str) -> TrainConfig:
+def load_toml(path: str, *, what: str = "--config ") -> TrainConfig:
     """Options from a TOML file, the rest at their defaults.
+
+    Args:
+        path: of the file.
+        what: stands before its path in errors: the option that names it, or nothing.
 
     Raises:
         UserError: no such file, no valid TOML, an unknown name or a value of the wrong type.
@@ -22,17 +26,17 @@ def load_toml(path: str) -> TrainConfig:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror or error}") from error
+        raise UserError(f"{what}{path}: {error.strerror or error}") from error
     try:
         # Windows editors begin UTF-8 with a mark, which is no part of the text.
         values = tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(
-            f"--config {path} is not written in UTF-8 ({error.reason} at byte {error.start}): save it in "
+            f"{what}{path} is not written in UTF-8 ({error.reason} at byte {error.start}): save it in "
             f"UTF-8"
         ) from error
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"--config {path} is not valid TOML: {error}") from error
+        raise UserError(f"{what}{path} is not valid TOML: {error}") from error
     known = {field.name: field for field in fields(TrainConfig)}
     del known["config"]  # a file names no further one
     options: dict[str, Any] = {}
@@ -40,15 +44,15 @@ def load_toml(path: str) -> TrainConfig:
         name = key.replace("-", "_")
         if isinstance(value, dict):
             raise UserError(
-                f"--config {path}: options stand in no table such as [{key}]: leave its heading out"
+                f"{what}{path}: options stand in no table such as [{key}]: leave its heading out"
             )
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise UserError(f"--config {path}: there is no option '{key}'{hint}")
+            raise UserError(f"{what}{path}: there is no option '{key}'{hint}")
         if name in options:
-            raise UserError(f"--config {path}: '{name}' stands there twice, with - and with _")
-        options[name] = _checked(path, name, value, str(known[name].type))
+            raise UserError(f"{what}{path}: '{name}' stands there twice, with - and with _")
+        options[name] = _checked(f"{what}{path}", name, value, str(known[name].type))
     return TrainConfig(**options)
 
 
@@ -62,7 +66,7 @@ def to_toml(config: TrainConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _checked(path: str, name: str, value: Any, annotation: str) -> Any:
+def _checked(place: str, name: str, value: Any, annotation: str) -> Any:
     """The value in the field's type, where TOML's type fits."""
     wanted = annotation.removesuffix(" | None")
     if wanted == "float" and type(value) is int:
@@ -70,7 +74,5 @@ def _checked(path: str, name: str, value: Any, annotation: str) -> Any:
     if wanted == "str" and type(value) in (int, float):
         return str(value)  # such as one weight, where several are allowed
     if type(value).__name__ != wanted:
-        raise UserError(
-            f"--config {path}: '{name}' must be of type {wanted}, not {type(value).__name__}"
-        )
+        raise UserError(f"{place}: '{name}' must be of type {wanted}, not {type(value).__name__}")
     return value

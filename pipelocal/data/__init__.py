@@ -68,7 +68,7 @@ def load_dataset(name: str, *, root: str | Path | None, seed: int) -> ArrayDatas
         return entry.load(None if root is None else Path(root), seed)
     except OSError as error:
         raise DataError(
-            f"data set '{name}': {error.filename} cannot be read ({error.strerror}): "
+            f"data set '{name}': {error.filename or root} cannot be read ({error.strerror or error}): "
             f"make it readable, or give another --data-root DIR"
         ) from error
 

@@ -12,7 +12,8 @@ from pipelocal import cli
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import EvaluateConfig, PlanConfig, TrainConfig
 from pipelocal.config.command_line import parse
-from pipelocal.errors import UserError
+from pipelocal.data import DATASETS, ArrayDataset, DatasetEntry, data_info, load_dataset
+from pipelocal.errors import DataError, UserError
 from pipelocal.evaluate import evaluate
 from pipelocal.train import train
 
@@ -199,3 +200,44 @@ def test_an_export_wrote_over_its_neighbour(tmp_path: Path) -> None:
         assert cli.run(["export", str(out), "--to", str(file)]) == 0
         assert file.is_file()
     assert (tmp_path / "model.tmp").read_text() == "mine"
+
+
+def test_a_run_s_own_options_were_called_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run folder's file was read, and complained of, as if ``--config`` had named it."""
+    out = tmp_path / "run"
+    train(TrainConfig(model="mlp", max_steps=1, plain=True, out=str(out)), stream=io.StringIO())
+    with (out / "config.toml").open("a") as file:
+        file.write("of_a_later_version = 1\n")
+    said = _said(capsys, "evaluate", str(out))
+    assert f"error: {out}/config.toml: there is no option 'of_a_later_version'" in said
+
+
+def test_a_file_of_weights_that_is_not_there_was_no_reason_to_train_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever was wrong with it, the advice was the same."""
+    out = tmp_path / "run"
+    train(TrainConfig(model="mlp", max_steps=1, plain=True, out=str(out)), stream=io.StringIO())
+    file = out / "stages" / "stage-2.pt"
+    content = file.read_bytes()
+    file.write_bytes(content[:99])
+    assert "stage-2.pt is damaged" in _said(capsys, "evaluate", str(out))
+    file.unlink()
+    said = _said(capsys, "evaluate", str(out))
+    assert "stage-2.pt cannot be read (No such file or directory): take the run folder" in said
+
+
+def test_a_loader_s_error_without_a_file_named_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not every OSError has the name of a file, such as those that a user's own loader raises."""
+
+    def load(_root: Path | None, _seed: int) -> ArrayDataset:
+        raise OSError("the server is down")
+
+    entry = DatasetEntry(data_info("digits"), load)
+    monkeypatch.setitem(DATASETS._entries, "mine", entry)
+    with pytest.raises(DataError, match=rf"{tmp_path} cannot be read \(the server is down\)"):
+        load_dataset("mine", root=tmp_path, seed=0)
