@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipelocal.checkpoint.description import data_differences
 from pipelocal.config import EvaluateConfig
+from pipelocal.config.limits import check_limits
 from pipelocal.data import DATASETS
 from pipelocal.data.batches import BatchStream
 from pipelocal.data.fingerprint import describe_data
@@ -33,6 +34,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         UserError: no finished run, or its data cannot be read.
     """
+    check_limits(config)
     finished = FinishedRun(config.run, averaged=config.averaged)
     run, blueprint = finished.config, finished.blueprint
     set_up_host(run.threads)

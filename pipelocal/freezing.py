@@ -63,11 +63,11 @@ def parse_freezing(text: str, *, stages: int, patience: int) -> dict[int, Freezi
     """
     found: dict[int, Freezing] = {}
     for word in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+|plateau)\s*", word)
+        match = re.fullmatch(r"\s*(\d{1,9})\s*:\s*(\d{1,12}|plateau)\s*", word)
         if match is None:
             raise UserError(
                 f"--freeze-stage {text}: give stages with the batch after which each is frozen, or "
-                f"plateau, such as 1:500,2:plateau"
+                f"plateau, such as 1:500,2:plateau (numbers of at most 12 digits)"
             )
         stage = int(match[1])
         if not 1 <= stage <= stages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any
 
 from pipelocal.build import Blueprint
@@ -30,6 +31,9 @@ from pipelocal.world import World
 
 IMAGENET = DataInfo(name="imagenet", sample_shape=(3, 224, 224), classes=1000)
 """What torchvision's models were made for."""
+
+MOST_NUMBERS = 10**9
+"""Of one sample: four gigabytes."""
 
 MEANT_FOR: dict[str, DataInfo] = {
     **dict.fromkeys(("resnet18", "resnet50", "resnet101", "resnet152"), IMAGENET),
@@ -204,9 +208,10 @@ def planned_input(config: PlanConfig) -> DataInfo:
             shape = tuple(int(word) for word in config.input_shape.split(","))
         except ValueError:
             shape = ()
-        if not shape or min(shape) < 1:
+        if not shape or min(shape) < 1 or prod(shape) > MOST_NUMBERS:
             raise UserError(
-                f"--input-shape {config.input_shape}: give positive numbers such as 3,32,32"
+                f"--input-shape {config.input_shape}: give positive numbers such as 3,32,32, which "
+                f"multiplied are at most {MOST_NUMBERS}"
             )
     return DataInfo(
         name="planned",

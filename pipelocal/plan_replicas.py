@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from pipelocal.config import PlanConfig
-from pipelocal.config.plan import MOST_RANKS
+from pipelocal.config.limits import MOST_RANKS
 from pipelocal.errors import UserError
 from pipelocal.models import Shape
 from pipelocal.partition.replicas import batches_an_update, choose_replicas, parse_replicas

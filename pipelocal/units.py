@@ -16,6 +16,16 @@ BYTES = {
     "GiB": 2**30,
 }
 
+FLOPS = {"G": 1e9, "T": 1e12, "P": 1e15}
+
+MOST_BYTES = 10**18
+"""Also in a second; an exabyte."""
+MOST_SECONDS = 10**6
+MOST_FLOPS = 1e24
+MOST_WEIGHT = 1e6
+SPEEDS = (1e-6, 1e6)
+"""Least and greatest of relative speeds."""
+
 
 def parse_bytes(option: str, text: str) -> int:
     """Bytes from text such as ``16GiB`` or ``500 MB``.
@@ -28,12 +38,12 @@ def parse_bytes(option: str, text: str) -> int:
         UserError: it is none.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2] not in BYTES or float(match[1]) == 0:
+    if match is None or match[2] not in BYTES or float(match[1]) * BYTES[match[2]] < 1:
         raise UserError(
             f"{option} {text}: give a number above 0 with one of {', '.join(filter(None, BYTES))}, "
             f"such as 16GiB"
         )
-    return int(float(match[1]) * BYTES[match[2]])
+    return int(_at_most(MOST_BYTES, float(match[1]) * BYTES[match[2]], option, text, "bytes"))
 
 
 def parse_rate(option: str, text: str) -> float:
@@ -44,12 +54,13 @@ def parse_rate(option: str, text: str) -> float:
     """
     size = text.strip().removesuffix("/s")
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", size)
-    if size == text.strip() or match is None or match[2] not in BYTES or float(match[1]) == 0:
+    rate = 0.0 if match is None else float(match[1]) * BYTES.get(match[2], 0)
+    if size == text.strip() or rate < 1:
         raise UserError(
             f"{option} {text}: give a number above 0 with one of "
             f"{', '.join(f'{unit}/s' for unit in BYTES if unit)}, such as 12.5GB/s"
         )
-    return float(match[1]) * BYTES[match[2]]
+    return _at_most(MOST_BYTES, rate, option, text, "bytes a second")
 
 
 def parse_time(option: str, text: str) -> float:
@@ -61,7 +72,8 @@ def parse_time(option: str, text: str) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s)\s*", text)
     if match is None:
         raise UserError(f"{option} {text}: give a number with us, ms or s, such as 20us")
-    return float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match[2]]
+    seconds = float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match[2]]
+    return _at_most(MOST_SECONDS, seconds, option, text, "seconds")
 
 
 def parse_flops(option: str, text: str) -> float:
@@ -71,11 +83,12 @@ def parse_flops(option: str, text: str) -> float:
         UserError: it is none.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GTP])FLOPS\s*", text)
-    if match is None or float(match[1]) == 0:
+    flops = 0.0 if match is None else float(match[1]) * FLOPS[match[2]]
+    if flops < 1:
         raise UserError(
             f"{option} {text}: give a number above 0 with GFLOPS, TFLOPS or PFLOPS, such as 50TFLOPS"
         )
-    return float(match[1]) * {"G": 1e9, "T": 1e12, "P": 1e15}[match[2]]
+    return _at_most(MOST_FLOPS, flops, option, text, "operations a second")
 
 
 def parse_weights(option: str, text: str, count: int) -> list[float]:
@@ -88,11 +101,11 @@ def parse_weights(option: str, text: str, count: int) -> list[float]:
         weights = [float(word) for word in text.split(",")]
     except ValueError:
         weights = []
-    sound = all(0 <= weight < float("inf") for weight in weights)
+    sound = all(0 <= weight <= MOST_WEIGHT for weight in weights)
     if not sound or len(weights) not in (1, count) or not weights:
         raise UserError(
-            f"{option} {text}: give one number of at least 0, or {count} with commas between them, one "
-            f"for each stage but the first"
+            f"{option} {text}: give one number from 0 to {MOST_WEIGHT:g}, or {count} with commas between "
+            f"them, one for each stage but the first"
         )
     return weights * count if len(weights) == 1 else weights
 
@@ -107,9 +120,16 @@ def parse_speeds(option: str, text: str, stages: int) -> list[float]:
         speeds = [float(word) for word in text.split(",")]
     except ValueError:
         speeds = []
-    if len(speeds) != stages or not all(0 < speed < float("inf") for speed in speeds):
+    least, most = SPEEDS
+    if len(speeds) != stages or not all(least <= speed <= most for speed in speeds):
         raise UserError(
-            f"{option} {text}: give {stages} numbers above 0, one for each stage, such as "
-            f"{','.join(['1'] * stages)}"
+            f"{option} {text}: give {stages} numbers above 0, {least:g} to {most:g}, one for each "
+            f"stage, such as {','.join(['1'] * stages)}"
         )
     return speeds
+
+
+def _at_most(most: float, value: float, option: str, text: str, what: str) -> float:
+    if value > most:
+        raise UserError(f"{option} {text}: give at most {most:g} {what}")
+    return value

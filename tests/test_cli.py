@@ -148,7 +148,7 @@ BAD_OPTIONS = {
     "nan learning rate": (["--lr", "nan"], "--lr nan"),
     "negative weight": (
         ["--reconcile-weight", "-1"],
-        "--reconcile-weight -1: give one number of at least 0",
+        "--reconcile-weight -1: give one number from 0",
     ),
     "momentum of one": (["--momentum", "1"], "--momentum 1.0"),
     "unknown edge": (["--edge", "smoke"], "--edge smoke: choose one of auto, device, host"),

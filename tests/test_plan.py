@@ -203,7 +203,7 @@ def test_nodes_without_replicas(capsys: pytest.CaptureFixture[str]) -> None:
             ["--replicas", "auto", "--ranks", "3"],
             "--ranks 3: with --replicas auto each of the 4 stag",
         ),
-        (["--replicas", "1,2"], "--replicas 1,2: give auto, one whole number of at least 1"),
+        (["--replicas", "1,2"], "--replicas 1,2: give auto, one whole number from 1 to 4096"),
         (["--replicas", "none"], "--replicas none: give auto, one whole number"),
         (["--replicas", "2000"], "--replicas 2000: these are 8000 ranks; plan for at most 4096"),
         (["--nodes", "0"], "--nodes 0: must be at least 1"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
 
+from pipelocal.config.limits import MOST_BATCHES, check_limits
 from pipelocal.config.option_name import option_name
 from pipelocal.data import DATASETS
 from pipelocal.errors import UserError
@@ -40,15 +40,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's categories of control characters, bytes that are no UTF-8, and line breaks."""
 
-AT_LEAST_ONE = (
-    *("stages", "epochs", "batch_size", "evaluate_every", "threads", "window", "accumulate"),
-    *("keep_snapshots", "freeze_patience", "compress_rank", "log_every", "reconcile_every"),
-    *("delta_size", "max_steps", "train_samples", "measure_bp_gap", "checkpoint_activations"),
-    "snapshot_every",
-)
-ABOVE_ZERO = ("lr", "timeout", "start_timeout", "snapshot_minutes")
-SHARES = ("reconcile_fraction", "compress_share")
-
 
 def check_options(config: TrainConfig) -> None:
     """Refuse what cannot work, whatever the other options.
@@ -74,9 +65,10 @@ def check_options(config: TrainConfig) -> None:
             raise UserError(f"{option_name(name)} {value}: choose one of {', '.join(known)}")
     if config.autocast is not None and config.autocast not in AUTOCAST:
         raise UserError(f"--autocast {config.autocast}: choose one of {', '.join(AUTOCAST)}")
-    _check_numbers(config)
+    check_limits(config)
     _check_balance(config)
     parse_replicas("--replicas", config.replicas, None)
+    _check_updates(config)
     if config.cut is None:  # which says itself how many stages there are
         stages = 1 if config.objective == "bp" else config.stages
         config.replica_counts(stages)
@@ -94,25 +86,12 @@ def _check_text(option: str, text: str) -> None:
         )
 
 
-def _check_numbers(config: TrainConfig) -> None:
-    leasts = {**dict.fromkeys(AT_LEAST_ONE, 1), "warmup_steps": 0}
-    for name, least in leasts.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise UserError(f"{option_name(name)} {value}: must be at least {least}")
-    for name in ABOVE_ZERO:
-        value = getattr(config, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise UserError(f"{option_name(name)} {value}: give a number above 0")
-    for name in SHARES:
-        if not 0 < (value := getattr(config, name)) <= 1:
-            raise UserError(f"{option_name(name)} {value}: give a number above 0, to 1")
-    if not (config.weight_decay >= 0 and math.isfinite(config.weight_decay)):
-        raise UserError(f"--weight-decay {config.weight_decay}: give a number of at least 0")
-    if config.ema is not None and not 0 < config.ema < 1:
-        raise UserError(f"--ema {config.ema}: give a number between 0 and 1, such as 0.99")
-    if not 0 <= config.momentum < 1:
-        raise UserError(f"--momentum {config.momentum}: give a number from 0 to below 1")
+def _check_updates(config: TrainConfig) -> None:
+    if config.batches_an_update > MOST_BATCHES:
+        raise UserError(
+            f"--accumulate {config.accumulate} --replicas {config.replicas}: an update of "
+            f"{config.batches_an_update} batches never comes: give smaller numbers"
+        )
 
 
 def _check_balance(config: TrainConfig) -> None:

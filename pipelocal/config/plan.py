@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from pipelocal.config.option_name import option_name
+from pipelocal.config.limits import MOST_TASKS, check_limits
 from pipelocal.config.train import TrainConfig
 from pipelocal.errors import UserError
 from pipelocal.partition.replicas import parse_replicas
-
-MOST_RANKS = 4096
-"""That can be simulated in some seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +93,16 @@ class PlanConfig:
         Raises:
             UserError: an option of the plan alone is out of range.
         """
-        for name in ("repeats", "micro_batches", "nodes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{option_name(name)} {getattr(self, name)}: must be at least 1")
-        if self.ranks is not None and not 1 <= self.ranks <= MOST_RANKS:
-            raise UserError(f"--ranks {self.ranks}: give a number from 1 to {MOST_RANKS}")
+        check_limits(self)
+        if self.ranks is not None and self.ranks * self.micro_batches > MOST_TASKS:
+            raise UserError(
+                f"--ranks {self.ranks} --micro-batches {self.micro_batches}: more than {MOST_TASKS} of both "
+                f"multiplied take minutes to simulate: give smaller numbers"
+            )
         if parse_replicas("--replicas", self.replicas, None) is None and self.ranks is None:
             raise UserError(
                 f"--replicas {self.replicas}: say how many ranks there are, with --ranks"
             )
-        if self.classes is not None and self.classes < 2:
-            raise UserError(f"--classes {self.classes}: must be at least 2")
         if self.objective == "bp":
             raise UserError("--objective bp has no stages to plan: choose greedy or sgr")
         shared = {field.name for field in fields(self)} & {f.name for f in fields(TrainConfig)}

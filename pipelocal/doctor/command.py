@@ -15,6 +15,7 @@ from rich.table import Table
 
 from pipelocal.breakable import breakable
 from pipelocal.config.doctor import DoctorConfig
+from pipelocal.config.limits import check_limits
 from pipelocal.control import ControlPlane
 from pipelocal.doctor.facts import Facts, gather
 from pipelocal.doctor.judge import Finding, judge
@@ -31,6 +32,9 @@ PATIENCE_S = 120.0
 LINKS_PATIENCE_S = 600.0
 """For all links, of which some may be slow."""
 
+MOST_LINK_BYTES = 2**30
+"""Which both ends of a link hold in memory."""
+
 
 class Unwell(PipelocalError):
     """Something was found that training cannot go well with."""
@@ -43,7 +47,10 @@ def doctor(config: DoctorConfig, stream: TextIO, world: World | None = None) -> 
         UserError: the environment makes no sense, or ranks do not come.
         Unwell: on rank 0, if something stops a training.
     """
+    check_limits(config)
     size = parse_bytes("--link-size", config.link_size)
+    if size > MOST_LINK_BYTES:
+        raise UserError(f"--link-size {config.link_size}: give at most 1GiB")
     parse_bytes("--least-free", config.least_free)
     use_interface(config.interface)
     world = world or World.from_environment()

@@ -182,6 +182,6 @@ def _escaped(name: str) -> str:
 
 def _counts(words: list[str]) -> list[int] | None:
     """The words as numbers; None if they are none."""
-    if words and all(re.fullmatch(r"-?[0-9]+", word) for word in words):
+    if words and all(re.fullmatch(r"-?[0-9]{1,18}", word) for word in words):
         return [int(word) for word in words]
     return None

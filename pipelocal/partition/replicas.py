@@ -23,6 +23,9 @@ AS_GOOD = 1.02
 FEW_BATCHES = 64
 """An update of so many batches is never ruled out, however few the ranks."""
 
+MOST_REPLICAS = 4096
+"""Of one stage."""
+
 
 def batches_an_update(replicas: Sequence[int]) -> int:
     """The fewest batches of which every replica of every stage has equally many."""
@@ -121,7 +124,7 @@ def parse_replicas(option: str, text: str, stages: int | None) -> list[int] | No
         the replicas of each stage, or None for ``auto``.
 
     Raises:
-        UserError: they are no whole numbers of at least 1, or neither one nor as many as stages.
+        UserError: they are no whole numbers from 1 to the most, or neither one nor as many as stages.
     """
     if text == AUTO:
         return None
@@ -130,12 +133,13 @@ def parse_replicas(option: str, text: str, stages: int | None) -> list[int] | No
     except ValueError:
         replicas = []
     counts = (1, len(replicas) if stages is None else stages)
-    if not replicas or min(replicas) < 1 or len(replicas) not in counts:
+    sound = all(1 <= count <= MOST_REPLICAS for count in replicas)
+    if not replicas or not sound or len(replicas) not in counts:
         wanted = "several" if stages is None else f"{stages}"
         example = ",".join(["1", "2", "1"] if stages is None else ["2"] + ["1"] * (stages - 1))
         raise UserError(
-            f"{option} {text}: give {AUTO}, one whole number of at least 1 for all stages, or {wanted} "
-            f"with commas between them, one for each stage, such as {example}"
+            f"{option} {text}: give {AUTO}, one whole number from 1 to {MOST_REPLICAS} for all stages, or "
+            f"{wanted} with commas between them, one for each stage, such as {example}"
         )
     return replicas * stages if stages is not None and len(replicas) == 1 else replicas
 

@@ -94,6 +94,11 @@ class Contract:
         """Bytes of one row of a message; 0 if there is no such one."""
         return sum(message.bytes_per_row for message in self.messages if message.name == name)
 
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of all messages of a full batch, for which the receiving end has memory."""
+        return self.max_rows * sum(message.bytes_per_row for message in self.messages)
+
     def of_kind(self, kind: Kind) -> list[Message]:
         """The messages that follow a header of this kind, in order."""
         return [message for message in self.messages if kind.name in message.kinds]

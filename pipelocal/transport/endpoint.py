@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from pipelocal.errors import STALLED, StageError
+from pipelocal.errors import STALLED, StageError, UserError
 from pipelocal.patience import Patience
 from pipelocal.telemetry.actions import Action, Recorder
 from pipelocal.transport.contract import Contract
@@ -35,6 +35,28 @@ def tell_nobody(_waiting: bool) -> None:
 def ring_slots(window: int) -> int:
     """Batches that the receiving end has memory for, of an edge with this window."""
     return max(RING_SLOTS, window)
+
+
+def check_room(contract: Contract, window: int, free_bytes: int) -> None:
+    """Refuse a ring that memory does not hold, before the system ends the process for it.
+
+    Args:
+        contract: of the edge.
+        window: as given.
+        free_bytes: memory that can be had where the tensors arrive.
+
+    Raises:
+        UserError: says how much it would take, and which window would do.
+    """
+    ring = ring_slots(window) * contract.batch_bytes
+    if ring <= free_bytes:
+        return
+    fitting = free_bytes // contract.batch_bytes
+    mend = f"give at most --window {fitting}, or" if fitting >= RING_SLOTS else "give"
+    raise UserError(
+        f"--window {window}: stage {contract.target} would keep {ring / 1e9:.1f} GB for what comes in, and "
+        f"{free_bytes / 1e9:.1f} GB are free: {mend} a smaller --batch-size"
+    )
 
 
 class Endpoint(ABC):

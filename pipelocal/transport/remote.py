@@ -20,6 +20,7 @@ import queue
 from collections import deque
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from pipelocal.telemetry.actions import Action, Recorder
 from pipelocal.transport.contract import Contract, Message
 from pipelocal.transport.deal import EVERYTHING, Deal
 from pipelocal.transport.edge import Check
-from pipelocal.transport.endpoint import Endpoint, Waits, ring_slots, tell_nobody
+from pipelocal.transport.endpoint import Endpoint, Waits, check_room, ring_slots, tell_nobody
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.wires import Token, WaitReceived, WaitSent, Wire
 
@@ -211,6 +212,8 @@ class RemoteReceiver(Endpoint):
         self._deal = deal
         self._last_number = -1
         self._arriving: deque[ArrivingBatch] = deque()
+        if wire.device.type == "cpu":  # elsewhere the allocator refuses by itself
+            check_room(contract, window, psutil.virtual_memory().available)
         self._free: deque[_Slot] = deque(
             _Slot(contract, wire.device, wire.mark()) for _ in range(ring_slots(window))
         )

@@ -105,6 +105,7 @@ def test_gradients_are_finite_where_those_of_the_loss_are(
 ) -> None:
     """And so is what is reported, unless the figure itself is beyond the dtype."""
     rows += body == "norm"  # which wants two
+    assume(body != "norm" or x[0] < 1e19)  # its own variance is infinite beyond
     with seeded(0, "delta"):
         message = SUMMARIES.get(summary)((FEATURES,), 3, 0).encode(
             values(rows, *delta, torch.float32)

@@ -111,7 +111,7 @@ def test_what_is_parsed() -> None:
         (
             "0",
             3,
-            "--replicas 0: give auto, one whole number of at least 1 for all stages, or 3 with",
+            "--replicas 0: give auto, one whole number from 1 to 4096 for all stages, or 3 with",
         ),
         ("1,2", 3, "such as 2,1,1"),
         ("1,-1", 2, "such as 2,1"),

@@ -25,7 +25,7 @@ from tests.test_transparency import train_alone
     ("options", "match"),
     [
         ({"replicas": "two"}, "--replicas two: give auto, one whole number"),
-        ({"replicas": "0"}, "--replicas 0: give auto, one whole number of at least 1"),
+        ({"replicas": "0"}, "--replicas 0: give auto, one whole number from 1 to 4096"),
         ({"replicas": "1,2"}, "or 4 with commas between them, one for each stage"),
         ({"replicas": "two", "cut": "2,2"}, "--replicas two: give auto"),
         ({"replicas": "2", "objective": "bp"}, "--replicas is for stages"),

@@ -8,12 +8,26 @@ import torch
 
 from pipelocal.errors import UserError
 from pipelocal.transport.contract import edge_contract
+from pipelocal.transport.endpoint import check_room
 from pipelocal.transport.frame import FrameLayout
 from pipelocal.transport.header import HEADER_LENGTH, Header, Kind
 
 CONTRACT = edge_contract(
     source=2, feature_shape=(3, 4), target_shape=(), classes=5, max_rows=8, delta_shape=(3, 4)
 )
+
+
+def test_a_ring_that_memory_does_not_hold_is_refused() -> None:
+    """Before the system ends the process for it; the mend is a window that fits, where there is one."""
+    batch = CONTRACT.batch_bytes
+    assert batch == 8 * (8 + 8 + 48 + 48 + 20)
+    check_room(CONTRACT, 3, 3 * batch)
+    with pytest.raises(
+        UserError, match=r"^--window 4: stage 3 would keep .* at most --window 3, or"
+    ):
+        check_room(CONTRACT, 4, 3 * batch)
+    with pytest.raises(UserError, match=r": give a smaller --batch-size$"):
+        check_room(CONTRACT, 1, batch)  # of two slots at least
 
 
 @pytest.mark.parametrize("kind", list(Kind))
