@@ -35,6 +35,7 @@ from rich.table import Table
 from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.errors import PipelocalError
+from pipelocal.strict_json import to_json
 
 POLL_S = 0.1
 
@@ -152,7 +153,7 @@ def write_result(
         "results": results,
         "targets": [asdict(target) for target in targets],
     }
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    path.write_text(to_json(content, indent=2) + "\n")
 
 
 # Runs of pipelocal
@@ -213,8 +214,8 @@ class Failure:
 
     @property
     def diverged(self) -> bool:
-        """Whether a loss was no longer finite."""
-        return "the loss is NaN or infinite" in self.reason
+        """Whether a loss or a weight was no longer finite."""
+        return "is NaN or infinite" in self.reason
 
 
 def train_all(

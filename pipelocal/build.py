@@ -17,7 +17,8 @@ from pipelocal.closed_form import ClosedFormStage, check_stage
 from pipelocal.config import TrainConfig
 from pipelocal.config.checks import AUTOCAST
 from pipelocal.data import DataInfo, data_info
-from pipelocal.errors import UserError
+from pipelocal.errors import StageError, UserError
+from pipelocal.finite import first_nonfinite
 from pipelocal.layout import put_channels_last
 from pipelocal.models import Chain, Shape, build_chain
 from pipelocal.models.state import versions_of, with_versions
@@ -201,6 +202,9 @@ class Blueprint:
         ``body`` and ``head`` are state dicts, ``optimizer`` and ``steps`` the training's state;
         ``averaged`` holds the averaged ``body`` and ``head``, and the number of its ``updates``, or
         is None.
+
+        Raises:
+            StageError: the training diverged: a weight is NaN or infinite. Such a state is never saved.
         """
         averaged = None
         if stage.average is not None:
@@ -209,6 +213,12 @@ class Blueprint:
                 averaged = copy.deepcopy(weights) | {"updates": stage.average.updates}
         state = stage.state_dict() | {"body": self._whole_body(stage), "averaged": averaged}
         whole: dict[str, Any] = stage.replicas.whole(state)
+        if (bad := first_nonfinite(whole, self.parameter_names(stage))) is not None:
+            raise StageError(
+                f"after {stage.steps} batches {bad} is NaN or infinite: lower --lr, add --warmup-steps, or "
+                f"look at the data",
+                stage=stage.number,
+            )
         return whole
 
     def _whole_body(self, stage: Stage) -> dict[str, torch.Tensor]:

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +46,7 @@ from pipelocal.streams import (
     result_wanted,
     say,
 )
+from pipelocal.strict_json import to_json
 
 USER_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -147,7 +147,7 @@ def _dispatch(command: AnyConfig) -> None:
         result_of_plan = plan(command)
         with result_wanted():
             if command.json:
-                print(json.dumps(result_of_plan.to_json(), indent=2))
+                print(to_json(result_of_plan.to_json(), indent=2))
             else:
                 print_plan(result_of_plan, sys.stdout)
         return
@@ -170,7 +170,7 @@ def _print_figures(result: dict[str, Any], command: EvaluateConfig) -> None:
     from pipelocal.telemetry.summary import known
 
     if command.json:
-        print(json.dumps(result, indent=2))
+        print(to_json(result, indent=2))
         return
     for stage in result["stages"]:
         print(f"stage {stage['stage']:>3}  {stage['units']:<24} accuracy {stage['accuracy']:.4f}")

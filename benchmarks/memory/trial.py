@@ -34,6 +34,7 @@ from pipelocal.data import DATASETS, ArrayDataset, DataInfo, DatasetEntry
 from pipelocal.host import set_up_host
 from pipelocal.objective.local import cross_entropy
 from pipelocal.pipeline.assembly import Assembly
+from pipelocal.strict_json import to_json
 from pipelocal.train import train
 from pipelocal.transport.endpoint import ring_slots
 
@@ -88,7 +89,7 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
         extra = ring_bytes(config) if options.method == "pipelocal" else 0
         found = {"live_bytes": counter.peak + extra, "process_bytes": peak}
-    print(json.dumps(found | {"rank": int(os.environ.get("RANK", 0))}), flush=True)
+    print(to_json(found | {"rank": int(os.environ.get("RANK", 0))}), flush=True)
     sys.stdout.flush()
     os._exit(0)
 

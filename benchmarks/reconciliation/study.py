@@ -14,6 +14,7 @@ from benchmarks import common
 from benchmarks.common import BenchmarkError, Failure, Run
 from benchmarks.reconciliation.forms import FORMS, VARIANTS
 from pipelocal.config import TrainConfig
+from pipelocal.strict_json import to_json
 
 TRAINING_WINDOW = 50
 Row = dict[str, Any]
@@ -50,7 +51,7 @@ def keep(folder: Path | None, run: Run | Failure) -> None:
         else {"summary": run.summary, "metrics": run.metrics}
     )
     file = folder / f"{_key(run.config)}.json"
-    file.with_suffix(".part").write_text(json.dumps(content))
+    file.with_suffix(".part").write_text(to_json(content))
     file.with_suffix(".part").rename(file)
 
 

@@ -5,12 +5,13 @@ Messages go forth and back; half of the median round trip is the time of one.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 
 import torch
 import torch.distributed as dist
+
+from pipelocal.strict_json import to_json
 
 LARGE = 2**22
 """Bytes."""
@@ -23,7 +24,7 @@ def main() -> None:
     small, large = seconds_of(4), seconds_of(LARGE)
     if dist.get_rank() == 0:
         rate = LARGE / max(large - small, 1e-9)
-        print(json.dumps({"latency_s": small, "bytes_per_s": rate}), flush=True)
+        print(to_json({"latency_s": small, "bytes_per_s": rate}), flush=True)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -8,7 +8,6 @@ rank prints a list of one: what is left of that rate when the cores share caches
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -23,6 +22,7 @@ from benchmarks.throughput.peer import NOT_COUNTED, random_batch
 from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.host import set_up_host
+from pipelocal.strict_json import to_json
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
         counted = own[NOT_COUNTED:]
         cycles = [sum(counted[i : i + every]) / every for i in range(0, steps, every)]
         seconds.append(statistics.median(cycles))
-    print(json.dumps(seconds))
+    print(to_json(seconds))
 
 
 def own_stages(stages: int) -> list[int]:

@@ -27,6 +27,7 @@ from pipelocal.checkpoint.description import Description
 from pipelocal.config import TrainConfig, load_toml, to_toml
 from pipelocal.errors import UserError
 from pipelocal.paths import check_path
+from pipelocal.strict_json import to_json
 
 
 class RunFolder:
@@ -186,9 +187,7 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``."""
-        write_atomically(
-            self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode()
-        )
+        write_atomically(self.path / "summary.json", (to_json(summary, indent=2) + "\n").encode())
 
     def write_traceback(self, rank: int, error: BaseException) -> Path:
         """Keep the whole traceback of an unforeseen error beside the run."""

@@ -30,6 +30,7 @@ import torch
 
 from pipelocal.checkpoint.atomic import write_atomically
 from pipelocal.errors import UserError
+from pipelocal.strict_json import to_json
 
 MANIFEST = "manifest.json"
 FORMAT = 3
@@ -95,7 +96,7 @@ class SnapshotFolder:
             keep: how many snapshots stay.
         """
         content = {"format": FORMAT, **asdict(manifest)}
-        text = json.dumps(content, indent=2) + "\n"
+        text = to_json(content, indent=2) + "\n"
         write_atomically(self._step_path(manifest.step) / MANIFEST, text.encode())
         steps = self.steps()
         for step in steps[keep:]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from contextlib import suppress
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from pipelocal.doctor.links import Clock, Link, measure_clock, measure_links
 from pipelocal.errors import PipelocalError, UserError
 from pipelocal.host import use_interface
 from pipelocal.streams import result_wanted
+from pipelocal.strict_json import to_json
 from pipelocal.telemetry.view import format_bytes
 from pipelocal.units import parse_bytes
 from pipelocal.world import World
@@ -135,7 +135,7 @@ def _report(
     findings = judge(facts, links, clocks, unseen, config)
     with result_wanted():
         if config.json:
-            stream.write(json.dumps(_as_json(facts, links, findings), indent=2) + "\n")
+            stream.write(to_json(_as_json(facts, links, findings), indent=2) + "\n")
         else:
             _print(facts, links, findings, stream)
     stopping = sum(finding.stops for finding in findings)

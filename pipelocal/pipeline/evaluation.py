@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelocal.errors import StageError
 from pipelocal.objective.local import cross_entropy
 from pipelocal.stage import Stage, count_correct
 from pipelocal.telemetry.tally import Reading, Tally
@@ -33,13 +34,16 @@ class Evaluation:
         self._stage = stage
         self._votes = votes
         self._last = last
+        self._bad_input = torch.zeros((), dtype=torch.bool, device=device)
         self._tally = Tally(device, each=self._each)
         self._ensemble = Tally(device, each=self._each)
 
     def meet(self, batch: IncomingBatch) -> dict[str, Tensor]:
         """Evaluate a batch; the tensors for the next stage, in the order of the contract."""
-        target = batch.get("target")
-        output, logits = self._stage.evaluate(batch.get("x"))
+        x, target = batch.get("x"), batch.get("target")
+        if self._stage.number > 1:
+            self._bad_input |= ~torch.isfinite(x).all()
+        output, logits = self._stage.evaluate(x)
         loss = cross_entropy(logits, target)
         self._add(self._tally, batch, loss, logits, target)
         # A copy: what came in lies in memory that is used again once this batch is over.
@@ -54,7 +58,22 @@ class Evaluation:
         return found
 
     def finish(self) -> dict[str, Any]:
-        """The end of an evaluation; what its record says of it."""
+        """The end of an evaluation; what its record says of it.
+
+        Raises:
+            StageError: a loss is NaN or infinite. No label is right then, though one may look it: the first
+                is the greatest of logits that are no numbers.
+        """
+        bad = self._tally.first_bad_batch()
+        if bad is not None:
+            raise StageError(
+                "in the evaluation the loss is NaN or infinite: lower --lr, add --warmup-steps, or look at "
+                "the data",
+                stage=self._stage.number,
+                batch=bad,
+                # What came in bad was the fault of the stage before, which says so itself.
+                symptom=bool(self._bad_input),
+            )
         self.reading = self._tally.read_and_reset()
         found = {"loss": self.reading.loss, "accuracy": self.reading.accuracy}
         if self._last:

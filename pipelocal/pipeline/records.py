@@ -62,7 +62,7 @@ class Records:
             residual=metrics.residual,
         )
         if self._looks_always or self._due:
-            self._check_finite(x)
+            self._check_finite(x, metrics)
 
     def trained(self, header: Header) -> None:
         """The time of a training batch is over too: report, if it is time."""
@@ -81,7 +81,7 @@ class Records:
             StageError: a loss was NaN or infinite.
         """
         if self._reported < header.step:
-            self._check_finite(None)
+            self._check_finite(None, None)
             self._report_training(header.epoch)
         self.last_epoch = self._tally.read_and_reset(EPOCH)
         return self.last_epoch.loss
@@ -118,12 +118,20 @@ class Records:
             return False  # they report together, where they have all met what the record is of
         return stage.steps // self._log_every > self._reported // self._log_every
 
-    def _check_finite(self, x: Tensor | None) -> None:
+    def _check_finite(self, x: Tensor | None, metrics: StepMetrics | None) -> None:
         bad = self._tally.first_bad_batch()
         if bad is not None:
             number = self._stage.number
+            reason = (
+                "the loss is NaN or infinite: lower --lr, add --warmup-steps, or look at the data"
+            )
+            if metrics is not None and bool(torch.isfinite(metrics.loss)):
+                reason = (
+                    "the distance of the reconciliation is NaN or infinite, and the loss is not: choose "
+                    "--distance cosine, lower --lr, or choose --objective greedy"
+                )
             raise StageError(
-                "the loss is NaN or infinite: lower --lr, add --warmup-steps, or look at the data",
+                reason,
                 stage=number,
                 batch=bad,
                 # What came in bad was the fault of the stage before, which says so itself.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelocal.checkpoint.atomic import unwritable
+from pipelocal.strict_json import to_json
 from pipelocal.telemetry.view import Progress, StageRow, View
 
 POLL_S = 0.2
@@ -82,7 +82,7 @@ class Reporter:
     def _write(self, records: list[dict[str, Any]]) -> None:
         try:
             with self._metrics.open("a") as file:
-                file.writelines(json.dumps(record) + "\n" for record in records)
+                file.writelines(to_json(record) + "\n" for record in records)
         except OSError as error:
             raise unwritable(self._metrics, error) from error
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from pipelocal.checkpoint.atomic import write_atomically
 from pipelocal.errors import UserError
+from pipelocal.strict_json import to_json
 from pipelocal.telemetry.actions import Recorder
 
 
@@ -50,7 +51,7 @@ def write_part(folder: Path, rank: int, recorder: Recorder, clock_offset_s: floa
             }
         )
     part = {"events": events, "left_out": recorder.left_out}
-    write_atomically(_part(folder, rank), json.dumps(part).encode())
+    write_atomically(_part(folder, rank), to_json(part).encode())
 
 
 def merge_parts(folder: Path, ranks: int) -> None:
@@ -66,7 +67,7 @@ def merge_parts(folder: Path, ranks: int) -> None:
         "displayTimeUnit": "ms",
         "otherData": {"actions_left_out": sum(part["left_out"] for part in parts)},
     }
-    write_atomically(folder / "trace.json", json.dumps(trace).encode())
+    write_atomically(folder / "trace.json", to_json(trace).encode())
     for rank in range(ranks):
         _part(folder, rank).unlink()
     (folder / "trace").rmdir()

@@ -20,6 +20,7 @@ from pipelocal.evaluate import evaluate
 from pipelocal.plan import plan, planned_input
 from pipelocal.units import parse_bytes, parse_flops, parse_rate, parse_time
 from pipelocal.world import World
+from tests.ranks import run_ranks
 
 COMMANDS: list[Any] = [TrainConfig(), PlanConfig(), DoctorConfig(), EvaluateConfig(run="r")]
 
@@ -150,3 +151,26 @@ def test_threads_beyond_the_system_s_crashed_the_process(tmp_path: Path) -> None
     )
     assert done.returncode == 2
     assert "--threads 100000: must be at most 1024" in done.stderr
+
+
+def test_what_is_at_its_bound_trains(tmp_path: Path) -> None:
+    """The bounds are no promises: all at once, where they do not contradict each other, on two ranks."""
+    at_most = (
+        *("epochs", "warmup_steps", "evaluate_every", "seed", "freeze_patience", "delta_size"),
+        *("reconcile_every", "compress_rank", "window", "timeout", "start_timeout", "log_every"),
+        *("checkpoint_activations", "snapshot_minutes", "keep_snapshots"),
+    )
+    options = [
+        "--model",
+        "mlp",
+        "--stages",
+        "2",
+        "--max-steps",
+        "2",
+        "--delta",
+        "sketch",
+        "--plain",
+    ]
+    for name in at_most:
+        options += [f"--{name.replace('_', '-')}", str(LIMITS[name].most)]
+    run_ranks(tmp_path / "ranks", ["train", *options, "--out", str(tmp_path / "run")], 2)
