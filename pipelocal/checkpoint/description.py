@@ -25,6 +25,7 @@ from pipelocal.data.fingerprint import named_dtype
 from pipelocal.errors import UserError
 from pipelocal.models import Chain, Source, source_of
 from pipelocal.models.fingerprint import fingerprint
+from pipelocal.strict_json import to_json
 
 FILE = "run.json"
 FORMAT = 1
@@ -115,7 +116,7 @@ class Description:
         file = self.model.file
         if file is not None:
             content["model"]["file_from_run"] = os.path.relpath(file, run.resolve())
-        write_atomically(run / FILE, (json.dumps(content, indent=2) + "\n").encode())
+        write_atomically(run / FILE, (to_json(content, indent=2) + "\n").encode())
 
     @classmethod
     def read(cls, run: Path) -> Self:
