@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from pipelocal.config.option_name import option_name
 from pipelocal.data import DATASETS
 from pipelocal.errors import UserError
 from pipelocal.models import check_model_name
+from pipelocal.names import unwritable
 from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES, WEIGHT_SCHEDULES
 from pipelocal.objective.summaries import SUMMARIES
 from pipelocal.optim import OPTIMIZERS, SCHEDULES
@@ -36,9 +36,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "votes": ("auto", "on", "off"),
 }
 """Options whose words are fixed."""
-
-UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode's categories of control characters, bytes that are no UTF-8, and line breaks."""
 
 
 def check_options(config: TrainConfig) -> None:
@@ -78,7 +75,7 @@ def check_options(config: TrainConfig) -> None:
 
 def _check_text(option: str, text: str) -> None:
     """Refuse what neither a line of output nor the run's TOML file can hold; names in any script can be."""
-    bad = next((c for c in text if unicodedata.category(c) in UNWRITABLE), None)
+    bad = unwritable(text)
     if bad is not None:
         raise UserError(
             f"{option} {text!a}: give text without line breaks and control characters, in UTF-8, not with "

@@ -16,6 +16,7 @@ from pipelocal.models.in_place import give_own_input
 from pipelocal.models.state import Versions, versions_of, with_versions
 from pipelocal.models.traced import copy_of_piece, split_module
 from pipelocal.models.trial import check_not_lazy, try_unit
+from pipelocal.names import unwritable
 from pipelocal.seeding import seeded
 
 Shape = tuple[int, ...]
@@ -93,6 +94,11 @@ class Chain:
         doubled = {name for name in names if names.count(name) > 1}
         if doubled:
             raise UserError(f"unit names must differ, but {sorted(doubled)} occur more than once")
+        for name in names:
+            if unwritable(name) is not None:
+                raise UserError(
+                    f"unit name {name!a}: give one without line breaks and control characters"
+                )
         self.units = tuple(units)
         self.classifier = classifier
         self.input_shape = input_shape

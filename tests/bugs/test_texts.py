@@ -4,9 +4,11 @@ import io
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from pipelocal import cli
 from pipelocal.checkpoint.run_folder import RunFolder
@@ -15,6 +17,7 @@ from pipelocal.config.command_line import parse
 from pipelocal.data import DATASETS, ArrayDataset, DatasetEntry, data_info, load_dataset
 from pipelocal.errors import DataError, UserError
 from pipelocal.evaluate import evaluate
+from pipelocal.models import Chain
 from pipelocal.train import train
 
 ODD_NAMES = """
@@ -144,6 +147,13 @@ def test_names_of_units_were_torn_at_commas(
     shown = capsys.readouterr().out
     assert "[bold]x[/bold]" in shown  # no markup
     assert r"3x3\,b" in shown
+
+
+@pytest.mark.parametrize("bad", ["a\nb", "\t", "a\x1b[2J"])
+def test_names_of_units_that_tear_a_table_are_refused(bad: str) -> None:
+    model = nn.Sequential(OrderedDict([(bad, nn.Linear(4, 4)), ("head", nn.Linear(4, 3))]))
+    with pytest.raises(UserError, match=r"unit name .*: give one without line breaks"):
+        Chain.from_sequential(model, input_shape=(4,), classes=3)
 
 
 def _said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
