@@ -63,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(
                 errors="replace"
             )  # a name that the terminal cannot show is no failure
-    code = run(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        code = run(list(sys.argv[1:] if arguments is None else arguments))
+    except Terminated as error:  # once more, while it was being told why this process ends
+        code = 128 + error.number
     flush_streams()
     if code and world_size() > 1:
         # Transfers with a lost rank cannot be called back, and would keep the process alive.

@@ -29,6 +29,7 @@ from pipelocal.errors import (
     Terminated,
     UserError,
 )
+from pipelocal.launcher import end_job
 from pipelocal.lifeline import Lifeline
 from pipelocal.membership import SECRET_BYTES
 from pipelocal.patience import Patience
@@ -285,6 +286,8 @@ class ControlPlane:
             if self._closing.wait(WATCH_INTERVAL_S):
                 return
         say(f"pipelocal: stopped, and not able to leave: {self._account}")
+        if self._refused:
+            end_job()
         os._exit(1)
 
     def _describe(self, error: BaseException) -> str:

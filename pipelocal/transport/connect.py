@@ -19,8 +19,9 @@ EDGES = ("auto", "device", "host")
 Pair = tuple[int, ...]
 """Sending and receiving rank of an edge."""
 
-GLOO_TIMEOUT = timedelta(days=1)
-"""Never reached: the ends of an edge have a patience of their own, which names stage and batch."""
+GLOO_TIMEOUT = timedelta(days=365)
+"""Never reached, also while a job is suspended: the ends of an edge have a patience of their own, which names
+stage and batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
