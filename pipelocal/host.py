@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import socket
+from contextlib import suppress
 
 import psutil
 import torch
 
 from pipelocal.address import loopback_interface, one_host
 from pipelocal.errors import UserError
+
+MOST_OPEN_FILES = 65_536
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -29,6 +33,24 @@ def set_up_host(threads: int) -> None:
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
+
+
+def allow_open_files() -> int:
+    """Let this process open as many files and connections as the system lets it.
+
+    Gloo keeps every connection that anybody ever made to its ports, and ends the process when it cannot
+    open one more. The usual limit, which a process may raise, is 1024.
+
+    Returns:
+        How many it may open now.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):  # macOS has a limit that it does not tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
+    return soft
 
 
 def use_interface(name: str | None) -> None:

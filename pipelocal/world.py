@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from pipelocal.breakable import breakable
 from pipelocal.errors import NotMet, UserError
+from pipelocal.host import allow_open_files
 from pipelocal.launcher import check_alone, left_over, under_torchrun
 from pipelocal.meeting import meet
 from pipelocal.patience import Patience
@@ -68,6 +69,7 @@ class World:
                 f"RANK={os.environ.get('RANK', '')} and WORLD_SIZE={size}: RANK must be set, from 0 "
                 f"to {size - 1}; torchrun sets both ({left_over()})"
             )
+        allow_open_files()
         try:
             store, token = _meet_all(rank, size, start_timeout_s)
         except UserError:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from pipelocal import lifeline, membership
 from pipelocal.address import listen, own_address
@@ -18,10 +20,12 @@ from tests.strangers import Strangers
 from tests.test_transparency import assert_same_bits, train_alone
 
 TRAIN = ["--model", "mlp", "--stages", "3", "--max-steps", "60"]
+FEW_FILES = 128
+"""Open in one process at the start; a flood is larger."""
 
 
 def launch_by_store(folder: Path, arguments: list[str], size: int, *, late_s: float = 0.5) -> Ranks:
-    """Start ranks that meet at a TCP store of rank 0; the second comes late to its neighbours.
+    """Start ranks that meet at a TCP store of rank 0; the second comes late wherever ranks connect.
 
     So the ports that are open for milliseconds otherwise are found.
     """
@@ -33,13 +37,23 @@ def launch_by_store(folder: Path, arguments: list[str], size: int, *, late_s: fl
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
+        # Gloo never closes what strangers opened, and ends the process when there is room for no more.
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (FEW_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        )
         if rank == 1:
+            new_group = dist.new_group
+
+            def late_group(*args: Any, **kwargs: Any) -> object:
+                time.sleep(late_s)
+                return new_group(*args, **kwargs)
 
             def late(*args: Any, **kwargs: Any) -> dict[int, socket.socket]:
                 time.sleep(late_s)
                 return membership.meet_neighbours(*args, **kwargs)
 
             vars(lifeline)["meet_neighbours"] = late
+            dist.new_group = late_group
 
     return launch(folder, arguments, size, before)
 

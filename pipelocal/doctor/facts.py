@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pipelocal.address import own_address
 from pipelocal.config.doctor import DoctorConfig
 from pipelocal.data import data_info, load_dataset
 from pipelocal.errors import PipelocalError
+from pipelocal.host import allow_open_files
 from pipelocal.models import build_chain
 from pipelocal.world import World, describe_device
 
@@ -92,7 +92,7 @@ def gather(config: DoctorConfig, world: World) -> Facts:
         cores=len(os.sched_getaffinity(0)),
         ranks_on_host=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         memory_free_bytes=psutil.virtual_memory().available,
-        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        open_files=allow_open_files(),
         out=str(out),
         out_error=out_error,
         out_free_bytes=free,
