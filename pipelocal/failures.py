@@ -9,7 +9,7 @@ from typing import Protocol
 
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.control import CAUSE_PATIENCE_S, ControlPlane
-from pipelocal.errors import STALLED, Interrupted, PipelocalError, StageError, Terminated
+from pipelocal.errors import STALLED, Interrupted, PipelocalError, StageError, Terminated, UserError
 from pipelocal.patience import Patience
 from pipelocal.streams import say
 from pipelocal.telemetry.actions import Recorder
@@ -39,7 +39,9 @@ def failures_told(run: RunUnderWay) -> Iterator[None]:
         account, own = run.control.fail(error)
         _tell_last_actions(run, account)
         _keep_traceback(run, raised)
-        if not own:
+        # What was given to all ranks alike, each of them can say by itself.
+        same = isinstance(error, UserError) and account.endswith(str(error))
+        if not own and not same:
             raise run.control.interruption(account) from raised
         if error is raised:
             raise

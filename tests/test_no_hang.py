@@ -203,12 +203,13 @@ def test_a_failure_of_rank_0_before_the_start_ends_the_others(tmp_path: Path) ->
 
 
 def test_ranks_that_disagree_are_told_so(tmp_path: Path) -> None:
-    """The contract of an edge differs when one rank was started with other options."""
+    """Options are compared before anything else; the contract of an edge would differ, too."""
     common = ["train", "--stages", "2", "--out", str(tmp_path / "run"), "--batch-size"]
     ranks = launch(tmp_path / "log", [[*common, "32"], [*common, "64"]], 2)
     codes = ranks.wait()
     assert all(codes), codes
-    assert "edge 1 -> 2: the two ends disagree on max_rows" in ranks.output()
+    for rank in (0, 1):
+        assert "--batch-size (32 on rank 0, 64 on rank 1)" in ranks.output(rank)
 
 
 def test_sigterm_ends_a_rank_that_still_waits_for_the_others(tmp_path: Path) -> None:
