@@ -78,7 +78,7 @@ def run(arguments: list[str]) -> int:
     """Run a command; its exit code, with one line on standard error if it is not 0."""
     try:
         try:
-            command = parse(arguments, quiet=not speaks_for_node())
+            command = parse(arguments, options_of=_options_of, quiet=not speaks_for_node())
         except (SystemExit, UserError) as error:
             if not isinstance(error, SystemExit) or error.code:  # not --help
                 _tell_unreadable(arguments)
@@ -128,6 +128,12 @@ def _tell_unreadable(arguments: list[str]) -> None:
         control = ControlPlane(World.from_environment(start_timeout_s=TELLING_S))
         control.fail(UserError("its options cannot be read: its own output says why"))
         control.stop_watching()
+
+
+def _options_of(run: str) -> TrainConfig:
+    from pipelocal.checkpoint.run_folder import options_to_go_on_with
+
+    return options_to_go_on_with(run)
 
 
 def _dispatch(command: AnyConfig) -> None:

@@ -48,7 +48,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     workers = assembly.workers(stages, Source(batches, None, device), None)
     run_stream(workers, lambda: None)
     if not config.averaged:
-        _compare_with_summary(records[-1]["accuracy"], finished)
+        _compare_with_the_run(records[-1]["accuracy"], finished)
     return {
         "eval_accuracy": records[-1]["accuracy"],
         "ensemble_accuracy": records[-1].get("ensemble_accuracy"),
@@ -84,10 +84,12 @@ def _data(config: EvaluateConfig, finished: FinishedRun) -> BatchStream:
     return batches
 
 
-def _compare_with_summary(accuracy: float | None, finished: FinishedRun) -> None:
-    before = finished.folder.summary()["eval_accuracy"]
+def _compare_with_the_run(accuracy: float | None, finished: FinishedRun) -> None:
+    before, where = finished.accuracy, "when the run evaluated these weights"
+    if finished.at_end and finished.folder.finished:
+        before, where = finished.folder.summary()["eval_accuracy"], "in the run's summary.json"
     if before is not None and accuracy != before:
-        tell(f"the last head's accuracy is {accuracy} now, and {before} in the run's summary.json")
+        tell(f"the last head's accuracy is {accuracy} now, and {before} {where}")
 
 
 def plain_state_dict(run: str, *, averaged: bool = False) -> dict[str, Tensor]:

@@ -1,43 +1,59 @@
-"""A finished run, read back: options, model, weights."""
+"""A run, read back: options, model, weights."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelocal.build import Blueprint
+from pipelocal.checkpoint.choice import read_weights, run_of
 from pipelocal.checkpoint.description import ModelDescription
 from pipelocal.checkpoint.run_folder import RunFolder
+from pipelocal.checkpoint.snapshot import SnapshotFolder
 from pipelocal.errors import UserError
 from pipelocal.stage import Stage
 from pipelocal.streams import tell
 
 
 class FinishedRun:
-    """What a run left.
+    """What a run left: its end, or if that did not come its newest good snapshot.
+
+    Says on standard error which snapshot that is.
 
     Args:
-        path: the run's folder.
+        path: the run's folder, or that of one of its snapshots, or ``RUN/snapshots/best``.
         averaged: take the averaged weights, of a run with ``--ema``.
 
     Raises:
-        UserError: no finished run, or one without averaged weights where they are wanted.
+        UserError: no run, one that left no weights, or one without averaged weights where they are wanted.
     """
 
     def __init__(self, path: str, *, averaged: bool = False) -> None:
-        self.folder = RunFolder.open(path)
+        at = Path(path)
+        self.folder = RunFolder.open(str(run_of(at)))
         config = self.folder.config()
+        weights = read_weights(at, tell)
+        if weights is None:
+            raise UserError(_nothing_left(at, self.folder.path))
+        manifest, self._states = weights.chosen.manifest, weights.states
+        self.accuracy = manifest.quality and manifest.quality[0]
+        """Of the last head, as these weights were evaluated in the run; None if they were not."""
+        self.at_end = weights.chosen.folder == SnapshotFolder(self.folder.path).end
+        if not self.at_end:
+            tell(f"{at}: the weights after batch {manifest.step}, before the end of the run")
         self.description = self.folder.description()
         then = self.description.model
         self.config = replace(config, model=then.located(config.model, self.folder.path))
         # The description knows what the model is fed, so that the data need not be there.
-        self.blueprint = Blueprint.draw(self.config, info=self.description.info)
-        changed = then.differences(ModelDescription.of(self.config.model, self.blueprint.chain))
+        blueprint = Blueprint.draw(self.config, info=self.description.info)
+        changed = then.differences(ModelDescription.of(self.config.model, blueprint.chain))
         if changed:
             tell(f"since the run in {path} was trained, {changed[0]} changed: {self.config.model}")
+        self.blueprint = blueprint.cut_at(manifest.cut)
         self._averaged = averaged
         if averaged and self.config.ema is None:
             raise UserError(
@@ -78,6 +94,15 @@ class FinishedRun:
         return range(1, self.blueprint.stages + 1)
 
     def _weights(self, number: int) -> dict[str, Any]:
-        state = self.folder.load_stage(number)
+        state = self._states[number - 1]
         weights: dict[str, Any] = state["averaged"] if self._averaged else state
         return weights
+
+
+def _nothing_left(path: Path, run: Path) -> str:
+    if path != run:
+        return f"{path}: no snapshot of {run} that is left was evaluated: give {run} for the newest one"
+    return (
+        f"the run in {run} did not end, and left no snapshot yet: wait for one, or go on with it by the "
+        f"command that began it"
+    )

@@ -27,11 +27,11 @@ from pipelocal.partition.measured import Stopwatch
 from pipelocal.partition.replicas import choose_replicas, replicas_text
 from pipelocal.partition.topology import Traffic, arrange
 from pipelocal.pipeline.placement import Placement, place
-from pipelocal.recovery import find_start
+from pipelocal.recovery import Start, find_start, forget_what_comes_again
 from pipelocal.world import World
 
 FOLDER = "folder"
-"""Key of the run's folder, for the attempts that follow."""
+"""Key of the run's folder, for the other ranks and for the attempts that follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,7 @@ def prepare(
     if finished is not None:
         facts, folder = Facts(folder=str(finished.path), finished=True), finished
     else:
-        folder = RunFolder.choose(config, earlier=earlier)
-        world.lasting.set(FOLDER, str(folder.path))
+        folder = RunFolder.choose(config, model, earlier=earlier)
         batches = open_data(config)
         data = describe_data(batches.dataset)
         description = Description(model=model, data=data, versions=versions())
@@ -113,7 +112,9 @@ def prepare(
             cut=cut,
             replicas=counts,
             ranks=_arrange(config, blueprint, placement, world, control),
-            start=asdict(find_start(folder, config, blueprint, cut, description)),
+            start=asdict(
+                find_start(folder, config, blueprint, cut, description, batches.steps_per_epoch)
+            ),
             data=data["fingerprint"],
         )
     control.put("facts", asdict(facts))
@@ -133,6 +134,26 @@ def _finished_before(config: TrainConfig, path: str | None, world: World) -> Run
     if folder.finished and identity(folder.config()) == identity(config):
         return folder
     return None
+
+
+def begin(
+    prepared: Prepared, config: TrainConfig, start: Start, control: ControlPlane
+) -> RunFolder:
+    """Make the folder on rank 0, or go on in it; without ``--out`` its number may be another one by now.
+
+    Raises:
+        UserError: it cannot be made.
+        Interrupted: another rank failed.
+    """
+    folder = prepared.folder
+    if prepared.description is None:  # on the other ranks
+        return RunFolder(control.wait_for(FOLDER, timeout_s=config.start_timeout))
+    folder.begin(config, prepared.description)
+    if folder.goes_on:
+        forget_what_comes_again(folder, start)
+    control.world.lasting.set(FOLDER, str(folder.path))
+    control.put(FOLDER, str(folder.path))
+    return folder
 
 
 def open_dataset(config: TrainConfig) -> ArrayDataset:

@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipelocal.build import Blueprint
+from pipelocal.checkpoint.choice import named_snapshot, newest_good
 from pipelocal.checkpoint.description import Description
 from pipelocal.checkpoint.repartition import StageState, repartitioned
 from pipelocal.checkpoint.resume import (
+    PLACE,
     check_fitting,
     check_same_run,
     check_unchanged,
     differences,
     identity,
-    named_snapshot,
-    newest_good,
 )
 from pipelocal.checkpoint.run_folder import RunFolder
-from pipelocal.checkpoint.snapshot import Manifest, SavedFile, SnapshotFolder
-from pipelocal.checkpoint.writer import SnapshotWriter
+from pipelocal.checkpoint.snapshot import (
+    Epochs,
+    Evaluated,
+    Manifest,
+    SnapshotFolder,
+    load_stage,
+    save_stage,
+)
+from pipelocal.checkpoint.writer import Part, SnapshotWriter
 from pipelocal.config import TrainConfig
 from pipelocal.control import ControlPlane
 from pipelocal.errors import UserError
 from pipelocal.partition import Cut, from_names, names_of
+from pipelocal.paths import check_path
+from pipelocal.pipeline.plan import Plan
 from pipelocal.pipeline.worker import Worker
 from pipelocal.stage import Stage
 from pipelocal.streams import tell
@@ -37,10 +48,15 @@ class Start:
 
     step: int = 0
     """Training batches before the snapshot to go on from; 0 to begin anew."""
-    run: str = ""
-    """Folder of the run that the snapshot is of."""
+    snapshot: str = ""
+    """Its folder."""
     cut: list[str] = field(default_factory=list)
     """Where the model was cut in that snapshot: names of the units with which stages begin."""
+    evaluated: bool = False
+    """Whether the evaluation behind that batch, if there is one, has been."""
+    epochs_before: int = 0
+    """See :class:`~pipelocal.checkpoint.snapshot.Epochs`."""
+    steps_before: int = 0
 
 
 def find_start(
@@ -49,10 +65,11 @@ def find_start(
     blueprint: Blueprint,
     cut: list[str],
     description: Description,
+    steps_per_epoch: int,
 ) -> Start:
     """The newest good snapshot of an unfinished run, or that which ``--resume`` names.
 
-    Rank 0 asks. Says on standard error what it found, and forgets the records that will come again.
+    Rank 0 asks. Says on standard error what it found.
 
     Args:
         folder: the run's.
@@ -60,36 +77,105 @@ def find_start(
         blueprint: the model.
         cut: names of the units before which it will be cut.
         description: what the options stand for now.
+        steps_per_epoch: batches that the data set yields in an epoch.
 
     Raises:
         UserError: the run is another one, or still goes on; or the snapshot named cannot be used.
     """
-    manifest = None
-    if folder.goes_on:
+    chosen, own = None, folder.goes_on
+    if own:
         folder.lock()
         check_same_run(identity(folder.config()), config, folder.path)
-        manifest = newest_good(folder.path, tell)
-        folder.cut_metrics(0 if manifest is None else manifest.step)
-    if manifest is not None:
-        run = folder.path
-        check_same_run(manifest.identity, config, run)
-        check_unchanged(Description.read(run), description, config, run, tell, same_data=True)
-        tell(f"going on after batch {manifest.step} of {run}")
+        chosen = newest_good(folder.path, tell)
+    if chosen is not None:
+        check_same_run(chosen.manifest.identity, config, folder.path)
+        then = Description.read(chosen.run)
+        check_unchanged(then, description, config, chosen.run, tell, same_data=True)
+        tell(f"going on after batch {chosen.manifest.step} of {chosen.run}")
     elif config.resume not in ("auto", "never"):
-        run, manifest = named_snapshot(Path(config.resume), tell)
-        check_fitting(manifest.identity, config, Path(config.resume), tell)
-        same_data = (
-            not {"data", "train_samples", "seed"} & differences(manifest.identity, config).keys()
+        own, named = False, Path(config.resume)
+        check_path("--resume", named)
+        chosen = named_snapshot(named, tell)
+        if chosen is None:
+            raise UserError(
+                f"--resume {named} holds no snapshot that can be used: give auto, never, the folder of a "
+                f"run that took snapshots, or that of one of them"
+            )
+        check_fitting(chosen.manifest.identity, config, named, tell)
+        then, differing = (
+            Description.read(chosen.run),
+            differences(chosen.manifest.identity, config),
         )
-        check_unchanged(Description.read(run), description, config, run, tell, same_data=same_data)
-        tell(f"beginning after batch {manifest.step} of {run}")
+        same_data = not {"data", "train_samples", "seed"} & differing.keys()
+        check_unchanged(then, description, config, chosen.run, tell, same_data=same_data)
+        tell(f"beginning after batch {chosen.manifest.step} of {chosen.run}")
     else:
-        if folder.goes_on:
+        if own:
             tell(f"there is no snapshot in {folder.path}: beginning anew")
         return Start()
+    manifest = chosen.manifest
+    epochs = _epochs(manifest, config, steps_per_epoch)
+    plan = Plan.of(config, **asdict(epochs))
+    if not own and manifest.step >= plan.total_steps:
+        raise UserError(
+            f"--resume {config.resume}: the snapshot is of batch {manifest.step}, and --epochs and "
+            f"--max-steps end the training after {max(0, plan.total_steps)}: {_more(config, plan, manifest)}"
+        )
     if manifest.cut != cut:
         _tell_new_heads(blueprint, manifest.cut, cut)
-    return Start(step=manifest.step, run=str(run), cut=manifest.cut)
+    return Start(
+        step=manifest.step,
+        snapshot=str(chosen.folder),
+        cut=manifest.cut,
+        evaluated=manifest.after_evaluation and manifest.cut == cut,
+        epochs_before=epochs.epochs_before,
+        steps_before=epochs.steps_before,
+    )
+
+
+def _more(config: TrainConfig, plan: Plan, manifest: Manifest) -> str:
+    """What to give to train further."""
+    epochs, steps = plan.epoch_of_last(manifest.step) + 1, manifest.step
+    more = []
+    if epochs >= config.epochs:
+        more.append(f"--epochs {2 * epochs}")
+    if config.max_steps is not None and config.max_steps <= steps:
+        more.append(f"--max-steps {2 * steps}")
+    return f"give more, such as {' '.join(more)}"
+
+
+def _epochs(manifest: Manifest, config: TrainConfig, steps_per_epoch: int) -> Epochs:
+    """Which batches make the epochs to come: as before, or from here on those of other options.
+
+    Raises:
+        UserError: other options would tear an epoch of which a part is over.
+    """
+    old = manifest.epochs
+    now = Plan.of(config, steps_per_epoch).steps_per_epoch
+    differing = differences(manifest.identity, config)
+    other = [differing[name] for name in PLACE if name in differing]
+    if not other and now == old.steps_per_epoch:
+        return replace(old, steps_per_epoch=steps_per_epoch)
+    epochs, rest = divmod(manifest.step - old.steps_before, old.steps_per_epoch)
+    if rest:
+        raise UserError(
+            f"the snapshot of batch {manifest.step} is of the middle of an epoch, which other batches "
+            f"would not complete: {'; '.join(other) or '--replicas'}: give the same, or a snapshot of an "
+            f"epoch's end"
+        )
+    return Epochs(
+        steps_per_epoch=steps_per_epoch,
+        epochs_before=old.epochs_before + epochs,
+        steps_before=manifest.step,
+    )
+
+
+def forget_what_comes_again(folder: RunFolder, start: Start) -> None:
+    """Drop the records and the snapshots of a run behind where it goes on; nobody writes any yet."""
+    folder.cut_metrics(start.step, evaluated=start.evaluated)
+    snapshots = SnapshotFolder(folder.path)
+    if Path(start.snapshot) != snapshots.end:
+        snapshots.forget_after(start.step)
 
 
 def _tell_new_heads(blueprint: Blueprint, old: list[str], new: list[str]) -> None:
@@ -116,7 +202,7 @@ def _listed(ends: list[str]) -> str:
 
 
 class Snapshots:
-    """What one rank does about snapshots while it trains.
+    """What one rank does about snapshots: those on the way, and that of the end.
 
     Args:
         blueprint: the cut model.
@@ -125,6 +211,7 @@ class Snapshots:
         control: tells the other ranks what was written.
         own: numbers of this rank's stages.
         cut: names of the units with which the stages after the first begin.
+        plan: how long the run trains.
         writes: whether this rank writes what it has; of several replicas one does.
     """
 
@@ -137,38 +224,97 @@ class Snapshots:
         *,
         own: range,
         cut: list[str],
+        plan: Plan,
         writes: bool = True,
     ) -> None:
         self._blueprint = blueprint
         self._identity = json.loads(json.dumps(identity(config)))
+        self._control = control
         self._cut = cut
+        self._epochs = Epochs(
+            steps_per_epoch=plan.steps_per_epoch,
+            epochs_before=plan.epochs_before,
+            steps_before=plan.steps_before,
+        )
+        self._keep = config.keep_snapshots
         self._writes = writes
+        self._folder = SnapshotFolder(folder.path)
         self._writer = SnapshotWriter(
-            SnapshotFolder(folder.path),
+            self._folder.at,
             put=control.put,
             take=control.take,
             check=control.check,
             own=own,
-            complete=self._manifest if control.world.rank == 0 else None,
+            complete=self._complete if control.world.rank == 0 else None,
             stages=blueprint.stages,
-            keep=config.keep_snapshots,
         )
 
-    def save(self, stage: Stage, worker: dict[str, Any]) -> None:
+    @property
+    def price(self) -> float:
+        """Seconds that the last one has cost; infinite while one is written, and elsewhere than on rank 0."""
+        known = self._control.world.rank == 0 and self._writer.idle
+        return self._writer.seconds if known else math.inf
+
+    def save(self, worker: Worker) -> None:
         """See :data:`~pipelocal.pipeline.worker.Save`."""
-        state = self._blueprint.stage_state(stage)
-        state |= {"training": stage.training_state(), "worker": worker}
-        state["names"] = self._blueprint.parameter_names(stage)
-        del state["optimizer"]  # which the training state holds
+        state = self._state(worker)
         if self._writes:
-            self._writer.save(stage.steps, stage.number, state)
+            stage = worker.stage
+            self._writer.save(stage.steps, stage.number, state, _evaluated(worker))
 
     def close(self) -> None:
         """Wait until all is written."""
         self._writer.close()
 
-    def _manifest(self, step: int, files: list[SavedFile]) -> Manifest:
-        return Manifest(step=step, cut=self._cut, identity=self._identity, files=tuple(files))
+    def save_end(self, worker: Worker) -> None:
+        """Write a stage as it is at the end."""
+        state = self._state(worker)
+        if self._writes:
+            number = worker.stage.number
+            file = save_stage(self._folder.end, number, state)
+            part = Part(file=file, evaluated=_evaluated(worker))
+            self._control.put(f"snapshot/end/{number}", asdict(part))
+
+    def complete_end(self, step: int) -> None:
+        """On rank 0: make the end count, and drop what is not needed any more."""
+        numbers = range(1, self._blueprint.stages + 1)
+        parts = [Part.of_json(self._control.take(f"snapshot/end/{number}")) for number in numbers]
+        self._folder.complete_end(self._manifest(step, parts), keep=self._keep)
+
+    def _complete(self, step: int, parts: Sequence[Part]) -> None:
+        self._folder.complete(self._manifest(step, parts), keep=self._keep)
+
+    def _manifest(self, step: int, parts: Sequence[Part]) -> Manifest:
+        return Manifest(
+            step=step,
+            cut=self._cut,
+            identity=self._identity,
+            epochs=self._epochs,
+            evaluated=parts[-1].evaluated,
+            files=tuple(part.file for part in parts),
+        )
+
+    def _state(self, worker: Worker) -> dict[str, Any]:
+        """All that it takes to go on; all replicas give it together."""
+        stage = worker.stage
+        training = stage.training_state()
+        state = self._blueprint.stage_state(stage)
+        state["optimizer"] = training.pop("optimizer")
+        state |= {"training": training, "worker": worker.state_dict()}
+        # Of a stage that is trained no more there is nothing to be found by them.
+        state["names"] = [] if stage.frozen else self._blueprint.parameter_names(stage)
+        return state
+
+
+def _evaluated(worker: Worker) -> Evaluated | None:
+    step, reading = worker.evaluation.step, worker.evaluation.reading
+    if step is None or reading is None:
+        return None
+    return Evaluated(step=step, accuracy=_finite(reading.accuracy), loss=_finite(reading.loss))
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def load_snapshot(
@@ -179,12 +325,12 @@ def load_snapshot(
     Raises:
         UserError: a stage's file cannot be read or does not fit.
     """
-    stage, folder = worker.stage, SnapshotFolder(Path(start.run))
+    stage = worker.stage
     if start.cut == names_of(blueprint.chain, blueprint.cuts):
-        state = folder.load_stage(start.step, stage.number)
+        state = _load(start, stage.number)
         worker.load_state_dict(state["worker"], replica=replica, replicas=replicas)
     else:
-        state = _from_other_cut(blueprint, stage, folder, start)
+        state = _from_other_cut(blueprint, stage, start)
         worker.records.continue_from(start.step)
     if replicas > 1 and state["training"]["batches"]:
         raise UserError(
@@ -198,13 +344,17 @@ def load_snapshot(
     stage.load_training_state(state["training"], steps=steps, frozen_at=frozen_at)
 
 
-def _from_other_cut(
-    blueprint: Blueprint, stage: Stage, folder: SnapshotFolder, start: Start
-) -> dict[str, Any]:
+def _load(start: Start, number: int) -> dict[str, Any]:
+    state = load_stage(Path(start.snapshot), number)
+    state["training"]["optimizer"] = state.pop("optimizer")
+    return state
+
+
+def _from_other_cut(blueprint: Blueprint, stage: Stage, start: Start) -> dict[str, Any]:
     """A stage's state from those of other stages."""
     saved = []
     for number, cut in enumerate(_cuts(blueprint, start.cut), start=1):
         units = tuple(unit.name for unit in blueprint.chain.units[cut.start : cut.stop])
-        saved.append(StageState(units=units, state=folder.load_stage(start.step, number)))
+        saved.append(StageState(units=units, state=_load(start, number)))
     fresh = blueprint.stage_state(stage) | {"names": blueprint.parameter_names(stage)}
     return repartitioned(saved, blueprint.unit_names(stage.number), fresh)

@@ -30,10 +30,11 @@ from pipelocal.partition import other_reading
 from pipelocal.partition.replicas import replicas_text
 from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.markers import Markers
-from pipelocal.pipeline.placement import Placement, Seat, place
-from pipelocal.pipeline.source import Plan, Source
+from pipelocal.pipeline.placement import Placement, place
+from pipelocal.pipeline.plan import Plan
+from pipelocal.pipeline.source import Source
 from pipelocal.pipeline.worker import Worker, run_stream
-from pipelocal.preparation import Facts, open_data, prepare
+from pipelocal.preparation import Facts, begin, open_data, prepare
 from pipelocal.purity import Demands, check_extra_state, check_purity
 from pipelocal.recovery import Snapshots, Start, load_snapshot
 from pipelocal.replicas.join import join_replicas
@@ -91,8 +92,13 @@ class Run:
             # Every replica of the first stage reads its own batches.
             batches = open_data(self.config)
             check_same_data(facts.data, describe_data(batches.dataset)["fingerprint"])
-        plan = _plan(self.config, facts.steps_per_epoch)
         start = Start(**facts.start)
+        plan = Plan.of(
+            self.config,
+            facts.steps_per_epoch,
+            epochs_before=start.epochs_before,
+            steps_before=start.steps_before,
+        )
         _check_start(start, plan, alone=self.world.size == 1)
         stages = self._build_stages(plan, facts, seat.block.stages)
         assembly = Assembly(
@@ -104,20 +110,31 @@ class Run:
         )
         before, after, group = self._connected(assembly, placement)
         # Only now: all ranks have built their stages, so a start that fails leaves no folder behind.
-        self.folder = folder
-        if prepared.description is not None:
-            folder.begin(self.config, prepared.description)
+        self.folder = folder = begin(prepared, self.config, start, self.control)
+        snapshots = Snapshots(
+            self.blueprint,
+            self.config,
+            folder,
+            self.control,
+            own=seat.block.stages,
+            cut=facts.cut,
+            plan=plan,
+            writes=seat.replica == 0,
+        )
         incoming: Receiver | None = before
         if batches is not None:
-            markers = self._markers(start.step, group)
             incoming = Source(
-                batches, plan, self.device, start=start.step, markers=markers, deal=seat.deal
+                batches,
+                plan,
+                self.device,
+                start=start.step,
+                evaluated=start.evaluated,
+                markers=self._markers(start.step, group, snapshots),
+                deal=seat.deal,
             )
         assert incoming is not None
-        snapshots = self._snapshots(folder, seat, facts.cut)
-        save = snapshots.save if snapshots else None
         workers = self.workers = assembly.workers(
-            stages, incoming, after, save=save, reports=seat.replica == 0
+            stages, incoming, after, save=snapshots.save, reports=seat.replica == 0
         )
         for worker in workers:
             if start.step:
@@ -129,24 +146,23 @@ class Run:
         try:
             if reporter:
                 reporter.start()
-            with self._traced(folder), self.wishes.heard() if snapshots else nullcontext():
+            heard = self.wishes.heard() if self.config.takes_snapshots else nullcontext()
+            with self._traced(folder), heard:
                 run_stream(workers, self.control.check)
-                if snapshots:
-                    snapshots.close()
-            if snapshots and workers[0].stage.steps < plan.total_steps:
+                snapshots.close()
+            if workers[0].evaluation.step != plan.total_steps:
                 self.stopped_at = workers[0].stage.steps
                 self.control.leave()
                 return None
             for worker in workers:
-                state = self.blueprint.stage_state(worker.stage)
-                if seat.replica == 0:
-                    folder.save_stage(worker.stage.number, state)
+                snapshots.save_end(worker)
                 self.control.post(final_record(worker, self.world.rank, self.device))
             summary = None
             if reporter:
                 finals = self._finals(reporter, placement)
                 if self.config.trace:  # by now every rank has written its part
                     merge_parts(folder.path, self.world.size)
+                snapshots.complete_end(plan.total_steps)
                 summary = summarise(
                     self.config, self.world.size, finals, no_ensemble=assembly.votes.why_not
                 )
@@ -205,31 +221,19 @@ class Run:
                 rank = self.world.rank
                 write_part(folder.path, rank, self.recorder, self._clock_offset_s)
 
-    def _markers(self, done: int, group: ReplicaGroup | None) -> Markers | None:
+    def _markers(
+        self, done: int, group: ReplicaGroup | None, snapshots: Snapshots
+    ) -> Markers | None:
         config = self.config
         if not config.takes_snapshots:
             return None
-        minutes = config.snapshot_minutes
-        seconds = None if minutes is None else 60 * minutes
         return Markers(
             every=config.snapshot_every,
-            seconds=seconds,
+            seconds=60 * config.snapshot_minutes,
             wishes=self.wishes,
             done=done,
+            price=lambda: snapshots.price,
             agree=None if group is None else group.greatest,
-        )
-
-    def _snapshots(self, folder: RunFolder, seat: Seat, cut: list[str]) -> Snapshots | None:
-        if not self.config.takes_snapshots:
-            return None
-        return Snapshots(
-            self.blueprint,
-            self.config,
-            folder,
-            self.control,
-            own=seat.block.stages,
-            cut=cut,
-            writes=seat.replica == 0,
         )
 
     def _leave_finished(self, folder: RunFolder, stream: TextIO) -> dict[str, Any] | None:
@@ -356,30 +360,12 @@ def _check_alone(config: TrainConfig, world: World) -> None:
         )
 
 
-def _plan(config: TrainConfig, steps_per_epoch: int) -> Plan:
-    plan = Plan(
-        epochs=config.epochs,
-        steps_per_epoch=steps_per_epoch,
-        max_steps=config.max_steps,
-        evaluate_every=config.evaluate_every,
-        reconcile_every=config.reconcile_every if config.objective == "sgr" else None,
-        together=config.together,
-        update_every=config.batches_an_update,
-    )
-    return plan.in_whole_rounds() if config.sync_batchnorm else plan
-
-
 def _listed(ranks: Sequence[int]) -> str:
     """Such as ``3``, or ``1,2`` for two replicas."""
     return ",".join(map(str, ranks))
 
 
 def _check_start(start: Start, plan: Plan, *, alone: bool) -> None:
-    if start.step > plan.total_steps:
-        raise UserError(
-            f"the snapshot is of batch {start.step}, and --epochs and --max-steps end the training after "
-            f"{plan.total_steps}: give more epochs"
-        )
     between = start.step > 0 and plan.update_at(start.step - 1) != start.step
     if plan.together > 1 and between and not alone:
         raise UserError(

@@ -13,7 +13,7 @@ from pipelocal.stage import Stage
 
 BASE = ["--model", "mlp", "--stages", "3", "--epochs", "3", "--log-every", "8"]
 """69 batches."""
-EVERY = ["--snapshot-every", "10"]
+EVERY = ["--snapshot-every", "10", "--keep-snapshots", "3"]
 
 
 class Killed(BaseException):

@@ -12,7 +12,7 @@ from torch import nn
 import pipelocal
 from pipelocal import cli
 from pipelocal.average import Average
-from pipelocal.checkpoint.run_folder import RunFolder
+from pipelocal.checkpoint.snapshot import load_stage
 from pipelocal.stage import Stage
 from tests.interrupted import BASE, EVERY, train_until
 from tests.ranks import run_ranks
@@ -53,7 +53,7 @@ def averaged_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _averaged(run: Path, stage: int) -> dict[str, Any]:
-    averaged: dict[str, Any] = RunFolder.open(str(run)).load_stage(stage)["averaged"]
+    averaged: dict[str, Any] = load_stage(run / "stages", stage)["averaged"]
     return averaged
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelocal.checkpoint.snapshot import BadSnapshot, SnapshotFolder
+from pipelocal.checkpoint.snapshot import BadSnapshot, SnapshotFolder, verify
 from tests.interrupted import BASE, EVERY, train_until
 from tests.test_transparency import assert_same_bits, train_alone
 
@@ -85,8 +85,8 @@ def test_a_bad_snapshot_is_named_and_not_used(
     newest = run / "snapshots" / "step-00000020"
     damage(newest)
     with pytest.raises(BadSnapshot, match="step-00000020"):
-        SnapshotFolder(run).verify(20)
-    assert SnapshotFolder(run).verify(10).step == 10
+        verify(SnapshotFolder(run).at(20))
+    assert verify(SnapshotFolder(run).at(10)).step == 10
 
 
 def test_the_one_before_is_used(
@@ -98,6 +98,6 @@ def test_the_one_before_is_used(
     assert_same_bits(uninterrupted, train_alone([*BASE, *EVERY], run))
     lines = capsys.readouterr().err.splitlines()
     assert sum(
-        "a snapshot is left out" in line and "stage-3.pt was changed" in line for line in lines
+        "a snapshot is left out" in line and "stage-3.pt is damaged" in line for line in lines
     )
     assert any("going on after batch 10" in line for line in lines)

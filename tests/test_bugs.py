@@ -274,7 +274,7 @@ def of_nothing() -> Description:
 def test_two_runs_that_started_at_once_shared_a_folder(tmp_path: Path) -> None:
     """The folder was looked at early and made later, with ``exist_ok``."""
     config = TrainConfig(out=str(tmp_path / "run"))
-    one, other = RunFolder.choose(config), RunFolder.choose(config)
+    one, other = (RunFolder.choose(config, of_nothing().model) for _ in range(2))
     one.begin(config, of_nothing())
     with pytest.raises(UserError, match="another run has just taken it"):
         other.begin(config, of_nothing())

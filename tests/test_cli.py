@@ -14,6 +14,7 @@ import torch
 from pipelocal import cli
 from pipelocal.build import Blueprint
 from pipelocal.checkpoint.run_folder import RunFolder
+from pipelocal.checkpoint.snapshot import load_stage
 from tests.ranks import launch, torchrun
 
 MODELS = Path(__file__).parent / "models_for_tests.py"
@@ -92,7 +93,7 @@ def test_export_loads_into_the_uncut_model(finished_run: Path, tmp_path: Path) -
     config = RunFolder.open(str(finished_run)).config()
     model = Blueprint.draw(config).chain.build_whole(seed=0)
     model.load_state_dict(state)  # strict: neither a head too many nor a layer too few
-    trained = RunFolder.open(str(finished_run)).load_stage(3)["head"]["weight"]
+    trained = load_stage(finished_run / "stages", 3)["head"]["weight"]
     assert torch.equal(model.state_dict()["classifier.weight"], trained)
 
 
@@ -119,7 +120,7 @@ def test_toml_holds_a_run_and_the_command_line_overrides_it(tmp_path: Path) -> N
     # The resolved options are such a file themselves.
     again = tmp_path / "again"
     assert cli.run(["train", "--config", str(out / "config.toml"), "--out", str(again)]) == 0
-    first, second = (RunFolder.open(str(p)).load_stage(4)["head"] for p in (out, again))
+    first, second = (load_stage(p / "stages", 4)["head"] for p in (out, again))
     assert torch.equal(first["weight"], second["weight"])
 
 
@@ -212,7 +213,7 @@ def test_an_output_folder_is_never_reused(
 ) -> None:
     before = (finished_run / "summary.json").read_bytes()
     assert cli.run(["train", *QUICK, "--out", str(finished_run)]) == cli.USER_ERROR
-    assert "already holds another run" in capsys.readouterr().err
+    assert "holds a run that came to its end" in capsys.readouterr().err
     assert (finished_run / "summary.json").read_bytes() == before
     (tmp_path / "mine.txt").write_text("mine")
     assert cli.run(["train", *QUICK, "--out", str(tmp_path)]) == cli.USER_ERROR
@@ -228,7 +229,7 @@ def test_no_run_no_answer(command: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert "no run folder" in capsys.readouterr().err
     (tmp_path / "config.toml").write_text("")
     assert cli.run([command, str(tmp_path), *more]) == cli.USER_ERROR
-    assert "did not finish" in capsys.readouterr().err
+    assert "did not end, and left no snapshot" in capsys.readouterr().err
 
 
 def test_a_damaged_stage_file_is_named(

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelocal import cli
-from pipelocal.checkpoint.snapshot import SnapshotFolder
+from pipelocal.checkpoint.snapshot import SnapshotFolder, verify
 from tests.interrupted import EVERY, train_until
 from tests.ranks import PATIENCE_S, until
 from tests.test_transparency import assert_same_bits, train_alone
@@ -65,7 +65,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, disk: Path, ranks: int) -> None:
     assert reasons, log.read_text()
     assert str(run) in reasons[0]
     newest = SnapshotFolder(run).steps()[0]
-    assert SnapshotFolder(run).verify(newest).step == newest
+    assert verify(SnapshotFolder(run).at(newest)).step == newest
     assert cli.run(["train", *LONG, "--plain", "--out", str(run)]) != 0  # as long as it is full
     (disk / "ballast").unlink()
     assert cli.run(["train", *LONG, "--plain", "--out", str(run)]) == 0
@@ -87,7 +87,7 @@ def test_a_folder_that_is_read_only(
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
         assert f"{disk / out}" in line
         assert "Read-only file system" in line
-    assert SnapshotFolder(disk / "run").verify(20).step == 20
+    assert verify(SnapshotFolder(disk / "run").at(20)).step == 20
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
     assert_same_bits(train_alone(LONG, tmp_path / "whole"), train_alone(LONG, disk / "run"))
 
@@ -106,7 +106,7 @@ def test_data_that_is_gone_when_a_run_goes_on(
     lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(lines) == 1
     assert str(text) in lines[0]
-    assert SnapshotFolder(out).verify(10).step == 10
+    assert verify(SnapshotFolder(out).at(10)).step == 10
     moved = [str(tmp_path / "elsewhere.txt") if o == str(text) else o for o in options]
     resumed = train_alone(moved, out)
     assert_same_bits(train_alone(moved, tmp_path / "whole"), resumed)

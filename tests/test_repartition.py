@@ -12,7 +12,7 @@ import torch
 
 from pipelocal import cli
 from pipelocal.checkpoint.repartition import HEAD
-from pipelocal.checkpoint.snapshot import SnapshotFolder
+from pipelocal.checkpoint.snapshot import SnapshotFolder, load_stage, verify
 from pipelocal.stage import Stage
 from tests.interrupted import EVERY, train_until
 from tests.ranks import run_ranks
@@ -22,13 +22,13 @@ from tests.test_transparency import assert_same_bits, train_alone
 
 def _parameters(run: Path, step: int) -> dict[str, dict[str, Any]]:
     """Every trained parameter of the bodies, and what the optimizer knows of it, by name."""
-    folder = SnapshotFolder(run)
+    folder = SnapshotFolder(run).at(step)
     found = {}
-    for file in folder.verify(step).files:
-        state = folder.load_stage(step, file.stage)
+    for file in verify(folder).files:
+        state = load_stage(folder, file.stage)
         for i, name in enumerate(state["names"]):
             if not name.startswith(HEAD):
-                known = state["training"]["optimizer"]["state"][i]
+                known = state["optimizer"]["state"][i]
                 found[name] = {"value": state["body"][name], **known}
     return found
 

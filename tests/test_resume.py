@@ -120,9 +120,9 @@ def test_where_there_is_none(
     shutil.copytree(stopped, torn)
     torch.save({}, torn / "snapshots" / "step-00000020" / "stage-1.pt")
     for path, said in [
-        (tmp_path / "nowhere", "holds no snapshot that can be used"),
-        (tmp_path / "step-00000020", "cannot be read"),
-        (torn / "snapshots" / "step-00000020", "stage-1.pt has"),
+        (tmp_path / "nowhere", "there is no run in"),
+        (stopped / "snapshots" / "step-00000015", "cannot be read"),
+        (torn / "snapshots" / "step-00000020", "stage-1.pt is damaged"),
     ]:
         out = str(tmp_path / "run")
         assert cli.run(["train", *BASE, "--resume", str(path), "--out", out]) == 2

@@ -26,7 +26,7 @@ def run_state(run: Path) -> dict[str, Any]:
         else:
             state[prefix] = value
 
-    for path in sorted((run / "stages").iterdir()):
+    for path in sorted((run / "stages").glob("stage-*.pt")):
         flatten(path.name, torch.load(path, weights_only=True))
     summary = json.loads((run / "summary.json").read_text())
     for stage in summary["stages"]:

@@ -17,7 +17,7 @@ from benchmarks.communication.network import DEVICE, Host
 
 WORK = ["--model", "mlp", "--stages", "4", "--epochs", "40", "--log-every", "8", "--plain"]
 """920 batches."""
-SNAPSHOTS = ["--snapshot-every", "20"]
+SNAPSHOTS = ["--snapshot-every", "20", "--keep-snapshots", "3"]
 RANKS = 2
 PATIENCE_S = 240.0
 """After which a trial has failed: a hang."""
@@ -120,7 +120,7 @@ class Launched:
 
 def same_bits(reference: Path, out: Path) -> bool:
     """Whether two runs ended with the same weights and optimizer states."""
-    names = sorted(path.name for path in (reference / "stages").iterdir())
+    names = sorted(path.name for path in (reference / "stages").glob("stage-*.pt"))
     if not (out / "stages").is_dir():
         return False
     states = [

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelocal.checkpoint.description import Description, data_differences
-from pipelocal.checkpoint.snapshot import BadSnapshot, Manifest, SnapshotFolder, step_of
 from pipelocal.config import TrainConfig
 from pipelocal.config.option_name import option_name
 from pipelocal.errors import UserError
 from pipelocal.models import plain_name
-from pipelocal.paths import check_path
 
 NOT_OF_THE_BITS = {
     *("out", "config", "plain", "timeout", "trace", "debug_transfers", "log_every", "data_root"),
@@ -37,6 +35,9 @@ one can go on with it.)"""
 FITTING = {"model", "optimizer", "head", "bp_free"}
 """Options without which the weights of another run, or what its optimizer knows, cannot be taken over."""
 
+PLACE = ("data", "train_samples", "batch_size", "drop_last", "seed")
+"""Options that say which samples are in which batch."""
+
 Tell = Callable[[str], None]
 
 
@@ -51,49 +52,6 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     rounds_matter = config.objective == "sgr" or config.sync_batchnorm
     options["replicas"] = config.together if rounds_matter else 1
     return options
-
-
-def newest_good(run: Path, tell: Tell) -> Manifest | None:
-    """The newest snapshot of a run all of whose files are as they were written; None without any.
-
-    Args:
-        run: the run's folder.
-        tell: takes a line for each snapshot that cannot be used.
-    """
-    folder = SnapshotFolder(run)
-    for step in folder.steps():
-        try:
-            return folder.verify(step)
-        except BadSnapshot as error:
-            tell(f"a snapshot is left out: {error}")
-    return None
-
-
-def named_snapshot(path: Path, tell: Tell) -> tuple[Path, Manifest]:
-    """The snapshot that a user names, and the folder of its run.
-
-    Args:
-        path: a run's folder, for its newest good snapshot, or that of one snapshot.
-        tell: takes a line for each snapshot that cannot be used.
-
-    Raises:
-        UserError: there is none, or the one that was named cannot be used.
-    """
-    check_path("--resume", path)
-    step = step_of(path)
-    if step is not None:
-        run = path.parent.parent
-        try:
-            return run, SnapshotFolder(run).verify(step)
-        except BadSnapshot as error:
-            raise UserError(f"--resume {path}: {error}: give another snapshot") from error
-    manifest = newest_good(path, tell)
-    if manifest is None:
-        raise UserError(
-            f"--resume {path} holds no snapshot that can be used: give auto, never, the folder of a run "
-            f"that took snapshots, or that of one of them"
-        )
-    return path, manifest
 
 
 def check_same_run(theirs: dict[str, Any], config: TrainConfig, run: Path) -> None:

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelocal.checkpoint.snapshot import Manifest, SavedFile, SnapshotFolder
+from pipelocal.checkpoint.snapshot import Evaluated, SavedFile, save_stage
 from pipelocal.errors import PipelocalError
 
 POLL_S = 0.1
@@ -27,48 +29,74 @@ POLL_S = 0.1
 Check = Callable[[], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a rank tells the first one of a stage's file."""
+
+    file: SavedFile
+    evaluated: Evaluated | None
+    """What the stage's own head came to in the newest evaluation."""
+    seconds: float = 0.0
+    """What this snapshot has cost this rank so far: time to copy, and to write."""
+
+    @classmethod
+    def of_json(cls, value: dict[str, Any]) -> Part:
+        """The inverse of ``asdict``."""
+        found = value["evaluated"]
+        evaluated = None if found is None else Evaluated(**found)
+        file = SavedFile(**value["file"])
+        return cls(file=file, evaluated=evaluated, seconds=value["seconds"])
+
+
 class SnapshotWriter:
     """Writes this rank's part of every snapshot; rank 0 also completes them.
 
     Args:
-        folder: where to.
+        at: where the snapshot of so many batches goes.
         put: publishes a fact to all ranks.
         take: waits for a fact that nobody else does; raises if another rank failed.
         check: raises if another rank failed.
         own: numbers of this rank's stages.
-        complete: on rank 0, makes the manifest of a snapshot of its files; None elsewhere.
+        complete: on rank 0, makes a snapshot count, all of whose files are there; None elsewhere.
         stages: number of stages of all ranks.
-        keep: how many snapshots stay.
     """
 
     def __init__(
         self,
-        folder: SnapshotFolder,
+        at: Callable[[int], Path],
         *,
         put: Callable[[str, Any], None],
         take: Callable[[str], Any],
         check: Check,
         own: range,
-        complete: Callable[[int, list[SavedFile]], Manifest] | None,
+        complete: Callable[[int, list[Part]], None] | None,
         stages: int,
-        keep: int,
     ) -> None:
-        self._folder = folder
+        self._at = at
         self._put = put
         self._take = take
         self._check = check
         self._own = own
         self._complete = complete
         self._stages = stages
-        self._keep = keep
-        self._jobs: queue.Queue[tuple[int, int, dict[str, Any]] | None] = queue.Queue()
+        self.seconds = 0.0
+        """What the last snapshot has cost the rank that it cost most; known on rank 0."""
+        self._spent = 0.0
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._idle = threading.Event()
         self._idle.set()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
         self._thread.start()
 
-    def save(self, step: int, stage: int, state: dict[str, Any]) -> None:
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being written."""
+        return self._idle.is_set()
+
+    def save(
+        self, step: int, stage: int, state: dict[str, Any], evaluated: Evaluated | None
+    ) -> None:
         """Copy a stage's state and have it written; waits while an older snapshot is being written.
 
         Raises:
@@ -77,7 +105,11 @@ class SnapshotWriter:
         if stage == self._own.start:
             self._wait()
             self._idle.clear()
-        self._jobs.put((step, stage, _copied(state)))
+            self._spent = 0.0
+        started = time.perf_counter()
+        copied = _copied(state)
+        seconds = time.perf_counter() - started
+        self._jobs.put(lambda: self._write(step, stage, copied, evaluated, seconds))
 
     def close(self) -> None:
         """Wait until all is written.
@@ -97,20 +129,34 @@ class SnapshotWriter:
     def _run(self) -> None:
         try:
             while (job := self._jobs.get()) is not None:
-                step, stage, state = job
-                saved = self._folder.save_stage(step, stage, state)
-                del job, state
-                self._put(_key(step, stage), asdict(saved))
-                if stage == self._own.stop - 1:
-                    if self._complete is not None:
-                        keys = [_key(step, number) for number in range(1, self._stages + 1)]
-                        files = [SavedFile(**self._take(key)) for key in keys]
-                        self._folder.complete(self._complete(step, files), keep=self._keep)
-                    self._idle.set()
+                job()
+                del job  # and with it the copy
         except PipelocalError as error:
             self._error = error
         except Exception as error:
             self._error = PipelocalError(f"a snapshot could not be written: {error}")
+        self._idle.set()
+
+    def _write(
+        self,
+        step: int,
+        stage: int,
+        state: dict[str, Any],
+        evaluated: Evaluated | None,
+        seconds: float,
+    ) -> None:
+        started = time.perf_counter()
+        file = save_stage(self._at(step), stage, state)
+        self._spent += seconds + time.perf_counter() - started
+        part = Part(file=file, evaluated=evaluated, seconds=self._spent)
+        self._put(_key(step, stage), asdict(part))
+        if stage < self._own.stop - 1:
+            return
+        if self._complete is not None:
+            keys = [_key(step, number) for number in range(1, self._stages + 1)]
+            parts = [Part.of_json(self._take(key)) for key in keys]
+            self._complete(step, parts)
+            self.seconds = max(part.seconds for part in parts)
         self._idle.set()
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated
 
 import tyro
@@ -13,7 +14,7 @@ import tyro
 from pipelocal.config.doctor import DoctorConfig
 from pipelocal.config.finished_run import EvaluateConfig, ExportConfig, TimelineConfig
 from pipelocal.config.plan import PlanConfig
-from pipelocal.config.toml_file import load_toml
+from pipelocal.config.toml_file import read_toml
 from pipelocal.config.train import TrainConfig
 from pipelocal.paths import home_expanded, with_home
 
@@ -32,20 +33,24 @@ NARROWEST = 40
 """Columns in which help and errors can be set; in 1 the setting does not end."""
 
 
-def parse(arguments: Sequence[str], *, quiet: bool = False) -> AnyConfig:
-    """Options from the command line, over those of a ``--config`` file, over the defaults.
+OptionsOf = Callable[[str], TrainConfig]
+
+
+def parse(arguments: Sequence[str], *, options_of: OptionsOf, quiet: bool = False) -> AnyConfig:
+    """Options from the command line, over those of ``--config`` and ``--resume``, over the defaults.
 
     Args:
         arguments: the words after ``pipelocal``.
+        options_of: gives those of the run that ``--resume`` names, as a new one takes them over.
         quiet: print neither help nor what is wrong.
 
     Raises:
-        UserError: the file of ``--config`` cannot be used, or a path is blank.
+        UserError: what ``--config`` or ``--resume`` names cannot be used, or a path is blank.
         SystemExit: help was asked for, or the words make no command.
     """
     with _wide_enough():
         if list(arguments[:1]) == ["train"]:
-            return with_home(_parse_train(arguments[1:], quiet=quiet))
+            return with_home(_parse_train(arguments[1:], options_of, quiet=quiet))
         return with_home(
             tyro.cli(
                 Command,
@@ -57,7 +62,7 @@ def parse(arguments: Sequence[str], *, quiet: bool = False) -> AnyConfig:
         )
 
 
-def _parse_train(arguments: Sequence[str], *, quiet: bool) -> TrainConfig:
+def _parse_train(arguments: Sequence[str], options_of: OptionsOf, *, quiet: bool) -> TrainConfig:
     def over(defaults: TrainConfig) -> TrainConfig:
         return tyro.cli(
             TrainConfig,
@@ -67,9 +72,19 @@ def _parse_train(arguments: Sequence[str], *, quiet: bool) -> TrainConfig:
             console_outputs=not quiet,
         )
 
-    # Twice, so that --config is found as every other option is.
-    path = over(TrainConfig()).config
-    return over(TrainConfig() if path is None else load_toml(home_expanded(path)))
+    # Twice, so that --config and --resume are found as every other option is.
+    first = over(TrainConfig())
+    options = {} if first.config is None else read_toml(home_expanded(first.config))
+    if first.resume == options.get("resume", "auto") == "auto":
+        return over(TrainConfig(**options))
+    given = over(TrainConfig(resume="", stages=-1, balance=""))
+    resume = given.resume or options["resume"]
+    if resume in ("auto", "never"):
+        return over(TrainConfig(**options))
+    run = options_of(home_expanded(resume))
+    if given.stages != -1 or given.balance or {"stages", "balance"} & options.keys():
+        run = replace(run, cut=None)  # which would override them
+    return over(replace(run, **options))
 
 
 @contextmanager

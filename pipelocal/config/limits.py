@@ -93,7 +93,7 @@ LIMITS = {
     "checkpoint_activations": BATCHES,
     "snapshot_every": BATCHES,
     "snapshot_minutes": _positive(1e6),
-    "keep_snapshots": BATCHES,
+    "keep_snapshots": Limits(0, MOST_BATCHES),
     "measure_bp_gap": BATCHES,
     "log_every": BATCHES,
     # Of plan and doctor.

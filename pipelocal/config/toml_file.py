@@ -14,7 +14,12 @@ from pipelocal.errors import UserError
 
 
 def load_toml(path: str, *, what: str = "--config ") -> TrainConfig:
-    """Options from a TOML file, the rest at their defaults.
+    """Options from a TOML file, the rest at their defaults; see :func:`read_toml`."""
+    return TrainConfig(**read_toml(path, what=what))
+
+
+def read_toml(path: str, *, what: str = "--config ") -> dict[str, Any]:
+    """The options that a TOML file holds, by name.
 
     Args:
         path: of the file.
@@ -53,7 +58,7 @@ def load_toml(path: str, *, what: str = "--config ") -> TrainConfig:
         if name in options:
             raise UserError(f"{what}{path}: '{name}' stands there twice, with - and with _")
         options[name] = _checked(f"{what}{path}", name, value, str(known[name].type))
-    return TrainConfig(**options)
+    return options
 
 
 def to_toml(config: TrainConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ class Evaluation:
         """Of the last evaluation that came to its end; None before."""
         self.ensemble_accuracy: float | None = None
         """Likewise, on the last stage; None without votes."""
+        self.step: int | None = None
+        """Training batches before it."""
         self._stage = stage
         self._votes = votes
         self._last = last
@@ -57,8 +60,8 @@ class Evaluation:
             found["votes"] = votes
         return found
 
-    def finish(self) -> dict[str, Any]:
-        """The end of an evaluation; what its record says of it.
+    def finish(self, step: int) -> dict[str, Any]:
+        """The end of the evaluation after so many training batches; what its record says of it.
 
         Raises:
             StageError: a loss is NaN or infinite. No label is right then, though one may look it: the first
@@ -74,6 +77,7 @@ class Evaluation:
                 # What came in bad was the fault of the stage before, which says so itself.
                 symptom=bool(self._bad_input),
             )
+        self.step = step
         self.reading = self._tally.read_and_reset()
         found = {"loss": self.reading.loss, "accuracy": self.reading.accuracy}
         if self._last:
@@ -81,6 +85,19 @@ class Evaluation:
                 self.ensemble_accuracy = self._ensemble.read_and_reset().accuracy
             found["ensemble_accuracy"] = self.ensemble_accuracy
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the last evaluation came to."""
+        return {
+            "step": self.step,
+            "reading": None if self.reading is None else asdict(self.reading),
+            "ensemble_accuracy": self.ensemble_accuracy,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.step, self.ensemble_accuracy = state["step"], state["ensemble_accuracy"]
+        self.reading = None if state["reading"] is None else Reading(**state["reading"])
 
     def _each(self, values: Tensor) -> Tensor:
         return self._stage.replicas.each(values)

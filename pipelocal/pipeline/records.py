@@ -97,7 +97,6 @@ class Records:
             "tally": self._tally.state_dict(),
             "reported": self._reported,
             "last_epoch": None if self.last_epoch is None else asdict(self.last_epoch),
-            "peak_memory_bytes": self.peak_memory_bytes,
         }
 
     def load_state_dict(self, state: dict[str, Any], *, replica: int, replicas: int) -> None:
@@ -105,7 +104,6 @@ class Records:
         self._tally.load_state_dict(state["tally"], replica=replica, replicas=replicas)
         self._reported = state["reported"]
         self.last_epoch = None if state["last_epoch"] is None else Reading(**state["last_epoch"])
-        self.peak_memory_bytes = state["peak_memory_bytes"]
 
     def continue_from(self, step: int) -> None:
         """Go on after so many batches, with a stage that there was not before; its sums begin anew."""

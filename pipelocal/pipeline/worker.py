@@ -29,8 +29,8 @@ from pipelocal.telemetry.memory import SavedBytes, model_tensors, resident_bytes
 from pipelocal.transport.edge import Check, IncomingBatch, Receiver, Sender
 from pipelocal.transport.header import Header, Kind
 
-Save = Callable[[Stage, dict[str, Any]], None]
-"""Takes a stage, and what its worker must know to go on with it."""
+Save = Callable[["Worker"], None]
+"""Keeps a stage, and what its worker must know to go on with it."""
 
 
 class Worker:
@@ -135,7 +135,7 @@ class Worker:
         elif header.kind == Kind.SNAPSHOT:
             self._take_snapshot(header)
         elif header.kind == Kind.EVALUATED:
-            self.records.record("evaluate", header.epoch, **self.evaluation.finish())
+            self.records.record("evaluate", header.epoch, **self.evaluation.finish(header.step))
             self.records.meter.evaluated()
         else:
             self.records.meter.ended()
@@ -242,6 +242,7 @@ class Worker:
         """What the worker knows beside its stage, between two batches of training."""
         return {
             "records": self.records.state_dict(),
+            "evaluation": self.evaluation.state_dict(),
             "ended_loss": self._ended_loss,
             "freezing": None if self._freezing is None else self._freezing.state_dict(),
         }
@@ -251,6 +252,7 @@ class Worker:
     ) -> None:
         """The inverse of :meth:`state_dict`, for one of so many replicas."""
         self.records.load_state_dict(state["records"], replica=replica, replicas=replicas)
+        self.evaluation.load_state_dict(state["evaluation"])
         self._ended_loss = state["ended_loss"]
         if self._freezing is not None and state["freezing"] is not None:
             self._freezing.load_state_dict(state["freezing"])
@@ -259,7 +261,7 @@ class Worker:
         assert self._save is not None, "the source sends markers only where they can be met"
         started = time.perf_counter()
         with self._action("snapshot"):
-            self._save(self.stage, self.state_dict())
+            self._save(self)
         self.records.record("snapshot", header.epoch, pause_s=time.perf_counter() - started)
 
     def _report_gap(self, delta: Tensor, header: Header) -> None:

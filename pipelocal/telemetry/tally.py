@@ -74,15 +74,18 @@ class Tally:
             self._reconciled_rows[window] += 0 if residual is None else rows
         self._first_bad.masked_fill_(~fine & (self._first_bad < 0), batch)
 
-    def state_dict(self) -> Tensor:
-        """The sums as they are, of all replicas: float64 ``[replicas, windows, 8]``."""
-        return self._each(self._own())
+    def state_dict(self) -> Tensor | None:
+        """The sums as they are, of all replicas: float64 ``[replicas, windows, 8]``; None of no batch."""
+        sums = self._each(self._own())
+        return sums if sums.any() else None
 
-    def load_state_dict(self, state: Tensor, *, replica: int = 0, replicas: int = 1) -> None:
+    def load_state_dict(self, state: Tensor | None, *, replica: int = 0, replicas: int = 1) -> None:
         """The inverse of :meth:`state_dict`.
 
         With another number of replicas the first one takes the sums of all.
         """
+        if state is None:
+            return
         if len(state) == replicas:
             own = state[replica]
         else:

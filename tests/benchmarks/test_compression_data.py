@@ -10,7 +10,8 @@ from pipelocal import DATASETS
 from pipelocal.data import ArrayDataset, DataInfo
 from pipelocal.data.batches import BatchStream
 from pipelocal.errors import UserError
-from pipelocal.pipeline.source import Plan, Source
+from pipelocal.pipeline.plan import Plan
+from pipelocal.pipeline.source import Source
 from pipelocal.transport import deal as events
 from pipelocal.transport.header import Kind
 

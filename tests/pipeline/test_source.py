@@ -9,7 +9,8 @@ from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.errors import UserError
 from pipelocal.pipeline.placement import place
-from pipelocal.pipeline.source import Plan, Source
+from pipelocal.pipeline.plan import Plan
+from pipelocal.pipeline.source import Source
 from pipelocal.transport.header import Kind
 
 CPU = torch.device("cpu")

@@ -76,7 +76,7 @@ def test_a_replica_that_hangs_is_named(tmp_path: Path) -> None:
     assert_named(2, ranks.output(0))
 
 
-EVERY = ["--snapshot-every", "6"]
+EVERY = ["--snapshot-every", "6", "--keep-snapshots", "99"]
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
@@ -86,9 +86,9 @@ def test_a_run_goes_on_with_the_same_bits(tmp_path: Path, way: str) -> None:
     options += ["--optimizer", "adamw", "--lr", "0.005", *EVERY]
     whole = train_over(4, options, tmp_path / "whole")
     steps = sorted(path.name for path in (whole / "snapshots").iterdir())
-    assert steps == ["step-00000031", "step-00000037", "step-00000040"], "at updates alone"
+    assert steps[-2:] == ["step-00000031", "step-00000037"], "at updates alone"
     assert_same_bits(whole, train_over(4, options, tmp_path / "plain"))
-    for name in steps[:2]:
+    for name in steps[-2:]:
         out = tmp_path / name
         again = [*options, "--resume", str(whole / "snapshots" / name)]
         assert_same_bits(whole, train_over(4, again, out))

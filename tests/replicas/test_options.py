@@ -14,7 +14,7 @@ from pipelocal.config import TrainConfig
 from pipelocal.errors import UserError
 from pipelocal.host import use_interface
 from pipelocal.pipeline.placement import place
-from pipelocal.pipeline.source import Plan
+from pipelocal.pipeline.plan import Plan
 from tests.models_for_tests import WIDE
 from tests.ranks import FOR_EVER, launch
 from tests.replicas.test_training import DROPOUT, MODELS, assert_close
