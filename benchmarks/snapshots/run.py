@@ -104,7 +104,9 @@ def measure(work: Work, rounds: int) -> Row:
     """A row of figures; times as shares of a batch's time, as the machine's speed is not constant."""
     ratios, pauses, waits = [], [], []
     for round_ in range(rounds):
-        without = seconds_of_a_batch(common.metrics_over_ranks(RANKS, work.config))
+        without = seconds_of_a_batch(
+            common.metrics_over_ranks(RANKS, replace(work.config, keep_snapshots=0))
+        )
         metrics = common.metrics_over_ranks(RANKS, replace(work.config, snapshot_every=work.every))
         with_them = seconds_of_a_batch(metrics)
         ratios.append(with_them / without)
