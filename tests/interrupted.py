@@ -10,6 +10,7 @@ import pytest
 from pipelocal import cli
 from pipelocal.checkpoint.writer import SnapshotWriter
 from pipelocal.stage import Stage
+from tests.ranks import until
 
 BASE = ["--model", "mlp", "--stages", "3", "--epochs", "3", "--log-every", "8"]
 """69 batches."""
@@ -45,5 +46,4 @@ def train_until(
         patch.setattr(SnapshotWriter, "__init__", starting)
         with pytest.raises(Killed):
             cli.run(["train", *arguments, "--out", str(out), "--plain"])
-    for writer in writers:
-        writer.close()
+    until(lambda: all(writer.idle for writer in writers))
