@@ -29,6 +29,8 @@ Command = (
 
 AnyConfig = TrainConfig | EvaluateConfig | ExportConfig | PlanConfig | TimelineConfig | DoctorConfig
 
+NOT_GIVEN = "\0"
+"""What no word of a command line can hold."""
 NARROWEST = 40
 """Columns in which help and errors can be set; in 1 the setting does not end."""
 
@@ -77,12 +79,12 @@ def _parse_train(arguments: Sequence[str], options_of: OptionsOf, *, quiet: bool
     options = {} if first.config is None else read_toml(home_expanded(first.config))
     if first.resume == options.get("resume", "auto") == "auto":
         return over(TrainConfig(**options))
-    given = over(TrainConfig(resume="", stages=-1, balance=""))
-    resume = given.resume or options["resume"]
-    if resume in ("auto", "never"):
+    given = over(TrainConfig(resume=NOT_GIVEN, stages=-1, balance=NOT_GIVEN))
+    resume = options["resume"] if given.resume == NOT_GIVEN else given.resume
+    if resume in ("auto", "never") or not resume.strip():
         return over(TrainConfig(**options))
     run = options_of(home_expanded(resume))
-    if given.stages != -1 or given.balance or {"stages", "balance"} & options.keys():
+    if given.stages != -1 or given.balance != NOT_GIVEN or {"stages", "balance"} & options.keys():
         run = replace(run, cut=None)  # which would override them
     return over(replace(run, **options))
 

@@ -33,7 +33,7 @@ def net(shape, classes):
 
 
 def _parsed(*arguments: str) -> TrainConfig:
-    command = parse(["train", *arguments], options_of=lambda run: TrainConfig())
+    command = parse(["train", *arguments], options_of=lambda _: TrainConfig())
     assert isinstance(command, TrainConfig)
     return command
 
@@ -93,10 +93,10 @@ def test_a_tilde_was_the_name_of_a_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert config.model == f"{tmp_path}/net.py:net"
     assert config.resume == f"{tmp_path}/old"
     assert _parsed("--out=~nobody-of-this-name/x").out == "~nobody-of-this-name/x"
-    plan = parse(["plan", "--plot=~/a.png"], options_of=lambda run: TrainConfig())
+    plan = parse(["plan", "--plot=~/a.png"], options_of=lambda _: TrainConfig())
     assert isinstance(plan, PlanConfig)
     assert plan.plot == f"{tmp_path}/a.png"
-    command = parse(["evaluate", "~/run"], options_of=lambda run: TrainConfig())
+    command = parse(["evaluate", "~/run"], options_of=lambda _: TrainConfig())
     assert isinstance(command, EvaluateConfig)
     assert command.run == f"{tmp_path}/run"
 
