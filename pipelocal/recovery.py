@@ -310,11 +310,7 @@ def _evaluated(worker: Worker) -> Evaluated | None:
     step, reading = worker.evaluation.step, worker.evaluation.reading
     if step is None or reading is None:
         return None
-    return Evaluated(step=step, accuracy=_finite(reading.accuracy), loss=_finite(reading.loss))
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return Evaluated(step=step, accuracy=reading.accuracy, loss=reading.loss)
 
 
 def load_snapshot(
