@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import inf
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ STATISTICS = ("running_mean", "running_var")
 """Last parts of the names of the buffers that are looked at; others may hold -inf, such as masks."""
 
 
+@torch.no_grad()
 def first_nonfinite(state: Mapping[str, Any], trained: Sequence[str]) -> str | None:
     """The first of a stage's tensors that is NaN or infinite somewhere; None if all are numbers.
 
@@ -26,13 +26,16 @@ def first_nonfinite(state: Mapping[str, Any], trained: Sequence[str]) -> str | N
             :meth:`~pipelocal.build.Blueprint.stage_state`.
         trained: names of the parameters in the optimizer's order; the head's begin with ``head/``.
     """
-    looked_at = [(name, tensor) for name, tensor in _tensors(state, trained) if tensor.numel()]
+    looked_at = list(_tensors(state, trained))
     if not looked_at:
         return None
     device = looked_at[0][1].device
-    peaks = [torch.linalg.vector_norm(t.detach(), inf).double().to(device) for _, t in looked_at]
-    fine = torch.isfinite(torch.stack(peaks)).tolist()
-    return next((name for (name, _), ok in zip(looked_at, fine, strict=True) if not ok), None)
+    # NaN and infinity show in a sum, the cheapest of reductions; so do numbers that are merely large.
+    sums = torch.stack([tensor.sum().double().to(device) for _, tensor in looked_at])
+    for (name, tensor), fine in zip(looked_at, torch.isfinite(sums).tolist(), strict=True):
+        if not fine and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
 
 
 def _tensors(state: Mapping[str, Any], trained: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
