@@ -1,7 +1,6 @@
 """Whether the heads' votes travel in evaluations, and what stands in their place."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +57,15 @@ def _summary(out: Path) -> Any:
     return json.loads((out / "summary.json").read_text())
 
 
-def _weights(out: Path, stages: Sequence[int] = (1, 2, 3)) -> list[bytes]:
-    return [(out / "stages" / f"stage-{k}.pt").read_bytes() for k in stages]
+def _weights(out: Path) -> dict[str, bytes]:
+    """All that was trained, stage by stage; beside it each file holds what the evaluation found."""
+    states = {k: torch.load(out / "stages" / f"stage-{k}.pt") for k in (1, 2, 3)}
+    return {
+        f"{k}/{part}/{name}": value.numpy().tobytes()
+        for k, state in states.items()
+        for part in ("body", "head")
+        for name, value in state[part].items()
+    }
 
 
 def test_without_votes_training_is_the_same_and_the_reason_is_told(
