@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
@@ -17,7 +16,7 @@ from pipelocal.config.option_name import option_name
 from pipelocal.control import ControlPlane
 from pipelocal.errors import UserError
 from pipelocal.world import World
-from tests.ranks import launch
+from tests.ranks import PATIENCE_S, free_port, launch
 
 BASE = ["--model", "mlp", "--stages", "2", "--max-steps", "4"]
 OPTIONS = [field.name for field in fields(TrainConfig) if field.name not in MAY_DIFFER]
@@ -125,9 +124,7 @@ def test_two_agents_with_another_option(tmp_path: Path, name: str) -> None:
     value = other(name)
     text = [] if isinstance(value, bool) else [str(value)]
     flag = option_name(name) if value is not False else option_name(name).replace("--", "--no-", 1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     agents = []
     for node in (0, 1):
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
@@ -138,6 +135,6 @@ def test_two_agents_with_another_option(tmp_path: Path, name: str) -> None:
             subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         )
     for agent in agents:
-        _, said = agent.communicate(timeout=120)
+        _, said = agent.communicate(timeout=PATIENCE_S)
         assert agent.returncode != 0
         assert option_name(name) in said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,8 @@ from pipelocal import cli
 from pipelocal.control import ControlPlane
 from pipelocal.errors import Interrupted, NotMet, Refused, StageError, UserError
 from pipelocal.world import World
-from tests.ranks import launch
+from tests.ranks import PATIENCE_S, free_port, launch
 
-PATIENCE_S = 240.0
-"""For what takes some seconds on an idle machine."""
 TRAIN = [
     "-m",
     "pipelocal",
@@ -68,8 +65,7 @@ def test_a_node_with_options_that_cannot_be_used_ends_the_others(
     tmp_path: Path, wrong: int, option: list[str]
 ) -> None:
     """They waited for it until --start-timeout, and then once more in each attempt."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     agents = []
     for node in range(2):
         where = ["--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1"]

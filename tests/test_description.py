@@ -18,6 +18,7 @@ from pipelocal.data import load_dataset
 from pipelocal.data.fingerprint import describe_data
 from pipelocal.models.source import Source
 from tests.interrupted import EVERY, train_until
+from tests.ranks import PATIENCE_S
 from tests.test_transparency import assert_same_bits, train_alone
 
 MODEL = """
@@ -274,5 +275,5 @@ def test_a_registered_model_has_its_scripts_code(tmp_path: Path) -> None:
         "cli.main(sys.argv[1:])\n"
     )
     command = [sys.executable, str(script), "train", "--model", "mine", *SHORT, "--plain"]
-    subprocess.run([*command, "--out", str(tmp_path / "run")], check=True, timeout=120)
+    subprocess.run([*command, "--out", str(tmp_path / "run")], check=True, timeout=PATIENCE_S)
     assert Description.read(tmp_path / "run").model.file == str(script)

@@ -127,7 +127,7 @@ def test_snapshots_by_time(tmp_path: Path) -> None:
 
 
 def test_a_run_that_goes_on_has_its_folder_for_itself(tmp_path: Path) -> None:
-    options = ["train", "--model", "mlp", "--stages", "3", "--epochs", "200", "--plain", *EVERY]
+    options = ["train", "--model", "mlp", "--stages", "3", "--epochs", "4000", "--plain", *EVERY]
     command = [sys.executable, "-m", "pipelocal", *options]
     out = tmp_path / "run"
     process = _start(command, out, tmp_path / "log")

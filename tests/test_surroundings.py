@@ -233,7 +233,7 @@ def test_left_over_variables_are_named_by_who_waits(
         port = str(server.getsockname()[1])  # nobody answers there
         set_all(monkeypatch, LEFT_OVER | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
         monkeypatch.setattr("pipelocal.world.SILENT_S", 0.1)
-        assert cli.run([*SMALL, *SHORT, "--start-timeout", "1"]) == cli.USER_ERROR
+        assert cli.run([*SMALL, *SHORT, "--start-timeout", "4"]) == cli.USER_ERROR
     waits, error = capsys.readouterr().err.splitlines()
     for line in (waits, error):
         assert f"RANK=1, WORLD_SIZE=2, MASTER_ADDR=127.0.0.1, MASTER_PORT={port}" in line

@@ -19,6 +19,7 @@ from pipelocal.errors import DataError, UserError
 from pipelocal.evaluate import evaluate
 from pipelocal.models import Chain
 from pipelocal.train import train
+from tests.ranks import PATIENCE_S
 
 ODD_NAMES = """
 from collections import OrderedDict
@@ -193,7 +194,7 @@ def test_help_in_one_column_did_not_end() -> None:
         env=os.environ | {"COLUMNS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0
