@@ -30,7 +30,7 @@ from pipelocal.config import (
     TrainConfig,
 )
 from pipelocal.config.command_line import AnyConfig, parse
-from pipelocal.errors import Interrupted, NotMet, PipelocalError, Refused, Terminated, UserError
+from pipelocal.errors import Interrupted, Passing, PipelocalError, Refused, Terminated, UserError
 from pipelocal.launcher import (
     end_job,
     has_other_nodes,
@@ -89,7 +89,7 @@ def run(arguments: list[str]) -> int:
             _dispatch(command)
         except SystemExit as error:  # from the user's own model; tyro's comes from parsing
             raise PipelocalError(f"the model ended the program (exit code {error.code})") from error
-    except NotMet as error:
+    except Passing as error:
         return _say("error", error, USER_ERROR)
     except UserError as error:
         _say("error", error, USER_ERROR)

@@ -23,6 +23,7 @@ from pipelocal.errors import (
     STALLED,
     Interrupted,
     NotMet,
+    Passing,
     PipelocalError,
     Refused,
     StageError,
@@ -171,7 +172,7 @@ class ControlPlane:
             The account that counts, and whether it is this rank's own.
         """
         account = self._describe(error)
-        refused = isinstance(error, UserError) and not isinstance(error, NotMet)
+        refused = isinstance(error, UserError) and not isinstance(error, Passing)
         # Being told to end follows from something, most often from another rank's failure.
         symptom = isinstance(error, Terminated) or (isinstance(error, StageError) and error.symptom)
         try:

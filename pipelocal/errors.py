@@ -11,8 +11,12 @@ class UserError(PipelocalError, ValueError):
     """Input that cannot be used. The text says what was given, what is wanted and how to mend it."""
 
 
-class NotMet(UserError):
-    """Ranks did not find each other in time, which another attempt may mend; other input it cannot."""
+class Passing(UserError):
+    """What may pass by itself, so that another attempt may do; other input is refused again."""
+
+
+class NotMet(Passing):
+    """Ranks did not find each other in time."""
 
 
 class NotTwiceDifferentiable(UserError):

@@ -44,7 +44,7 @@ class Lifeline:
         timeout_s: how long to wait for a neighbour to come.
 
     Raises:
-        UserError: a neighbour cannot be reached, or does not come.
+        NotMet: a neighbour cannot be reached, or does not come.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 
-from pipelocal.errors import UserError
+from pipelocal.errors import NotMet
 from pipelocal.patience import Patience
 
 SECRET_BYTES = 32
@@ -86,7 +86,7 @@ def meet_neighbours(
         timeout_s: how long to wait for all of them.
 
     Raises:
-        UserError: a neighbour cannot be reached, or does not come.
+        NotMet: a neighbour cannot be reached, or does not come.
     """
     meeting = _Meeting(server, rank, neighbours, addresses, secret)
     try:
@@ -128,7 +128,7 @@ class _Meeting:
         while self._missing:
             check()
             if patience.over():
-                raise UserError(
+                raise NotMet(
                     f"rank {min(self._missing)} did not come to the start within {timeout_s:g} s"
                     + self._strangers()
                 )
@@ -241,9 +241,9 @@ class _Meeting:
         self._calls.remove(call)
         call.connection.close()
 
-    def _out_of_reach(self, other: int, error: OSError) -> UserError:
+    def _out_of_reach(self, other: int, error: OSError) -> NotMet:
         host, port = self._addresses[other]
-        return UserError(
+        return NotMet(
             f"rank {self._rank} cannot reach rank {other} at {host} port {port} ({error}): let ranks "
             f"connect to each other on any port, and set MASTER_ADDR to an address that all can reach"
         )

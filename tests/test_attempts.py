@@ -11,6 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from pipelocal import cli
+from pipelocal.checkpoint.atomic import unwritable
 from pipelocal.control import ControlPlane
 from pipelocal.errors import Interrupted, NotMet, Refused, StageError, UserError
 from pipelocal.world import World
@@ -96,6 +97,7 @@ def test_a_rank_that_cannot_read_its_options_ends_the_others(tmp_path: Path) -> 
     [
         (UserError("--lr -1"), True),
         (NotMet("nobody came"), False),
+        (unwritable(Path("file"), OSError(28, "No space left on device")), False),
         (StageError("it broke", stage=1), False),
         (OSError("the disk is full"), False),
     ],

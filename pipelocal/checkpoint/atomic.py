@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipelocal.errors import UserError
+from pipelocal.errors import Passing
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -28,9 +28,9 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         raise unwritable(path, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> UserError:
+def unwritable(path: Path, error: OSError) -> Passing:
     """What to tell a user of a file that cannot be written."""
-    return UserError(
+    return Passing(
         f"{path} cannot be written ({error.strerror or error}): make room or leave to write there, or "
         f"choose another place"
     )

@@ -28,7 +28,7 @@ from pipelocal.checkpoint.choice import run_of
 from pipelocal.checkpoint.description import Description, ModelDescription
 from pipelocal.checkpoint.resume import differences, identity
 from pipelocal.config import TrainConfig, load_toml, to_toml
-from pipelocal.errors import UserError
+from pipelocal.errors import Passing, UserError
 from pipelocal.paths import check_path
 from pipelocal.strict_json import to_json
 
@@ -148,7 +148,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._lock = None
-            raise UserError(
+            raise Passing(
                 f"--out {self.path} is in use by a run that still goes on: give another folder"
             ) from error
         except OSError as error:
