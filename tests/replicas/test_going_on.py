@@ -56,14 +56,28 @@ def test_a_snapshot_between_two_updates_is_refused(tmp_path: Path) -> None:
     alone = [*DROPOUT, "--stages", "2", "--objective", "greedy", "--snapshot-every", "5"]
     alone += ["--keep-snapshots", "99"]
     run = train_alone([*alone, "--accumulate", "2", "--max-steps", "15"], tmp_path / "alone")
-    resumed = ["train", *TWO, "--resume", str(run / "snapshots" / "step-00000005")]
+    resumed = [
+        "train",
+        *TWO,
+        "--accumulate",
+        "1",
+        "--resume",
+        str(run / "snapshots" / "step-00000005"),
+    ]
     ranks = launch(tmp_path / "log", [*resumed, "--out", str(tmp_path / "ranks")], 4)
     assert all(ranks.wait())
     assert "is of batch 5, between two updates of 2 batches" in ranks.output(0)
     # Behind an update of the new run, but not of the old one.
     three = [*alone, "--accumulate", "3", "--max-steps", "16", "--snapshot-every", "4"]
     run = train_alone(three, tmp_path / "three")
-    resumed = ["train", *TWO, "--resume", str(run / "snapshots" / "step-00000008")]
+    resumed = [
+        "train",
+        *TWO,
+        "--accumulate",
+        "1",
+        "--resume",
+        str(run / "snapshots" / "step-00000008"),
+    ]
     ranks = launch(tmp_path / "log", [*resumed, "--out", str(tmp_path / "ranks")], 4)
     assert all(ranks.wait())
     assert "has gradients of 2 batch(es) that are no update yet" in ranks.output()
