@@ -158,19 +158,24 @@ def test_weights_that_are_nan_were_saved(
     assert not list(out.glob("stages/*"))
 
 
-def test_evaluation_of_weights_that_are_nan_gave_an_accuracy(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_evaluation_of_logits_that_are_nan_gave_an_accuracy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a run of an earlier version, say, which saved them."""
-    out = tmp_path / "run"
-    assert cli.run([*TRAIN, "--model", "mlp", "--max-steps", "2", "--out", str(out)]) == 0
-    path = out / "stages" / "stage-2.pt"
-    state = torch.load(path, weights_only=True)
-    for value in state["body"].values():
-        if value.is_floating_point():
-            value.fill_(torch.nan)
-    torch.save(state, path)
+    """Whatever they come from; it was the share of label 0."""
+    model, out = tmp_path / "frail.py", tmp_path / "run"
+    model.write_text(
+        "import os\n"
+        "from torch import nn\n"
+        "class Frail(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x) * float(os.environ.get('FACTOR', '1'))\n"
+        "def frail(_shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), Frail(8, 8), nn.Linear(8, classes))\n"
+    )
+    options = ["--model", f"{model}:frail", "--cut", "2", "--max-steps", "2", "--lr", "0.01"]
+    assert cli.run([*TRAIN, *options, "--out", str(out)]) == 0
     capsys.readouterr()
+    monkeypatch.setenv("FACTOR", "nan")
     assert cli.run(["evaluate", str(out)]) == cli.FAILURE
     said = capsys.readouterr()
     assert said.out == ""
