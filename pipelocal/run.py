@@ -36,8 +36,9 @@ from pipelocal.pipeline.source import Source
 from pipelocal.pipeline.worker import Worker, run_stream
 from pipelocal.preparation import Facts, begin, open_data, prepare
 from pipelocal.purity import Demands, check_extra_state, check_purity
-from pipelocal.recovery import Snapshots, Start, load_snapshot
+from pipelocal.recovery import Start, load_snapshot
 from pipelocal.replicas.join import join_replicas
+from pipelocal.saving import Snapshots
 from pipelocal.stage import Stage
 from pipelocal.stopping import Wishes
 from pipelocal.streams import tell
