@@ -4,12 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.interrupted import BASE
 from tests.test_transparency import train_alone
 
 # One thread: the ranks of a test share two cores, and a forked child must not inherit a thread pool.
 torch.set_num_threads(1)
+
+# An example has no time limit: the machine may be busy.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

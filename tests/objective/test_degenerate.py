@@ -91,7 +91,7 @@ def largest(found: dict[str, Tensor]) -> float:
 @example("norm", "first-order", "relative", 0.5, "int8", torch.float32, 4, (1.0, 0), (1.0, 4))
 @example("norm", "exact", "relative", 1.0, "full", torch.float32, 4, (1.0, 0), (1e25, 0))
 @example("relu", "first-order", "cosine", 1.0, "full", torch.float32, 1, (1e25, 0), (1e25, 0))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_gradients_are_finite_where_those_of_the_loss_are(
     body: str,
     form: str,
@@ -186,7 +186,7 @@ def test_a_blank_batch_trains_by_formulas_too() -> None:
 
 
 @given(st.integers(-60, 60), st.integers(0, 3))
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 def test_lengths_of_what_cannot_be_squared(exponent: int, blank: int) -> None:
     with seeded(exponent, "lengths"):
         given_values = torch.randn(4, FEATURES)

@@ -36,7 +36,7 @@ def test_known_values(name: str, per_sample: list[float]) -> None:
 
 
 @given(st.floats(1e-6, 1e6), st.floats(1, 1e6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_scale(a: float, b: float) -> None:
     """Cosine and relative are free of a common scale, squared is not; cosine of eta's, if not short."""
     torch.testing.assert_close(cosine(a * b * ETA, a * DELTA), cosine(ETA, DELTA))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelocal.errors import UserError
@@ -39,7 +39,6 @@ def brute_force(seconds: list[float], ranks: int, most_batches: int) -> tuple[in
     )
 
 
-@settings(deadline=None)
 @given(st.lists(SECONDS, min_size=1, max_size=4), st.integers(0, 7), st.integers(1, 16))
 def test_equals_brute_force(seconds: list[float], spare: int, most_batches: int) -> None:
     ranks = len(seconds) + spare
@@ -51,7 +50,6 @@ def test_equals_brute_force(seconds: list[float], spare: int, most_batches: int)
     assert min(replicas) >= 1
 
 
-@settings(deadline=None)
 @given(st.lists(SECONDS, min_size=1, max_size=12), st.integers(0, 40))
 def test_nothing_is_faster_unless_it_updates_too_seldom(seconds: list[float], spare: int) -> None:
     """Where any number will do, the next rank always goes to the slowest stage."""
@@ -68,7 +66,6 @@ def test_nothing_is_faster_unless_it_updates_too_seldom(seconds: list[float], sp
     assert pace(seconds, replicas) >= pace(seconds, greedy)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.5, 2), min_size=64, max_size=64))
 def test_many_stages_and_ranks(seconds: list[float]) -> None:
     replicas = choose_replicas(seconds, 512)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelocal.partition.topology import Traffic, arrange, crossing_bytes
@@ -43,7 +43,6 @@ def cases(draw: st.DrawFn) -> tuple[list[int], list[int], Traffic]:
     )
 
 
-@settings(deadline=None)
 @given(cases())
 def test_every_rank_has_one_replica_and_it_is_no_worse_than_stage_by_stage(
     case: tuple[list[int], list[int], Traffic],
@@ -89,7 +88,6 @@ def test_on_few_ranks_nothing_is_better(seed: int) -> None:
         assert found == pytest.approx(least), (replicas, node_of, traffic)
 
 
-@settings(deadline=None)
 @given(cases(), st.integers(1, 60))
 def test_what_crosses_is_what_batches_and_rings_send(
     case: tuple[list[int], list[int], Traffic], updates: int
