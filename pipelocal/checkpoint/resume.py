@@ -16,16 +16,8 @@ from pipelocal.models import plain_name
 
 NOT_OF_THE_BITS = {
     *("out", "config", "plain", "timeout", "trace", "debug_transfers", "log_every", "data_root"),
-    *(
-        "votes",
-        "resume",
-        "snapshot_every",
-        "snapshot_minutes",
-        "keep_snapshots",
-        "device",
-        "edge",
-        "window",
-    ),
+    *("votes", "resume", "snapshot_every", "snapshot_minutes", "keep_snapshots"),
+    *("device", "edge", "window"),
     *("stages", "balance", "cut", "memory_limit", "device_speeds"),
     *("replicas", "replicate", "rank_order", "start_timeout", "interface", "accept_changes"),
 }
@@ -46,9 +38,8 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     options = {k: v for k, v in asdict(config).items() if k not in NOT_OF_THE_BITS}
     # Replicas count by how many batches make an update (the same up to rounding), and a round.
     options["accumulate"] = config.batches_an_update
-    options["model"] = plain_name(
-        config.model
-    )  # wherever its file lies; its code is looked at apart
+    # Wherever its file lies; its code is looked at apart.
+    options["model"] = plain_name(config.model)
     rounds_matter = config.objective == "sgr" or config.sync_batchnorm
     options["replicas"] = config.together if rounds_matter else 1
     return options
