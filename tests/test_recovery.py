@@ -110,7 +110,9 @@ def test_a_signal_stops_with_a_snapshot(tmp_path: Path, ranks: int, number: int)
 
 def test_sigusr1_asks_for_a_snapshot(tmp_path: Path) -> None:
     options = ["train", "--model", "mlp", "--stages", "3", "--epochs", "12", "--plain"]
-    command = [sys.executable, "-m", "pipelocal", *options, "--snapshot-every", "100"]
+    # An evaluation may be worth a snapshot as well: there is one, at the end.
+    options += ["--evaluate-every", "12", "--snapshot-every", "100"]
+    command = [sys.executable, "-m", "pipelocal", *options]
     process = _start(command, tmp_path / "run", tmp_path / "log")
     process.send_signal(signal.SIGUSR1)
     assert process.wait(PATIENCE_S) == 0
