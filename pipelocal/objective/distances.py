@@ -43,6 +43,26 @@ def length(values: Tensor) -> Tensor:
     return norm
 
 
+def row_cosines(eta: Tensor, delta: Tensor, *, shortest: float = 0.0) -> Tensor:
+    """The cosine between each row of two gradients ``[B, F]``: ``[B]``, 0 where one of them is none.
+
+    Args:
+        eta: of the input.
+        delta: of the output of the stage before.
+        shortest: share of the root mean square of the deltas' lengths that every length counts as at least.
+    """
+    own, other = power_of_two(eta), power_of_two(delta)
+    eta, delta = eta / own, delta / other  # the cosine does not mind, and squares stay finite
+    eta_norm, delta_norm = (torch.linalg.vector_norm(each, dim=1) for each in (eta, delta))
+    least = shortest * delta_norm.square().mean().sqrt()
+    ratio = (other / own).clamp_max(1 / SMALLEST_NORM**2)
+    eta_norm = eta_norm.clamp_min(torch.maximum(least * ratio, SMALLEST_NORM / own))
+    delta_norm = delta_norm.clamp_min(torch.maximum(least, SMALLEST_NORM / other))
+    # Divided at the end, and not each gradient by its length: nothing more of their size is kept.
+    cosines: Tensor = (eta * delta).sum(1) / eta_norm / delta_norm
+    return cosines
+
+
 @DISTANCES.register("cosine")
 def cosine(eta: Tensor, delta: Tensor) -> Tensor:
     """One minus the cosine, from 0 (same direction) to 2; the mean over the samples.
@@ -51,14 +71,7 @@ def cosine(eta: Tensor, delta: Tensor) -> Tensor:
     begins at zero, do not rule the batch, lengths below a tenth of the root mean square of the
     batch's deltas count as that. Free of both lengths but for that, and of a common scale.
     """
-    scale = torch.maximum(power_of_two(eta), power_of_two(delta))
-    eta, delta = eta / scale, delta / scale  # the cosine does not mind, and squares stay finite
-    shortest = SHORTEST * delta.square().sum(1).mean().sqrt()
-    shortest = torch.maximum(shortest, SMALLEST_NORM / scale)
-    eta_norm = torch.linalg.vector_norm(eta, dim=1).clamp_min(shortest)
-    delta_norm = torch.linalg.vector_norm(delta, dim=1).clamp_min(shortest)
-    cosines: Tensor = (eta / eta_norm[:, None] * (delta / delta_norm[:, None])).sum(1)
-    return (1 - cosines).mean()
+    return (1 - row_cosines(eta, delta, shortest=SHORTEST)).mean()
 
 
 @DISTANCES.register("relative")

@@ -122,9 +122,8 @@ class FirstOrderReconciliation:
         leaf = eta.detach().requires_grad_()
         per_sample, delta = self._reconciliation.comparable(leaf, message)
         distance = self._reconciliation.distance(per_sample, delta)
-        residual = Residual.of(distance, per_sample, delta)
-        (v,) = autograd.grad(distance, leaf)
-        return residual, v
+        (v,) = autograd.grad(distance, leaf)  # first: it lets go what the distance has kept
+        return Residual.of(distance, per_sample, delta), v
 
 
 def _length_of_scale(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelocal.objective.distances import SMALLEST_NORM, Distance, cosine, length, power_of_two
+from pipelocal.objective.distances import SMALLEST_NORM, Distance, cosine, length, row_cosines
 from pipelocal.objective.summaries import Summary
 from pipelocal.registry import Registry
 
@@ -106,8 +106,6 @@ class Residual:
         relative = length(eta - delta) / of_delta.clamp_min(SMALLEST_NORM)
         return cls(
             distance=distance.detach(),
-            cosine=torch.cosine_similarity(
-                eta / power_of_two(eta), delta / power_of_two(delta), dim=1
-            ).mean(),
+            cosine=row_cosines(eta, delta).mean(),
             relative=torch.where(of_delta < SMALLEST_NORM, 0.0, relative),
         )
