@@ -13,8 +13,10 @@ from tests.test_transparency import train_alone
 # One thread: the ranks of a test share two cores, and a forked child must not inherit a thread pool.
 torch.set_num_threads(1)
 
-# A shell's background job ignores Ctrl-C, and so would every run of a test.
+# A shell's background job ignores Ctrl-C, one under nohup SIGHUP, and so would every run of a test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)  # programs that are started have the default then
 
 # An example has no time limit: the machine may be busy.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
