@@ -20,7 +20,13 @@ from tests.ranks import PATIENCE_S, free_port, launch
 
 BASE = ["--model", "mlp", "--stages", "2", "--max-steps", "4"]
 OPTIONS = [field.name for field in fields(TrainConfig) if field.name not in MAY_DIFFER]
-TEXTS = {"cut": "2", "freeze_stage": "1:3", "compress": "bf16", "autocast": "bf16"}
+TEXTS = {
+    "cut": "2",
+    "freeze_stage": "1:3",
+    "compress": "bf16",
+    "autocast": "bf16",
+    "resume": "never",  # a run that is not there cannot be read on that rank alone
+}
 """For options that are text and not set by default, something that may be given."""
 
 
