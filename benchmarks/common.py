@@ -32,10 +32,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
+from pipelocal.config.checks import validate
 from pipelocal.errors import PipelocalError
-from pipelocal.strict_json import to_json
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.system.strict_json import to_json
 
 POLL_S = 0.1
 
@@ -261,7 +262,7 @@ def train_each(
         PipelocalError: options that cannot work; nothing was started.
     """
     for config in configs:
-        config.validate()
+        validate(config)
         Blueprint.draw(config)
     waiting = list(range(len(configs)))
     with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch, _processes() as busy:

@@ -10,13 +10,13 @@ from importlib.metadata import version
 from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig
 from pipelocal.data import DATASETS
 from pipelocal.errors import DataError, PipelocalError, StageError, UserError
-from pipelocal.evaluate import evaluate, plain_state_dict
-from pipelocal.inference import HeadedNetwork, Prediction, load, load_with_heads
 from pipelocal.models import MODELS, Chain, Unit
 from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES
 from pipelocal.partition.partitioners import PARTITIONERS, PartitionRequest
-from pipelocal.stage import Stage, StepResult
-from pipelocal.train import train
+from pipelocal.results.early_exit import HeadedNetwork, Prediction, load, load_with_heads
+from pipelocal.results.evaluate import evaluate, plain_state_dict
+from pipelocal.run.train import train
+from pipelocal.stage.stage import Stage, StepResult
 
 __version__ = version("pipelocal")
 

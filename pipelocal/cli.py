@@ -31,22 +31,22 @@ from pipelocal.config import (
 )
 from pipelocal.config.command_line import AnyConfig, parse
 from pipelocal.errors import Interrupted, Passing, PipelocalError, Refused, Terminated, UserError
-from pipelocal.launcher import (
+from pipelocal.ranks.launcher import (
     end_job,
     has_other_nodes,
     speaks_for_node,
     under_torchrun,
     world_size,
 )
-from pipelocal.stopping import end_on_signals
-from pipelocal.streams import (
+from pipelocal.system.signals import end_on_signals
+from pipelocal.system.streams import (
     fill_closed_streams,
     flush_streams,
     for_progress,
     result_wanted,
     say,
 )
-from pipelocal.strict_json import to_json
+from pipelocal.system.strict_json import to_json
 
 USER_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -121,8 +121,8 @@ def _tell_unreadable(arguments: list[str]) -> None:
     """Have ranks on other nodes, whose options may be others, not wait for one that is not to come."""
     if arguments[:1] not in (["train"], ["doctor"]) or not has_other_nodes():
         return
-    from pipelocal.control import ControlPlane
-    from pipelocal.world import World
+    from pipelocal.ranks.control import ControlPlane
+    from pipelocal.ranks.world import World
 
     with suppress(PipelocalError):
         control = ControlPlane(World.from_environment(start_timeout_s=TELLING_S))
@@ -138,7 +138,7 @@ def _options_of(run: str) -> TrainConfig:
 
 def _dispatch(command: AnyConfig) -> None:
     if isinstance(command, TrainConfig):
-        from pipelocal.train import train
+        from pipelocal.run.train import train
 
         train(command)
         return
@@ -150,8 +150,8 @@ def _dispatch(command: AnyConfig) -> None:
     if under_torchrun() and _rank() != "0":
         return  # only training and its preparation need ranks
     if isinstance(command, PlanConfig):
-        from pipelocal.plan import plan
-        from pipelocal.telemetry.plan_view import print_plan
+        from pipelocal.plan.plan import plan
+        from pipelocal.plan.view import print_plan
 
         result_of_plan = plan(command)
         with result_wanted():
@@ -164,11 +164,11 @@ def _dispatch(command: AnyConfig) -> None:
         _timeline(command)
         return
     if isinstance(command, ExportConfig):
-        from pipelocal.export import export
+        from pipelocal.results.export import export
 
         for_progress(sys.stdout).write(f"{export(command)}\n")  # the result is the file
         return
-    from pipelocal.evaluate import evaluate
+    from pipelocal.results.evaluate import evaluate
 
     result = evaluate(command)
     with result_wanted():
@@ -176,7 +176,7 @@ def _dispatch(command: AnyConfig) -> None:
 
 
 def _print_figures(result: dict[str, Any], command: EvaluateConfig) -> None:
-    from pipelocal.telemetry.summary import known
+    from pipelocal.run.summary import known
 
     if command.json:
         print(to_json(result, indent=2))
@@ -190,7 +190,7 @@ def _print_figures(result: dict[str, Any], command: EvaluateConfig) -> None:
 
 def _timeline(command: TimelineConfig) -> None:
     from pipelocal.checkpoint.run_folder import RunFolder
-    from pipelocal.telemetry.plan_plot import check_plot
+    from pipelocal.telemetry.pyplot import check_plot
     from pipelocal.telemetry.timeline import Timeline
     from pipelocal.telemetry.timeline_view import draw_timeline, print_timeline
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipelocal import cli
 from pipelocal.checkpoint.writer import SnapshotWriter
-from pipelocal.stage import Stage
+from pipelocal.stage.stage import Stage
 from tests.ranks import until
 
 BASE = ["--model", "mlp", "--stages", "3", "--epochs", "3", "--log-every", "8"]

@@ -26,8 +26,8 @@ import sklearn.datasets  # noqa: F401  here once, and not in every forked rank 0
 import torch.distributed as dist
 
 from pipelocal import cli
-from pipelocal.patience import Patience
-from pipelocal.world import World
+from pipelocal.ranks.world import World
+from pipelocal.system.patience import Patience
 
 FORK = multiprocessing.get_context("fork")
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from benchmarks.live_bytes import LiveBytes
 from pipelocal.closed_form.stage import ClosedFormStage
 from pipelocal.config import TrainConfig
+from pipelocal.config.checks import validate
 from pipelocal.errors import UserError
 from pipelocal.objective.local import Greedy
-from pipelocal.stage import Stage
+from pipelocal.stage.stage import Stage
 from tests.ranks import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 
@@ -125,4 +126,4 @@ def test_a_stage_frozen_between_two_updates_drops_what_it_gathered() -> None:
 )
 def test_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(UserError, match=match):
-        TrainConfig(**options).validate()
+        validate(TrainConfig(**options))

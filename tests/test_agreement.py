@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from pipelocal.agreement import MAY_DIFFER, check_same_options
 from pipelocal.config import TrainConfig
 from pipelocal.config.option_name import option_name
-from pipelocal.control import ControlPlane
 from pipelocal.errors import UserError
-from pipelocal.world import World
+from pipelocal.ranks.control import ControlPlane
+from pipelocal.ranks.world import World
+from pipelocal.run.agreement import MAY_DIFFER, check_same_options
 from tests.ranks import PATIENCE_S, free_port, launch
 
 BASE = ["--model", "mlp", "--stages", "2", "--max-steps", "4"]

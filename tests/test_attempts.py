@@ -11,10 +11,10 @@ import pytest
 import torch.distributed as dist
 
 from pipelocal import cli
-from pipelocal.checkpoint.atomic import unwritable
-from pipelocal.control import ControlPlane
 from pipelocal.errors import Interrupted, NotMet, Refused, StageError, UserError
-from pipelocal.world import World
+from pipelocal.ranks.control import ControlPlane
+from pipelocal.ranks.world import World
+from pipelocal.system.files import unwritable
 from tests.ranks import PATIENCE_S, free_port, launch
 
 TRAIN = [

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal import cli
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
-from pipelocal.stage import Stage
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.stage.stage import Stage
 from tests.ranks import run_ranks
 from tests.test_transparency import assert_same_bits, run_state, train_alone
 

@@ -11,9 +11,9 @@ from torch import nn
 
 import pipelocal
 from pipelocal import cli
-from pipelocal.average import Average
 from pipelocal.checkpoint.snapshot import load_stage
-from pipelocal.stage import Stage
+from pipelocal.stage.ema import Average
+from pipelocal.stage.stage import Stage
 from tests.interrupted import BASE, EVERY, train_until
 from tests.ranks import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone

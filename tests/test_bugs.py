@@ -14,25 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal import cli
-from pipelocal.build import Blueprint
 from pipelocal.checkpoint.description import Description, ModelDescription
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import ExportConfig, TrainConfig
-from pipelocal.control import ControlPlane
+from pipelocal.config.checks import validate
 from pipelocal.doctor.links import bits_per_s
 from pipelocal.errors import StageError, Terminated, UserError
-from pipelocal.export import export
 from pipelocal.models import Chain, build_chain
 from pipelocal.objective import ExactReconciliation, Greedy, Reconciliation
+from pipelocal.objective.delta_encoding import SUMMARIES
 from pipelocal.objective.distances import relative
-from pipelocal.objective.summaries import SUMMARIES
 from pipelocal.pipeline.worker import Worker, run_stream
-from pipelocal.stage import Stage
-from pipelocal.train import train
+from pipelocal.ranks.control import ControlPlane
+from pipelocal.ranks.world import World
+from pipelocal.results.export import export
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.train import train
+from pipelocal.stage.stage import Stage
 from pipelocal.transport.contract import edge_contract
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import InProcessEdge
-from pipelocal.world import World
 from tests.ranks import PATIENCE_S, run_ranks, start
 
 
@@ -284,7 +285,7 @@ def test_a_rank_that_cannot_look_was_not_ended_when_its_neighbour_was_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last resort waited for an account, which only a main thread that looks would have given."""
-    monkeypatch.setattr("pipelocal.control.LAST_RESORT_S", 0.5)
+    monkeypatch.setattr("pipelocal.ranks.control.LAST_RESORT_S", 0.5)
 
     def body(rank: int) -> None:
         control = ControlPlane(World.from_environment())
@@ -304,7 +305,7 @@ def test_options_beyond_ascii_could_not_be_read_again(tmp_path: Path) -> None:
     train(TrainConfig(model="mlp", max_steps=1, plain=True, out=str(out)))
     assert RunFolder.open(str(out)).config().out == str(out)
     with pytest.raises(UserError, match="give text without line breaks"):
-        TrainConfig(out="bad\udcff").validate()
+        validate(TrainConfig(out="bad\udcff"))
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pipelocal import cli
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
-from pipelocal.layout import laid_out, own_memory
-from pipelocal.stage import Stage
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.stage.layout import laid_out, own_memory
+from pipelocal.stage.stage import Stage
 from pipelocal.transport.contract import edge_contract
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import InProcessEdge

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pipelocal import cli
-from pipelocal.build import Blueprint
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.checkpoint.snapshot import load_stage
+from pipelocal.run.blueprint import Blueprint
 from tests.ranks import launch, torchrun
 
 MODELS = Path(__file__).parent / "models_for_tests.py"

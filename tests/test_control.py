@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from pipelocal.control import ControlPlane
 from pipelocal.errors import Interrupted, StageError, UserError
-from pipelocal.world import World
+from pipelocal.ranks.control import ControlPlane
+from pipelocal.ranks.world import World
 from tests.ranks import PATIENCE_S, start
 
 Planes = Callable[[int], list[ControlPlane]]
@@ -106,7 +106,7 @@ def test_who_cannot_leave_is_ended_by_force(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rank whose main thread waits deep inside a library never looks at check()."""
-    monkeypatch.setattr("pipelocal.control.LAST_RESORT_S", 1.0)
+    monkeypatch.setattr("pipelocal.ranks.control.LAST_RESORT_S", 1.0)
 
     def body(rank: int) -> None:
         control = ControlPlane(World.from_environment())

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from benchmarks.live_bytes import LiveBytes
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
+from pipelocal.config.checks import validate
 from pipelocal.errors import UserError
-from pipelocal.stage import Stage
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.stage.stage import Stage
 from tests.ranks import run_ranks
 from tests.test_recompute import assert_equal, trained
 from tests.test_transparency import assert_same_bits, train_alone
@@ -21,7 +22,7 @@ from tests.test_transparency import assert_same_bits, train_alone
 def a_stage(*, early: bool, **options: Any) -> tuple[Stage, Blueprint]:
     """The second of two stages of an MLP, or of another model."""
     config = TrainConfig(stages=2, step_early=early, warmup_steps=3, **options)
-    config.validate()
+    validate(config)
     blueprint = Blueprint.draw(config)
     device = torch.device("cpu")
     return blueprint.build_stage(2, config, device=device, total_steps=8), blueprint
@@ -93,4 +94,4 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
 )
 def test_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(UserError, match=match):
-        TrainConfig(step_early=True, **options).validate()
+        validate(TrainConfig(step_early=True, **options))

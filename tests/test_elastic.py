@@ -16,7 +16,7 @@ import pytest
 import torch.distributed as dist
 
 from pipelocal.checkpoint.snapshot import SnapshotFolder
-from pipelocal.meeting import meet
+from pipelocal.ranks.meeting import meet
 from tests.interrupted import EVERY
 from tests.ranks import PATIENCE_S, free_port, until
 from tests.test_transparency import assert_same_bits, train_alone

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import pipelocal
 from pipelocal import cli
-from pipelocal.finished import FinishedRun
+from pipelocal.results.saved_run import FinishedRun
 from tests.test_transparency import train_alone
 
 FAST = [

@@ -9,7 +9,7 @@ import pytest
 
 FAULTS = """
 import resource, sys, torch
-from pipelocal.host import keep_freed_memory
+from pipelocal.ranks.host import keep_freed_memory
 
 kept = sys.argv[1] == "keep" and keep_freed_memory()
 

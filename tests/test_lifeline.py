@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelocal.address import own_address
-from pipelocal.control import ControlPlane
 from pipelocal.errors import StageError
-from pipelocal.world import World
+from pipelocal.ranks.address import own_address
+from pipelocal.ranks.control import ControlPlane
+from pipelocal.ranks.world import World
 from tests.ranks import PATIENCE_S, start
 
 NAMES = {rank: f"stage {rank + 1} (rank {rank})" for rank in range(3)}

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pipelocal import membership
 from pipelocal.errors import Interrupted, UserError
-from pipelocal.membership import MOST_STRANGERS, meet_neighbours
+from pipelocal.ranks import membership
+from pipelocal.ranks.membership import MOST_STRANGERS, meet_neighbours
 from tests.ranks import PATIENCE_S
 
 SECRET = b"s" * 32

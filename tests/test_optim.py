@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from pipelocal.errors import UserError
-from pipelocal.optim import OPTIMIZERS, SCHEDULES, learning_rate_factor
+from pipelocal.stage.lr_schedule import LR_SCHEDULES, learning_rate_factor
+from pipelocal.stage.optimizers import OPTIMIZERS
 
 
 def _factors(name: str, *, total: int, warmup: int) -> list[float]:
-    factor = learning_rate_factor(SCHEDULES.get(name), total_steps=total, warmup_steps=warmup)
+    factor = learning_rate_factor(LR_SCHEDULES.get(name), total_steps=total, warmup_steps=warmup)
     return [factor(step) for step in range(total + 1)]
 
 
@@ -45,13 +46,13 @@ def test_warmup_as_long_as_the_training(warmup: int) -> None:
 
 
 def test_past_the_end_the_schedule_stays_there() -> None:
-    factor = learning_rate_factor(SCHEDULES.get("cosine"), total_steps=4, warmup_steps=0)
+    factor = learning_rate_factor(LR_SCHEDULES.get("cosine"), total_steps=4, warmup_steps=0)
     assert factor(9) == factor(4) == pytest.approx(0.0, abs=1e-15)
 
 
 def test_through_the_scheduler() -> None:
     optimizer = OPTIMIZERS.get("sgd")([nn.Parameter(torch.zeros(1))], 0.4, 0.0, 0.0)
-    factor = learning_rate_factor(SCHEDULES.get("cosine"), total_steps=6, warmup_steps=2)
+    factor = learning_rate_factor(LR_SCHEDULES.get("cosine"), total_steps=6, warmup_steps=2)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     rates = []
     for _ in range(6):
@@ -81,7 +82,7 @@ def test_unknown_names() -> None:
     with pytest.raises(UserError, match=r"unknown optimizer 'adam'.*did you mean 'adamw'"):
         OPTIMIZERS.get("adam")
     with pytest.raises(UserError, match=r"unknown schedule 'cosin'.*did you mean 'cosine'"):
-        SCHEDULES.get("cosin")
+        LR_SCHEDULES.get("cosin")
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelocal.patience import MOST_S, Patience
+from pipelocal.system.patience import MOST_S, Patience
 from tests.ranks import launch, until
 
 

@@ -178,7 +178,7 @@ def test_ranks_left_over_are_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last ones, of the last node."""
-    monkeypatch.setattr("pipelocal.plan_replicas.choose_replicas", lambda *_: [2, 2])
+    monkeypatch.setattr("pipelocal.plan.replicas.choose_replicas", lambda *_: [2, 2])
     arguments = [*META, "--stages", "2", "--replicas", "auto", "--ranks", "6", "--nodes", "2"]
     assert cli.run(arguments) == 0
     assert "4 ranks; 2 left over; 2 batch(es) an update" in capsys.readouterr().out

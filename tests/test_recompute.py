@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from benchmarks.live_bytes import LiveBytes
 from pipelocal import cli
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
+from pipelocal.config.checks import validate
 from pipelocal.errors import UserError
-from pipelocal.recompute import RecomputedBody
-from pipelocal.replay import copies_of_buffers
-from pipelocal.stage import Stage
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.stage.recompute import RecomputedBody
+from pipelocal.stage.replay import copies_of_buffers
+from pipelocal.stage.stage import Stage
 from tests.ranks import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 
@@ -39,7 +40,7 @@ def a_stage(units: int | None, **options: Any) -> tuple[Stage, Blueprint]:
         checkpoint_activations=units,
         **options,
     )
-    config.validate()
+    validate(config)
     blueprint = Blueprint.draw(config)
     device = torch.device("cpu")
     return blueprint.build_stage(2, config, device=device, total_steps=8), blueprint
@@ -156,4 +157,4 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
 )
 def test_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(UserError, match=match):
-        TrainConfig(**options).validate()
+        validate(TrainConfig(**options))

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from pipelocal import cli
-from pipelocal.checkpoint.repartition import HEAD
 from pipelocal.checkpoint.snapshot import SnapshotFolder, load_stage, verify
-from pipelocal.stage import Stage
+from pipelocal.stage.finite import HEAD
+from pipelocal.stage.stage import Stage
 from tests.interrupted import EVERY, train_until
 from tests.ranks import run_ranks
 from tests.test_recompute import assert_equal

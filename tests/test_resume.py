@@ -11,7 +11,7 @@ import torch
 
 from pipelocal import cli
 from pipelocal.checkpoint.snapshot import SnapshotFolder
-from pipelocal.stage import Stage
+from pipelocal.stage.stage import Stage
 from tests.interrupted import BASE, EVERY, train_until
 from tests.ranks import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone

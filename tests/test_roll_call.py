@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelocal.roll_call import describe
+from pipelocal.ranks.who_hangs import describe
 
 
 @pytest.mark.parametrize(

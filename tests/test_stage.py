@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.errors import StageError, UserError
+from pipelocal.models.layers import PooledLinear
 from pipelocal.objective import DISTANCES, Greedy, Objective
-from pipelocal.objective.heads import PooledLinear
-from pipelocal.stage import Stage, count_correct
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.stage.stage import Stage, count_correct
 from tests.objective.stages import make_stage, same_bits, sgr, weights
 
 Make = Callable[[], Objective]

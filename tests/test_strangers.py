@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from pipelocal import lifeline, membership
-from pipelocal.address import listen, own_address
-from pipelocal.host import use_interface
+from pipelocal.ranks import lifeline, membership
+from pipelocal.ranks.address import listen, own_address
+from pipelocal.ranks.host import use_interface
 from tests.ranks import Ranks, free_port, launch, torchrun
 from tests.strangers import Strangers
 from tests.test_transparency import assert_same_bits, train_alone

@@ -17,8 +17,8 @@ import pytest
 from pipelocal import cli
 from pipelocal.checkpoint.snapshot import SnapshotFolder
 from pipelocal.config import TrainConfig
-from pipelocal.train import train
-from pipelocal.world import World
+from pipelocal.ranks.world import World
+from pipelocal.run.train import train
 from tests.ranks import PATIENCE_S, until
 
 PIPELOCAL = [sys.executable, "-m", "pipelocal"]
@@ -232,7 +232,7 @@ def test_left_over_variables_are_named_by_who_waits(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])  # nobody answers there
         set_all(monkeypatch, LEFT_OVER | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
-        monkeypatch.setattr("pipelocal.world.SILENT_S", 0.1)
+        monkeypatch.setattr("pipelocal.ranks.world.SILENT_S", 0.1)
         assert cli.run([*SMALL, *SHORT, "--start-timeout", "4"]) == cli.USER_ERROR
     waits, error = capsys.readouterr().err.splitlines()
     for line in (waits, error):

@@ -3,7 +3,13 @@
 import pytest
 
 from pipelocal.errors import UserError
-from pipelocal.units import parse_bytes, parse_flops, parse_rate, parse_speeds, parse_time
+from pipelocal.system.quantities import (
+    parse_bytes,
+    parse_flops,
+    parse_rate,
+    parse_speeds,
+    parse_time,
+)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pipelocal import cli
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
+from pipelocal.run.blueprint import Blueprint
 from tests.ranks import launch, run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 

@@ -27,7 +27,7 @@ from benchmarks.common import BenchmarkError
 from benchmarks.communication import network, over_link
 from benchmarks.communication.network import NetworkError, Shape, two_hosts
 from pipelocal.config import TrainConfig
-from pipelocal.host import set_up_host
+from pipelocal.ranks.host import set_up_host
 
 HERE = Path(__file__).parent
 RANKS = 2

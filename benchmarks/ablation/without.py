@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from torch import Tensor
 
 from pipelocal.cli import main
-from pipelocal.stage import Stage
+from pipelocal.stage.stage import Stage
 from pipelocal.transport import remote
 from pipelocal.transport.header import Header
 from pipelocal.transport.remote import RemoteSender

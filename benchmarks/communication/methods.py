@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.communication import over_link
 from benchmarks.communication.over_link import Hosts
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
+from pipelocal.run.blueprint import Blueprint
 
 PEER = str(Path(__file__).parents[1] / "throughput" / "peer.py")
 LOG_EVERY = 8

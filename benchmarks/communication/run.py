@@ -25,7 +25,7 @@ from benchmarks.common import BenchmarkError, Target
 from benchmarks.communication import counted, network, rates, report
 from benchmarks.communication.methods import WORKS, Work
 from benchmarks.communication.network import NetworkError, Shape
-from pipelocal.host import set_up_host
+from pipelocal.ranks.host import set_up_host
 
 TEXT_BYTES = 60_000
 """Enough for an epoch of some dozens of batches, and for few batches of evaluation."""

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks import common
 from benchmarks.common import Target
 from benchmarks.memory.trial import ACCUMULATED, LOG_EVERY, PLAIN
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.partition import to_text
 from pipelocal.partition.analysed import Roofline
+from pipelocal.run.blueprint import Blueprint
 
 HERE = Path(__file__).parent
 RANKS = 4

@@ -28,14 +28,14 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.live_bytes import LiveBytes
 from benchmarks.throughput.peer import pipeline_step, random_batch, sgd
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.data import DATASETS, ArrayDataset, DataInfo, DatasetEntry
-from pipelocal.host import set_up_host
 from pipelocal.objective.local import cross_entropy
-from pipelocal.pipeline.assembly import Assembly
-from pipelocal.strict_json import to_json
-from pipelocal.train import train
+from pipelocal.ranks.host import set_up_host
+from pipelocal.run.assembly import Assembly
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.train import train
+from pipelocal.system.strict_json import to_json
 from pipelocal.transport.endpoint import ring_slots
 
 ACCUMULATED = 4

@@ -22,11 +22,11 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import Target
-from pipelocal.build import Blueprint
 from pipelocal.config import PlanConfig, TrainConfig
-from pipelocal.host import set_up_host
 from pipelocal.partition.measured import Stopwatch
-from pipelocal.plan import planned_input, predict
+from pipelocal.plan.plan import planned_input, predict
+from pipelocal.ranks.host import set_up_host
+from pipelocal.run.blueprint import Blueprint
 
 HEAVY = f"{Path(__file__).with_name('models.py')}:one_heavy_unit"
 PREDICTED = ("resnet50", "vit_b_16", "gpt")

@@ -13,11 +13,11 @@ import torch
 
 from benchmarks.live_bytes import LiveBytes
 from benchmarks.reconciliation.forms import FORMS
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.data import DataInfo
-from pipelocal.host import set_up_host
-from pipelocal.telemetry.memory import resident_bytes
+from pipelocal.ranks.host import set_up_host
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.stage.memory import resident_bytes
 
 
 def cost(form: str, *, model: str, rounds: int) -> dict[str, Any]:

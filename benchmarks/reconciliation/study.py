@@ -14,7 +14,7 @@ from benchmarks import common
 from benchmarks.common import BenchmarkError, Failure, Run
 from benchmarks.reconciliation.forms import FORMS, VARIANTS
 from pipelocal.config import TrainConfig
-from pipelocal.strict_json import to_json
+from pipelocal.system.strict_json import to_json
 
 TRAINING_WINDOW = 50
 Row = dict[str, Any]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
-from pipelocal.host import set_up_host
-from pipelocal.objective.summaries import SUMMARIES, Summary
+from pipelocal.objective.delta_encoding import SUMMARIES, Summary
+from pipelocal.ranks.host import set_up_host
+from pipelocal.run.blueprint import Blueprint
 from pipelocal.seeding import derive_seed
 
 MODEL, STAGES, ROWS = "resnet20", 4, 64

@@ -11,7 +11,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from pipelocal.strict_json import to_json
+from pipelocal.system.strict_json import to_json
 
 LARGE = 2**22
 """Bytes."""

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed import pipelining
 
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
-from pipelocal.host import set_up_host
+from pipelocal.ranks.host import set_up_host
+from pipelocal.run.blueprint import Blueprint
 
 NOT_COUNTED = 2
 """First steps, which pay for what is done once."""

@@ -27,12 +27,12 @@ import torch
 from benchmarks import common
 from benchmarks.common import Target
 from benchmarks.simulator.models import BATCH
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
-from pipelocal.host import set_up_host
 from pipelocal.partition.measured import Stopwatch
-from pipelocal.simulate.forecast import Scenario, forecast
-from pipelocal.simulate.job import Link
+from pipelocal.plan.simulate.forecast import Scenario, forecast
+from pipelocal.plan.simulate.job import LinkSpeed
+from pipelocal.ranks.host import set_up_host
+from pipelocal.run.blueprint import Blueprint
 
 HERE = Path(__file__).parent
 SLEEPERS = f"{HERE / 'models.py'}:sleepers"
@@ -80,10 +80,10 @@ def _sleeping() -> list[tuple[int, int]]:
     return [(2, SMALL), (4, SMALL), (8, SMALL), (4, LARGE), (8, LARGE)]
 
 
-def measure_link() -> Link:
+def measure_link() -> LinkSpeed:
     """Between two ranks of this machine."""
     output = common.launch(2, [str(HERE / "link.py")], what="link")
-    return Link(**json.loads(output.splitlines()[-1]))
+    return LinkSpeed(**json.loads(output.splitlines()[-1]))
 
 
 def compare(
@@ -91,7 +91,7 @@ def compare(
     units: str,
     ranks: int,
     size: int | None,
-    link: Link,
+    link: LinkSpeed,
     rounds: int,
     steps: int,
 ) -> list[Row]:
@@ -171,7 +171,7 @@ def _error(row: Row) -> float:
     return abs(float(row["simulated_over_measured"]) - 1)
 
 
-def show(rows: list[Row], link: Link) -> None:
+def show(rows: list[Row], link: LinkSpeed) -> None:
     """A line for each model and number of ranks, a column for each schedule."""
     print(f"link: {link.bytes_per_s / 2**30:.2f} GiB/s, {link.latency_s * 1e6:.0f} us")
     schedules = list(dict.fromkeys(row["schedule"] for row in rows))

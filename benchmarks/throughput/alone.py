@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from benchmarks.throughput.peer import NOT_COUNTED, random_batch
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
-from pipelocal.host import set_up_host
-from pipelocal.strict_json import to_json
+from pipelocal.ranks.host import set_up_host
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.system.strict_json import to_json
 
 
 def main() -> None:

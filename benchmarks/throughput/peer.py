@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.distributed import pipelining
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
-from pipelocal.host import set_up_host
 from pipelocal.models.in_place import disable_inplace
 from pipelocal.objective.local import cross_entropy
+from pipelocal.ranks.host import set_up_host
+from pipelocal.run.blueprint import Blueprint
 
 NOT_COUNTED = 3
 """First steps, which pay for what is done once."""

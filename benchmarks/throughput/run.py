@@ -29,11 +29,11 @@ import torch
 from benchmarks import common
 from benchmarks.common import Target
 from benchmarks.throughput.peer import MULTI, SINGLE
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
-from pipelocal.host import set_up_host
 from pipelocal.partition import to_text
 from pipelocal.partition.measured import Stopwatch
+from pipelocal.ranks.host import set_up_host
+from pipelocal.run.blueprint import Blueprint
 
 HERE = Path(__file__).parent
 LOG_EVERY = 8

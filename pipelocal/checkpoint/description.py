@@ -19,13 +19,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-from pipelocal.checkpoint.atomic import write_atomically
 from pipelocal.data.dataset import DataInfo
 from pipelocal.data.fingerprint import named_dtype
 from pipelocal.errors import UserError
 from pipelocal.models import Chain, Source, source_of
 from pipelocal.models.fingerprint import fingerprint
-from pipelocal.strict_json import to_json
+from pipelocal.system.files import write_atomically
+from pipelocal.system.strict_json import to_json
 
 FILE = "run.json"
 FORMAT = 1

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelocal.errors import UserError
-
-HEAD = "head/"
-"""Before the names of a head's parameters; no name of a model begins so."""
+from pipelocal.stage.finite import HEAD
 
 State = dict[str, Any]
 

@@ -23,14 +23,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipelocal.checkpoint.atomic import write_atomically
-from pipelocal.checkpoint.choice import run_of
 from pipelocal.checkpoint.description import Description, ModelDescription
+from pipelocal.checkpoint.pick_snapshot import run_of
 from pipelocal.checkpoint.resume import differences, identity
 from pipelocal.config import TrainConfig, load_toml, to_toml
 from pipelocal.errors import Passing, UserError
-from pipelocal.paths import check_path
-from pipelocal.strict_json import to_json
+from pipelocal.system.files import write_atomically
+from pipelocal.system.paths import check_path
+from pipelocal.system.strict_json import to_json
 
 
 class RunFolder:

@@ -32,9 +32,9 @@ from typing import Any
 
 import torch
 
-from pipelocal.checkpoint.atomic import write_atomically
 from pipelocal.errors import UserError
-from pipelocal.strict_json import to_json
+from pipelocal.system.files import write_atomically
+from pipelocal.system.strict_json import to_json
 
 MANIFEST = "manifest.json"
 FORMAT = 4

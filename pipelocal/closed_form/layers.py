@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from pipelocal.closed_form.form import ClosedForm, Kept, accumulate, closed_form_of
-from pipelocal.objective.heads import PooledLinear
-from pipelocal.objective.heads_fixed import FixedPooledLinear
+from pipelocal.heads.fixed import FixedPooledLinear
+from pipelocal.models.layers import PooledLinear
 
 
 @closed_form_of(nn.Linear)

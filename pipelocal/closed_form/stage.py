@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipelocal.average import Average
 from pipelocal.closed_form.loss import cross_entropy_with_gradient
 from pipelocal.closed_form.run import ClosedRun
-from pipelocal.layout import own_memory
 from pipelocal.objective.first_order import FirstOrderReconciliation
 from pipelocal.objective.local import Greedy, LocalPass
 from pipelocal.seeding import derive_seed
-from pipelocal.stage import Stage
+from pipelocal.stage.ema import Average
+from pipelocal.stage.layout import own_memory
+from pipelocal.stage.stage import Stage
 
 
 class ClosedFormStage(Stage):

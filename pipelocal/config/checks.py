@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import torch
 
+from pipelocal.config.combinations import check_combinations
 from pipelocal.config.limits import MOST_BATCHES, check_limits
 from pipelocal.config.option_name import option_name
+from pipelocal.config.train import TrainConfig
 from pipelocal.data import DATASETS
 from pipelocal.errors import UserError
 from pipelocal.models import check_model_name
-from pipelocal.names import unwritable
 from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES, WEIGHT_SCHEDULES
-from pipelocal.objective.summaries import SUMMARIES
-from pipelocal.optim import OPTIMIZERS, SCHEDULES
+from pipelocal.objective.delta_encoding import SUMMARIES
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.partition.replicas import parse_replicas
+from pipelocal.stage.lr_schedule import LR_SCHEDULES
+from pipelocal.stage.optimizers import OPTIMIZERS
+from pipelocal.system.names import unwritable
+from pipelocal.system.quantities import parse_bytes, parse_speeds
 from pipelocal.transport.connect import EDGES
 from pipelocal.transport.packing import PACKINGS
-from pipelocal.units import parse_bytes, parse_speeds
-
-if TYPE_CHECKING:
-    from pipelocal.config.train import TrainConfig
 
 AUTOCAST = {"bf16": torch.bfloat16}
 """What --autocast takes."""
@@ -36,6 +35,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "votes": ("auto", "on", "off"),
 }
 """Options whose words are fixed."""
+
+
+def validate(config: TrainConfig) -> None:
+    """Refuse what cannot work, before anything is started.
+
+    Raises:
+        UserError: an option is out of range or unknown, or two exclude each other.
+    """
+    check_options(config)
+    check_combinations(config)
 
 
 def check_options(config: TrainConfig) -> None:
@@ -54,7 +63,7 @@ def check_options(config: TrainConfig) -> None:
     DISTANCES.get(config.distance)
     WEIGHT_SCHEDULES.get(config.reconcile_schedule)
     OPTIMIZERS.get(config.optimizer)
-    SCHEDULES.get(config.schedule)
+    LR_SCHEDULES.get(config.schedule)
     PACKINGS.get(config.wire)
     SUMMARIES.get(config.delta)
     for name, known in CHOICES.items():

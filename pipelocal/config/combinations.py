@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from pipelocal.config.option_name import option_name
+from pipelocal.config.train import TrainConfig
 from pipelocal.errors import UserError
 from pipelocal.replicas.compression import COMPRESSIONS
-
-if TYPE_CHECKING:
-    from pipelocal.config.train import TrainConfig
 
 
 def check_combinations(config: TrainConfig) -> None:

@@ -16,7 +16,7 @@ from pipelocal.config.finished_run import EvaluateConfig, ExportConfig, Timeline
 from pipelocal.config.plan import PlanConfig
 from pipelocal.config.toml_file import read_toml
 from pipelocal.config.train import TrainConfig
-from pipelocal.paths import home_expanded, with_home
+from pipelocal.system.paths import home_expanded, with_home
 
 Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipelocal.config.checks import check_options
-from pipelocal.config.combinations import check_combinations
-from pipelocal.freezing import Freezing, parse_freezing
 from pipelocal.partition.replicas import parse_replicas
-from pipelocal.units import parse_weights
+from pipelocal.stage.freezing import Freezing, parse_freezing
+from pipelocal.system.quantities import parse_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,15 +202,6 @@ class TrainConfig:
     """Print lines instead of the live table; always so when the output is no terminal."""
     config: str | None = None
     """TOML file with options of these names (dashes or underscores); the command line overrides it."""
-
-    def validate(self) -> None:
-        """Refuse what cannot work, before anything is started.
-
-        Raises:
-            UserError: an option is out of range or unknown.
-        """
-        check_options(self)
-        check_combinations(self)
 
     def replica_counts(self, stages: int) -> list[int] | None:
         """The replicas of every stage; None if they are yet to be chosen.

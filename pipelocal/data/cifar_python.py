@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelocal._torchvision import import_torchvision
 from pipelocal.data.files import corrupt_file, missing_file
 from pipelocal.errors import DataError
+from pipelocal.system.torchvision import import_torchvision
 
 
 def read_python(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipelocal.data.dataset import ArrayDataset, DataInfo
 from pipelocal.errors import DataError
-from pipelocal.streams import tell
+from pipelocal.system.streams import tell
 
 VOCABULARY = 256
 """Tokens are bytes."""

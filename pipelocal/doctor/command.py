@@ -12,20 +12,20 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from pipelocal.breakable import breakable
 from pipelocal.config.doctor import DoctorConfig
 from pipelocal.config.limits import check_limits
-from pipelocal.control import ControlPlane
 from pipelocal.doctor.facts import Facts, gather
 from pipelocal.doctor.judge import Finding, judge
 from pipelocal.doctor.links import Clock, Link, measure_clock, measure_links
 from pipelocal.errors import PipelocalError, UserError
-from pipelocal.host import use_interface
-from pipelocal.streams import result_wanted
-from pipelocal.strict_json import to_json
+from pipelocal.ranks.breakable import breakable
+from pipelocal.ranks.control import ControlPlane
+from pipelocal.ranks.host import use_interface
+from pipelocal.ranks.world import World
+from pipelocal.system.quantities import parse_bytes
+from pipelocal.system.streams import result_wanted
+from pipelocal.system.strict_json import to_json
 from pipelocal.telemetry.view import format_bytes
-from pipelocal.units import parse_bytes
-from pipelocal.world import World
 
 PATIENCE_S = 120.0
 """For a rank's facts, model and data included."""

@@ -14,13 +14,14 @@ from typing import TypeVar
 import psutil
 import torch
 
-from pipelocal.address import own_address
 from pipelocal.config.doctor import DoctorConfig
 from pipelocal.data import data_info, load_dataset
 from pipelocal.errors import PipelocalError
-from pipelocal.host import allow_open_files
 from pipelocal.models import build_chain
-from pipelocal.world import World, describe_device
+from pipelocal.ranks.address import own_address
+from pipelocal.ranks.device import describe_device
+from pipelocal.ranks.host import allow_open_files
+from pipelocal.ranks.world import World
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ class Facts:
     nccl: str | None
     """Version; None without."""
     device: str | None
-    """As :func:`~pipelocal.world.describe_device` says; None if the device asked for is not there."""
+    """As :func:`~pipelocal.ranks.world.describe_device` says; None if the device asked for is not there."""
     device_error: str | None
     device_free_bytes: int | None
     cores: int

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipelocal.config.doctor import DoctorConfig
 from pipelocal.doctor.facts import Facts
 from pipelocal.doctor.links import Clock, Link
-from pipelocal.units import parse_bytes
+from pipelocal.system.quantities import parse_bytes
 
 LEAST_OPEN_FILES = 512
 LEAST_MEMORY = 2**30

@@ -11,7 +11,6 @@ from functools import partial
 
 from torch import nn
 
-from pipelocal._torchvision import mend_torchvision
 from pipelocal.errors import UserError
 from pipelocal.models import torchvision_chains
 from pipelocal.models.allconv import allconv
@@ -24,6 +23,7 @@ from pipelocal.models.resnet import resnet
 from pipelocal.models.source import Source, plain_name
 from pipelocal.registry import Registry
 from pipelocal.seeding import seeded, undone
+from pipelocal.system.torchvision import mend_torchvision
 
 mend_torchvision()  # a user's own file may import it as well
 

@@ -17,7 +17,7 @@ from functools import partial
 from torch import nn
 
 from pipelocal.models.chain import Chain, Shape, Unit
-from pipelocal.objective.heads import PooledLinear
+from pipelocal.models.layers import PooledLinear
 
 WIDTHS = (32, 32, 64, 64, 64, 128, 128, 128)
 

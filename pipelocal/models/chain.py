@@ -16,8 +16,8 @@ from pipelocal.models.in_place import give_own_input
 from pipelocal.models.state import Versions, versions_of, with_versions
 from pipelocal.models.traced import copy_of_piece, split_module
 from pipelocal.models.trial import check_not_lazy, try_unit
-from pipelocal.names import unwritable
 from pipelocal.seeding import seeded
+from pipelocal.system.names import unwritable
 
 Shape = tuple[int, ...]
 """A shape without its batch dimension."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipelocal.models.chain import Chain, Shape, Unit
 from pipelocal.models.gpt import sequence_length
-from pipelocal.objective.heads_token import TokenLinear
+from pipelocal.models.layers import TokenLinear
 
 LAYERS = 4
 WIDTH = 128

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelocal.models.chain import Chain, Shape, Unit
-from pipelocal.objective.heads import PooledLinear
+from pipelocal.models.layers import PooledLinear
 
 WIDTHS = (16, 32, 64)
 

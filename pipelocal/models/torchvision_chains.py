@@ -21,11 +21,11 @@ from typing import Any
 
 from torch import nn
 
-from pipelocal._torchvision import import_torchvision
 from pipelocal.errors import UserError
 from pipelocal.models.chain import Chain, Shape, Unit
 from pipelocal.models.deferred import Deferred
 from pipelocal.models.patch_tokens import ClassToken, PatchTokens
+from pipelocal.system.torchvision import import_torchvision
 
 Part = tuple[str, str | None, nn.Module]
 """Name, prefix and module of a unit, as in :class:`Unit`; the module is on meta."""

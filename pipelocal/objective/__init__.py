@@ -10,9 +10,9 @@ The names of ``--objective``::
 
 from collections.abc import Callable
 
+from pipelocal.heads.build import HEADS
 from pipelocal.objective.distances import DISTANCES
 from pipelocal.objective.first_order import FirstOrderReconciliation
-from pipelocal.objective.heads import HEADS
 from pipelocal.objective.local import ExactReconciliation, Greedy, Objective
 from pipelocal.objective.reconciliation import WEIGHT_SCHEDULES, Reconciliation
 from pipelocal.registry import Registry

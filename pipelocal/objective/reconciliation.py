@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pipelocal.objective.delta_encoding import Summary
 from pipelocal.objective.distances import SMALLEST_NORM, Distance, cosine, length, row_cosines
-from pipelocal.objective.summaries import Summary
 from pipelocal.registry import Registry
 
 Form = Literal["exact", "first-order"]

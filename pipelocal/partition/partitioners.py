@@ -8,7 +8,7 @@ from functools import cached_property
 
 from pipelocal.errors import UserError
 from pipelocal.models.chain import Chain
-from pipelocal.partition.balance import CostModel, balanced
+from pipelocal.partition.cost_model import CostModel, balanced
 from pipelocal.partition.cut import Cut, even_blocks
 from pipelocal.registry import Registry
 

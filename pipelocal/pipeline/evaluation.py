@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pipelocal.errors import StageError
 from pipelocal.objective.local import cross_entropy
-from pipelocal.stage import Stage, count_correct
-from pipelocal.telemetry.tally import Reading, Tally
+from pipelocal.pipeline.tally import Reading, Tally
+from pipelocal.stage.stage import Stage, count_correct
 from pipelocal.transport.edge import IncomingBatch
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from pipelocal.stopping import Wishes
+from pipelocal.system.signals import Wishes
 
 Agree = Callable[[int], int]
 

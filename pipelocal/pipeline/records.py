@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pipelocal.errors import StageError
-from pipelocal.stage import Stage, StepMetrics
-from pipelocal.telemetry.meter import Meter
-from pipelocal.telemetry.tally import Reading, Tally
+from pipelocal.pipeline.tally import Reading, Tally
+from pipelocal.pipeline.throughput import Throughput
+from pipelocal.stage.stage import Stage, StepMetrics
 from pipelocal.transport.header import Header
 
 Report = Callable[[dict[str, Any]], None]
@@ -34,7 +34,7 @@ class Records:
     def __init__(
         self, stage: Stage, device: torch.device, report: Report, *, log_every: int
     ) -> None:
-        self.meter = Meter()
+        self.throughput = Throughput()
         self.last_epoch: Reading | None = None
         """Of the last epoch that came to its end; None before."""
         self.peak_memory_bytes: int | None = None
@@ -66,7 +66,7 @@ class Records:
 
     def trained(self, header: Header) -> None:
         """The time of a training batch is over too: report, if it is time."""
-        self.meter.trained(header.rows)
+        self.throughput.trained(header.rows)
         self.report_if_due(header.epoch)
 
     def report_if_due(self, epoch: int) -> None:
@@ -139,7 +139,7 @@ class Records:
     def _report_training(self, epoch: int) -> None:
         self._reported = self._stage.steps
         reading = self._tally.read_and_reset(RECORD)
-        rate, busy = self.meter.read_window()
+        rate, busy = self.throughput.read_window()
         self.record(
             "train",
             epoch,

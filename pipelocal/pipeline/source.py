@@ -9,7 +9,7 @@ import torch
 
 from pipelocal.data.batches import Batch, BatchStream
 from pipelocal.pipeline.markers import Markers
-from pipelocal.pipeline.plan import Plan
+from pipelocal.pipeline.timetable import Timetable
 from pipelocal.transport.deal import EVERYTHING, Deal
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import HandedBatch
@@ -34,7 +34,7 @@ class Source:
     def __init__(
         self,
         batches: BatchStream,
-        plan: Plan | None,
+        plan: Timetable | None,
         device: torch.device,
         *,
         start: int = 0,
@@ -61,7 +61,7 @@ class Source:
     def close(self) -> None:
         self._events.close()
 
-    def _training(self, plan: Plan, evaluated: bool) -> Generator[HandedBatch]:
+    def _training(self, plan: Timetable, evaluated: bool) -> Generator[HandedBatch]:
         total, start, markers = plan.total_steps, self._done, self._markers
         for epoch in range(plan.epoch_of_last(start), plan.epochs_begun):
             first = plan.first_of(epoch)

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from pipelocal.errors import PipelocalError, StageError
-from pipelocal.freezing import Freezing
+from pipelocal.pipeline.bp_gap import BackPropagationGap
 from pipelocal.pipeline.evaluation import Evaluation
 from pipelocal.pipeline.records import Records, Report
-from pipelocal.stage import Stage
+from pipelocal.stage.freezing import Freezing
+from pipelocal.stage.memory import model_tensors, resident_bytes
+from pipelocal.stage.stage import Stage
 from pipelocal.telemetry.actions import Action, Recorder
-from pipelocal.telemetry.bp_gap import BackPropagationGap
-from pipelocal.telemetry.memory import SavedBytes, model_tensors, resident_bytes
+from pipelocal.telemetry.memory import SavedBytes
 from pipelocal.transport.edge import Check, IncomingBatch, Receiver, Sender
 from pipelocal.transport.header import Header, Kind
 
@@ -120,7 +121,9 @@ class Worker:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise StageError(reason, stage=self.stage.number, batch=self._number) from error
         batch.release()
-        self.records.meter.add_busy(time.perf_counter() - started - (self._waited_s() - waited))
+        self.records.throughput.add_busy(
+            time.perf_counter() - started - (self._waited_s() - waited)
+        )
         if header.kind.trains:
             self.records.trained(header)
         if header.kind == Kind.END and self.outgoing is not None:
@@ -136,9 +139,9 @@ class Worker:
             self._take_snapshot(header)
         elif header.kind == Kind.EVALUATED:
             self.records.record("evaluate", header.epoch, **self.evaluation.finish(header.step))
-            self.records.meter.evaluated()
+            self.records.throughput.evaluated()
         else:
-            self.records.meter.ended()
+            self.records.throughput.ended()
 
     def trouble(self) -> StageError | None:
         """What is known to be wrong with this stage's edges."""

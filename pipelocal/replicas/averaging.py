@@ -12,9 +12,9 @@ from collections.abc import Callable
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelocal.replicas.carrier import Carrier
-from pipelocal.replicas.compression import Compression
+from pipelocal.replicas.hook import Compression
 from pipelocal.replicas.together import Alikeness, Together, drop_gradients, gradients_of
-from pipelocal.stage import Stage
+from pipelocal.stage.stage import Stage
 from pipelocal.transport.groups import ReplicaGroup
 
 

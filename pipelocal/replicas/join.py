@@ -2,59 +2,77 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelocal.config import TrainConfig
 from pipelocal.replicas.averaging import DataParallel
-from pipelocal.replicas.compression import Compression, compress
-from pipelocal.replicas.sync_norm import synchronise_norms
+from pipelocal.replicas.compression import compress
+from pipelocal.replicas.hook import Compression
+from pipelocal.replicas.sync_batchnorm import synchronise_norms
 from pipelocal.replicas.together import Together
 from pipelocal.seeding import derive_seed
-from pipelocal.stage import Stage
+from pipelocal.stage.stage import Stage
 from pipelocal.transport.groups import ReplicaGroup
 
 
-def join_replicas(stage: Stage, group: ReplicaGroup, config: TrainConfig) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReplicaOptions:
+    """How replicas of a stage train together."""
+
+    replicate: str = "ddp"
+    """ddp or fsdp."""
+    compress: str | None = None
+    """The name of a compression of gradients; None for none."""
+    compress_share: float = 0.1
+    """Of sparse-sign: share of the coordinates whose sign is sent."""
+    compress_rank: int = 2
+    """Of powersgd: rank of what stands for each gradient."""
+    sync_batchnorm: bool = False
+    """Whether BatchNorm takes its statistics of all replicas' batches."""
+
+
+def join_replicas(stage: Stage, group: ReplicaGroup, how: ReplicaOptions, *, seed: int) -> None:
     """Have a stage train together with its replicas from now on.
 
     Args:
         stage: as it begins, the same on all replicas.
         group: the replicas.
-        config: the options.
+        how: what averages their gradients, and their norms' statistics.
+        seed: the run's.
 
     Raises:
         StageError: a replica is gone, or hangs.
     """
-    if config.sync_batchnorm:
+    if how.sync_batchnorm:
         for part in (stage.body, stage.head):
             synchronise_norms(part, group.device, run=group.together)
     if stage.frozen:  # which DDP would refuse
         stage.join(Together(stage, group))
         return
-    same_batches = config.sync_batchnorm
-    if config.replicate == "fsdp":
+    same_batches = how.sync_batchnorm
+    if how.replicate == "fsdp":
         # Here, for it takes most of a second to import.
         from pipelocal.replicas.sharding import FullyShard
 
         stage.join(FullyShard(stage, group, same_batches=same_batches))
         return
     compression = None
-    if config.compress is not None:
-        compression = partial(_register, config, group, stage.number)
+    if how.compress is not None:
+        compression = partial(_register, how, group, derive_seed(seed, "compress", stage.number))
     stage.join(DataParallel(stage, group, compression, same_batches=same_batches))
 
 
 def _register(
-    config: TrainConfig, group: ReplicaGroup, stage: int, ddp: DistributedDataParallel
+    how: ReplicaOptions, group: ReplicaGroup, seed: int, ddp: DistributedDataParallel
 ) -> Compression:
-    assert config.compress is not None
+    assert how.compress is not None
     return compress(
         ddp,
-        config.compress,
+        how.compress,
         group.device,
-        seed=derive_seed(config.seed, "compress", stage),
-        share=config.compress_share,
-        rank=config.compress_rank,
+        seed=seed,
+        share=how.compress_share,
+        rank=how.compress_rank,
     )

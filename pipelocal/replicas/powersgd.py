@@ -9,7 +9,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.futures import Future
 
 from pipelocal.errors import UserError
-from pipelocal.replicas.compression import Compression, Settings, over_nccl
+from pipelocal.replicas.hook import Compression, HookSettings, over_nccl
 from pipelocal.seeding import derive_seed
 
 
@@ -41,7 +41,7 @@ class PowerSGD(Compression):
     # Without one a gradient of a lower rank gives NaN; small, as it makes smaller what is averaged.
     EPSILON = 1e-12
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: HookSettings) -> None:
         if settings.rank < 1:
             raise UserError(f"matrices of rank {settings.rank} for powersgd: choose 1 or more")
         if settings.device.type == "cuda" and not over_nccl(settings.group, settings.device):

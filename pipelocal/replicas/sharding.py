@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipelocal.replicas.carrier import Carrier
 from pipelocal.replicas.together import Alikeness, Together, drop_gradients, gradients_of
-from pipelocal.stage import Stage
+from pipelocal.stage.stage import Stage
 from pipelocal.transport.groups import ReplicaGroup
 
 

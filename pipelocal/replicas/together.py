@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipelocal.stage import Stage
+from pipelocal.stage.stage import Stage
 from pipelocal.transport.groups import ReplicaGroup
 
 
 class Together:
-    """One of the replicas of a stage; see :class:`~pipelocal.replicas.one_of_several.Replicas`.
+    """One of the replicas of a stage; see :class:`~pipelocal.stage.replicas.Replicas`.
 
     By itself it is that of a stage that trains no more.
 

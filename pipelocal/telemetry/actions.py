@@ -10,7 +10,7 @@ import time
 from collections import deque
 from types import TracebackType
 
-from pipelocal.streams import say
+from pipelocal.system.streams import say
 
 LAST = 8
 """Actions of a lane that are kept for the case that the run stalls."""

@@ -1,4 +1,4 @@
-"""How many bytes a stage holds, counted from its tensors: exact, and the same on every device."""
+"""How many bytes tensors take, counted one by one: exact, and the same on every device."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-
-from pipelocal.stage import Stage
 
 
 class SavedBytes:
@@ -62,18 +60,6 @@ class _Kept:
         self._counter._leave(self._storage)
 
 
-def resident_bytes(stage: Stage) -> int:
-    """Bytes of parameters, buffers, optimizer state and, once trained, gradients at their peak."""
-    state = [
-        value
-        for values in stage.optimizer.state.values()
-        for value in values.values()
-        if isinstance(value, Tensor)
-    ]
-    gradients = [p for p in model_tensors(stage) if p.requires_grad]
-    return tensor_bytes([*model_tensors(stage), *state, *gradients])
-
-
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Sum of the tensors' sizes in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -82,12 +68,3 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 def device_peak_bytes(device: torch.device) -> int | None:
     """Peak of what this process allocated on a CUDA device; None on the CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-
-
-def model_tensors(stage: Stage) -> list[Tensor]:
-    """Parameters and buffers of body and head."""
-    return [
-        tensor
-        for module in (stage.body, stage.head)
-        for tensor in (*module.parameters(), *module.buffers())
-    ]

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelocal.checkpoint.atomic import unwritable
-from pipelocal.strict_json import to_json
+from pipelocal.system.files import unwritable
+from pipelocal.system.strict_json import to_json
 from pipelocal.telemetry.view import Progress, StageRow, View
 
 POLL_S = 0.2

@@ -8,7 +8,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-from pipelocal.telemetry.plan_plot import load_pyplot
+from pipelocal.telemetry.pyplot import load_pyplot
 from pipelocal.telemetry.timeline import COMPUTING, WAITING, Timeline
 
 COLOURS = {

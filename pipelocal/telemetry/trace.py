@@ -17,9 +17,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipelocal.checkpoint.atomic import write_atomically
 from pipelocal.errors import UserError
-from pipelocal.strict_json import to_json
+from pipelocal.system.files import write_atomically
+from pipelocal.system.strict_json import to_json
 from pipelocal.telemetry.actions import Recorder
 
 

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from pipelocal.errors import UserError
+from pipelocal.transport.channels import Channel, GlooChannel, NcclChannel, PinnedChannel
 from pipelocal.transport.contract import Contract
-from pipelocal.transport.wires import GlooWire, NcclWire, PinnedWire, Wire
 
 EDGES = ("auto", "device", "host")
 
@@ -57,8 +57,8 @@ def connect(
     edge: str,
     put: Callable[[str, Any], None],
     wait_for: Callable[[str], Any],
-) -> list[Wire]:
-    """Agree on each link's contract and open its wire, in the order of ``links``.
+) -> list[Channel]:
+    """Agree on each link's contract and open its channel, in the order of ``links``.
 
     All ranks call this, whether they have links or not, with the default process group open.
 
@@ -91,12 +91,12 @@ def connect(
         pair: _open_groups(pair, nccl=use_nccl(pair, ends[pair[0]], ends[pair[1]]))
         for pair in pairs
     }
-    wires = {link.ranks: _wire(link, device, *groups[link.ranks]) for link in links}
+    channels = {link.ranks: _channel(link, device, *groups[link.ranks]) for link in links}
     for pair in pairs:
         for link in links:
             if link.ranks == pair:
-                _first_message(link, wires[pair])
-    return [wires[link.ranks] for link in links]
+                _first_message(link, channels[pair])
+    return [channels[link.ranks] for link in links]
 
 
 def use_nccl(ranks: Pair, end: list[str], other_end: list[str]) -> bool:
@@ -140,20 +140,20 @@ def _open_groups(pair: Pair, *, nccl: bool) -> tuple[dist.ProcessGroup, dist.Pro
     return gloo, dist.new_group(ranks, timeout=GLOO_TIMEOUT, backend="nccl") if nccl else None
 
 
-def _wire(
+def _channel(
     link: Link, device: torch.device, gloo: dist.ProcessGroup, nccl: dist.ProcessGroup | None
-) -> Wire:
+) -> Channel:
     if device.type != "cuda":
-        return GlooWire(link.peer_rank, gloo)
+        return GlooChannel(link.peer_rank, gloo)
     if nccl is None:
-        return PinnedWire(link.peer_rank, gloo, device)
-    return NcclWire(link.peer_rank, gloo, device, nccl)
+        return PinnedChannel(link.peer_rank, gloo, device)
+    return NcclChannel(link.peer_rank, gloo, device, nccl)
 
 
-def _first_message(link: Link, wire: Wire) -> None:
+def _first_message(link: Link, channel: Channel) -> None:
     """Connect before training: the first message on a communicator is slow."""
-    word = torch.zeros(1, device=wire.device)
+    word = torch.zeros(1, device=channel.device)
     if link.sending:
-        wire.post_send(word, wire.mark(), 1)()
+        channel.post_send(word, channel.mark(), 1)()
     else:
-        wire.join(wire.post_receive(word, wire.mark(), 1)())
+        channel.join(channel.post_receive(word, channel.mark(), 1)())

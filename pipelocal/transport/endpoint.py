@@ -11,12 +11,12 @@ from collections.abc import Callable
 import torch
 
 from pipelocal.errors import STALLED, StageError, UserError
-from pipelocal.patience import Patience
+from pipelocal.system.patience import Patience
 from pipelocal.telemetry.actions import Action, Recorder
+from pipelocal.transport.channels import Channel
 from pipelocal.transport.contract import Contract
 from pipelocal.transport.edge import Check
 from pipelocal.transport.frame import FrameLayout
-from pipelocal.transport.wires import Wire
 
 POLL_S = 0.1
 """How often a wait looks whether it is in vain."""
@@ -65,7 +65,7 @@ class Endpoint(ABC):
     def __init__(
         self,
         contract: Contract,
-        wire: Wire,
+        channel: Channel,
         *,
         own: int,
         peer: str,
@@ -78,7 +78,7 @@ class Endpoint(ABC):
         self._recorder = recorder or Recorder()
         self._contract = contract
         self._layout = FrameLayout(contract)
-        self._wire = wire
+        self._channel = channel
         self._own = own
         self._peer = peer
         self._check = check
@@ -111,8 +111,8 @@ class Endpoint(ABC):
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
-            if self._wire.device.type == "cuda":
-                torch.cuda.set_device(self._wire.device)
+            if self._channel.device.type == "cuda":
+                torch.cuda.set_device(self._channel.device)
             work()
         except Exception as error:
             # The process may be on its way out; then nobody reads this.

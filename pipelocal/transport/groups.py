@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from pipelocal.breakable import breakable
 from pipelocal.errors import STALLED, PipelocalError, StageError
-from pipelocal.patience import Patience
+from pipelocal.ranks.breakable import breakable
+from pipelocal.system.patience import Patience
 from pipelocal.transport.connect import GLOO_TIMEOUT, use_nccl
 from pipelocal.transport.edge import Check
 from pipelocal.transport.endpoint import Waits, first_sentence

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from pipelocal.errors import StageError
 from pipelocal.telemetry.actions import Action, Recorder
+from pipelocal.transport.channels import Channel, Token, WaitReceived, WaitSent
 from pipelocal.transport.contract import Contract, Message
 from pipelocal.transport.deal import EVERYTHING, Deal
 from pipelocal.transport.edge import Check
 from pipelocal.transport.endpoint import Endpoint, Waits, check_room, ring_slots, tell_nobody
 from pipelocal.transport.header import Header, Kind
-from pipelocal.transport.wires import Token, WaitReceived, WaitSent, Wire
 
 
 class RemoteSender(Endpoint):
@@ -39,7 +39,7 @@ class RemoteSender(Endpoint):
 
     Args:
         contract: what the edge carries.
-        wire: how.
+        channel: how.
         window: most batches that are sent but not yet taken by the other end.
         peer: name of the other end, for error messages.
         check: raises when another rank has failed.
@@ -51,7 +51,7 @@ class RemoteSender(Endpoint):
     def __init__(
         self,
         contract: Contract,
-        wire: Wire,
+        channel: Channel,
         *,
         window: int,
         peer: str,
@@ -62,7 +62,7 @@ class RemoteSender(Endpoint):
     ) -> None:
         super().__init__(
             contract,
-            wire,
+            channel,
             own=contract.source,
             peer=peer,
             check=check,
@@ -120,7 +120,7 @@ class RemoteSender(Endpoint):
         """Each job wakes the edge's thread, so a batch without delta is one."""
         announced, self._announced = self._announced, None
         last = not self._expected
-        self._queue.put(_Job(announced, tensor, self._wire.mark(), last))
+        self._queue.put(_Job(announced, tensor, self._channel.mark(), last))
 
     def _post(self) -> None:
         underway: list[_Leaving] = []
@@ -129,15 +129,15 @@ class RemoteSender(Endpoint):
             if job.announced is not None:
                 header, tensors = job.announced
                 number = header.number
-                on_host = {n: self._wire.to_host(t, job.ready) for n, t in tensors.items()}
+                on_host = {n: self._channel.to_host(t, job.ready) for n, t in tensors.items()}
                 frame = self._layout.write(header, on_host)
                 action = self._action("send", "header", number, frame.nbytes)
-                underway.append((self._wire.post_frame(frame), frame, action))
+                underway.append((self._channel.post_frame(frame), frame, action))
             if job.tensor is not None:
                 index, tensor = job.tensor
                 name = self._contract.messages[index - 1].name
                 action = self._action("send", name, number, tensor.nbytes)
-                underway.append((self._wire.post_send(tensor, job.ready, index), tensor, action))
+                underway.append((self._channel.post_send(tensor, job.ready, index), tensor, action))
                 del tensor  # the list alone keeps it
             if job.last:
                 self._posted.put(underway)
@@ -187,7 +187,7 @@ class RemoteReceiver(Endpoint):
     def __init__(
         self,
         contract: Contract,
-        wire: Wire,
+        channel: Channel,
         *,
         window: int,
         peer: str,
@@ -199,7 +199,7 @@ class RemoteReceiver(Endpoint):
     ) -> None:
         super().__init__(
             contract,
-            wire,
+            channel,
             own=contract.target,
             peer=peer,
             check=check,
@@ -212,10 +212,10 @@ class RemoteReceiver(Endpoint):
         self._deal = deal
         self._last_number = -1
         self._arriving: deque[ArrivingBatch] = deque()
-        if wire.device.type == "cpu":  # elsewhere the allocator refuses by itself
+        if channel.device.type == "cpu":  # elsewhere the allocator refuses by itself
             check_room(contract, window, psutil.virtual_memory().available)
         self._free: deque[_Slot] = deque(
-            _Slot(contract, wire.device, wire.mark()) for _ in range(ring_slots(window))
+            _Slot(contract, channel.device, channel.mark()) for _ in range(ring_slots(window))
         )
         self._posted: queue.SimpleQueue[tuple[ArrivingBatch, list[_Arriving]] | None]
         self._posted = queue.SimpleQueue()
@@ -240,19 +240,19 @@ class RemoteReceiver(Endpoint):
         """Wait until one tensor of a batch is there; what the contract says of it."""
         with self._changed:
             self._wait_for(lambda: name in batch.arrived, "nothing from")
-        self._wire.join(batch.arrived[name])
+        self._channel.join(batch.arrived[name])
         return self._messages[name]
 
     def give_back(self, slot: _Slot) -> None:
         """A slot may be filled again once the device is past what it was asked so far."""
-        slot.free = self._wire.mark()
+        slot.free = self._channel.mark()
         with self._changed:
             self._free.append(slot)
             self._changed.notify_all()
 
     def _post(self) -> None:
         while True:
-            frame = self._wire.receive_frame(self._layout.length)
+            frame = self._channel.receive_frame(self._layout.length)
             header = self._layout.read_header(frame)
             messages = self._contract.of_kind(header.kind)
             with self._changed:
@@ -267,7 +267,7 @@ class RemoteReceiver(Endpoint):
                     buffer = slot.buffers[message.name][: header.rows]
                     self.received_bytes += buffer.nbytes
                     data = self._layout.read(frame, message.name, header.rows)
-                    batch.arrived[message.name] = self._wire.from_host(data, buffer, slot.free)
+                    batch.arrived[message.name] = self._channel.from_host(data, buffer, slot.free)
             with self._changed:
                 self._arriving.append(batch)
                 self._changed.notify_all()
@@ -277,7 +277,7 @@ class RemoteReceiver(Endpoint):
                     buffer = slot.buffers[message.name][: header.rows]
                     self.received_bytes += buffer.nbytes
                     action = self._action("recv", message.name, header.number, buffer.nbytes)
-                    wait = self._wire.post_receive(buffer, slot.free, index)
+                    wait = self._channel.post_receive(buffer, slot.free, index)
                     underway.append((message.name, wait, action))
             self._posted.put((batch, underway))
             if header.kind == Kind.END:

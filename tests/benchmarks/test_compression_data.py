@@ -10,8 +10,8 @@ from pipelocal import DATASETS
 from pipelocal.data import ArrayDataset, DataInfo
 from pipelocal.data.batches import BatchStream
 from pipelocal.errors import UserError
-from pipelocal.pipeline.plan import Plan
 from pipelocal.pipeline.source import Source
+from pipelocal.pipeline.timetable import Timetable
 from pipelocal.transport import deal as events
 from pipelocal.transport.header import Kind
 
@@ -46,7 +46,7 @@ def deal_of(skew: float, *, held_out: int | None = None, samples: int = SAMPLES)
 def trained_on(dataset: DealtDataset, replica: int) -> list[Event]:
     """The training batches that a replica of the first stage is given, in a run of one epoch."""
     batches = BatchStream(dataset, batch_size=BATCH_SIZE, seed=SEED)
-    plan = Plan(
+    plan = Timetable(
         epochs=1,
         steps_per_epoch=batches.steps_per_epoch,
         max_steps=None,

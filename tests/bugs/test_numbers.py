@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from pipelocal import cli
-from pipelocal.finite import first_nonfinite
 from pipelocal.objective import DISTANCES
-from pipelocal.strict_json import to_json
+from pipelocal.stage.finite import first_nonfinite
+from pipelocal.system.strict_json import to_json
 from tests.ranks import launch
 
 MODELS = """

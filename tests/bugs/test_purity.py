@@ -14,10 +14,10 @@ import pipelocal
 from pipelocal.config import TrainConfig
 from pipelocal.errors import UserError
 from pipelocal.objective import Greedy
-from pipelocal.recompute import RecomputedBody
-from pipelocal.stage import Stage
-from pipelocal.train import train
-from pipelocal.world import World
+from pipelocal.ranks.world import World
+from pipelocal.run.train import train
+from pipelocal.stage.recompute import RecomputedBody
+from pipelocal.stage.stage import Stage
 from tests.bugs import impure_models
 from tests.ranks import run_ranks
 from tests.test_transparency import assert_same_bits

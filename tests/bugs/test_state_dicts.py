@@ -12,11 +12,11 @@ from torch import nn
 import pipelocal
 from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig
 from pipelocal.errors import UserError
-from pipelocal.evaluate import evaluate
-from pipelocal.export import export
 from pipelocal.models.state import versions_of, with_versions
-from pipelocal.train import train
-from pipelocal.world import World
+from pipelocal.ranks.world import World
+from pipelocal.results.evaluate import evaluate
+from pipelocal.results.export import export
+from pipelocal.run.train import train
 from tests.bugs import stateful_models
 
 X = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -13,12 +13,13 @@ from torch import nn
 from pipelocal import cli
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import EvaluateConfig, PlanConfig, TrainConfig
+from pipelocal.config.checks import validate
 from pipelocal.config.command_line import parse
 from pipelocal.data import DATASETS, ArrayDataset, DatasetEntry, data_info, load_dataset
 from pipelocal.errors import DataError, UserError
-from pipelocal.evaluate import evaluate
 from pipelocal.models import Chain
-from pipelocal.train import train
+from pipelocal.results.evaluate import evaluate
+from pipelocal.run.train import train
 from tests.ranks import PATIENCE_S
 
 ODD_NAMES = """
@@ -123,7 +124,7 @@ def test_names_in_any_script(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("bad", ["a\nb", "a\tb", "\x7f", "\u2028", "\udcff"])
 def test_what_no_line_can_hold_is_refused(bad: str) -> None:
     with pytest.raises(UserError, match=r"--out .*: give text without line breaks"):
-        TrainConfig(out=bad).validate()
+        validate(TrainConfig(out=bad))
 
 
 def test_names_of_units_were_torn_at_commas(

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal.closed_form import ClosedFormStage
+from pipelocal.heads.fixed import FixedPooledLinear
+from pipelocal.models.layers import PooledLinear
 from pipelocal.objective import FirstOrderReconciliation, Greedy, Reconciliation
-from pipelocal.objective.heads import PooledLinear
-from pipelocal.objective.heads_fixed import FixedPooledLinear
 from pipelocal.seeding import seeded
-from pipelocal.stage import Stage
+from pipelocal.stage.stage import Stage
 
 Objectives = dict[str, Callable[[], Greedy | FirstOrderReconciliation]]
 

@@ -12,8 +12,8 @@ from torch import Tensor, autograd, nn
 from pipelocal.closed_form.form import ClosedForm, accumulate, closed_form_of, refusal
 from pipelocal.closed_form.loss import cross_entropy_with_gradient
 from pipelocal.closed_form.run import ClosedRun
-from pipelocal.objective.heads import PooledLinear
-from pipelocal.objective.heads_fixed import FixedPooledLinear
+from pipelocal.heads.fixed import FixedPooledLinear
+from pipelocal.models.layers import PooledLinear
 from pipelocal.objective.local import cross_entropy
 
 CASES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {

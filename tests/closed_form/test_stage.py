@@ -13,9 +13,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from pipelocal.closed_form import ClosedFormStage
 from pipelocal.objective import FirstOrderReconciliation, Greedy
 from pipelocal.objective.distances import cosine
-from pipelocal.stage import Stage
-from pipelocal.telemetry.bp_gap import BackPropagationGap
-from pipelocal.telemetry.memory import SavedBytes, model_tensors
+from pipelocal.pipeline.bp_gap import BackPropagationGap
+from pipelocal.stage.memory import model_tensors
+from pipelocal.stage.stage import Stage
+from pipelocal.telemetry.memory import SavedBytes
 from tests.closed_form.stages import HEADS, OBJECTIVES, Pair, make_pair, reconciling
 from tests.objective.stages import RecordingDistance, gradients, same_bits, weights
 

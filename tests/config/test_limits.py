@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from pipelocal.config import DoctorConfig, EvaluateConfig, PlanConfig, TrainConfig
+from pipelocal.config.checks import validate
 from pipelocal.config.limits import LIMITS, check_limits
 from pipelocal.doctor.command import doctor
 from pipelocal.errors import UserError
-from pipelocal.evaluate import evaluate
-from pipelocal.plan import plan, planned_input
-from pipelocal.units import parse_bytes, parse_flops, parse_rate, parse_time
-from pipelocal.world import World
+from pipelocal.plan.plan import plan, planned_input
+from pipelocal.ranks.world import World
+from pipelocal.results.evaluate import evaluate
+from pipelocal.system.quantities import parse_bytes, parse_flops, parse_rate, parse_time
 from tests.ranks import run_ranks
 
 COMMANDS: list[Any] = [TrainConfig(), PlanConfig(), DoctorConfig(), EvaluateConfig(run="r")]
@@ -59,7 +60,7 @@ def test_extremes_are_taken_or_refused_by_name(command: Any) -> None:
         for value in of_kind(command, name):
             config = replace(command, **{name: value})
             try:
-                config.validate() if isinstance(config, TrainConfig) else check_limits(config)
+                validate(config) if isinstance(config, TrainConfig) else check_limits(config)
             except UserError as error:
                 refused.append((f"--{name.replace('_', '-')} {value}", str(error)))
     assert all(text.startswith(start) for start, text in refused)
@@ -79,7 +80,7 @@ def test_extremes_are_taken_or_refused_by_name(command: Any) -> None:
 )
 def test_the_line_names_option_value_and_bound(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        replace(TrainConfig(), **options).validate()
+        validate(replace(TrainConfig(), **options))
     assert message in str(caught.value)
 
 
@@ -108,7 +109,7 @@ def test_extremes_within_text(options: dict[str, str], text: str) -> None:
         return  # no weight at all is a weight
     filled: dict[str, Any] = {name: value.replace("{}", text) for name, value in options.items()}
     with pytest.raises(UserError):
-        replace(TrainConfig(), **filled).validate()
+        validate(replace(TrainConfig(), **filled))
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:8])

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelocal._torchvision import import_torchvision
 from pipelocal.data import cifar
 from pipelocal.data.files import Bytes
+from pipelocal.system.torchvision import import_torchvision
 
 
 def random_bytes(seed: int, *shape: int, below: int = 256) -> Bytes:

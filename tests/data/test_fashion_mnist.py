@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelocal._torchvision import import_torchvision
 from pipelocal.data import load_dataset
+from pipelocal.system.torchvision import import_torchvision
 from tests.data.errors import data_error
 from tests.data.formats import random_bytes, write_fashion_mnist, write_idx
 

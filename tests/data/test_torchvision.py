@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from pipelocal import _torchvision
+from pipelocal.system import torchvision as _torchvision
 
 
 def run_fresh(code: str) -> None:
@@ -26,7 +26,7 @@ def test_models_datasets_and_transforms_work() -> None:
         """
 import sys
 import torch
-from pipelocal._torchvision import import_torchvision
+from pipelocal.system.torchvision import import_torchvision
 torchvision = import_torchvision()
 assert torchvision is import_torchvision() is sys.modules["torchvision"]
 image, _ = torchvision.datasets.FakeData(2, (3, 40, 40), num_classes=3)[0]
@@ -49,10 +49,10 @@ except RuntimeError:
     for name in [n for n in sys.modules if n.startswith("torchvision")]:
         del sys.modules[name]
     mine = torch.library.Library("torchvision", "FRAGMENT")
-    from pipelocal import _torchvision
+    from pipelocal.system import torchvision as _torchvision
     for schema in _torchvision._SCHEMAS:
         mine.define(schema)
-from pipelocal import _torchvision
+from pipelocal.system import torchvision as _torchvision
 _torchvision.import_torchvision()
 assert not _torchvision._declarations
 """
@@ -92,7 +92,7 @@ from pipelocal.models import build_chain
 assert "torchvision" not in sys.modules  # which would be slow for all others
 chain = build_chain({f"{file}:net"!r}, input_shape=(3, 32, 32), classes=5, seed=0)
 assert chain.shapes() == [(8,)]
-from pipelocal._torchvision import import_torchvision
+from pipelocal.system.torchvision import import_torchvision
 import torchvision
 assert import_torchvision() is torchvision
 import importlib.resources

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelocal._torchvision import import_torchvision
 from pipelocal.errors import UserError
 from pipelocal.models import MODELS, Chain, build_chain
 from pipelocal.models.torchvision_chains import VIT_SMALL
 from pipelocal.objective import HEADS
 from pipelocal.objective.probe import check_double_backward
 from pipelocal.partition import by_count
+from pipelocal.system.torchvision import import_torchvision
 
 UNITS = {
     "resnet18": 9,

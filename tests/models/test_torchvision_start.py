@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelocal._torchvision import import_torchvision
 from pipelocal.models.deferred import Deferred
+from pipelocal.system.torchvision import import_torchvision
 from tests.models.test_torchvision_chains import chain_of, plain
 
 QUICK = ["resnet18", "vit_small", "convnext_tiny", "swin_t"]

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelocal import cli
-from pipelocal._torchvision import import_torchvision
 from pipelocal.errors import UserError
 from pipelocal.models import Chain
+from pipelocal.system.torchvision import import_torchvision
 from tests.models.traced_models import UNITS, Net
 from tests.ranks import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 import pipelocal
-from pipelocal._torchvision import import_torchvision
 from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig
 from pipelocal.data import DATASETS, ArrayDataset, DataInfo, DatasetEntry
-from pipelocal.evaluate import evaluate
-from pipelocal.export import export
 from pipelocal.models import Chain, Shape
-from pipelocal.train import train
-from pipelocal.world import World
+from pipelocal.ranks.world import World
+from pipelocal.results.evaluate import evaluate
+from pipelocal.results.export import export
+from pipelocal.run.train import train
+from pipelocal.system.torchvision import import_torchvision
 
 UNITS = {
     "alexnet": r"features\.\d+|classifier",

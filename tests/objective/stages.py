@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pipelocal.models.layers import PooledLinear
 from pipelocal.objective import OBJECTIVES, Greedy, Objective
 from pipelocal.objective.distances import Distance, squared
-from pipelocal.objective.heads import PooledLinear
 from pipelocal.objective.reconciliation import Form, Reconciliation
 from pipelocal.seeding import seeded
-from pipelocal.stage import Stage
+from pipelocal.stage.stage import Stage
 
 
 class RecordingDistance:

@@ -17,11 +17,11 @@ from pipelocal.objective import (
     Objective,
     Reconciliation,
 )
+from pipelocal.objective.delta_encoding import SUMMARIES
 from pipelocal.objective.distances import cosine, length, power_of_two, relative
 from pipelocal.objective.reconciliation import Residual
-from pipelocal.objective.summaries import SUMMARIES
 from pipelocal.seeding import seeded
-from pipelocal.stage import Stage
+from pipelocal.stage.stage import Stage
 from tests.objective.stages import gradients, make_stage, same_bits
 
 FEATURES = 6

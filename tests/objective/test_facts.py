@@ -15,7 +15,7 @@ from torch import Tensor, autograd, nn
 
 from pipelocal.objective import DISTANCES
 from pipelocal.objective.local import cross_entropy
-from pipelocal.stage import Stage, StepResult
+from pipelocal.stage.stage import Stage, StepResult
 from tests.objective.stages import NETS, Net, RecordingDistance, make_stage, sgr
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from pipelocal._torchvision import import_torchvision
+from pipelocal.heads.token import TokenMeanLinear
 from pipelocal.models.gpt import Block, CausalAttention
+from pipelocal.models.layers import PooledLinear, TokenLinear
 from pipelocal.objective import (
     DISTANCES,
     ExactReconciliation,
@@ -22,11 +23,10 @@ from pipelocal.objective import (
     Reconciliation,
 )
 from pipelocal.objective.distances import Distance
-from pipelocal.objective.heads import PooledLinear
-from pipelocal.objective.heads_token import TokenLinear, TokenMeanLinear
 from pipelocal.objective.local import Objective
 from pipelocal.seeding import seeded
-from pipelocal.stage import Stage
+from pipelocal.stage.stage import Stage
+from pipelocal.system.torchvision import import_torchvision
 from tests.objective.stages import gradients, make_stage
 
 ROWS = 6

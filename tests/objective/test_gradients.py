@@ -9,7 +9,7 @@ from torch import Tensor, autograd, nn
 
 from pipelocal.objective import DISTANCES, OBJECTIVES, Greedy, Reconciliation
 from pipelocal.objective.local import cross_entropy
-from pipelocal.stage import StepResult
+from pipelocal.stage.stage import StepResult
 from tests.objective.stages import (
     NETS,
     RecordingDistance,

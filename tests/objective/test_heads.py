@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from pipelocal.errors import UserError
-from pipelocal.objective.heads import HEADS, ConvHead, PooledLinear
+from pipelocal.heads.build import HEADS
+from pipelocal.heads.pooled import ConvHead
+from pipelocal.models.layers import PooledLinear
 
 
 @pytest.mark.parametrize(

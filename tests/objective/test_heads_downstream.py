@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipelocal import cli
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
+from pipelocal.heads.downstream import shortest_row
 from pipelocal.models import MODELS
-from pipelocal.objective.heads_downstream import shortest_row
 from pipelocal.partition.measured import Stopwatch
-from pipelocal.stage import Stage
-from pipelocal.train import train
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.train import train
+from pipelocal.stage.stage import Stage
 from tests.ranks import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelocal import HEADS
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.data import DataInfo
+from pipelocal.heads.build import build_head
+from pipelocal.heads.downstream import Downstream
 from pipelocal.models import Shape
-from pipelocal.objective.heads import build_head
-from pipelocal.objective.heads_downstream import Downstream
 from pipelocal.objective.probe import check_double_backward
 from pipelocal.partition.analysed import Roofline
+from pipelocal.run.blueprint import Blueprint
 from tests.objective.test_heads_downstream import CPU, gradients_of
 
 VECTORS = DataInfo(name="vectors", sample_shape=(6,), classes=3)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pipelocal import cli
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.errors import UserError
-from pipelocal.objective.heads import HEADS, build_head
+from pipelocal.heads.build import HEADS, build_head
+from pipelocal.run.blueprint import Blueprint
 from tests.test_transparency import train_alone
 
 

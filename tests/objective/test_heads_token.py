@@ -6,8 +6,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelocal.errors import UserError
-from pipelocal.objective.heads import HEADS, MLPHead, PooledLinear, build_head, check_logits
-from pipelocal.objective.heads_token import TokenLinear, TokenMeanLinear, TokenMLP
+from pipelocal.heads.build import HEADS, build_head, check_logits
+from pipelocal.heads.pooled import MLPHead
+from pipelocal.heads.token import TokenMeanLinear, TokenMLP
+from pipelocal.models.layers import PooledLinear, TokenLinear
 
 TOKENS = (5, 6)
 """Five tokens of six channels."""

@@ -11,8 +11,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipelocal.errors import UserError
+from pipelocal.heads.pooled import ConvHead
 from pipelocal.models import build_chain
-from pipelocal.objective.heads import ConvHead, PooledLinear
+from pipelocal.models.layers import PooledLinear
 from pipelocal.objective.probe import check_double_backward
 from pipelocal.partition import by_count
 

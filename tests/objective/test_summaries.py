@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelocal.objective.heads import PooledLinear
-from pipelocal.objective.heads_token import TokenMeanLinear
+from pipelocal.heads.token import TokenMeanLinear
+from pipelocal.models.layers import PooledLinear
+from pipelocal.objective.delta_encoding import SUMMARIES, Summary
 from pipelocal.objective.local import cross_entropy
 from pipelocal.objective.reconciliation import Reconciliation
-from pipelocal.objective.summaries import SUMMARIES, Summary
 from pipelocal.seeding import seeded
 
 SHAPES = [(6,), (5, 6), (4, 3, 3)]

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from pipelocal import cli
-from pipelocal.build import Blueprint
 from pipelocal.config import PlanConfig, TrainConfig
 from pipelocal.errors import UserError
 from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.measured import Stopwatch
-from pipelocal.plan import planned_input
+from pipelocal.plan.plan import planned_input
+from pipelocal.run.blueprint import Blueprint
 
 META = torch.device("meta")
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
 from pipelocal.errors import UserError
 from pipelocal.models import Chain, Unit
 from pipelocal.partition import Cut
-from pipelocal.partition.balance import CostModel, balanced
+from pipelocal.partition.cost_model import CostModel, balanced
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.partition.profile import Cost, Profile, profile_chain
-from pipelocal.telemetry.memory import resident_bytes
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.stage.memory import resident_bytes
 
 CPU = torch.device("cpu")
 NOTHING = Cost(

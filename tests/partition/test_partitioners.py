@@ -10,7 +10,7 @@ from pipelocal import PARTITIONERS, PartitionRequest, cli
 from pipelocal.errors import UserError
 from pipelocal.models import Chain, build_chain
 from pipelocal.partition import by_count, to_text
-from pipelocal.partition.balance import CostModel
+from pipelocal.partition.cost_model import CostModel
 from pipelocal.partition.partitioners import Partitioner, partition
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from pipelocal.pipeline.markers import LEAST_S, MANY, WORTH, Markers
-from pipelocal.stopping import Wishes
+from pipelocal.system.signals import Wishes
 
 
 class Clock:

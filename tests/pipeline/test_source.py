@@ -9,8 +9,8 @@ from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.errors import UserError
 from pipelocal.pipeline.placement import place
-from pipelocal.pipeline.plan import Plan
 from pipelocal.pipeline.source import Source
+from pipelocal.pipeline.timetable import Timetable
 from pipelocal.transport.header import Kind
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def stream_of(
     """Digits in batches of 500: an epoch has three, an evaluation one."""
     dataset = load_dataset("digits", root=None, seed=0)
     batches = BatchStream(dataset, batch_size=500, seed=0)
-    plan = Plan(
+    plan = Timetable(
         epochs=epochs,
         steps_per_epoch=batches.steps_per_epoch,
         max_steps=max_steps,

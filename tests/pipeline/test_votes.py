@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pipelocal import cli
-from pipelocal.build import Blueprint
 from pipelocal.config import TrainConfig
-from pipelocal.pipeline.assembly import Assembly
 from pipelocal.pipeline.votes import Votes
+from pipelocal.run.assembly import Assembly
+from pipelocal.run.blueprint import Blueprint
 from tests.ranks import run_ranks
 
 NARROW = """

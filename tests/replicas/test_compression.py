@@ -13,14 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelocal.errors import UserError
-from pipelocal.replicas import compression
-from pipelocal.replicas.compression import (
-    COMPRESSIONS,
-    Compression,
-    Settings,
-    compress,
-    gaps_are_fewer,
-)
+from pipelocal.replicas import signs
+from pipelocal.replicas.compression import COMPRESSIONS, compress
+from pipelocal.replicas.hook import Compression, HookSettings
+from pipelocal.replicas.signs import gaps_are_fewer
 from tests.ranks import start, world_of
 from tests.replicas import same_on_all, together
 
@@ -202,7 +198,7 @@ def test_sparse_signs_as_gaps_give_the_same_bits(tmp_path: Path, size: int) -> N
 
     def body(group: dist.ProcessGroup) -> None:
         me = group.rank()
-        fewer = compression.gaps_are_fewer
+        fewer = signs.gaps_are_fewer
 
         def gradients_at(step: int) -> list[Tensor]:
             mine = random(shapes, seed=10 * step + me)
@@ -231,9 +227,9 @@ def test_sparse_signs_as_gaps_give_the_same_bits(tmp_path: Path, size: int) -> N
                     return torch.stack(steps).view(torch.uint8)
 
                 gaps = averages()
-                compression.gaps_are_fewer = lambda *_: False
+                signs.gaps_are_fewer = lambda *_: False
                 ternaries = averages()
-                compression.gaps_are_fewer = fewer
+                signs.gaps_are_fewer = fewer
                 assert torch.equal(gaps, ternaries)
                 assert same_on_all(gaps, group)
                 assert gaps[0].any()
@@ -421,7 +417,7 @@ def test_a_replica_that_is_gone_is_an_error(tmp_path: Path, share: float) -> Non
 def test_what_cannot_be_is_refused(name: str, share: float, rank: int, error: str) -> None:
     nobody: dist.ProcessGroup = None  # type: ignore[assignment]
     with pytest.raises(UserError, match=error):
-        COMPRESSIONS.get(name)(Settings(nobody, torch.device("cpu"), 0, share, rank))
+        COMPRESSIONS.get(name)(HookSettings(nobody, torch.device("cpu"), 0, share, rank))
 
 
 def test_powersgd_refuses_the_cpu_of_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +425,7 @@ def test_powersgd_refuses_the_cpu_of_a_machine_with_a_gpu(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     nobody: dist.ProcessGroup = None  # type: ignore[assignment]
     with pytest.raises(UserError, match="where a GPU can be seen"):
-        COMPRESSIONS.get("powersgd")(Settings(nobody, torch.device("cpu"), 0, 0.5, 1))
+        COMPRESSIONS.get("powersgd")(HookSettings(nobody, torch.device("cpu"), 0, 0.5, 1))
 
 
 def test_the_names() -> None:

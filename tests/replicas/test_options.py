@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from pipelocal.config import TrainConfig
+from pipelocal.config.checks import validate
 from pipelocal.errors import UserError
-from pipelocal.host import use_interface
 from pipelocal.pipeline.placement import place
-from pipelocal.pipeline.plan import Plan
+from pipelocal.pipeline.timetable import Timetable
+from pipelocal.ranks.host import use_interface
 from tests.models_for_tests import WIDE
 from tests.ranks import FOR_EVER, launch
 from tests.replicas.test_training import DROPOUT, MODELS, assert_close
@@ -47,7 +48,7 @@ from tests.test_transparency import train_alone
 )
 def test_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(UserError, match=match):
-        TrainConfig(**options).validate()
+        validate(TrainConfig(**options))
 
 
 @pytest.mark.parametrize(
@@ -65,17 +66,17 @@ def test_numbers_of_ranks(stages: int, ranks: int, replicas: list[int], match: s
 
 def test_whole_rounds() -> None:
     """Of 7 batches an epoch 6 are three rounds; 9 wanted in all are 6, and one round of the next epoch."""
-    plan = Plan(epochs=3, steps_per_epoch=7, max_steps=9, evaluate_every=1, together=2)
+    plan = Timetable(epochs=3, steps_per_epoch=7, max_steps=9, evaluate_every=1, together=2)
     whole = plan.in_whole_rounds()
     assert (whole.steps_per_epoch, whole.total_steps) == (6, 8)
     with pytest.raises(UserError, match="less than the 8 that all replicas take in step"):
-        Plan(
+        Timetable(
             epochs=1, steps_per_epoch=7, max_steps=None, evaluate_every=1, together=8
         ).in_whole_rounds()
 
 
 def test_updates_end_with_the_epoch_and_rounds_begin_with_it() -> None:
-    plan = Plan(
+    plan = Timetable(
         epochs=2,
         steps_per_epoch=5,
         max_steps=9,

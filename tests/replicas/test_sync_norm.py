@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
-from pipelocal.recompute import RecomputedBody
-from pipelocal.replay import copies_of_buffers, replay
-from pipelocal.replicas.sync_norm import SyncNorm, synchronise_norms
+from pipelocal.replicas.sync_batchnorm import SyncNorm, synchronise_norms
+from pipelocal.stage.recompute import RecomputedBody
+from pipelocal.stage.replay import copies_of_buffers, replay
 from tests.replicas import same_on_all, together
 
 ROWS = [5, 2, 8]

@@ -32,7 +32,7 @@ def behind_each_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
         self._writer._wait()  # or the price is not known, and there would be none
         return 0.0
 
-    monkeypatch.setattr("pipelocal.saving.Snapshots.price", property(waited_for))
+    monkeypatch.setattr("pipelocal.run.snapshots.Snapshots.price", property(waited_for))
 
 
 def _show(accuracies: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pipelocal
 from pipelocal import cli
 from pipelocal.checkpoint.snapshot import SnapshotFolder
 from pipelocal.pipeline.evaluation import Evaluation
-from pipelocal.stage import Stage
+from pipelocal.stage.stage import Stage
 from pipelocal.transport.edge import IncomingBatch
 from tests.interrupted import BASE
 from tests.ranks import launch

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelocal.simulate.events import Task, run
+from pipelocal.plan.simulate.events import Task, run
 
 
 def test_a_chain_over_two_resources_takes_the_sum_and_the_lag() -> None:

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipelocal.partition.balance import CostModel
+from pipelocal.partition.cost_model import CostModel
 from pipelocal.partition.cut import Cut
 from pipelocal.partition.profile import Cost, Profile
-from pipelocal.simulate.forecast import Scenario, best_cuts, forecast, job
-from pipelocal.simulate.job import Link
-from pipelocal.simulate.sweep import sweeps
+from pipelocal.plan.simulate.forecast import Scenario, best_cuts, forecast, job
+from pipelocal.plan.simulate.job import LinkSpeed
+from pipelocal.plan.simulate.sweep import sweeps
 
 
 def a_cost(seconds: float) -> Cost:
@@ -55,7 +55,7 @@ def a_model(
 
 def a_scenario(model: CostModel, ranks: int) -> Scenario:
     return Scenario(
-        model=model, micro=model, ranks=ranks, link=Link(bytes_per_s=1e30), micro_batches=4
+        model=model, micro=model, ranks=ranks, link=LinkSpeed(bytes_per_s=1e30), micro_batches=4
     )
 
 
@@ -106,7 +106,7 @@ def test_more_ranks_than_units_share_the_work_equally() -> None:
 def test_sweeps_hold_every_schedule_and_the_scenario_itself() -> None:
     model = a_model([1.0] * 12, head=0.1)
     scenario = replace(
-        a_scenario(model, 12), link=Link(bytes_per_s=100.0, latency_s=0.1), speeds=(1.0,) * 12
+        a_scenario(model, 12), link=LinkSpeed(bytes_per_s=100.0, latency_s=0.1), speeds=(1.0,) * 12
     )
     ranks, bandwidth, batch = sweeps(scenario)
     assert ranks.values == [2, 4, 8, 12]

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelocal.simulate.job import Job, Link, StageSeconds
-from pipelocal.simulate.schedules import SCHEDULES, simulate
+from pipelocal.plan.simulate.job import Job, LinkSpeed, StageSeconds
+from pipelocal.plan.simulate.schedules import SCHEDULES, simulate
 
-FREE = Link(bytes_per_s=1e30)
+FREE = LinkSpeed(bytes_per_s=1e30)
 
 
 def a_stage(
@@ -28,7 +28,7 @@ def a_stage(
     )
 
 
-def a_job(stages: list[StageSeconds], *, micro_batches: int = 1, link: Link = FREE) -> Job:
+def a_job(stages: list[StageSeconds], *, micro_batches: int = 1, link: LinkSpeed = FREE) -> Job:
     return Job(
         stages=stages,
         x_bytes=[1] * len(stages),
@@ -86,7 +86,7 @@ def test_pipelocal_is_as_fast_as_its_slowest_stage_or_link(
 ) -> None:
     """One transfer and its latency at most lie between two batches, whatever the window."""
     stages = [a_stage(forward=forward, inputs=0.0, weights=0.0) for forward in forwards]
-    link = Link(bytes_per_s=1 / transfer_s, latency_s=latency_s)
+    link = LinkSpeed(bytes_per_s=1 / transfer_s, latency_s=latency_s)
     outcome = simulate("pipelocal", replace(a_job(stages, link=link), window=window))
     slowest = max(forwards) if len(forwards) == 1 else max(*forwards, transfer_s)
     assert outcome.seconds_per_batch >= slowest * (1 - 1e-9)
@@ -99,7 +99,7 @@ def test_pipelocal_is_as_fast_as_its_slowest_stage_or_link(
 
 def test_a_slow_link_sets_the_rate_and_delta_doubles_it() -> None:
     stages = [a_stage()] * 3
-    job = a_job(stages, link=Link(bytes_per_s=1 / 5))
+    job = a_job(stages, link=LinkSpeed(bytes_per_s=1 / 5))
     assert simulate("pipelocal", job).seconds_per_batch == pytest.approx(5.0)
     with_delta = replace(job, delta_bytes=[1.0] * 3)
     assert simulate("pipelocal", with_delta).seconds_per_batch == pytest.approx(10.0)
@@ -108,7 +108,7 @@ def test_a_slow_link_sets_the_rate_and_delta_doubles_it() -> None:
 def test_latency_costs_pipelocal_nothing_in_the_long_run_and_1f1b_every_batch() -> None:
     stages = [a_stage()] * 4
     near = a_job(stages, micro_batches=8)
-    far = replace(near, link=Link(bytes_per_s=1e30, latency_s=0.5))
+    far = replace(near, link=LinkSpeed(bytes_per_s=1e30, latency_s=0.5))
     assert simulate("pipelocal", far).seconds_per_batch == pytest.approx(3.0)
     lost = simulate("1F1B", far).seconds_per_batch - simulate("1F1B", near).seconds_per_batch
     assert lost >= 2 * 3 * 0.5
@@ -123,7 +123,7 @@ def test_no_schedule_beats_its_busiest_rank(
     seconds: list[tuple[float, float, float]], micro_batches: int, transfer_s: float
 ) -> None:
     stages = [a_stage(forward=f, inputs=i, weights=w) for f, i, w in seconds]
-    job = a_job(stages, micro_batches=micro_batches, link=Link(bytes_per_s=1 / transfer_s))
+    job = a_job(stages, micro_batches=micro_batches, link=LinkSpeed(bytes_per_s=1 / transfer_s))
     busiest = max(f + i + w for f, i, w in seconds)
     for schedule in SCHEDULES:
         outcome = simulate(schedule, job)
@@ -132,7 +132,7 @@ def test_no_schedule_beats_its_busiest_rank(
 
 
 def test_a_larger_batch_takes_in_proportion() -> None:
-    job = a_job([a_stage()] * 2, micro_batches=4, link=Link(bytes_per_s=2.0))
+    job = a_job([a_stage()] * 2, micro_batches=4, link=LinkSpeed(bytes_per_s=2.0))
     for schedule in SCHEDULES:
         small, large = simulate(schedule, job), simulate(schedule, job.with_batch(3.0))
         assert large.seconds_per_batch == pytest.approx(3 * small.seconds_per_batch)

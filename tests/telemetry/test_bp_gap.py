@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from pipelocal import cli
-from pipelocal.stage import Stage
-from pipelocal.telemetry.bp_gap import BackPropagationGap, Gap
+from pipelocal.pipeline.bp_gap import BackPropagationGap, Gap
+from pipelocal.stage.stage import Stage
 from tests.objective.stages import NETS, Net, make_stage
 from tests.ranks import launch
 from tests.test_transparency import assert_same_bits, train_alone

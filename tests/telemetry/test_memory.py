@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal.objective import DISTANCES, Greedy, Objective
-from pipelocal.stage import Stage
-from pipelocal.telemetry.memory import SavedBytes, device_peak_bytes, model_tensors, resident_bytes
+from pipelocal.stage.memory import model_tensors, resident_bytes
+from pipelocal.stage.stage import Stage
+from pipelocal.telemetry.memory import SavedBytes, device_peak_bytes
 from tests.objective.stages import make_stage, same_bits, sgr, weights
 
 ROWS, INPUTS, WIDTH, CLASSES = 5, 8, 16, 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelocal.objective.reconciliation import Residual
-from pipelocal.telemetry.tally import Reading, Tally
+from pipelocal.pipeline.tally import Reading, Tally
 
 CPU = torch.device("cpu")
 

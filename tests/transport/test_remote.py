@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelocal.control import ControlPlane
 from pipelocal.errors import StageError
+from pipelocal.ranks.control import ControlPlane
+from pipelocal.ranks.device import describe_device
 from pipelocal.transport.connect import Link, connect, use_nccl
 from pipelocal.transport.contract import Contract, edge_contract
 from pipelocal.transport.edge import Receiver, Sender
@@ -18,7 +19,6 @@ from pipelocal.transport.endpoint import ring_slots
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.packing import SCALE_BYTES
 from pipelocal.transport.remote import RemoteReceiver, RemoteSender
-from pipelocal.world import describe_device
 from tests.ranks import FORK, PATIENCE_S, start, until, world_of
 
 CPU = torch.device("cpu")

@@ -1,0 +1,5 @@
+"""Auxiliary heads: what turns a stage's output into logits for its local loss."""
+
+from pipelocal.heads.build import HEADS, HeadBuilder, build_head, check_logits
+
+__all__ = ["HEADS", "HeadBuilder", "build_head", "check_logits"]

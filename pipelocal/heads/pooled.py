@@ -1,0 +1,57 @@
+"""Heads that see one vector a sample: the features' mean over space or over tokens."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipelocal.errors import UserError
+from pipelocal.heads.token import TokenMeanLinear, pooled_features
+from pipelocal.models.layers import PooledLinear
+
+
+def linear(feature_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """A linear map of the features' mean, over space or over tokens: logits ``[B, classes]``."""
+    head = TokenMeanLinear if len(feature_shape) == 2 else PooledLinear
+    return head(feature_shape, classes)
+
+
+class ConvHead(nn.Module):
+    """A 3x3 convolution with BatchNorm and ReLU before the pooled linear map.
+
+    Features ``[B, C, H, W]`` to logits ``[B, classes]``.
+
+    Raises:
+        UserError: the features are no images.
+    """
+
+    def __init__(self, feature_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        if len(feature_shape) != 3:
+            raise UserError(
+                f"head 'conv' wants features [C, H, W], but this stage makes {list(feature_shape)}: "
+                f"choose --head linear"
+            )
+        channels = feature_shape[0]
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.pooled = PooledLinear(feature_shape, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pooled(F.relu(self.norm(self.conv(x))))  # type: ignore[no-any-return]
+
+
+class MLPHead(nn.Module):
+    """The features' mean through one hidden layer of as many units as there are channels.
+
+    Features ``[B, C]``, ``[B, T, C]`` or ``[B, C, H, W]`` to logits ``[B, classes]``.
+    """
+
+    def __init__(self, feature_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        channels = feature_shape[-1] if len(feature_shape) == 2 else feature_shape[0]
+        self.norm = nn.LayerNorm(channels)
+        self.hidden = nn.Linear(channels, channels)
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.gelu(self.hidden(self.norm(pooled_features(x))))
+        return self.linear(hidden)  # type: ignore[no-any-return]

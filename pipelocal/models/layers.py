@@ -1,0 +1,50 @@
+"""Last layers of models, which also serve as heads: features in, logits out."""
+
+from torch import Tensor, nn
+
+from pipelocal.errors import UserError
+
+
+class PooledLinear(nn.Module):
+    """Mean over everything behind the channels, then a linear map.
+
+    Features ``[B, C, ...]`` to logits ``[B, classes]``; flat features ``[B, C]`` are not pooled.
+
+    Raises:
+        UserError: the features are tokens, whose channels come last.
+    """
+
+    def __init__(self, feature_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        if len(feature_shape) == 2:
+            raise UserError(
+                f"a pooled head wants features [C] or [C, H, W], but these are tokens "
+                f"{list(feature_shape)}: choose --head token-mean"
+            )
+        self.linear = nn.Linear(feature_shape[0], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(2).mean(2) if x.dim() > 2 else x)  # type: ignore[no-any-return]
+
+
+class TokenLinear(nn.Module):
+    """LayerNorm and a linear map of each token: ``[B, T, C]`` to ``[B, T, classes]``."""
+
+    def __init__(self, feature_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        channels = token_channels("token", feature_shape)
+        self.norm = nn.LayerNorm(channels)
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x))  # type: ignore[no-any-return]
+
+
+def token_channels(name: str, feature_shape: tuple[int, ...]) -> int:
+    """C of features ``[T, C]``; a :class:`UserError` naming the head for any other shape."""
+    if len(feature_shape) != 2:
+        raise UserError(
+            f"head '{name}' wants tokens [T, C], but this stage makes {list(feature_shape)}: "
+            f"choose --head linear"
+        )
+    return feature_shape[1]

@@ -1,0 +1,1 @@
+"""A training foretold: the cut, its times and its memory."""

@@ -1,0 +1,303 @@
+"""``pipelocal plan``: what a cut would cost, before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from typing import Any
+
+from pipelocal.config import PlanConfig
+from pipelocal.config.checks import validate
+from pipelocal.data import DataInfo, data_info
+from pipelocal.errors import NotTwiceDifferentiable, UserError
+from pipelocal.partition import to_text
+from pipelocal.partition.analysed import Roofline
+from pipelocal.partition.cost_model import CostModel
+from pipelocal.partition.measured import Stopwatch
+from pipelocal.partition.profile import Meter
+from pipelocal.plan.plot import plot_sweeps
+from pipelocal.plan.replicas import (
+    Replication,
+    given_replicas,
+    planned_replicas,
+    replicate,
+)
+from pipelocal.plan.simulate.forecast import Scenario, forecast
+from pipelocal.plan.simulate.job import LinkSpeed, Outcome
+from pipelocal.plan.simulate.sweep import sweeps
+from pipelocal.ranks.host import set_up_host
+from pipelocal.ranks.world import World
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.system.quantities import parse_flops, parse_rate, parse_speeds, parse_time
+from pipelocal.telemetry.pyplot import check_plot
+
+IMAGENET = DataInfo(name="imagenet", sample_shape=(3, 224, 224), classes=1000)
+"""What torchvision's models were made for."""
+
+MOST_NUMBERS = 10**9
+"""Of one sample: four gigabytes."""
+
+MEANT_FOR: dict[str, DataInfo] = {
+    **dict.fromkeys(("resnet18", "resnet50", "resnet101", "resnet152"), IMAGENET),
+    **dict.fromkeys(("vgg11_bn", "vgg16_bn", "vit_b_16", "convnext_tiny", "swin_t"), IMAGENET),
+    **dict.fromkeys(("gpt", "gpt-math", "lstm", "gru"), data_info("text")),
+    **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet110"), data_info("cifar10")),
+    "vit_small": data_info("cifar10"),
+    "mlp": data_info("digits"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """Predicted for one stage and one training batch."""
+
+    stage: int
+    units: str
+    parameters: int
+    seconds: float
+    """Of a training batch, on this device's own speed (``--device-speeds``)."""
+    replicas: int
+    every_seconds: float
+    """The stage is done with a batch so often: the seconds over the replicas."""
+    head_fraction: float
+    """Share of the seconds that the auxiliary head takes; 0 on the last stage."""
+    memory_bytes: int
+    sent_bytes: int
+    """Over the edge to the next stage; 0 on the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """Another way to train the same model with the same global batch."""
+
+    name: str
+    seconds: float
+    """Of a training batch."""
+    memory_bytes: int
+    """Of the device that needs most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """Pipelines over ranks, by a discrete-event model."""
+
+    ranks: int
+    equal_parts: bool
+    """Whether the model has fewer units than ranks, and was taken to be cut into equal parts."""
+    bandwidth: str
+    latency: str
+    micro_batches: int
+    outcomes: list[Outcome]
+    plot: str | None
+    """File with the utilisation on other ranks, links and batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What :func:`plan` finds."""
+
+    model: str
+    batch_size: int
+    device: str
+    cut: str
+    stages: list[StagePlan]
+    bottleneck: int
+    """Number of the slowest stage, replicas counted, which sets the rate of the pipeline."""
+    samples_per_second: float
+    replication: Replication
+    alternatives: list[Alternative]
+    note: str | None = None
+    """What was planned other than asked for, and why."""
+    simulation: Simulation | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain types."""
+        return asdict(self)
+
+
+def plan(config: PlanConfig) -> Plan:
+    """Measure every unit and predict what the stages of a cut cost.
+
+    Raises:
+        UserError: the model cannot be made or cut like that.
+    """
+    train_config = config.train_config()
+    validate(train_config)
+    link = LinkSpeed(
+        bytes_per_s=parse_rate("--bandwidth", config.bandwidth),
+        latency_s=parse_time("--latency", config.latency),
+    )
+    if config.plot is not None:
+        check_plot("--plot", config.plot)
+    set_up_host(config.threads)
+    blueprint = Blueprint.draw(train_config, info=planned_input(config))
+    given_replicas(config, blueprint.stages)  # refuses what cannot be, before anything is measured
+    note = None
+    try:
+        model = blueprint.cost_model(train_config, _meter(config))
+    except NotTwiceDifferentiable as error:
+        note = f"planned for --objective greedy: {error}"
+        train_config = replace(train_config, objective="greedy")
+        model = blueprint.cost_model(train_config, _meter(config))
+    speeds = [1.0] * blueprint.stages
+    if config.device_speeds is not None:
+        speeds = parse_speeds("--device-speeds", config.device_speeds, blueprint.stages)
+    replicated = replace(train_config, replicas=config.replicas)
+    blueprint = blueprint.partitioned(replicated, lambda: model)
+    planned = replace(predict(blueprint, model, config, speeds), note=note)
+    if config.ranks is None and config.plot is None:
+        return planned
+    rows = max(1, config.batch_size // config.micro_batches)
+    micro = blueprint.cost_model(replace(train_config, batch_size=rows), _meter(config))
+    scenario = Scenario(
+        model=model,
+        micro=micro,
+        ranks=config.ranks or blueprint.stages,
+        link=link,
+        micro_batches=config.micro_batches,
+    )
+    return replace(planned, simulation=_simulation(scenario, blueprint, config, speeds))
+
+
+def _simulation(
+    scenario: Scenario, blueprint: Blueprint, config: PlanConfig, speeds: list[float]
+) -> Simulation:
+    if scenario.ranks == blueprint.stages:  # the plan's own devices, and a cut that was asked for
+        cuts = tuple(blueprint.cuts) if config.cut is not None else None
+        scenario = replace(scenario, cuts=cuts, speeds=tuple(speeds))
+    if config.plot is not None:
+        title = f"{config.model}, {config.bandwidth} and {config.latency} between neighbours"
+        plot_sweeps(sweeps(scenario), config.plot, title)
+    return Simulation(
+        ranks=scenario.ranks,
+        equal_parts=scenario.equal_parts,
+        bandwidth=config.bandwidth,
+        latency=config.latency,
+        micro_batches=config.micro_batches,
+        outcomes=forecast(scenario),
+        plot=config.plot,
+    )
+
+
+def _meter(config: PlanConfig) -> Meter:
+    if config.device != "meta":
+        device = World.alone().device(config.device)
+        return Stopwatch(device=device, repeats=config.repeats)
+    return Roofline(
+        flops=parse_flops("--device-flops", config.device_flops),
+        memory_bytes_per_s=parse_rate("--device-bandwidth", config.device_bandwidth),
+    )
+
+
+def planned_input(config: PlanConfig) -> DataInfo:
+    """What the model would be fed: as the options say, or what the model was made for.
+
+    Raises:
+        UserError: neither ``--data`` nor ``--input-shape`` is given for a user's own model.
+    """
+    if config.data is not None:
+        return data_info(config.data)
+    info = MEANT_FOR.get(config.model)
+    if info is None and (config.input_shape is None or config.classes is None):
+        raise UserError(
+            f"--model {config.model}: say what it takes, with --data, or with --input-shape (such as "
+            f"3,32,32) and --classes"
+        )
+    info = info or IMAGENET
+    shape = info.sample_shape
+    if config.input_shape is not None:
+        try:
+            shape = tuple(int(word) for word in config.input_shape.split(","))
+        except ValueError:
+            shape = ()
+        if not shape or min(shape) < 1 or prod(shape) > MOST_NUMBERS:
+            raise UserError(
+                f"--input-shape {config.input_shape}: give positive numbers such as 3,32,32, which "
+                f"multiplied are at most {MOST_NUMBERS}"
+            )
+    return DataInfo(
+        name="planned",
+        sample_shape=shape,
+        classes=config.classes or info.classes,
+        target_shape=shape if info.tokens else (),
+        sample_dtype=info.sample_dtype,
+    )
+
+
+def predict(
+    blueprint: Blueprint, model: CostModel, config: PlanConfig, speeds: list[float]
+) -> Plan:
+    """The figures of a cut, from measured costs.
+
+    Raises:
+        UserError: the replicas are not for this cut, or not for these nodes.
+    """
+    seconds = [model.seconds(cut.start, cut.stop) for cut in blueprint.cuts]
+    alone = [time / speed for time, speed in zip(seconds, speeds, strict=True)]
+    replicas = planned_replicas(config, alone)
+    stages = []
+    for k, cut in enumerate(blueprint.cuts):
+        parts = [*model.profile.units[cut.start : cut.stop], model.profile.heads[cut.stop - 1]]
+        last = k + 1 == blueprint.stages
+        stages.append(
+            StagePlan(
+                stage=k + 1,
+                units=blueprint.units(k + 1),
+                parameters=sum(part.parameter_bytes for part in parts) // 4,
+                seconds=alone[k],
+                replicas=replicas[k],
+                every_seconds=alone[k] / replicas[k],
+                head_fraction=0.0 if last else min(1.0, parts[-1].train_s / seconds[k]),
+                memory_bytes=model.memory_bytes(cut.start, cut.stop),
+                sent_bytes=0 if last else model.edge_bytes(cut.stop),
+            )
+        )
+    slowest = max(stages, key=lambda stage: stage.every_seconds)
+    return Plan(
+        model=config.model,
+        batch_size=config.batch_size,
+        device=model.profile.device,
+        cut=to_text(blueprint.chain, blueprint.cuts),
+        stages=stages,
+        bottleneck=slowest.stage,
+        samples_per_second=config.batch_size / slowest.every_seconds,
+        replication=replicate(
+            config,
+            replicas,
+            sent_bytes=[stage.sent_bytes for stage in stages],
+            parameters=[stage.parameters for stage in stages],
+            target_shape=blueprint.target_shape,
+        ),
+        alternatives=_alternatives(blueprint, model, config.micro_batches, speeds),
+    )
+
+
+def _alternatives(
+    blueprint: Blueprint, model: CostModel, micro_batches: int, speeds: list[float]
+) -> list[Alternative]:
+    profile = model.profile
+    whole = [*profile.units, profile.heads[-1]]
+    bp = Alternative(
+        name="BP, one device",
+        seconds=sum(part.train_s for part in whole) - whole[0].input_gradient_s,
+        memory_bytes=sum(part.held_bytes for part in whole) + profile.input_bytes,
+    )
+    # A schedule of m micro-batches over K stages takes m + K - 1 turns of its slowest stage, and
+    # 1F1B keeps K - k + 1 micro-batches at stage k. Transfers are taken to be free, as above.
+    turns = micro_batches + blueprint.stages - 1
+    seconds, memory = [], []
+    for number, cut in enumerate(blueprint.cuts, start=1):
+        parts = profile.units[cut.start : cut.stop]
+        if number == blueprint.stages:
+            parts = [*parts, profile.heads[-1]]
+        seconds.append(sum(part.train_s for part in parts) / speeds[number - 1])
+        in_flight = min(micro_batches, blueprint.stages - number + 1)
+        saved = sum(part.saved_bytes for part in parts)
+        resident = sum(part.held_bytes for part in parts) - saved
+        memory.append(resident + saved * in_flight // micro_batches)
+    pipeline = Alternative(
+        name=f"1F1B, same cut, {micro_batches} micro-batches",
+        seconds=max(seconds) / micro_batches * turns,
+        memory_bytes=max(memory),
+    )
+    return [bp, pipeline]

@@ -1,0 +1,142 @@
+"""Replicas in a plan: how many each stage has, which rank holds which, and what crosses between nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from pipelocal.config import PlanConfig
+from pipelocal.config.limits import MOST_RANKS
+from pipelocal.errors import UserError
+from pipelocal.models import Shape
+from pipelocal.partition.replicas import batches_an_update, choose_replicas, parse_replicas
+from pipelocal.partition.topology import Traffic, arrange, crossing_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedReplica:
+    """Who holds what."""
+
+    rank: int
+    stage: int
+    """From 1."""
+    replica: int
+    """From 0: replica i has the batches t with ``t mod r = i``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A machine and its ranks."""
+
+    node: int
+    """From 0."""
+    ranks: list[PlannedReplica]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replication:
+    """Ranks for the replicas of all stages."""
+
+    ranks: int
+    """That hold a replica."""
+    left_over: int
+    """Of ``--ranks``: those that hold nothing, as they would make the pipeline hardly faster."""
+    batches_an_update: int
+    nodes: list[Node]
+    crossing_bytes: float
+    """That go from one node to another for a training batch, mean over the batches of an update."""
+    stage_by_stage_bytes: float
+    """The same if ranks were given out stage by stage."""
+
+
+def given_replicas(config: PlanConfig, stages: int) -> list[int] | None:
+    """The replicas of each stage, or None if they are to be chosen.
+
+    Raises:
+        UserError: ``--replicas`` is not for so many stages, or the ranks are too many, too few, or not
+            the same number on every node.
+    """
+    replicas = parse_replicas("--replicas", config.replicas, stages)
+    ranks = sum(replicas) if replicas is not None else _all_ranks(config)
+    if ranks > MOST_RANKS:
+        raise UserError(
+            f"--replicas {config.replicas}: these are {ranks} ranks; plan for at most {MOST_RANKS}"
+        )
+    if replicas is None and ranks < stages:
+        raise UserError(
+            f"--ranks {ranks}: with --replicas {config.replicas} each of the {stages} stages has a rank "
+            f"at least: give {stages} or more, or cut fewer stages"
+        )
+    if ranks % config.nodes:
+        raise UserError(
+            f"--nodes {config.nodes}: {ranks} rank(s) cannot be the same number on each: give a number "
+            f"of nodes that divides {ranks}"
+        )
+    return replicas
+
+
+def planned_replicas(config: PlanConfig, seconds: Sequence[float]) -> list[int]:
+    """Those that are given, or the best for stages that take so many seconds for a batch.
+
+    Raises:
+        UserError: as :func:`given_replicas`.
+    """
+    replicas = given_replicas(config, len(seconds))
+    return choose_replicas(seconds, _all_ranks(config)) if replicas is None else replicas
+
+
+def replicate(
+    config: PlanConfig,
+    replicas: Sequence[int],
+    *,
+    sent_bytes: Sequence[int],
+    parameters: Sequence[int],
+    target_shape: Shape,
+) -> Replication:
+    """Where the replicas go.
+
+    Args:
+        config: the options.
+        replicas: of each stage.
+        sent_bytes: of a training batch's x and delta behind each stage.
+        parameters: of each stage, head included; float32.
+        target_shape: of one sample's labels (int64), which go along.
+    """
+    used = sum(replicas)
+    ranks = used if parse_replicas("--replicas", config.replicas, None) else _all_ranks(config)
+    a_node = ranks // config.nodes
+    node_of = [rank // a_node for rank in range(used)]  # those left over are the last ones
+    batches = batches_an_update(replicas)
+    target_bytes = config.batch_size * prod(target_shape) * 8
+    traffic = Traffic(
+        edge_bytes=tuple(sent + target_bytes for sent in sent_bytes[:-1]),
+        gradient_bytes=tuple(
+            2 * (r - 1) * 4 * count / batches for r, count in zip(replicas, parameters, strict=True)
+        ),
+    )
+    arranged = arrange(replicas, node_of, traffic)
+    in_order = iter(range(used))
+    stage_by_stage = [[next(in_order) for _ in range(r)] for r in replicas]
+    seats = [
+        PlannedReplica(rank=rank, stage=stage, replica=replica)
+        for stage, block in enumerate(arranged, start=1)
+        for replica, rank in enumerate(block)
+    ]
+    seats.sort(key=lambda seat: seat.rank)
+    return Replication(
+        ranks=used,
+        left_over=ranks - used,
+        batches_an_update=batches,
+        nodes=[
+            Node(node=node, ranks=seats[node * a_node : (node + 1) * a_node])
+            for node in range(config.nodes)
+        ],
+        crossing_bytes=crossing_bytes(arranged, node_of, traffic),
+        stage_by_stage_bytes=crossing_bytes(stage_by_stage, node_of, traffic),
+    )
+
+
+def _all_ranks(config: PlanConfig) -> int:
+    assert config.ranks is not None, "checked with the options"
+    return config.ranks

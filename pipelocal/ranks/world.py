@@ -1,0 +1,163 @@
+"""Who takes part in a run: ranks, devices, and the store through which they find each other."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pipelocal.errors import NotMet, UserError
+from pipelocal.ranks.breakable import breakable
+from pipelocal.ranks.device import choose_device
+from pipelocal.ranks.host import allow_open_files
+from pipelocal.ranks.launcher import check_alone, left_over, under_torchrun
+from pipelocal.ranks.meeting import meet
+from pipelocal.system.patience import Patience
+from pipelocal.system.streams import say
+
+START_TIMEOUT_S = 300.0
+"""How long ranks wait for each other before the first batch, unless it is said otherwise."""
+SILENT_S = 10.0
+"""How long a rank waits for the others without a word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The ranks of a run, seen from one of them."""
+
+    rank: int
+    size: int
+    local_rank: int
+    store: dist.Store
+    """Shared by all ranks; of this process alone when there is only one."""
+    lasting: dist.Store
+    """As ``store``, but shared with the attempts before and after this one."""
+    node: str = ""
+    """Equal on two ranks if they are on the same node."""
+    start_timeout_s: float = START_TIMEOUT_S
+    restarted: bool = False
+    """Whether torchrun has started all ranks anew, for one of them ended before its time."""
+
+    @classmethod
+    def alone(cls) -> World:
+        """A world of this one process; needs no torchrun and opens no socket."""
+        store = dist.HashStore()
+        return cls(rank=0, size=1, local_rank=0, store=store, lasting=store)
+
+    @classmethod
+    def from_environment(cls, *, start_timeout_s: float = START_TIMEOUT_S) -> World:
+        """The world that torchrun describes in the environment, or this process alone.
+
+        Where there is no torchrun, RANK and WORLD_SIZE must be set, and either MASTER_ADDR and
+        MASTER_PORT, or PIPELOCAL_INIT_METHOD (such as ``file:///shared/folder/new-file``).
+
+        Args:
+            start_timeout_s: how long to wait for the other ranks, here and later before the first batch.
+
+        Raises:
+            UserError: the environment makes no sense, or the other ranks do not come.
+        """
+        rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+        if size == 1 and not under_torchrun():
+            check_alone()
+            return cls.alone()
+        if "RANK" not in os.environ or not 0 <= rank < size:
+            raise UserError(
+                f"RANK={os.environ.get('RANK', '')} and WORLD_SIZE={size}: RANK must be set, from 0 "
+                f"to {size - 1}; torchrun sets both ({left_over()})"
+            )
+        allow_open_files()
+        try:
+            store, token = _meet_all(rank, size, start_timeout_s)
+        except UserError:
+            raise
+        except (TimeoutError, RuntimeError, ValueError) as error:
+            raise NotMet(_why_not_met(error, size)) from error
+        return cls(
+            rank=rank,
+            size=size,
+            local_rank=_number("LOCAL_RANK", rank),
+            store=dist.PrefixStore(f"pipelocal/{token}", store),
+            lasting=dist.PrefixStore("pipelocal/all", store),
+            # Torchrun's own number of the node, since hosts may share a name.
+            start_timeout_s=start_timeout_s,
+            node=os.environ.get("GROUP_RANK", socket.gethostname()),
+            restarted=_number("TORCHELASTIC_RESTART_COUNT", 0) > 0,
+        )
+
+    @property
+    def keeps_store(self) -> bool:
+        """Whether the store of several ranks ends with this process."""
+        own = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        return self.rank == 0 and self.size > 1 and own
+
+    def device(self, name: str) -> torch.device:
+        """This rank's device.
+
+        Args:
+            name: ``auto`` (CUDA where there is any), ``cpu`` or ``cuda``.
+
+        Raises:
+            UserError: no such device here.
+        """
+        return choose_device(name, self.local_rank)
+
+
+def _number(name: str, default: int) -> int:
+    """A number from the environment that a launcher sets."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or (name == "WORLD_SIZE" and int(text) == 0):
+        raise UserError(
+            f"the environment says {name}={text}: torchrun sets a whole number there; where it is left "
+            f"over, 'unset {name}'"
+        )
+    return int(text)
+
+
+def _meet_all(rank: int, size: int, timeout_s: float) -> tuple[dist.Store, str]:
+    """The store of all ranks, and the word that those of this attempt share.
+
+    Raises:
+        UserError: MASTER_PORT is no port.
+        TimeoutError: some did not come.
+        RuntimeError, ValueError: of the library, about the store.
+    """
+    method = os.environ.get("PIPELOCAL_INIT_METHOD", "env://")
+    if method == "env://" and not 0 < _number("MASTER_PORT", 1) < 2**16:
+        raise UserError(f"MASTER_PORT={os.environ['MASTER_PORT']}: a port is from 1 to 65535")
+    # Longer than the patience, which counts only while this process runs.
+    longest = timedelta(seconds=2 * timeout_s)
+    said = under_torchrun()  # which has seen to it that they come
+    until_said = Patience(SILENT_S)
+
+    def say_once() -> None:
+        nonlocal said
+        if not said and until_said.over():
+            said = True
+            say(
+                f"pipelocal (rank {rank}): waits for the other ranks, {size} in all ({left_over()})"
+            )
+
+    def meet_all() -> tuple[dist.Store, str]:
+        meeting = dist.rendezvous(method, rank=rank, world_size=size, timeout=longest)
+        store, _, _ = next(iter(meeting))
+        prefixed = dist.PrefixStore("pipelocal/meeting", store)
+        return store, meet(prefixed, rank, size, timeout_s=timeout_s)
+
+    return breakable(meet_all, check=say_once, timeout_s=timeout_s)
+
+
+def _why_not_met(error: Exception, size: int) -> str:
+    reason = str(error).partition("\n")[0]
+    port = os.environ.get("MASTER_PORT")
+    if "EADDRINUSE" in reason or "address already in use" in reason.lower():
+        return f"MASTER_PORT={port} is in use on this host: give all {size} ranks another free port"
+    said = (
+        f"the other ranks were not met ({reason or 'nobody answered'}): start all {size}, with the same "
+        f"MASTER_ADDR and MASTER_PORT"
+    )
+    return said if under_torchrun() else f"{said} ({left_over()})"

@@ -1,0 +1,113 @@
+"""What every compressed averaging of gradients is: a communication hook of DDP, and what it may count on."""
+
+# No "from __future__ import annotations": DDP compares a hook's annotations with the types themselves.
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.futures import Future
+
+LENGTH_BYTES = 4
+
+
+@dataclass(frozen=True)
+class HookSettings:
+    """What a compression is made of.
+
+    Attributes:
+        group: the replicas.
+        device: of the gradients.
+        seed: of random draws, the same on all replicas.
+        share: of the coordinates that ``sparse-sign`` keeps, expected; above 0, at most 1.
+        rank: of the matrices of ``powersgd``, at least 1.
+    """
+
+    group: dist.ProcessGroup
+    device: torch.device
+    seed: int
+    share: float
+    rank: int
+
+
+class Compression(ABC):
+    """Averages gradients over the replicas; one for each DDP.
+
+    Attributes:
+        sent_bytes: what this replica has had to send so far, in bytes of payload.
+        settings: what it was made of.
+    """
+
+    def __init__(self, settings: HookSettings) -> None:
+        self.sent_bytes = 0
+        self.settings = settings
+        self._group = settings.group
+        self._size = settings.group.size()
+        self._step = 0
+
+    def begin(self, step: int) -> None:
+        """Tell, before each averaging, how many batches were trained so far.
+
+        Random draws depend on it and on no averaging before it: a resumed run draws the same.
+        """
+        self._step = step
+
+    @abstractmethod
+    def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """The average of a bucket over the replicas, ``[N]`` in the bucket's own dtype and memory."""
+
+    def _gather(self, own: Tensor, average: Callable[[Tensor], Tensor]) -> Future[Tensor]:
+        """Gather one row of bytes of every replica, and make the average of them.
+
+        Args:
+            own: ``[K]``, uint8, this replica's; K is the same on all.
+            average: called with the rows ``[R, K]``, uint8, in the order of the ranks.
+        """
+        self.sent_bytes += own.numel() * (self._size - 1)
+        device = own.device
+        by_way_of_host = device.type == "cuda" and not over_nccl(self._group, device)
+        if by_way_of_host:
+            own = own.cpu()
+        rows = own.new_empty(self._size, own.numel())
+        work = dist.all_gather(list(rows.unbind()), own, group=self._group, async_op=True)
+        assert work is not None
+        if by_way_of_host:
+            # gloo's future knows nothing of CUDA streams, so that its callbacks could run too early.
+            work.wait()
+            done: Future[Tensor] = Future(devices=[device])
+            done.set_result(average(rows.to(device)))
+            return done
+
+        def finish(gathered: Future[list[list[Tensor]]]) -> Tensor:
+            gathered.value()  # raises here if another replica is gone, when the rows hold nothing
+            return average(rows)
+
+        future: Future[list[list[Tensor]]] = work.get_future()
+        return future.then(finish)
+
+    def _longest(self, length: int) -> int:
+        """The greatest length that a replica gives. Waits for all of them.
+
+        Not for a callback, where gloo's own few threads would wait for each other.
+        """
+        self.sent_bytes += LENGTH_BYTES * (self._size - 1)
+        device = self.settings.device
+        if not over_nccl(self._group, device):
+            device = torch.device("cpu")
+        own = torch.tensor([length], dtype=torch.int32, device=device)
+        lengths = own.new_empty(self._size, 1)
+        dist.all_gather(list(lengths.unbind()), own, group=self._group)
+        return int(lengths.max())
+
+    def count_all_reduce(self, size_bytes: int) -> None:
+        """Add to :attr:`sent_bytes` what a ring of replicas has each send for an all-reduce."""
+        self.sent_bytes += math.ceil(2 * (self._size - 1) * size_bytes / self._size)
+
+
+def over_nccl(group: dist.ProcessGroup, device: torch.device) -> bool:
+    """Whether a tensor of a device travels by NCCL; a group may have another way for each device."""
+    return device.type == "cuda" and "cuda:nccl" in dist.get_backend_config(group)

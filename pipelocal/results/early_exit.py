@@ -1,0 +1,112 @@
+"""A trained network as a plain module: uncut, or with the heads of all stages for an early answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipelocal.results.saved_run import FinishedRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What :meth:`HeadedNetwork.predict` says of each sample."""
+
+    label: Tensor
+    """int64 ``[B]``."""
+    confidence: Tensor
+    """Probability that the head which answered gives its label, ``[B]``."""
+    stage: Tensor
+    """Number of the stage whose head answered, from 1, int64 ``[B]``."""
+
+
+class HeadedNetwork(nn.Module):
+    """All bodies in a row, and a head behind each.
+
+    Args:
+        bodies: of the stages, in order.
+        heads: one for each; the last is the model's classifier.
+    """
+
+    def __init__(self, bodies: list[nn.Module], heads: list[nn.Module]) -> None:
+        super().__init__()
+        self.bodies = nn.ModuleList(bodies)
+        self.heads = nn.ModuleList(heads)
+
+    @classmethod
+    def of(cls, run: FinishedRun) -> HeadedNetwork:
+        """That of a finished run, on the CPU, in evaluation mode."""
+        stages = run.stages(torch.device("cpu"))
+        return cls([stage.body for stage in stages], [stage.head for stage in stages]).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last head's logits ``[B, ..., classes]``, as the uncut model gives them."""
+        for body in self.bodies:
+            x = body(x)
+        out: Tensor = self.heads[-1](x)
+        return out
+
+    def all_logits(self, x: Tensor) -> list[Tensor]:
+        """Every head's logits ``[B, ..., classes]``, in order."""
+        logits = []
+        for body, head in zip(self.bodies, self.heads, strict=True):
+            x = body(x)
+            logits.append(head(x))
+        return logits
+
+    def ensemble(self, x: Tensor) -> Tensor:
+        """Mean of the heads' class probabilities ``[B, ..., classes]``."""
+        return torch.stack([logits.softmax(-1) for logits in self.all_logits(x)]).mean(0)
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, *, until: float) -> Prediction:
+        """Each sample's answer from the first head that is confident enough, or from the last.
+
+        Samples that have their answer are not computed further.
+
+        Args:
+            x: samples ``[B, ...]`` with one label each.
+            until: least probability of the label, 0 to 1, at which an earlier head may answer. With
+                more than 1 the last head answers all.
+        """
+        rows = len(x)
+        label = torch.zeros(rows, dtype=torch.int64, device=x.device)
+        stage = torch.zeros_like(label)
+        confidence = torch.zeros(rows, device=x.device)
+        left = torch.arange(rows, device=x.device)
+        for number, (body, head) in enumerate(zip(self.bodies, self.heads, strict=True), start=1):
+            x = body(x)
+            sure, best = head(x).softmax(-1).max(-1)
+            last = number == len(self.bodies)
+            answers = torch.ones_like(best, dtype=torch.bool) if last else sure >= until
+            there = left[answers]
+            label[there], confidence[there] = best[answers], sure[answers].to(confidence.dtype)
+            stage[there] = number
+            x, left = x[~answers], left[~answers]
+            if len(left) == 0:
+                break
+        return Prediction(label=label, confidence=confidence, stage=stage)
+
+
+def load(run: str, *, averaged: bool = False) -> nn.Module:
+    """The uncut model of a finished run, in evaluation mode, with the model's own names.
+
+    Args:
+        run: the run's folder.
+        averaged: take the averaged weights, of a run with ``--ema``.
+
+    Raises:
+        UserError: no finished run, one without averaged weights, or a damaged file.
+    """
+    finished = FinishedRun(run, averaged=averaged)
+    return finished.blueprint.chain.whole_with(finished.plain_state()).eval()
+
+
+def load_with_heads(run: str, *, averaged: bool = False) -> HeadedNetwork:
+    """The network of a finished run with the heads of all its stages, in evaluation mode.
+
+    Arguments and errors as for :func:`load`.
+    """
+    return HeadedNetwork.of(FinishedRun(run, averaged=averaged))

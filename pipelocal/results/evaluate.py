@@ -1,0 +1,105 @@
+"""Evaluation of a finished run, in one process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from pipelocal.checkpoint.description import data_differences
+from pipelocal.config import EvaluateConfig
+from pipelocal.config.limits import check_limits
+from pipelocal.data import DATASETS
+from pipelocal.data.batches import BatchStream
+from pipelocal.data.fingerprint import describe_data
+from pipelocal.errors import UserError
+from pipelocal.pipeline.source import Source
+from pipelocal.pipeline.worker import run_stream
+from pipelocal.ranks.host import set_up_host
+from pipelocal.ranks.world import World
+from pipelocal.results.saved_run import FinishedRun
+from pipelocal.run.assembly import Assembly
+from pipelocal.run.prepare import open_data
+from pipelocal.system.streams import tell
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Accuracy of every head of a finished run on its test data.
+
+    Returns:
+        ``eval_accuracy`` (last head), ``ensemble_accuracy`` (None, and why in ``no_ensemble``, for a run
+        with ``--votes off``) and ``stages``, a list with ``stage``, ``units``, ``loss`` and ``accuracy``.
+
+    Raises:
+        UserError: no finished run, or its data cannot be read.
+    """
+    check_limits(config)
+    finished = FinishedRun(config.run, averaged=config.averaged)
+    run, blueprint = finished.config, finished.blueprint
+    set_up_host(run.threads)
+    device = World.alone().device(config.device)
+    batches = _data(config, finished)
+    stages = finished.stages(device)
+    records: list[dict[str, Any]] = []
+    if run.votes == "auto":
+        run = replace(run, votes="on")  # they travel nowhere here
+    assembly = Assembly(run, blueprint, device, report=records.append)
+    workers = assembly.workers(stages, Source(batches, None, device), None)
+    run_stream(workers, lambda: None)
+    if not config.averaged:
+        _compare_with_the_run(records[-1]["accuracy"], finished)
+    return {
+        "eval_accuracy": records[-1]["accuracy"],
+        "ensemble_accuracy": records[-1].get("ensemble_accuracy"),
+        "no_ensemble": assembly.votes.why_not,
+        "stages": [
+            {
+                "stage": record["stage"],
+                "units": blueprint.units(record["stage"]),
+                "loss": record["loss"],
+                "accuracy": record["accuracy"],
+            }
+            for record in records
+        ],
+    }
+
+
+def _data(config: EvaluateConfig, finished: FinishedRun) -> BatchStream:
+    """The run's data as they are now; says so if they are not what they were."""
+    run = replace(
+        finished.config,
+        data_root=config.data_root or finished.config.data_root,
+        batch_size=config.batch_size or finished.config.batch_size,
+    )
+    if run.data not in DATASETS:
+        raise UserError(
+            f"the run in {config.run} was trained on data set '{run.data}', which is not known here: "
+            f"evaluate it from the script that registers it"
+        )
+    batches = open_data(run)
+    changed = data_differences(finished.description.data, describe_data(batches.dataset))
+    if changed:
+        tell(f"since the run in {config.run} was trained, its data changed: {'; '.join(changed)}")
+    return batches
+
+
+def _compare_with_the_run(accuracy: float | None, finished: FinishedRun) -> None:
+    before, where = finished.accuracy, "when the run evaluated these weights"
+    if finished.at_end and finished.folder.finished:
+        before, where = finished.folder.summary()["eval_accuracy"], "in the run's summary.json"
+    if before is not None and accuracy != before:
+        tell(f"the last head's accuracy is {accuracy} now, and {before} {where}")
+
+
+def plain_state_dict(run: str, *, averaged: bool = False) -> dict[str, Tensor]:
+    """The uncut model of a finished run, by its own names and without auxiliary heads.
+
+    Args:
+        run: the run's folder.
+        averaged: take the averaged weights, of a run with ``--ema``.
+
+    Raises:
+        UserError: no finished run, one without averaged weights, or a damaged file.
+    """
+    return FinishedRun(run, averaged=averaged).plain_state()

@@ -1,0 +1,141 @@
+"""``pipelocal export``: a finished run as a file that other programs read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipelocal.config import ExportConfig
+from pipelocal.errors import UserError
+from pipelocal.models import Chain
+from pipelocal.results.early_exit import HeadedNetwork
+from pipelocal.results.saved_run import FinishedRun
+from pipelocal.system.files import write_atomically
+from pipelocal.system.paths import check_path
+
+
+def export(config: ExportConfig) -> str:
+    """Write what a run trained, in the form that the file's ending asks for.
+
+    Returns:
+        What was written, for people.
+
+    Raises:
+        UserError: no finished run, an unknown ending, a model that torch.export cannot go through, or
+            the file cannot be written.
+    """
+    to = Path(config.to)
+    write = WRITERS.get(to.suffix)
+    if write is None:
+        raise UserError(f"--to {to}: choose one of the endings {', '.join(WRITERS)}")
+    check_path("--to", to)
+    if not to.parent.is_dir():
+        raise UserError(f"--to {to} cannot be written: there is no folder {to.parent}")
+    run = FinishedRun(config.run, averaged=config.averaged)
+    content, what = write(run, heads=config.heads)
+    write_atomically(to, content)
+    return f"{to}: {what} of {config.run}"
+
+
+def _state(run: FinishedRun, *, heads: bool) -> tuple[dict[str, Tensor], str]:
+    state = run.plain_state()
+    what = f"{len(state)} tensors of the uncut model"
+    if not heads:
+        return state, what
+    more = run.auxiliary_heads()
+    state.update(more)  # which keeps the versions of the modules beside it
+    return state, f"{what} and {len(more)} of auxiliary heads"
+
+
+def _write_pt(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
+    state, what = _state(run, heads=heads)
+    # By way of a buffer: torch.save would put the file's own name into the file.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue(), what
+
+
+def _write_safetensors(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise UserError(
+            "--to: .safetensors needs the package safetensors: pip install 'pipelocal[safetensors]'"
+        ) from error
+    state, what = _state(run, heads=heads)
+    return save(_apart(state)), what
+
+
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of their own memory, as the format wants them.
+
+    Tied weights are written under each of their names, so that the file loads into the model as it is, tied
+    or not.
+
+    Raises:
+        UserError: something in it is no tensor.
+    """
+    seen: set[int] = set()
+    apart = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"--to: '{name}' is no tensor but a {type(value).__name__}, which .safetensors cannot "
+                f"hold: choose .pt"
+            )
+        whole = value.contiguous()
+        place = whole.untyped_storage().data_ptr()
+        apart[name] = whole.clone() if place in seen else whole
+        seen.add(place)
+    return apart
+
+
+class _AllHeads(nn.Module):
+    """The logits of every head, as an output that a program can have."""
+
+    def __init__(self, network: HeadedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network.all_logits(x))
+
+
+def _write_program(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
+    chain = run.blueprint.chain
+    module: nn.Module = chain.whole_with(run.plain_state())
+    if heads:
+        module = _AllHeads(HeadedNetwork.of(run))
+    example = _example(chain)
+    try:
+        program = torch.export.export(
+            module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+        )
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"--to: torch.export cannot go through this model ({reason}): choose .pt or .safetensors"
+        ) from error
+    logits = f"logits of {run.blueprint.stages} heads" if heads else "logits"
+    shape = ", ".join(map(str, chain.input_shape))
+    what = f"a torch.export program from {example.dtype} [batch, {shape}] to {logits},"
+    return buffer.getvalue(), what
+
+
+def _example(chain: Chain) -> Tensor:
+    """Two samples of zeros: one would be taken for a fixed size."""
+    return torch.zeros((2, *chain.input_shape), dtype=chain.input_dtype)
+
+
+WRITERS: dict[str, Callable[..., tuple[bytes, str]]] = {
+    ".pt": _write_pt,
+    ".safetensors": _write_safetensors,
+    ".pt2": _write_program,
+}
+"""By the file's ending, what makes its content."""

@@ -1,0 +1,108 @@
+"""A run, read back: options, model, weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelocal.checkpoint.description import ModelDescription
+from pipelocal.checkpoint.pick_snapshot import read_weights, run_of
+from pipelocal.checkpoint.run_folder import RunFolder
+from pipelocal.checkpoint.snapshot import SnapshotFolder
+from pipelocal.errors import UserError
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.stage.stage import Stage
+from pipelocal.system.streams import tell
+
+
+class FinishedRun:
+    """What a run left: its end, or if that did not come its newest good snapshot.
+
+    Says on standard error which snapshot that is.
+
+    Args:
+        path: the run's folder, or that of one of its snapshots, or ``RUN/snapshots/best``.
+        averaged: take the averaged weights, of a run with ``--ema``.
+
+    Raises:
+        UserError: no run, one that left no weights, or one without averaged weights where they are wanted.
+    """
+
+    def __init__(self, path: str, *, averaged: bool = False) -> None:
+        at = Path(path)
+        self.folder = RunFolder.open(str(run_of(at)))
+        config = self.folder.config()
+        weights = read_weights(at, tell)
+        if weights is None:
+            raise UserError(_nothing_left(at, self.folder.path))
+        manifest, self._states = weights.chosen.manifest, weights.states
+        self.accuracy = manifest.quality and manifest.quality[0]
+        """Of the last head, as these weights were evaluated in the run; None if they were not."""
+        self.at_end = weights.chosen.folder == SnapshotFolder(self.folder.path).end
+        if not self.at_end:
+            tell(f"{at}: the weights after batch {manifest.step}, before the end of the run")
+        self.description = self.folder.description()
+        then = self.description.model
+        self.config = replace(config, model=then.located(config.model, self.folder.path))
+        # The description knows what the model is fed, so that the data need not be there.
+        blueprint = Blueprint.draw(self.config, info=self.description.info)
+        changed = then.differences(ModelDescription.of(self.config.model, blueprint.chain))
+        if changed:
+            tell(f"since the run in {path} was trained, {changed[0]} changed: {self.config.model}")
+        self.blueprint = blueprint.cut_at(manifest.cut)
+        self._averaged = averaged
+        if averaged and self.config.ema is None:
+            raise UserError(
+                f"the run in {path} was trained without --ema: leave averaged out, or train with it"
+            )
+
+    def stages(self, device: torch.device) -> list[Stage]:
+        """All stages with their weights, to evaluate them.
+
+        Raises:
+            UserError: a damaged file.
+        """
+        stages = []
+        for number in self._numbers:
+            stage = self.blueprint.stage_to_evaluate(number, self.config, device=device)
+            self.blueprint.load_weights(number, stage.body, stage.head, self._weights(number))
+            stages.append(stage)
+        return stages
+
+    def plain_state(self) -> dict[str, Tensor]:
+        """The uncut model's state dict, by its own names and without auxiliary heads.
+
+        Raises:
+            UserError: a damaged file.
+        """
+        return self.blueprint.plain_state(self._weights(number) for number in self._numbers)
+
+    def auxiliary_heads(self) -> dict[str, Tensor]:
+        """The heads of all stages but the last, each as ``heads.STAGE.NAME``."""
+        return {
+            f"heads.{number}.{name}": value
+            for number in self._numbers[:-1]
+            for name, value in self._weights(number)["head"].items()
+        }
+
+    @property
+    def _numbers(self) -> range:
+        return range(1, self.blueprint.stages + 1)
+
+    def _weights(self, number: int) -> dict[str, Any]:
+        state = self._states[number - 1]
+        weights: dict[str, Any] = state["averaged"] if self._averaged else state
+        return weights
+
+
+def _nothing_left(path: Path, run: Path) -> str:
+    if path != run:
+        return f"{path}: no snapshot of {run} that is left was evaluated: give {run} for the newest one"
+    return (
+        f"the run in {run} did not end, and left no snapshot yet: wait for one, or go on with it by the "
+        f"command that began it"
+    )

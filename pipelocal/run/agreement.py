@@ -1,0 +1,107 @@
+"""All ranks compare what they were started with, before anything is trained.
+
+Rank 0 publishes, every other rank compares and, where something differs, says what and both values. That
+becomes every rank's reason to end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pipelocal.checkpoint.description import PACKAGES, ModelDescription, versions
+from pipelocal.config import TrainConfig
+from pipelocal.config.option_name import option_name
+from pipelocal.errors import UserError
+from pipelocal.models import plain_name
+from pipelocal.ranks.control import ControlPlane
+
+MAY_DIFFER = {
+    *("threads", "device", "interface"),  # a rank's own place to compute
+    *("data_root", "model", "config"),  # where files lie there; what is in them is compared
+    *("plain", "debug_transfers"),  # what a rank shows
+}
+"""Options that need not be the same on all ranks."""
+
+
+def check_same_options(config: TrainConfig, control: ControlPlane) -> None:
+    """Refuse ranks that were started with other options or versions than rank 0.
+
+    Raises:
+        UserError: names the options, or the packages, and both values.
+    """
+    options = {k: v for k, v in asdict(config).items() if k not in MAY_DIFFER}
+    options["model"] = plain_name(config.model)
+    _compare(
+        control,
+        "options",
+        options,
+        name=option_name,
+        what="started with other options than rank 0",
+        mend="give every rank the same",
+    )
+    _compare(
+        control,
+        "versions",
+        {package: version for package, version in versions().items() if package in PACKAGES},
+        what="other versions than on rank 0",
+        mend="install the same on every node",
+    )
+
+
+def check_same_model(model: ModelDescription, control: ControlPlane) -> None:
+    """Refuse ranks whose model is not that of rank 0, such as those with another copy of its file.
+
+    Raises:
+        UserError: says what of the model differs.
+    """
+    parts = {"its parameters": model.units[:12], "its code": (model.code or "pipelocal's")[:12]}
+    _compare(
+        control,
+        "model",
+        parts,
+        what="another model than on rank 0",
+        mend="copy the same file to every node",
+    )
+
+
+def check_same_data(fingerprint: str, own: str) -> None:
+    """Refuse a replica of the first stage that reads other data than rank 0.
+
+    Raises:
+        UserError: they differ.
+    """
+    if fingerprint != own:
+        raise UserError(
+            "other data below --data-root than on rank 0 (the content differs): copy the same to every node "
+            "that holds a replica of the first stage"
+        )
+
+
+def _compare(
+    control: ControlPlane,
+    about: str,
+    own: Mapping[str, Any],
+    *,
+    what: str,
+    mend: str,
+    name: Callable[[str], str] = str,
+) -> None:
+    world = control.world
+    if world.size == 1:
+        return
+    # As text: JSON has one for every value, and a NaN equals itself.
+    ours = {key: json.dumps(value) for key, value in own.items()}
+    if world.rank == 0:
+        control.put(f"alike/{about}", ours)
+        return
+    theirs = control.wait_for(f"alike/{about}", timeout_s=world.start_timeout_s)
+    differing = [
+        f"{name(key)} ({theirs.get(key, 'none')} on rank 0, {ours.get(key, 'none')} on rank {world.rank})"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)
+    ]
+    if differing:
+        raise UserError(f"{what}: {', '.join(differing)}: {mend}")

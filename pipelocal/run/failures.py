@@ -1,0 +1,77 @@
+"""What a rank does when it, or another one, cannot go on: every rank ends and says the same reason."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+from pipelocal.checkpoint.run_folder import RunFolder
+from pipelocal.errors import STALLED, Interrupted, PipelocalError, StageError, Terminated, UserError
+from pipelocal.ranks.control import CAUSE_PATIENCE_S, ControlPlane
+from pipelocal.system.patience import Patience
+from pipelocal.system.streams import say
+from pipelocal.telemetry.actions import Recorder
+
+
+class RunUnderWay(Protocol):
+    """What of a run is needed to tell of its end."""
+
+    control: ControlPlane
+    recorder: Recorder
+    folder: RunFolder | None
+
+    def trouble(self) -> StageError | None:
+        """What this rank knows to be wrong with its neighbours."""
+
+
+@contextmanager
+def failures_told(run: RunUnderWay) -> Iterator[None]:
+    """Make one rank's failure known to all; where another rank was first, raise its account."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        _tell_last_actions(run, str(interrupted))
+        raise
+    except BaseException as raised:
+        error = _reason_behind(raised, run) if isinstance(raised, Terminated) else raised
+        account, own = run.control.fail(error)
+        _tell_last_actions(run, account)
+        _keep_traceback(run, raised)
+        # What was given to all ranks alike, each of them can say by itself.
+        same = isinstance(error, UserError) and account.endswith(str(error))
+        if not own and not same:
+            raise run.control.interruption(account) from raised
+        if error is raised:
+            raise
+        raise error from raised
+    finally:
+        run.control.stop_watching()
+
+
+def _reason_behind(terminated: Terminated, run: RunUnderWay) -> BaseException:
+    """Torchrun sends SIGTERM when a rank is lost: then the lost connection tells the user more."""
+    patience = Patience(CAUSE_PATIENCE_S)
+    while not patience.over() and run.control.failure() is None:
+        if (trouble := run.trouble()) is not None:
+            return trouble
+        time.sleep(0.02)
+    return terminated
+
+
+def _tell_last_actions(run: RunUnderWay, account: str) -> None:
+    """On a stall, what this rank did last: who waits for whom."""
+    if STALLED in account:
+        lines = [f"pipelocal (rank {run.control.world.rank}): last actions, the newest last"]
+        lines += [f"  {line}" for line in run.recorder.last_actions()]
+        say("\n".join(lines))
+
+
+def _keep_traceback(run: RunUnderWay, error: BaseException) -> None:
+    """Write down where an unforeseen error came from; the user sees one line of it."""
+    cause = error.__cause__ if isinstance(error, PipelocalError) else error
+    foreseen = PipelocalError | OSError | KeyboardInterrupt | Terminated
+    if run.folder is not None and cause is not None and not isinstance(cause, foreseen):
+        with suppress(OSError):  # the error itself counts more
+            run.folder.write_traceback(run.control.world.rank, error)

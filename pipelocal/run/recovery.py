@@ -1,0 +1,237 @@
+"""Where a run begins: anew, or from a snapshot, and how its stages come to be what they were."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipelocal.checkpoint.description import Description
+from pipelocal.checkpoint.pick_snapshot import named_snapshot, newest_good
+from pipelocal.checkpoint.repartition import StageState, repartitioned
+from pipelocal.checkpoint.resume import (
+    PLACE,
+    check_fitting,
+    check_same_run,
+    check_unchanged,
+    differences,
+    identity,
+)
+from pipelocal.checkpoint.run_folder import RunFolder
+from pipelocal.checkpoint.snapshot import (
+    Epochs,
+    Manifest,
+    SnapshotFolder,
+    load_stage,
+)
+from pipelocal.config import TrainConfig
+from pipelocal.errors import UserError
+from pipelocal.partition import Cut, from_names, names_of
+from pipelocal.pipeline.timetable import Timetable
+from pipelocal.pipeline.worker import Worker
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.stage.stage import Stage
+from pipelocal.system.paths import check_path
+from pipelocal.system.streams import tell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run begins."""
+
+    step: int = 0
+    """Training batches before the snapshot to go on from; 0 to begin anew."""
+    snapshot: str = ""
+    """Its folder."""
+    cut: list[str] = field(default_factory=list)
+    """Where the model was cut in that snapshot: names of the units with which stages begin."""
+    evaluated: bool = False
+    """Whether the evaluation behind that batch, if there is one, has been."""
+    epochs_before: int = 0
+    """See :class:`~pipelocal.checkpoint.snapshot.Epochs`."""
+    steps_before: int = 0
+
+
+def find_start(
+    folder: RunFolder,
+    config: TrainConfig,
+    blueprint: Blueprint,
+    cut: list[str],
+    description: Description,
+    steps_per_epoch: int,
+) -> Start:
+    """The newest good snapshot of an unfinished run, or that which ``--resume`` names.
+
+    Rank 0 asks. Says on standard error what it found.
+
+    Args:
+        folder: the run's.
+        config: the options.
+        blueprint: the model.
+        cut: names of the units before which it will be cut.
+        description: what the options stand for now.
+        steps_per_epoch: batches that the data set yields in an epoch.
+
+    Raises:
+        UserError: the run is another one, or still goes on; or the snapshot named cannot be used.
+    """
+    chosen, own = None, folder.goes_on
+    if own:
+        folder.lock()
+        check_same_run(identity(folder.config()), config, folder.path)
+        chosen = newest_good(folder.path, tell)
+    if chosen is not None:
+        check_same_run(chosen.manifest.identity, config, folder.path)
+        then = Description.read(chosen.run)
+        check_unchanged(then, description, config, chosen.run, tell, same_data=True)
+        tell(f"going on after batch {chosen.manifest.step} of {chosen.run}")
+    elif config.resume not in ("auto", "never"):
+        own, named = False, Path(config.resume)
+        check_path("--resume", named)
+        chosen = named_snapshot(named, tell)
+        if chosen is None:
+            raise UserError(
+                f"--resume {named} holds no snapshot that can be used: give auto, never, the folder of a "
+                f"run that took snapshots, or that of one of them"
+            )
+        check_fitting(chosen.manifest.identity, config, named, tell)
+        then, differing = (
+            Description.read(chosen.run),
+            differences(chosen.manifest.identity, config),
+        )
+        same_data = not {"data", "train_samples", "seed"} & differing.keys()
+        check_unchanged(then, description, config, chosen.run, tell, same_data=same_data)
+        tell(f"beginning after batch {chosen.manifest.step} of {chosen.run}")
+    else:
+        if own:
+            tell(f"there is no snapshot in {folder.path}: beginning anew")
+        return Start()
+    manifest = chosen.manifest
+    epochs = _epochs(manifest, config, steps_per_epoch)
+    plan = Timetable.of(config, **asdict(epochs))
+    if not own and manifest.step >= plan.total_steps:
+        raise UserError(
+            f"--resume {config.resume}: the snapshot is of batch {manifest.step}, and --epochs and "
+            f"--max-steps end the training after {max(0, plan.total_steps)}: {_more(config, plan, manifest)}"
+        )
+    if manifest.cut != cut:
+        _tell_new_heads(blueprint, manifest.cut, cut)
+    return Start(
+        step=manifest.step,
+        snapshot=str(chosen.folder),
+        cut=manifest.cut,
+        evaluated=manifest.after_evaluation and manifest.cut == cut,
+        epochs_before=epochs.epochs_before,
+        steps_before=epochs.steps_before,
+    )
+
+
+def _more(config: TrainConfig, plan: Timetable, manifest: Manifest) -> str:
+    """What to give to train further."""
+    epochs, steps = plan.epoch_of_last(manifest.step) + 1, manifest.step
+    more = []
+    if epochs >= config.epochs:
+        more.append(f"--epochs {2 * epochs}")
+    if config.max_steps is not None and config.max_steps <= steps:
+        more.append(f"--max-steps {2 * steps}")
+    return f"give more, such as {' '.join(more)}"
+
+
+def _epochs(manifest: Manifest, config: TrainConfig, steps_per_epoch: int) -> Epochs:
+    """Which batches make the epochs to come: as before, or from here on those of other options.
+
+    Raises:
+        UserError: other options would tear an epoch of which a part is over.
+    """
+    old = manifest.epochs
+    now = Timetable.of(config, steps_per_epoch).steps_per_epoch
+    differing = differences(manifest.identity, config)
+    other = [differing[name] for name in PLACE if name in differing]
+    if not other and now == old.steps_per_epoch:
+        return replace(old, steps_per_epoch=steps_per_epoch)
+    epochs, rest = divmod(manifest.step - old.steps_before, old.steps_per_epoch)
+    if rest:
+        raise UserError(
+            f"the snapshot of batch {manifest.step} is of the middle of an epoch, which other batches "
+            f"would not complete: {'; '.join(other) or '--replicas'}: give the same, or a snapshot of an "
+            f"epoch's end"
+        )
+    return Epochs(
+        steps_per_epoch=steps_per_epoch,
+        epochs_before=old.epochs_before + epochs,
+        steps_before=manifest.step,
+    )
+
+
+def forget_what_comes_again(folder: RunFolder, start: Start) -> None:
+    """Drop the records and the snapshots of a run behind where it goes on; nobody writes any yet."""
+    folder.cut_metrics(start.step, evaluated=start.evaluated)
+    snapshots = SnapshotFolder(folder.path)
+    if Path(start.snapshot) != snapshots.end:
+        snapshots.forget_after(start.step)
+
+
+def _tell_new_heads(blueprint: Blueprint, old: list[str], new: list[str]) -> None:
+    before, now = (_ends(blueprint, cut) for cut in (old, new))
+    anew = [end for end in now if end not in before]
+    gone = [end for end in before if end not in now]
+    tell(
+        f"another cut: every unit goes on with all that was known of it; heads that begin anew: "
+        f"{_listed(anew)}; heads that have no place any more: {_listed(gone)}"
+    )
+
+
+def _ends(blueprint: Blueprint, names: list[str]) -> list[str]:
+    units = blueprint.chain.units
+    return [units[each.stop - 1].name for each in _cuts(blueprint, names)]
+
+
+def _cuts(blueprint: Blueprint, names: list[str]) -> list[Cut]:
+    return from_names(blueprint.chain, names, what="the snapshot's cut")
+
+
+def _listed(ends: list[str]) -> str:
+    return ", ".join(f"behind {end}" for end in ends) or "none"
+
+
+def load_snapshot(
+    blueprint: Blueprint, worker: Worker, start: Start, *, replica: int = 0, replicas: int = 1
+) -> None:
+    """Bring a stage and its worker to where they were when the marker came, or its units were.
+
+    Raises:
+        UserError: a stage's file cannot be read or does not fit.
+    """
+    stage = worker.stage
+    if start.cut == names_of(blueprint.chain, blueprint.cuts):
+        state = _load(start, stage.number)
+        worker.load_state_dict(state["worker"], replica=replica, replicas=replicas)
+    else:
+        state = _from_other_cut(blueprint, stage, start)
+        worker.records.continue_from(start.step)
+    if replicas > 1 and state["training"]["batches"]:
+        raise UserError(
+            f"the snapshot of batch {start.step} has gradients of {state['training']['batches']} batch(es) "
+            f"that are no update yet, which replicas cannot go on with: give another one, or go on in one "
+            f"process"
+        )
+    blueprint.load_weights(stage.number, stage.body, stage.head, state)
+    blueprint.load_average(stage, state)
+    steps, frozen_at = state["steps"], state["frozen_at"]
+    stage.load_training_state(state["training"], steps=steps, frozen_at=frozen_at)
+
+
+def _load(start: Start, number: int) -> dict[str, Any]:
+    state = load_stage(Path(start.snapshot), number)
+    state["training"]["optimizer"] = state.pop("optimizer")
+    return state
+
+
+def _from_other_cut(blueprint: Blueprint, stage: Stage, start: Start) -> dict[str, Any]:
+    """A stage's state from those of other stages."""
+    saved = []
+    for number, cut in enumerate(_cuts(blueprint, start.cut), start=1):
+        units = tuple(unit.name for unit in blueprint.chain.units[cut.start : cut.stop])
+        saved.append(StageState(units=units, state=_load(start, number)))
+    fresh = blueprint.stage_state(stage) | {"names": blueprint.parameter_names(stage)}
+    return repartitioned(saved, blueprint.unit_names(stage.number), fresh)

@@ -1,0 +1,131 @@
+"""Joins snapshots to stages: what is saved when a marker comes, and at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pipelocal.checkpoint.resume import identity
+from pipelocal.checkpoint.run_folder import RunFolder
+from pipelocal.checkpoint.snapshot import Epochs, Evaluated, Manifest, SnapshotFolder, save_stage
+from pipelocal.checkpoint.writer import Part, SnapshotWriter
+from pipelocal.config import TrainConfig
+from pipelocal.pipeline.timetable import Timetable
+from pipelocal.pipeline.worker import Worker
+from pipelocal.ranks.control import ControlPlane
+from pipelocal.run.blueprint import Blueprint
+
+
+class Snapshots:
+    """What one rank does about snapshots: those on the way, and that of the end.
+
+    Args:
+        blueprint: the cut model.
+        config: the options.
+        folder: the run's.
+        control: tells the other ranks what was written.
+        own: numbers of this rank's stages.
+        cut: names of the units with which the stages after the first begin.
+        plan: how long the run trains.
+        writes: whether this rank writes what it has; of several replicas one does.
+    """
+
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        config: TrainConfig,
+        folder: RunFolder,
+        control: ControlPlane,
+        *,
+        own: range,
+        cut: list[str],
+        plan: Timetable,
+        writes: bool = True,
+    ) -> None:
+        self._blueprint = blueprint
+        self._identity = json.loads(json.dumps(identity(config)))
+        self._control = control
+        self._cut = cut
+        self._epochs = Epochs(
+            steps_per_epoch=plan.steps_per_epoch,
+            epochs_before=plan.epochs_before,
+            steps_before=plan.steps_before,
+        )
+        self._keep = config.keep_snapshots
+        self._writes = writes
+        self._folder = SnapshotFolder(folder.path)
+        self._writer = SnapshotWriter(
+            self._folder.at,
+            put=control.put,
+            take=control.take,
+            check=control.check,
+            own=own,
+            complete=self._complete if control.world.rank == 0 else None,
+            stages=blueprint.stages,
+        )
+
+    @property
+    def price(self) -> float:
+        """Seconds that the last one has cost; infinite while one is written, and elsewhere than on rank 0."""
+        known = self._control.world.rank == 0 and self._writer.idle
+        return self._writer.seconds if known else math.inf
+
+    def save(self, worker: Worker) -> None:
+        """See :data:`~pipelocal.pipeline.worker.Save`."""
+        state = self._state(worker)
+        if self._writes:
+            stage = worker.stage
+            self._writer.save(stage.steps, stage.number, state, _evaluated(worker))
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        self._writer.close()
+
+    def save_end(self, worker: Worker) -> None:
+        """Write a stage as it is at the end."""
+        state = self._state(worker)
+        if self._writes:
+            number = worker.stage.number
+            file = save_stage(self._folder.end, number, state)
+            part = Part(file=file, evaluated=_evaluated(worker))
+            self._control.put(f"snapshot/end/{number}", asdict(part))
+
+    def complete_end(self, step: int) -> None:
+        """On rank 0: make the end count, and drop what is not needed any more."""
+        numbers = range(1, self._blueprint.stages + 1)
+        parts = [Part.of_json(self._control.take(f"snapshot/end/{number}")) for number in numbers]
+        self._folder.complete_end(self._manifest(step, parts), keep=self._keep)
+
+    def _complete(self, step: int, parts: Sequence[Part]) -> None:
+        self._folder.complete(self._manifest(step, parts), keep=self._keep)
+
+    def _manifest(self, step: int, parts: Sequence[Part]) -> Manifest:
+        return Manifest(
+            step=step,
+            cut=self._cut,
+            identity=self._identity,
+            epochs=self._epochs,
+            evaluated=parts[-1].evaluated,
+            files=tuple(part.file for part in parts),
+        )
+
+    def _state(self, worker: Worker) -> dict[str, Any]:
+        """All that it takes to go on; all replicas give it together."""
+        stage = worker.stage
+        training = stage.training_state()
+        state = self._blueprint.stage_state(stage)
+        state["optimizer"] = training.pop("optimizer")
+        state |= {"training": training, "worker": worker.state_dict()}
+        # Of a stage that is trained no more there is nothing to be found by them.
+        state["names"] = [] if stage.frozen else self._blueprint.parameter_names(stage)
+        return state
+
+
+def _evaluated(worker: Worker) -> Evaluated | None:
+    step, reading = worker.evaluation.step, worker.evaluation.reading
+    if step is None or reading is None:
+        return None
+    return Evaluated(step=step, accuracy=reading.accuracy, loss=reading.loss)

@@ -1,0 +1,129 @@
+"""What a run comes to: the stages' last records and ``summary.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from pipelocal.config import TrainConfig
+from pipelocal.pipeline.worker import Worker
+from pipelocal.telemetry.memory import device_peak_bytes
+from pipelocal.telemetry.view import UNKNOWN
+
+
+def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, Any]:
+    """A stage's last record: training means over the last epoch, memory in bytes, fractions 0 to 1."""
+    records = worker.records
+    train, evaluation = records.last_epoch, worker.evaluation.reading
+    return {
+        "event": "final",
+        "stage": worker.stage.number,
+        "rank": rank,
+        "replica": worker.stage.replicas.index,
+        # A body's module names hold no dots, the model's own may.
+        "units": [name.replace("/", ".") for name, _ in worker.stage.body.named_children()],
+        "loss": train and train.loss,
+        "accuracy": train and train.accuracy,
+        "reconciliation": train and train.reconciliation,
+        "cosine": train and train.cosine,
+        "residual": train and train.residual,
+        "eval_accuracy": evaluation and evaluation.accuracy,
+        "ensemble_accuracy": worker.evaluation.ensemble_accuracy,
+        "steps": worker.stage.steps,
+        "frozen_at": worker.stage.frozen_at,
+        "seconds": records.throughput.seconds,
+        "samples_per_second": records.throughput.samples_per_second,
+        "busy_fraction": records.throughput.busy_fraction,
+        "peak_memory_bytes": records.peak_memory_bytes,
+        "process_memory_bytes": psutil.Process().memory_info().rss,
+        "device_peak_bytes": device_peak_bytes(device),
+        "sent_bytes": worker.outgoing.sent_bytes if worker.outgoing else 0,
+        "gradient_bytes": worker.stage.replicas.sent_bytes,
+        "received_bytes": worker.incoming.received_bytes,
+    }
+
+
+def summarise(
+    config: TrainConfig,
+    world_size: int,
+    finals: list[dict[str, Any]],
+    *,
+    no_ensemble: str | None = None,
+) -> dict[str, Any]:
+    """The content of ``summary.json``.
+
+    Args:
+        config: the run's options.
+        world_size: number of ranks.
+        finals: every stage's :func:`final_record`, in any order; of every replica if there are any.
+        no_ensemble: why nobody knows the ensemble's accuracy; None if it is known.
+
+    Of replicas, rates and bytes are sums, the busy fraction is a mean, peaks are the greatest, and the rest
+    is of the first, which is the same on all; ``replicas`` holds what each one had.
+
+    ``seconds`` are those of the slowest stage's whole stream, evaluations included;
+    ``samples_per_second`` is of training alone, at the last stage.
+    """
+    numbers = sorted({int(record["stage"]) for record in finals})
+    stages = [_of_all([final for final in finals if final["stage"] == n]) for n in numbers]
+    last = stages[-1]
+    apart = ("event", "time_s", "ensemble_accuracy", "replica")
+    return {
+        "model": config.model,
+        "data": config.data,
+        "objective": config.objective,
+        "seed": config.seed,
+        "world_size": world_size,
+        "torch": torch.__version__,
+        "steps": last["steps"],
+        "seconds": max(stage["seconds"] for stage in stages),
+        "samples_per_second": last["samples_per_second"],
+        "eval_accuracy": last["eval_accuracy"],
+        "ensemble_accuracy": last["ensemble_accuracy"],
+        "no_ensemble": no_ensemble,
+        "stages": [{k: v for k, v in stage.items() if k not in apart} for stage in stages],
+    }
+
+
+SUMS = ("samples_per_second", "sent_bytes", "received_bytes", "gradient_bytes")
+PEAKS = ("seconds", "peak_memory_bytes", "process_memory_bytes", "device_peak_bytes")
+OF_EACH = ("rank", "busy_fraction", *SUMS, *PEAKS)
+
+
+def _of_all(finals: list[dict[str, Any]]) -> dict[str, Any]:
+    """One record of a stage from those of its replicas."""
+    finals = sorted(finals, key=lambda record: int(record["replica"]))
+    whole = dict(finals[0])
+    if len(finals) == 1:
+        return whole
+    for name in SUMS:
+        whole[name] = sum(record[name] for record in finals)
+    for name in PEAKS:
+        whole[name] = max((r[name] for r in finals if r[name] is not None), default=None)
+    whole["busy_fraction"] = sum(record["busy_fraction"] for record in finals) / len(finals)
+    whole["replicas"] = [{name: record[name] for name in OF_EACH} for record in finals]
+    return whole
+
+
+def describe(summary: dict[str, Any], folder: Path) -> str:
+    """A line for the user, and a second one where the ensemble is not known."""
+    last, ensemble = summary["eval_accuracy"], summary["ensemble_accuracy"]
+    accuracy = (
+        "not evaluated"
+        if last is None
+        else f"accuracy {last:.4f} (last head), {known(ensemble)} (ensemble)"
+    )
+    line = (
+        f"{accuracy} after {summary['steps']} batches in {summary['seconds']:.1f} s; "
+        f"run folder {folder}"
+    )
+    reason = summary.get("no_ensemble")  # runs of earlier versions have none
+    return line if reason is None else f"{line}\n{reason}"
+
+
+def known(accuracy: float | None) -> str:
+    """Such as ``0.9944``; "-" for one that is not known."""
+    return UNKNOWN if accuracy is None else f"{accuracy:.4f}"

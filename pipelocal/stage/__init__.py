@@ -1,0 +1,1 @@
+"""One gradient-isolated stage: what is computed, and knows no ranks."""

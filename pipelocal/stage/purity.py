@@ -1,0 +1,155 @@
+"""Finds out before training whether a stage may be run twice on one batch, and saved.
+
+Reconciliation, recomputation and the comparison with back-propagation run a module again on a batch that it
+has met. With seeded generators and the buffers of the first time it then makes the same, unless it keeps
+something elsewhere, such as a count in a plain attribute; and that no snapshot would hold either.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipelocal.errors import UserError
+from pipelocal.models.trial import shadow
+from pipelocal.seeding import seeded
+from pipelocal.stage.replay import copies_of_buffers
+
+TOLERANCE = 1e-3
+"""Of the largest entry: what sums in another order may come to on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demands:
+    """What a run asks of its modules beyond one forward pass a batch."""
+
+    again: str | None
+    """The option that runs them again on a batch; None for none."""
+    saved: bool
+    """Whether there are snapshots to go on from."""
+    replicas: bool
+    """Whether a stage has several."""
+
+    @property
+    def any(self) -> bool:
+        """Whether there is something to look at."""
+        return self.again is not None or self.saved or self.replicas
+
+
+def check_purity(
+    body: nn.Module, head: nn.Module, x: Tensor, demands: Demands, *, stage: int
+) -> None:
+    """Run copies of the stage's units and head on the same input again and again.
+
+    Args:
+        body: the stage's units, by name.
+        head: its head.
+        x: an input of two rows.
+        demands: what the run asks for.
+        stage: number of the stage, for the error.
+
+    Raises:
+        UserError: one of them keeps something where neither a buffer nor a seeded generator does;
+            names it and the mend.
+    """
+    if not demands.any:
+        return
+    parts = [(f"unit '{name.replace('/', '.')}'", unit) for name, unit in body.named_children()]
+    for what, part in [*parts, ("the head", head)]:
+        try:
+            counted, same, x = _run_again(shadow(part).train(), x)
+        except Exception:
+            return
+        if counted:
+            path, _, attribute = counted.rpartition(".")
+            owner = f" of '{path}'" if path else ""
+            raise UserError(
+                f"stage {stage}: {what} counts its forward passes in the attribute '{attribute}'{owner}, "
+                f"{_why(demands)}: keep the count in a buffer (self.register_buffer)"
+            )
+        if demands.again and not same:
+            raise UserError(
+                f"stage {stage}: {what} makes something else of the same input the next time, and "
+                f"{demands.again} runs it more than once a batch: keep what it remembers in a buffer "
+                f"(self.register_buffer), and draw random numbers from torch's, Python's or NumPy's "
+                f"global generator"
+            )
+
+
+def check_extra_state(body: nn.Module, head: nn.Module, *, replicas: int, stage: int) -> None:
+    """See that what modules give as extra state can be saved, and read again without trusting the file.
+
+    Args:
+        body: the stage's units, by name.
+        head: its head.
+        replicas: how many the stage has.
+        stage: its number, for the error.
+
+    Raises:
+        UserError: it cannot; names the unit.
+    """
+    parts = [(f"unit '{name.replace('/', '.')}'", unit) for name, unit in body.named_children()]
+    for what, part in [*parts, ("the head", head)]:
+        for name, value in part.state_dict().items():
+            if not name.endswith("_extra_state"):
+                continue
+            if replicas > 1:
+                raise UserError(
+                    f"stage {stage}: {what} keeps extra state, of which each replica would have its own: "
+                    f"keep it in a buffer (self.register_buffer), or leave out --replicas"
+                )
+            buffer = io.BytesIO()
+            try:
+                torch.save(value, buffer)
+                buffer.seek(0)
+                torch.load(buffer, weights_only=True)
+            except Exception as error:
+                raise UserError(
+                    f"stage {stage}: {what} keeps a {type(value).__name__} as extra state (or within it), "
+                    f"which is not read from a file unless trusted: have get_extra_state() return tensors, "
+                    f"numbers, text, lists or dicts"
+                ) from error
+
+
+def _why(demands: Demands) -> str:
+    if demands.again:
+        return f"and {demands.again} runs it more than once a batch"
+    if demands.saved:
+        return "which a snapshot does not hold"
+    return "of which each replica would have its own"
+
+
+def _run_again(module: nn.Module, x: Tensor) -> tuple[str | None, bool, Tensor]:
+    """The name of a number that each pass changes; whether two outputs are equal; and the output."""
+    outs: list[Tensor] = []
+    numbers: list[dict[str, Any]] = []
+    buffers = None
+    for _ in range(3):  # the first one makes what is made once, such as a mask
+        if buffers is not None:
+            with torch.no_grad():
+                for name, buffer in module.named_buffers():
+                    buffer.copy_(buffers[name])
+        with seeded(0, "purity"):
+            outs.append(module(x).detach())
+        numbers.append(_numbers(module))
+        buffers = buffers or copies_of_buffers(module)
+    *_, before, after = numbers
+    counted = next((name for name, value in after.items() if before.get(name) != value), None)
+    *_, one, two = outs
+    within = TOLERANCE * float(one.nan_to_num().abs().max())
+    return counted, torch.allclose(one, two, rtol=0, atol=within, equal_nan=True), two
+
+
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    """All plain numbers among the attributes of a module and its parts, by dotted name."""
+    return {
+        f"{path}.{name}" if path else name: value
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, int | float | complex | np.generic)
+    }

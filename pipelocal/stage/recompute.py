@@ -1,0 +1,108 @@
+"""``--checkpoint-activations``: keep few activations, and compute the others again for the backward pass.
+
+::
+
+    forward    x > [group 1] > x2 > [group 2] > x3 > [group 3] > out      kept: x, x2, x3, all of group 3
+    backward                        [group 2] again, its gradients        then kept: x, x2, all of group 2
+               [group 1] again, its gradients                             then kept: x, all of group 1
+
+What is computed again begins with the random numbers and the buffers of the first time, and moves no
+buffer, such as BatchNorm's running statistics. So the bits of training do not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+from pipelocal.models.trial import shadow
+from pipelocal.seeding import other_generators, restored, set_other_generators
+from pipelocal.stage.replay import Buffers, copies_of_buffers, leaving_input, replay
+
+
+class RecomputedBody:
+    """Runs a stage's body in groups of units. The modules and their names stay as they are.
+
+    Args:
+        body: the units, in order.
+        units: how many make a group. The last group is not computed again: it is needed first.
+    """
+
+    def __init__(self, body: nn.Sequential, units: int) -> None:
+        # Slices of the body, so that each keeps its names in it.
+        self._groups = [body[first : first + units] for first in range(0, len(body), units)]
+        self._again = False
+        self.kept_bytes = 0
+        """At most this the backward pass holds at a time: the groups' inputs, and what the group that
+        makes most makes. Counted on the first batch, by one more forward pass of copies."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The body's output."""
+        if self.kept_bytes == 0:
+            self.kept_bytes = self._count(x)
+        return self._run(x, None)
+
+    def replay(self, x: Tensor, before: Buffers) -> Tensor:
+        """See :func:`~pipelocal.stage.replay.replay`."""
+        return self._run(x, before)
+
+    def _run(self, x: Tensor, before: Buffers | None) -> Tensor:
+        """With buffers of its own, or with the body's, which move."""
+
+        def run(group: nn.Module, x: Tensor, buffers: Buffers) -> Tensor:
+            if before is not None or self._again:
+                return replay(group, x, buffers)
+            return leaving_input(group, x)
+
+        *earlier, last = self._groups
+        for group in earlier:
+            buffers = copies_of_buffers(group) if before is None else before
+            x = checkpoint(run, group, x, buffers, use_reentrant=False, context_fn=self._contexts)
+        return run(last, x, before or {})
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        states = other_generators()  # checkpoint sees to torch's
+
+        @contextmanager
+        def computing_again() -> Iterator[None]:
+            self._again = True
+            # Left so: whatever draws next in a stage is seeded anew first.
+            set_other_generators(states)
+            try:
+                yield
+            finally:
+                self._again = False
+
+        return nullcontext(), computing_again()
+
+    def _count(self, x: Tensor) -> int:
+        devices = [x.device] if x.device.type == "cuda" else []
+        inputs = largest = 0
+        fork = torch.random.fork_rng(devices=devices)
+        with fork, restored(other_generators()), torch.enable_grad():
+            for group in self._groups:
+                inputs += x.nbytes
+                made, x = _made_bytes(group, x)
+                largest = max(largest, made)
+        return inputs + largest
+
+
+def _made_bytes(group: nn.Module, x: Tensor) -> tuple[int, Tensor]:
+    """Bytes that autograd would keep of a group, without the parameters; and the group's output."""
+    saved: dict[int, torch.UntypedStorage] = {}
+    own = {id(parameter.untyped_storage()) for parameter in group.parameters()}
+
+    def note(tensor: Tensor) -> None:
+        # The memory, not the tensor: a hook that holds a node's own output keeps both for ever.
+        storage = tensor.untyped_storage()
+        saved[id(storage)] = storage
+
+    with saved_tensors_hooks(note, lambda _: x):
+        out = leaving_input(shadow(group), x).detach()
+    made = sum(storage.nbytes() for key, storage in saved.items() if key not in own)
+    return made, out.requires_grad_(out.is_floating_point())

@@ -1,0 +1,395 @@
+"""One gradient-isolated stage: body, head, objective and optimizer.
+
+A stage knows nothing of ranks. It meets each batch in four steps, which :meth:`Stage.step` runs in
+a row and a pipeline runs with its transfers in between::
+
+    forward(x)               -> out      body only; out can leave at once
+    output_gradient(target)  -> delta    head and local loss, then back to out; delta can leave
+    reconcile(delta of the stage before) the rest of the backward pass
+    update()                             optimizer and schedule
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelocal.errors import StageError
+from pipelocal.models.in_place import disable_inplace
+from pipelocal.objective.local import LocalPass, Objective, cross_entropy
+from pipelocal.objective.reconciliation import Residual
+from pipelocal.seeding import derive_seed, reseed
+from pipelocal.stage.early_step import EarlyStep
+from pipelocal.stage.ema import Average
+from pipelocal.stage.layout import laid_out, own_memory
+from pipelocal.stage.recompute import RecomputedBody
+from pipelocal.stage.replay import Buffers, copies_of_buffers, leaving_input, replay
+from pipelocal.stage.replicas import Replicas
+from pipelocal.stage.update import Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """What one batch showed; scalars on the stage's device, means over the batch."""
+
+    loss: Tensor
+    correct: Tensor
+    """Number of right predictions."""
+    predictions: int
+    residual: Residual | None
+    """Between eta and delta; None on a batch that was not reconciled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """A stage's answer to one batch."""
+
+    output: Tensor
+    """Detached and contiguous, or channels last, ``[B, ...]``: the next stage's input."""
+    output_gradient: Tensor
+    """delta, of the output's shape and dtype."""
+    metrics: StepMetrics
+
+
+class Stage:
+    """Body and head with their local training.
+
+    Args:
+        number: position in the network, from 1.
+        body: the units, in order.
+        head: makes logits ``[B, ..., classes]`` from the body's output.
+        objective: what is minimised.
+        optimizer: over the parameters of body and head.
+        scheduler: stepped once per batch; None for a constant learning rate.
+        accumulate: batches whose mean gradient makes an update.
+        seed: the run's seed. Dropout and the like draw from a seed made of this, the stage and the
+            step, so they do not depend on what else the process does.
+        autocast: dtype in which body and head compute what torch.autocast knows to be safe; None for
+            that of the parameters. Parameters, outputs, logits, loss and delta are float32 either way.
+        channels_last: whether images ``[B, C, H, W]`` lie channels last, as the modules' weights must
+            then.
+        recomputed_units: how many units of the body share one kept input, the rest being computed again
+            in the backward pass; None to keep all activations.
+        steps_early: whether a batch that is not reconciled updates each parameter as its gradient comes.
+        average: of the weights of body and head; None for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        number: int,
+        body: nn.Sequential,
+        head: nn.Module,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LambdaLR | None = None,
+        accumulate: int = 1,
+        seed: int = 0,
+        autocast: torch.dtype | None = None,
+        channels_last: bool = False,
+        recomputed_units: int | None = None,
+        steps_early: bool = False,
+        average: Average | None = None,
+    ) -> None:
+        self.number = number
+        self.body = body
+        self.head = head
+        self.objective = objective
+        self.optimizer = optimizer
+        self.average = average
+        self._update = Update(optimizer, scheduler, every=accumulate, average=average)
+        self.steps = 0
+        """Batches of the run before the next one; with replicas, not all of them were met here."""
+        self.kept_bytes = 0
+        """What the last batch kept for its backward pass and autograd did not, as it is counted elsewhere."""
+        self._seed = seed
+        self._autocast = autocast
+        self._channels_last = channels_last
+        self._pass: LocalPass | None = None
+        self._target: Tensor | None = None
+        self._logits: Tensor | None = None
+        self._loss: Tensor | None = None
+        self._residual: Residual | None = None
+        self._before: dict[nn.Module, Buffers] = {}
+        """What body and head began this batch with, where they may be run again on it."""
+        self._recomputed = RecomputedBody(body, recomputed_units) if recomputed_units else None
+        self._early = EarlyStep(optimizer, self._trained()) if steps_early else None
+        disable_inplace(body)
+        disable_inplace(head)
+        self._train_mode: bool | None = None
+        self.frozen_at: int | None = None
+        """Batches after which the stage was frozen; None while it trains."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the stage only feeds the next one: nothing of it changes any more."""
+        return self.frozen_at is not None
+
+    @property
+    def wants_delta(self) -> bool:
+        """Whether the stage can use the output gradient of the stage before."""
+        return self.objective.wants_delta and not self.frozen
+
+    def freeze(self) -> None:
+        """Stop training, for good: from now on the stage runs as in evaluation.
+
+        With replicas, right behind an update, so that all stop at the same batch. Its optimizer's memory
+        is given back. The output gradient can still be asked for: the next stage may reconcile with it.
+        """
+        self.frozen_at = self.updated_at
+        for parameter in self._parameters():
+            parameter.requires_grad_(False)
+        self._update.forget()
+
+    def step(self, x: Tensor, target: Tensor, delta: Tensor | None = None) -> StepResult:
+        """Train on one batch.
+
+        Args:
+            x: input ``[B, ...]``.
+            target: labels ``[B]`` (or ``[B, T]``), int64.
+            delta: output gradient of the stage before, of x's shape, if the batch is to be
+                reconciled; only if :attr:`wants_delta`.
+        """
+        output = self.forward(x, reconciled=delta is not None)
+        output_gradient = self.output_gradient(target)
+        self.reconcile(delta)
+        metrics = self.metrics(target)
+        self.update()
+        return StepResult(output=output, output_gradient=output_gradient, metrics=metrics)
+
+    def forward(self, x: Tensor, *, reconciled: bool = False) -> Tensor:
+        """Run the body; the detached output, which must not be changed until :meth:`update`.
+
+        Args:
+            x: input ``[B, ...]``.
+            reconciled: whether :meth:`reconcile` will be given delta.
+        """
+        assert not (reconciled and self.frozen), "a frozen stage has nothing to reconcile"
+        self._set_train_mode(not self.frozen)
+        self._seed_for("step")
+        x = self._laid_out(x)
+        leaf = x.detach().requires_grad_(reconciled)
+        if reconciled:
+            self._before[self.body] = copies_of_buffers(self.body)
+        out = self._run(self._recomputed or partial(leaving_input, self.body), leaf)
+        if self._recomputed is not None:
+            self.kept_bytes = self._recomputed.kept_bytes
+        if self._early is not None:
+            self._early.on = not reconciled
+        self._pass = LocalPass(
+            x=leaf,
+            out=out,
+            add_gradients_at=self._add_gradients_at,
+            parameters=self._parameters,
+            step=self.steps,
+            seed=derive_seed(self._seed, "objective", self.number, self.steps),
+            mixed=self._autocast is not None,
+        )
+        return own_memory(out.detach(), x, channels_last=self._channels_last)
+
+    def output_gradient(self, target: Tensor) -> Tensor:
+        """Local loss and its gradient at the output (delta, per batch mean)."""
+        local = self._require_pass()
+        self._target = target
+        if local.reconciled:
+            self._before[self.head] = copies_of_buffers(self.head)
+
+        def loss_of(out: Tensor) -> Tensor:
+            logits = self._run(self.head, out)
+            self._logits = logits.detach()
+            return cross_entropy(logits, target)
+
+        # Again, so that what others draw while the output leaves does not change the head's dropout.
+        self._seed_for("head")
+        version = local.out._version
+        in_place = StageError(
+            "the head changes the stage's output in place, while the output is on its way to "
+            "the next stage: use an operation that is not in place",
+            stage=self.number,
+        )
+        try:
+            self._loss, delta = self.objective.head_backward(local, loss_of)
+        except RuntimeError as error:
+            # Where the objective hands the head a leaf, autograd refuses before anything is changed.
+            if local.out._version == version and "in-place operation" not in str(error):
+                raise
+            raise in_place from error
+        if local.out._version != version:
+            raise in_place
+        return self._laid_out(delta)
+
+    @torch.no_grad()
+    def local_loss(self, target: Tensor) -> None:
+        """Of a frozen stage whose output gradient nobody wants, the loss alone, for :meth:`metrics`."""
+        logits = self._run(self.head, self._require_pass().out)
+        self._logits, self._loss = logits, cross_entropy(logits, target)
+
+    def reconcile(self, delta: Tensor | None) -> None:
+        """Complete the gradients of all parameters, with delta of the stage before if wanted."""
+        self._residual = self.objective.body_backward(self._require_pass(), delta)
+
+    def metrics(self, target: Tensor) -> StepMetrics:
+        """What this batch showed; after :meth:`reconcile`."""
+        assert self._logits is not None
+        assert self._loss is not None
+        return StepMetrics(
+            loss=self._loss,
+            correct=count_correct(self._logits, target),
+            predictions=target.numel(),
+            residual=self._residual,
+        )
+
+    def average_gradients(self, due: int) -> None:
+        """Before :meth:`update`, with replicas: what of it waits for the others.
+
+        Args:
+            due: as there.
+        """
+        self._update.average_gradients(self.steps + 1, due)
+
+    def update(self, due: int | None = None) -> None:
+        """Optimizer and schedule, if due; then the batch is over and at most gradients are kept.
+
+        Args:
+            due: batches of the run after which they are; None for every ``accumulate`` batches.
+        """
+        self._update.batch_done(self.steps + 1, due)
+        self.steps = self._update.done
+        self._pass = self._target = self._logits = self._loss = self._residual = None
+        self._before.clear()
+
+    def complete_update(self, steps: int | None = None) -> None:
+        """Update with the batches since the last update, at the end of an epoch.
+
+        Args:
+            steps: batches of the run so far, where some were met by replicas; None for :attr:`steps`.
+        """
+        self.steps = self.steps if steps is None else steps
+        self._update.complete(self.steps)
+
+    @property
+    def replicas(self) -> Replicas:
+        """Those of this stage."""
+        return self._update.replicas
+
+    def join(self, replicas: Replicas) -> None:
+        """Train together with other replicas from now on, which are alike to the last bit."""
+        self._update.replicas = replicas
+
+    @property
+    def updated_at(self) -> int:
+        """Batches of the run before the last update: where all replicas are alike."""
+        return self._update.last
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The output and the head's logits, in evaluation mode; nothing is trained."""
+        self._set_train_mode(False)
+        x = self._laid_out(x)
+        out = self._run(self.body, x)
+        return own_memory(out, x, channels_last=self._channels_last), self._run(self.head, out)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Body, head, optimizer and step counts; loads with ``weights_only=True``."""
+        return {
+            "body": self.body.state_dict(),
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "frozen_at": self.frozen_at,
+        }
+
+    def training_state(self) -> dict[str, Any]:
+        """Beside :meth:`state_dict`, what it takes to go on as if nothing had been."""
+        return self._update.state_dict()
+
+    def load_training_state(
+        self, state: dict[str, Any], *, steps: int, frozen_at: int | None
+    ) -> None:
+        """The inverse of :meth:`training_state`; body and head are loaded already.
+
+        Args:
+            state: as it was given.
+            steps: batches that the stage had been trained on.
+            frozen_at: batches after which it was frozen; None if it was not.
+        """
+        if frozen_at is not None:
+            self.freeze()
+        self._update.load_state_dict(state, done=steps)
+        self.steps, self.frozen_at = steps, frozen_at
+
+    def replay_body(self, x: Tensor, *, full: bool = False) -> Tensor:
+        """The body's output for this step's random numbers and buffers, with its graph; moves none.
+
+        Args:
+            x: input ``[B, ...]``.
+            full: whether to leave autocast out.
+        """
+        self._set_train_mode(not self.frozen)
+        self._seed_for("step")
+        run: Callable[[Tensor], Tensor] = partial(replay, self.body, before=self._begun(self.body))
+        if self._recomputed is not None:
+            run = partial(self._recomputed.replay, before=self._begun(self.body))
+        return run(x) if full else self._run(run, x)
+
+    def replay_loss(self, out: Tensor, target: Tensor, *, full: bool = False) -> Tensor:
+        """The local loss at an output of the body, likewise."""
+        self._seed_for("head")
+        run = partial(replay, self.head, before=self._begun(self.head))
+        return cross_entropy(run(out) if full else self._run(run, out), target)
+
+    def _begun(self, module: nn.Module) -> Buffers:
+        """The buffers that body or head began this batch with."""
+        return self._before.get(module) or copies_of_buffers(module)
+
+    def _run(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Body or head, under autocast if so wanted; what it makes is float32 again."""
+        if self._autocast is None:
+            return module(x)
+        with torch.autocast(x.device.type, self._autocast):
+            return module(x).float()
+
+    def _add_gradients_at(self, x: Tensor, rows: Tensor | None, factor: Tensor) -> None:
+        """See :data:`~pipelocal.objective.local.AddGradientsAt`."""
+        out = self.replay_body(x, full=True)
+        loss = factor * self.replay_loss(out, self._target_of(rows), full=True)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def _target_of(self, rows: Tensor | None) -> Tensor:
+        """This batch's labels, or those of some rows of it."""
+        assert self._target is not None, "output_gradient comes first"
+        return self._target if rows is None else self._target[rows]
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        yield from self.body.parameters()
+        yield from self.head.parameters()
+
+    def _trained(self) -> Iterator[nn.Parameter]:
+        return (parameter for parameter in self._parameters() if parameter.requires_grad)
+
+    def _seed_for(self, what: str) -> None:
+        reseed(derive_seed(self._seed, what, self.number, self.steps))
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        return laid_out(tensor, channels_last=self._channels_last)
+
+    def _require_pass(self) -> LocalPass:
+        assert self._pass is not None, "forward comes first"
+        return self._pass
+
+    def _set_train_mode(self, train: bool) -> None:
+        if self._train_mode != train:
+            self.body.train(train)
+            self.head.train(train)
+            self._train_mode = train
+
+
+def count_correct(logits: Tensor, target: Tensor) -> Tensor:
+    """Number of right predictions as a scalar; logits ``[..., classes]``, target ``[...]``."""
+    return (logits.argmax(-1) == target).sum()

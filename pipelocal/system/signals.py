@@ -1,0 +1,116 @@
+"""What signals ask for: the end, and while snapshots are taken one first; SIGUSR1 asks for a snapshot alone.
+
+SIGTERM, SIGHUP and Ctrl-C would end a run where it stands. With snapshots the source puts a marker on the
+stream and ends it there, so that nothing is lost. That takes as long as a batch takes through all stages and
+a file takes to be written; if it takes longer than :data:`PATIENCE_S`, the run ends all the same.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from pipelocal.errors import Terminated
+from pipelocal.system.patience import Patience
+
+PATIENCE_S = 20.0
+"""Less than the 30 s after which torchrun kills what it told to end."""
+REPEATED_S = 3.0
+"""A second Ctrl-C after so long means now. (torchrun passes on the first one, which comes twice then.)"""
+POLL_S = 0.2
+
+REASONS = {
+    signal.SIGTERM: "terminated by a signal",
+    signal.SIGHUP: "the terminal was closed (SIGHUP)",
+    signal.SIGINT: "interrupted by the user",
+}
+
+
+class Wishes:
+    """What this process was asked for by signals."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        """Whether to end after a snapshot."""
+        self.number: int = signal.SIGTERM
+        """The signal that asked for the end, if :attr:`stop`."""
+        self.reason = ""
+        """Why, if so."""
+        self._snapshot = False
+        self._since = 0.0
+
+    def take_snapshot(self) -> bool:
+        """Whether a snapshot was asked for since the last call."""
+        wanted, self._snapshot = self._snapshot, False
+        return wanted
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listen within this block; elsewhere than on the main thread nothing is changed."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handlers = {
+            signal.SIGTERM: self._on_stop,
+            signal.SIGINT: self._on_stop,
+            signal.SIGUSR1: self._on_snapshot,
+            signal.SIGALRM: self._on_alarm,
+        }
+        if ends_with_terminal():
+            handlers[signal.SIGHUP] = self._on_stop
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        over = threading.Event()
+        threading.Thread(target=self._watch, args=[over], name="stopping", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _watch(self, over: threading.Event) -> None:
+        """Break the main thread's work off when the snapshot takes too long."""
+        while not over.wait(POLL_S):
+            if self.stop:
+                patience = Patience(PATIENCE_S)
+                while not over.wait(POLL_S):
+                    if patience.over():
+                        os.kill(os.getpid(), signal.SIGALRM)
+                        return
+
+    def _on_stop(self, number: int, _frame: FrameType | None) -> None:
+        if not self.stop:
+            self.stop, self._since = True, time.monotonic()
+            self.number, self.reason = number, REASONS[signal.Signals(number)]
+        elif number == signal.SIGINT and time.monotonic() - self._since > REPEATED_S:
+            raise KeyboardInterrupt
+
+    def _on_snapshot(self, _number: int, _frame: FrameType | None) -> None:
+        self._snapshot = True
+
+    def _on_alarm(self, _number: int, _frame: FrameType | None) -> None:
+        raise Terminated(
+            f"{self.reason}, and no snapshot was complete within {PATIENCE_S:g} s", self.number
+        )
+
+
+def end_on_signals() -> None:
+    """Have SIGTERM, and SIGHUP unless nohup or the like has it ignored, raise :class:`Terminated`."""
+    signal.signal(signal.SIGTERM, _on_end)
+    if ends_with_terminal():
+        signal.signal(signal.SIGHUP, _on_end)
+
+
+def ends_with_terminal() -> bool:
+    """Whether SIGHUP ends this process; not if it was started with that signal ignored, as by nohup."""
+    return signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+
+
+def _on_end(number: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated(REASONS[signal.Signals(number)], number)

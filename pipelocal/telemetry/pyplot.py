@@ -1,0 +1,47 @@
+"""matplotlib, where it is installed: pictures are drawn to files only."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+from pipelocal.errors import UserError
+from pipelocal.system.paths import check_path
+
+
+def check_plot(option: str, path: str) -> None:
+    """Find out before the work that a plot cannot be made.
+
+    Args:
+        option: names the file.
+        path: of the file.
+
+    Raises:
+        UserError: matplotlib is missing, or the file cannot be written or is no PNG.
+    """
+    file = Path(path)
+    check_path(option, file)
+    if file.suffix != ".png":
+        raise UserError(f"{option} {path}: give a file whose name ends in .png")
+    if file.is_dir() or not file.parent.is_dir():
+        raise UserError(f"{option} {path}: give a file in a folder that exists")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UserError(f"{option} {path} cannot be written: give another file")
+    load_pyplot(option)
+
+
+def load_pyplot(what: str) -> Any:
+    """matplotlib's pyplot, drawing to files only.
+
+    Raises:
+        UserError: it is not installed; ``what`` needs it.
+    """
+    try:
+        importlib.import_module("matplotlib").use("Agg")
+        return importlib.import_module("matplotlib.pyplot")
+    except ImportError as error:
+        raise UserError(
+            f"{what} needs matplotlib, which is not installed: pip install 'pipelocal[plot]'"
+        ) from error
