@@ -10,7 +10,7 @@ import pytest
 from pipelocal import cli
 from pipelocal.checkpoint.writer import SnapshotWriter
 from pipelocal.stage.stage import Stage
-from tests.ranks import until
+from tests.launching import until
 
 BASE = ["--model", "mlp", "--stages", "3", "--epochs", "3", "--log-every", "8"]
 """69 batches."""

@@ -34,7 +34,7 @@ from pipelocal.stage.stage import Stage
 from pipelocal.transport.contract import edge_contract
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import InProcessEdge
-from tests.ranks import PATIENCE_S, run_ranks, start
+from tests.launching import PATIENCE_S, run_ranks, start
 
 
 def _stage(body: nn.Sequential, head: nn.Module, *, reconcile: bool = False) -> Stage:

@@ -15,7 +15,7 @@ from pipelocal import cli
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.checkpoint.snapshot import load_stage
 from pipelocal.run.blueprint import Blueprint
-from tests.ranks import launch, torchrun
+from tests.launching import launch, torchrun
 
 MODELS = Path(__file__).parent / "models_for_tests.py"
 QUICK = ["--model", "mlp", "--max-steps", "12", "--plain"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import PATIENCE_S
+from tests.launching import PATIENCE_S
 
 DOCS = Path(__file__).parents[1] / "docs"
 

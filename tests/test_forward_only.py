@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 from torch import Tensor
 
-from tests.ranks import launch
+from tests.launching import launch
 
 POINT_TO_POINT = {"isend": "to", "send": "to", "irecv": "from", "recv": "from"}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipelocal import cli
-from tests.ranks import torchrun
+from tests.launching import torchrun
 
 CUDA_DEVICES = torch.cuda.device_count() if torch.cuda.is_available() else 0
 ARGUMENTS = ["train", "--stages", "4", "--epochs", "3", "--device", "cuda", "--plain"]

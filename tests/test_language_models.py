@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelocal import cli
-from tests.ranks import launch, run_ranks
+from tests.launching import launch, run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 
 

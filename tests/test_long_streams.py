@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.ranks import run_ranks
+from tests.launching import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 
 MODELS = Path(__file__).parent / "models_for_tests.py"

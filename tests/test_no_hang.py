@@ -14,8 +14,16 @@ import pytest
 
 from pipelocal.pipeline.source import Source
 from pipelocal.transport.inprocess import HandedBatch
+from tests.launching import (
+    FOR_EVER,
+    Ranks,
+    assert_named,
+    launch,
+    lose_patience_at,
+    run_ranks,
+    until,
+)
 from tests.models_for_tests import EDGE_CASE_FLAG
-from tests.ranks import FOR_EVER, Ranks, assert_named, launch, lose_patience_at, run_ranks, until
 
 MODELS = Path(__file__).parent / "models_for_tests.py"
 WIDE = ["train", "--model", f"{MODELS}:wide", "--objective", "sgr", "--lr", "0.01", "--plain"]

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from pipelocal.ranks import lifeline, membership
 from pipelocal.ranks.address import listen, own_address
 from pipelocal.ranks.host import use_interface
-from tests.ranks import Ranks, free_port, launch, torchrun
+from tests.launching import Ranks, free_port, launch, torchrun
 from tests.strangers import Strangers
 from tests.test_transparency import assert_same_bits, train_alone
 

@@ -19,7 +19,7 @@ from pipelocal.checkpoint.snapshot import SnapshotFolder
 from pipelocal.config import TrainConfig
 from pipelocal.ranks.world import World
 from pipelocal.run.train import train
-from tests.ranks import PATIENCE_S, until
+from tests.launching import PATIENCE_S, until
 
 PIPELOCAL = [sys.executable, "-m", "pipelocal"]
 SHORT = ["--max-steps", "4"]

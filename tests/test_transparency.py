@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelocal import cli
-from tests.ranks import run_ranks, torchrun
+from tests.launching import run_ranks, torchrun
 
 MODELS = Path(__file__).parent / "models_for_tests.py"
 

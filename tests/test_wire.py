@@ -13,7 +13,7 @@ import torch
 from pipelocal import cli
 from pipelocal.config import TrainConfig
 from pipelocal.run.blueprint import Blueprint
-from tests.ranks import launch, run_ranks
+from tests.launching import launch, run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 
 FORMS = ["float32", "bf16", "int8"]

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.communication import network
 from benchmarks.communication.network import Host, Shape, two_hosts
-from tests.ranks import PATIENCE_S, until
+from tests.launching import PATIENCE_S, until
 
 LACKING = network.missing()
 pytestmark = [

@@ -14,7 +14,7 @@ from pipelocal import cli
 from pipelocal.objective import DISTANCES
 from pipelocal.stage.finite import first_nonfinite
 from pipelocal.system.strict_json import to_json
-from tests.ranks import launch
+from tests.launching import launch
 
 MODELS = """
 import torch

@@ -19,7 +19,7 @@ from pipelocal.run.train import train
 from pipelocal.stage.recompute import RecomputedBody
 from pipelocal.stage.stage import Stage
 from tests.bugs import impure_models
-from tests.ranks import run_ranks
+from tests.launching import run_ranks
 from tests.test_transparency import assert_same_bits
 
 MODELS = impure_models.__name__

@@ -20,7 +20,7 @@ from pipelocal.errors import DataError, UserError
 from pipelocal.models import Chain
 from pipelocal.results.evaluate import evaluate
 from pipelocal.run.train import train
-from tests.ranks import PATIENCE_S
+from tests.launching import PATIENCE_S
 
 ODD_NAMES = """
 from collections import OrderedDict

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipelocal import cli
-from tests.ranks import run_ranks
+from tests.launching import run_ranks
 from tests.test_transparency import assert_same_bits, run_state, train_alone
 
 MODELS = Path(__file__).parents[1] / "models_for_tests.py"

@@ -21,7 +21,7 @@ from pipelocal.plan.plan import plan, planned_input
 from pipelocal.ranks.world import World
 from pipelocal.results.evaluate import evaluate
 from pipelocal.system.quantities import parse_bytes, parse_flops, parse_rate, parse_time
-from tests.ranks import run_ranks
+from tests.launching import run_ranks
 
 COMMANDS: list[Any] = [TrainConfig(), PlanConfig(), DoctorConfig(), EvaluateConfig(run="r")]
 

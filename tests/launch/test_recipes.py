@@ -14,7 +14,7 @@ import yaml
 
 from pipelocal.checkpoint.snapshot import SnapshotFolder
 from tests.interrupted import EVERY
-from tests.ranks import PATIENCE_S, free_port, until
+from tests.launching import PATIENCE_S, free_port, until
 from tests.test_transparency import assert_same_bits, train_alone
 
 HERE = Path(__file__).parent

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelocal.data import DATASETS, ArrayDataset, DataInfo, DatasetEntry
-from tests.ranks import run_ranks
+from tests.launching import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 
 INFO = DataInfo(name="few-images", sample_shape=(3, 32, 32), classes=4)

@@ -18,8 +18,8 @@ from pipelocal import cli
 from pipelocal.errors import UserError
 from pipelocal.models import Chain
 from pipelocal.system.torchvision import import_torchvision
+from tests.launching import run_ranks
 from tests.models.traced_models import UNITS, Net
-from tests.ranks import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 
 MODEL = f"{Path(__file__).with_name('traced_models.py')}:net"

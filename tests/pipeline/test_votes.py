@@ -12,7 +12,7 @@ from pipelocal.config import TrainConfig
 from pipelocal.pipeline.votes import Votes
 from pipelocal.run.assembly import Assembly
 from pipelocal.run.blueprint import Blueprint
-from tests.ranks import run_ranks
+from tests.launching import run_ranks
 
 NARROW = """
 from torch import nn

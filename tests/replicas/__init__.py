@@ -9,7 +9,7 @@ import torch
 import torch._dynamo  # DDP imports it, which takes a second or two: here once, not in every rank
 import torch.distributed as dist
 
-from tests.ranks import start, world_of
+from tests.launching import start, world_of
 
 
 def together(folder: Path, body: Callable[[dist.ProcessGroup], None], size: int) -> None:

@@ -17,7 +17,7 @@ from pipelocal.replicas import signs
 from pipelocal.replicas.compression import COMPRESSIONS, compress
 from pipelocal.replicas.hook import Compression, HookSettings
 from pipelocal.replicas.signs import gaps_are_fewer
-from tests.ranks import start, world_of
+from tests.launching import start, world_of
 from tests.replicas import same_on_all, together
 
 SHARE = 0.25  # too large for gaps

@@ -10,8 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.launching import (
+    FOR_EVER,
+    Ranks,
+    assert_named,
+    launch,
+    lose_patience_at,
+    run_ranks,
+    until,
+)
 from tests.models_for_tests import EDGE_CASE_FLAG
-from tests.ranks import FOR_EVER, Ranks, assert_named, launch, lose_patience_at, run_ranks, until
 from tests.replicas.test_training import DROPOUT, MODELS, train_over
 from tests.test_no_hang import WIDE
 from tests.test_transparency import assert_same_bits, train_alone

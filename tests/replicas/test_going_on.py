@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipelocal import cli
-from tests.ranks import FOR_EVER, assert_named, launch, lose_patience_at
+from tests.launching import FOR_EVER, assert_named, launch, lose_patience_at
 from tests.replicas.test_training import DROPOUT, MODELS, assert_close, train_over
 from tests.test_transparency import assert_same_bits, train_alone
 

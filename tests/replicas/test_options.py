@@ -16,8 +16,8 @@ from pipelocal.errors import UserError
 from pipelocal.pipeline.placement import place
 from pipelocal.pipeline.timetable import Timetable
 from pipelocal.ranks.host import use_interface
+from tests.launching import FOR_EVER, launch
 from tests.models_for_tests import WIDE
-from tests.ranks import FOR_EVER, launch
 from tests.replicas.test_training import DROPOUT, MODELS, assert_close
 from tests.test_transparency import train_alone
 

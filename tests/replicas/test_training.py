@@ -14,7 +14,7 @@ from torch import nn
 
 from pipelocal import cli
 from pipelocal.partition.measured import Stopwatch
-from tests.ranks import run_ranks
+from tests.launching import run_ranks
 from tests.test_transparency import assert_same_bits, run_state, train_alone
 
 MODELS = Path(__file__).parents[1] / "models_for_tests.py"

@@ -16,7 +16,7 @@ from pipelocal import cli
 from pipelocal.telemetry import actions
 from pipelocal.telemetry.actions import Recorder
 from pipelocal.telemetry.timeline import Timeline
-from tests.ranks import FOR_EVER, launch, lose_patience_at, run_ranks, torchrun
+from tests.launching import FOR_EVER, launch, lose_patience_at, run_ranks, torchrun
 from tests.test_transparency import assert_same_bits, train_alone
 
 MODELS = Path(__file__).parents[1] / "models_for_tests.py"

@@ -19,7 +19,7 @@ from pipelocal.transport.endpoint import ring_slots
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.packing import SCALE_BYTES
 from pipelocal.transport.remote import RemoteReceiver, RemoteSender
-from tests.ranks import FORK, PATIENCE_S, start, until, world_of
+from tests.launching import FORK, PATIENCE_S, start, until, world_of
 
 CPU = torch.device("cpu")
 SLOW_S = 0.5

@@ -1,0 +1,231 @@
+"""The head that is shaped like what follows the cut."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pipelocal import cli
+from pipelocal.config import TrainConfig
+from pipelocal.data import DataInfo
+from pipelocal.errors import UserError
+from pipelocal.heads.downstream import shortest_row
+from pipelocal.models import MODELS
+from pipelocal.partition.measured import Stopwatch
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.train import train
+from pipelocal.stage.stage import Stage
+from tests.launching import run_ranks
+from tests.test_transparency import assert_same_bits, train_alone
+
+CPU = torch.device("cpu")
+IMAGES = DataInfo(name="images", sample_shape=(3, 32, 32), classes=5)
+BYTES = DataInfo(
+    name="bytes", sample_shape=(16,), classes=7, target_shape=(16,), sample_dtype=torch.int64
+)
+LANGUAGE = ("gpt", "gpt-math", "lstm", "gru")
+BIG = ("resnet50", "resnet101", "resnet152", "vgg11_bn", "vgg16_bn", "vit_b_16", "resnet110")
+
+
+def a_blueprint(model: str, stages: int = 1) -> Blueprint:
+    info = BYTES if model in LANGUAGE else IMAGES
+    config = TrainConfig(model=model, head="downstream", stages=stages, objective="greedy")
+    return Blueprint.draw(config, info=info)
+
+
+def names_behind(model: str, unit: str) -> list[str]:
+    """What a head behind the unit of this name is made of."""
+    blueprint = a_blueprint(model)
+    stop = [u.name for u in blueprint.chain.units].index(unit) + 1
+    with torch.device("meta"):
+        head = blueprint._head(TrainConfig(head="downstream"), stop)
+    return [name for name, _ in head.named_children()]
+
+
+@given(st.lists(st.sampled_from([(1,), (2,), (3,)]), min_size=1, max_size=8))
+def test_the_row_is_the_shortest_there_is(shapes: list[tuple[int, ...]]) -> None:
+    """Against all rows of units; of equally short ones the first in order."""
+
+    def fits(row: tuple[int, ...]) -> bool:
+        takes = [shapes[i] for i in row]
+        makes = [shapes[i + 1] for i in row]
+        return takes[0] == shapes[0] and takes[1:] == makes[:-1] and makes[-1] == shapes[-1]
+
+    units = len(shapes) - 1
+    fitting = [
+        row
+        for length in range(1, units + 1)
+        for row in itertools.combinations(range(units), length)
+        if fits(row)
+    ]
+    found = shortest_row(shapes)
+    assert tuple(found) == (min(fitting, key=lambda row: (len(row), row)) if fitting else ())
+    assert bool(found) == (units > 0), "all units in a row always fit"
+
+
+@pytest.mark.parametrize(
+    ("model", "unit", "expected"),
+    [
+        ("resnet20", "stem", ["block4", "block7", "classifier"]),
+        ("resnet20", "block3", ["block4", "block7", "classifier"]),
+        ("resnet20", "block6", ["block7", "classifier"]),
+        ("resnet20", "block8", ["block9", "classifier"]),
+        ("gpt", "block2", ["block3", "classifier"]),
+        ("lstm", "embed", ["layer1", "classifier"]),
+        ("resnet18", "stem", ["layer2/0", "layer3/0", "layer4/0", "classifier"]),
+    ],
+)
+def test_what_it_is_made_of(model: str, unit: str, expected: list[str]) -> None:
+    blueprint = a_blueprint(model)
+    names = names_behind(model, unit)
+    assert names[:-1] == expected[:-1]
+    assert names[-1] == blueprint.chain.classifier.name
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(n, marks=pytest.mark.slow) if n in BIG else n for n in MODELS]
+)
+def test_every_ready_model_trains_with_it_behind_every_unit(model: str) -> None:
+    """In two stages, wherever the cut: the loss is finite and every parameter gets a gradient.
+
+    The head's input stays as it is, and it is smaller than what follows where units are left out.
+    """
+    torch.manual_seed(0)
+    units = len(a_blueprint(model).chain.units)
+    stops = range(1, units) if units < 12 else (1, units // 2, units - 1)
+    for stop in stops:
+        config = TrainConfig(
+            model=model, head="downstream", cut=f"{stop},{units - stop}", objective="greedy"
+        )
+        blueprint = Blueprint.draw(config, info=BYTES if model in LANGUAGE else IMAGES)
+        stage = blueprint.build_stage(1, config, device=CPU, total_steps=1)
+        x = torch.randn(2, 3, 32, 32)
+        target = torch.randint(5, (2,))
+        if model in LANGUAGE:
+            x, target = torch.randint(7, (2, 16)), torch.randint(7, (2, 16))
+        gradients = gradients_of(stage, x, target)
+        assert all(gradient is not None for gradient in gradients)
+        follows = [*blueprint.chain.units[stop:], blueprint.chain.classifier]
+        with torch.device("meta"):
+            rest = sum(parameters_in(unit.build()) for unit in follows)
+        if len(stage.head) < len(follows):  # type: ignore[arg-type]
+            assert parameters_in(stage.head) < rest
+        else:
+            assert parameters_in(stage.head) == rest
+
+
+def parameters_in(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def gradients_of(stage: Stage, x: Tensor, target: Tensor) -> list[Tensor | None]:
+    out = stage.forward(x)
+    before = out.clone()
+    stage.output_gradient(target)
+    assert torch.equal(out, before)
+    stage.reconcile(None)
+    assert torch.isfinite(stage.metrics(target).loss)
+    gradients = [parameter.grad for parameter in stage.head.parameters()]
+    out, logits = stage.evaluate(x)
+    before = out.clone()
+    with torch.no_grad():
+        assert torch.equal(stage.head(out), logits)
+    assert torch.equal(out, before)
+    assert logits.shape[:-1] == target.shape
+    return gradients
+
+
+def test_its_parameters_depend_on_the_seed_and_the_cut_and_are_not_the_model_s() -> None:
+    def head(seed: int, cut: str, number: int) -> nn.Module:
+        config = TrainConfig(
+            model="resnet8", head="downstream", cut=cut, objective="greedy", seed=seed
+        )
+        blueprint = Blueprint.draw(config, info=IMAGES)
+        return blueprint.build_stage(number, config, device=CPU, total_steps=1).head
+
+    one, again, later, other = (
+        list(head(*which).state_dict().values())
+        for which in ((0, "2,2", 1), (0, "2,2", 1), (0, "1,1,2", 2), (1, "2,2", 1))
+    )
+    for same in (again, later):
+        assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    own = Blueprint.draw(TrainConfig(model="resnet8"), info=IMAGES).chain.build(2, 4, seed=0)
+    drawn = [value for value in one if value.dim() == 4]
+    theirs = [value for value in own.state_dict().values() if value.dim() == 4]
+    assert not any(torch.equal(a, b) for a in drawn for b in theirs if a.shape == b.shape)
+
+
+def test_like_heads_are_costed_once() -> None:
+    """Behind each block of gpt it is another block and the classifier, of the same make."""
+
+    class Counting(Stopwatch):
+        passes = 0
+
+        def seconds_of_pass(self, *arguments: Any, **options: Any) -> tuple[float, float]:
+            Counting.passes += 1
+            return super().seconds_of_pass(*arguments, **options)
+
+    config = TrainConfig(model="gpt", head="downstream", objective="greedy", batch_size=2)
+    blueprint = Blueprint.draw(config, info=BYTES)
+    blueprint.cost_model(config, Counting(device=CPU, repeats=1))
+    # With and without the gradient at the input, but for the embedding, which takes none.
+    assert Counting.passes == 1 + 2 * len(["block", "block and classifier", "classifier"])
+
+
+def test_sgr_refuses_a_head_that_cannot_be_differentiated_twice(tmp_path: Path) -> None:
+    """Behind the second unit it is the attention that follows."""
+    models = Path(__file__).parents[1] / "models_for_tests.py"
+    config = TrainConfig(
+        model=f"{models}:attention",
+        head="downstream",
+        cut="1,1,1,1",
+        reconcile="exact",
+        out=str(tmp_path / "run"),
+        max_steps=1,
+    )
+    with pytest.raises(
+        UserError, match=r"^stage 2: the head cannot .* or another --head"
+    ) as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("objective", ["greedy", "sgr"])
+def test_two_ranks_equal_one_process_and_evaluate_finds_the_head(
+    tmp_path: Path, objective: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--head", "downstream", "--objective", objective, "--stages", "4"]
+    arguments += ["--max-steps", "8"]
+    alone = train_alone(arguments, tmp_path / "alone")
+    out = tmp_path / "ranks"
+    run_ranks(tmp_path / "log", ["train", *arguments, "--out", str(out)], 2)
+    assert_same_bits(alone, out)
+    capsys.readouterr()
+    assert cli.run(["evaluate", str(out), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert result["ensemble_accuracy"] == summary["ensemble_accuracy"]
+
+
+def test_the_plan_counts_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is heavier than a linear one, which the plan shows."""
+
+    def plan(head: str) -> list[dict[str, float]]:
+        arguments = ["plan", "--model", "resnet20", "--device", "meta", "--objective", "greedy"]
+        assert cli.run([*arguments, "--head", head, "--json", "--cut", "2,3,5"]) == 0
+        stages: list[dict[str, float]] = json.loads(capsys.readouterr().out)["stages"]
+        return stages
+
+    for heavy, light in zip(plan("downstream")[:-1], plan("linear")[:-1], strict=True):
+        assert heavy["head_fraction"] > light["head_fraction"]
+        assert heavy["parameters"] > light["parameters"]
+        assert heavy["memory_bytes"] > light["memory_bytes"]

@@ -1,0 +1,122 @@
+"""The head shaped like what follows, with a user's own models; and a user's head that is told the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipelocal import HEADS
+from pipelocal.config import TrainConfig
+from pipelocal.data import DataInfo
+from pipelocal.heads.build import build_head
+from pipelocal.heads.downstream import Downstream
+from pipelocal.models import Shape
+from pipelocal.objective.probe import check_double_backward
+from pipelocal.partition.analysed import Roofline
+from pipelocal.run.blueprint import Blueprint
+from tests.heads.test_downstream import CPU, gradients_of
+
+VECTORS = DataInfo(name="vectors", sample_shape=(6,), classes=3)
+
+
+class Functional(nn.Module):
+    """Works on its input in place, which no attribute says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(F.relu_(x))  # type: ignore[no-any-return]
+
+
+def ready_made(shape: Shape, classes: int) -> nn.Sequential:
+    """A user's model, whose units are copies of these modules."""
+    asks = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 6))
+    return nn.Sequential(nn.Linear(6, 6), asks, nn.Linear(6, classes))
+
+
+def in_place(shape: Shape, classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 6), Functional(), nn.Flatten(), nn.Linear(6, classes))
+
+
+def behind_a_view(shape: Shape, classes: int) -> nn.Sequential:
+    """The unit behind the cut passes its input on; the classifier changes it."""
+    classifier = nn.Sequential(Functional(), nn.Linear(6, classes))
+    return nn.Sequential(nn.Linear(6, 6), nn.Flatten(), nn.Linear(6, 6), classifier)
+
+
+@pytest.mark.parametrize("objective", ["greedy", "sgr"])
+@pytest.mark.parametrize("model", [ready_made, in_place, behind_a_view])
+def test_units_that_work_in_place_spare_the_stage_s_output(
+    model: Callable[..., nn.Sequential], objective: str
+) -> None:
+    config = TrainConfig(
+        model=f"{__name__}:{model.__name__}", head="downstream", cut="1", objective=objective
+    )
+    blueprint = Blueprint.draw(config, info=VECTORS)
+    stage = blueprint.build_stage(1, config, device=CPU, total_steps=1)
+    x, target = torch.randn(4, 6), torch.randint(3, (4,))
+    assert all(gradient is not None for gradient in gradients_of(stage, x, target))
+    check_double_backward(stage.body, stage.head, (6,), stage=1)
+
+
+def test_it_shares_no_parameter_with_a_ready_made_model() -> None:
+    config = TrainConfig(model=f"{__name__}:ready_made", head="downstream", stages=2)
+    blueprint = Blueprint.draw(config, info=VECTORS)
+    one, two = (
+        blueprint.build_stage(number, config, device=CPU, total_steps=1) for number in (1, 2)
+    )
+    with torch.no_grad():
+        for parameter in one.head.parameters():
+            parameter.fill_(7.0)
+    again = blueprint.build_stage(1, config, device=CPU, total_steps=1)
+    for module in (two.body, two.head, again.head):
+        assert not any((parameter == 7).any() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("model", ["ready_made", "in_place"])
+def test_a_ready_made_model_is_costed_on_meta(model: str) -> None:
+    """Its units are copies of modules on the CPU; one of the other works on its input in place."""
+    config = TrainConfig(
+        model=f"{__name__}:{model}", head="downstream", stages=1, objective="greedy"
+    )
+    blueprint = Blueprint.draw(config, info=VECTORS)
+    roofline = Roofline(flops=1e12, memory_bytes_per_s=1e12)
+    heads = blueprint.cost_model(config, roofline).profile.heads
+    classifier = 4 * (6 * 3 + 3)
+    assert heads[0].parameter_bytes == 4 * 42 + classifier
+    assert heads[-1].parameter_bytes == classifier
+
+
+def test_a_user_s_head_of_two_arguments_is_not_told_what_follows() -> None:
+    HEADS.register("two")(lambda shape, classes: nn.Linear(shape[0], classes))
+    try:
+        assert isinstance(build_head("two", (6,), classes=3, target_shape=()), nn.Linear)
+    finally:
+        del HEADS._entries["two"]
+
+
+def test_a_user_s_head_may_ask_for_what_follows() -> None:
+    class Third(nn.Linear):
+        def __init__(self, shape: Shape, classes: int, *, downstream: Downstream) -> None:
+            super().__init__(shape[0], classes)
+            self.told = downstream
+
+    HEADS.register("third")(Third)
+    try:
+        config = TrainConfig(model=f"{__name__}:in_place", head="third", cut="1")
+        blueprint = Blueprint.draw(config, info=VECTORS)
+        head = blueprint.build_stage(1, config, device=CPU, total_steps=1).head
+    finally:
+        del HEADS._entries["third"]
+    assert isinstance(head, Third)
+    assert head.told == Downstream(
+        units=blueprint.chain.units[1:],
+        shapes=((6,), (6,)),
+        classifier=blueprint.chain.classifier,
+    )

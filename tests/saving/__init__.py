@@ -1,1 +1,0 @@
-"""Runs that save by themselves."""

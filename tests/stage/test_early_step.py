@@ -1,0 +1,97 @@
+"""``--step-early``: the same bits while fewer gradients live at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.live_bytes import LiveBytes
+from pipelocal.config import TrainConfig
+from pipelocal.config.checks import validate
+from pipelocal.errors import UserError
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.stage.stage import Stage
+from tests.launching import run_ranks
+from tests.stage.test_recompute import assert_equal, trained
+from tests.test_transparency import assert_same_bits, train_alone
+
+
+def a_stage(*, early: bool, **options: Any) -> tuple[Stage, Blueprint]:
+    """The second of two stages of an MLP, or of another model."""
+    config = TrainConfig(stages=2, step_early=early, warmup_steps=3, **options)
+    validate(config)
+    blueprint = Blueprint.draw(config)
+    device = torch.device("cpu")
+    return blueprint.build_stage(2, config, device=device, total_steps=8), blueprint
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{"objective": "greedy"}, {}, {"reconcile": "exact"}, {"autocast": "bf16"}],
+    ids=str,
+)
+def test_same_bits(optimizer: str, fused: bool, options: dict[str, Any]) -> None:
+    """With momentum, weight decay and a schedule; batches that are reconciled in between."""
+    states = []
+    for early in (False, True):
+        stage, blueprint = a_stage(early=early, optimizer=optimizer, fused=fused, **options)
+        x = torch.randn(8, *blueprint.output_shape(1), generator=torch.Generator().manual_seed(0))
+        states.append(trained(stage, x, steps=5))
+    assert_equal(*states)
+
+
+def test_a_frozen_stage_stays() -> None:
+    stage, blueprint = a_stage(early=True)
+    x = torch.randn(8, *blueprint.output_shape(1))
+    trained(stage, x, steps=2)
+    before = {name: value.clone() for name, value in stage.body.state_dict().items()}
+    stage.freeze()
+    stage.forward(x)
+    stage.output_gradient(torch.arange(8))
+    stage.update()
+    assert_equal(stage.body.state_dict(), before)
+
+
+def test_gradients_do_not_all_live_at_once() -> None:
+    """Few rows, so that parameters and their gradients are what there is."""
+    peaks = []
+    for early in (False, True):
+        stage, blueprint = a_stage(early=early, objective="greedy", model="gpt", data="text64")
+        x = torch.randn(1, *blueprint.output_shape(1))
+        target = torch.zeros(1, *blueprint.target_shape, dtype=torch.int64)
+        stage.step(x, target)  # makes the optimizer's state
+        stage.forward(x)
+        with LiveBytes() as counter:  # gradients, and what lives for a moment
+            stage.output_gradient(target)
+            stage.reconcile(None)
+        peaks.append(counter.peak)
+        stage.update()
+    gradients = 4 * sum(p.numel() for p in (*stage.body.parameters(), *stage.head.parameters()))
+    assert peaks[0] > gradients
+    assert peaks[1] < 0.5 * peaks[0]
+
+
+def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
+    options = ["--stages", "4", "--max-steps", "20"]
+    alone = train_alone(options, tmp_path / "alone")
+    ranks = tmp_path / "ranks"
+    early = ["train", *options, "--step-early", "--out", str(ranks)]
+    run_ranks(tmp_path / "log", early, 2)
+    assert_same_bits(alone, ranks)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"bp_free": True}, "of which --bp-free has none"),
+        ({"measure_bp_gap": 1}, "that --step-early has let go"),
+    ],
+)
+def test_refused(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        validate(TrainConfig(step_early=True, **options))
