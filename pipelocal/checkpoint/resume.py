@@ -19,7 +19,7 @@ NOT_OF_THE_BITS = {
     *("votes", "resume", "snapshot_every", "snapshot_minutes", "keep_snapshots"),
     *("device", "edge", "window"),
     *("stages", "balance", "cut", "memory_limit", "device_speeds"),
-    *("replicas", "replicate", "rank_order", "start_timeout", "interface", "accept_changes"),
+    *("replicas", "replicate", "start_timeout", "interface", "accept_changes"),
 }
 """Options that may differ: they say where, how fast and how loudly. (Another cut is another training, but
 one can go on with it.)"""

@@ -31,7 +31,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reconcile": ("first-order", "exact"),
     "edge": EDGES,
     "replicate": ("ddp", "fsdp"),
-    "rank_order": ("auto", "plain"),
     "votes": ("auto", "on", "off"),
 }
 """Options whose words are fixed."""

@@ -12,6 +12,11 @@ from typing import Any
 from pipelocal.config.train import TrainConfig
 from pipelocal.errors import UserError
 
+TAKEN_AWAY = {
+    "rank_order": "ranks hold the stages in order",
+}
+"""Options of earlier versions, and what holds in their place. The run folders of those versions name them."""
+
 
 def load_toml(path: str, *, what: str = "--config ") -> TrainConfig:
     """Options from a TOML file, the rest at their defaults; see :func:`read_toml`."""
@@ -23,7 +28,8 @@ def read_toml(path: str, *, what: str = "--config ") -> dict[str, Any]:
 
     Args:
         path: of the file.
-        what: stands before its path in errors: the option that names it, or nothing.
+        what: stands before its path in errors: the option that names it, or nothing for a run folder's
+            own, in which options that were taken away are passed over.
 
     Raises:
         UserError: no such file, no valid TOML, an unknown name or a value of the wrong type.
@@ -50,6 +56,12 @@ def read_toml(path: str, *, what: str = "--config ") -> dict[str, Any]:
         if isinstance(value, dict):
             raise UserError(
                 f"{what}{path}: options stand in no table such as [{key}]: leave its heading out"
+            )
+        if name in TAKEN_AWAY:
+            if not what:
+                continue
+            raise UserError(
+                f"{what}{path}: there is no option '{key}' any more ({TAKEN_AWAY[name]}): leave it out"
             )
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)

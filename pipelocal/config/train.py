@@ -137,9 +137,6 @@ class TrainConfig:
     sync_batchnorm: bool = False
     """Let BatchNorm take its statistics of all replicas' batches. They then keep step in every batch, and
     the rest of an epoch that they cannot share out evenly is left out."""
-    rank_order: str = "auto"
-    """Which rank is which replica: auto (on several nodes, such that little crosses between them) or plain
-    (stage by stage)."""
 
     device: str = "auto"
     """auto (CUDA where there is any), cpu or cuda."""

@@ -9,7 +9,7 @@ Four stages on four ranks; on two, two stages each; and uneven replicas on four 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pipelocal.errors import UserError
 from pipelocal.partition import even_blocks
@@ -80,11 +80,6 @@ class Placement:
                 if deal is not None:
                     yield i, j, deal
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether no stage has replicas."""
-        return all(block.replicas == 1 for block in self.blocks)
-
     def pairs(self) -> list[Pair]:
         """Sender and receiver of every edge between ranks, those behind every second block first."""
         indices = range(len(self.blocks) - 1)
@@ -93,11 +88,6 @@ class Placement:
             for index in sorted(indices, key=lambda index: index % 2)
             for i, j, _ in self.edges(index)
         ]
-
-    def arranged(self, ranks: Sequence[Sequence[int]]) -> Placement:
-        """The same blocks on other ranks: those of each block's replicas."""
-        blocks = zip(self.blocks, ranks, strict=True)
-        return Placement(blocks=tuple(replace(block, ranks=tuple(own)) for block, own in blocks))
 
 
 def place(stages: int, ranks: int, replicas: Sequence[int] = (1,)) -> Placement:

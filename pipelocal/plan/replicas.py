@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
+
+import numpy as np
 
 from pipelocal.config import PlanConfig
 from pipelocal.config.limits import MOST_RANKS
 from pipelocal.errors import UserError
 from pipelocal.models import Shape
 from pipelocal.partition.replicas import batches_an_update, choose_replicas, parse_replicas
-from pipelocal.partition.topology import Traffic, arrange, crossing_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,6 @@ class Replication:
     nodes: list[Node]
     crossing_bytes: float
     """That go from one node to another for a training batch, mean over the batches of an update."""
-    stage_by_stage_bytes: float
-    """The same if ranks were given out stage by stage."""
 
 
 def given_replicas(config: PlanConfig, stages: int) -> list[int] | None:
@@ -106,24 +105,14 @@ def replicate(
     used = sum(replicas)
     ranks = used if parse_replicas("--replicas", config.replicas, None) else _all_ranks(config)
     a_node = ranks // config.nodes
-    node_of = [rank // a_node for rank in range(used)]  # those left over are the last ones
     batches = batches_an_update(replicas)
     target_bytes = config.batch_size * prod(target_shape) * 8
-    traffic = Traffic(
-        edge_bytes=tuple(sent + target_bytes for sent in sent_bytes[:-1]),
-        gradient_bytes=tuple(
-            2 * (r - 1) * 4 * count / batches for r, count in zip(replicas, parameters, strict=True)
-        ),
-    )
-    arranged = arrange(replicas, node_of, traffic)
-    in_order = iter(range(used))
-    stage_by_stage = [[next(in_order) for _ in range(r)] for r in replicas]
     seats = [
         PlannedReplica(rank=rank, stage=stage, replica=replica)
-        for stage, block in enumerate(arranged, start=1)
-        for replica, rank in enumerate(block)
+        for rank, (stage, replica) in enumerate(
+            (stage, replica) for stage, r in enumerate(replicas, start=1) for replica in range(r)
+        )
     ]
-    seats.sort(key=lambda seat: seat.rank)
     return Replication(
         ranks=used,
         left_over=ranks - used,
@@ -132,9 +121,49 @@ def replicate(
             Node(node=node, ranks=seats[node * a_node : (node + 1) * a_node])
             for node in range(config.nodes)
         ],
-        crossing_bytes=crossing_bytes(arranged, node_of, traffic),
-        stage_by_stage_bytes=crossing_bytes(stage_by_stage, node_of, traffic),
+        crossing_bytes=crossing_bytes(
+            replicas,
+            a_node,
+            edge_bytes=[sent + target_bytes for sent in sent_bytes[:-1]],
+            gradient_bytes=[
+                2 * (r - 1) * 4 * count / batches
+                for r, count in zip(replicas, parameters, strict=True)
+            ],
+        ),
     )
+
+
+def crossing_bytes(
+    replicas: Sequence[int],
+    a_node: int,
+    *,
+    edge_bytes: Sequence[float],
+    gradient_bytes: Sequence[float],
+) -> float:
+    """Bytes a batch that go from a node to another one, with ranks in the order of the stages.
+
+    Batch t goes from replica ``t mod r`` of a stage to replica ``t mod s`` of the next one. The ring of an
+    all-reduce goes through the ranks of a node before it leaves it: of a stage on n nodes it has n links
+    between nodes, or none on a single one.
+
+    Args:
+        replicas: of each stage.
+        a_node: ranks of a node.
+        edge_bytes: from each stage but the last to the next one, by all replicas together.
+        gradient_bytes: between the replicas of each stage, over all links of their ring; a link carries
+            one r-th of it.
+    """
+    first = [sum(replicas[:stage]) for stage in range(len(replicas))]
+    total = 0.0
+    for k, carried in enumerate(edge_bytes):
+        batch = np.arange(lcm(replicas[k], replicas[k + 1]))
+        here = (first[k] + batch % replicas[k]) // a_node
+        there = (first[k + 1] + batch % replicas[k + 1]) // a_node
+        total += carried * float((here != there).mean())
+    for start, r, moved in zip(first, replicas, gradient_bytes, strict=True):
+        nodes = (start + r - 1) // a_node - start // a_node + 1
+        total += moved / r * (nodes if nodes > 1 else 0)
+    return total
 
 
 def _all_ranks(config: PlanConfig) -> int:

@@ -95,10 +95,7 @@ def _print_replication(replication: Replication, replicated: bool, console: Cons
         ]
         table.add_row(str(node.node), "  ".join(held) or "-")
     console.print(table)
-    console.print(
-        f"between nodes: {format_bytes(replication.crossing_bytes)} a batch; stage by stage it would be "
-        f"{format_bytes(replication.stage_by_stage_bytes)}"
-    )
+    console.print(f"between nodes: {format_bytes(replication.crossing_bytes)} a batch")
 
 
 def _print_simulation(simulation: Simulation, batch_size: int, console: Console) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -36,8 +35,6 @@ class World:
     """Shared by all ranks; of this process alone when there is only one."""
     lasting: dist.Store
     """As ``store``, but shared with the attempts before and after this one."""
-    node: str = ""
-    """Equal on two ranks if they are on the same node."""
     start_timeout_s: float = START_TIMEOUT_S
     restarted: bool = False
     """Whether torchrun has started all ranks anew, for one of them ended before its time."""
@@ -83,9 +80,7 @@ class World:
             local_rank=_number("LOCAL_RANK", rank),
             store=dist.PrefixStore(f"pipelocal/{token}", store),
             lasting=dist.PrefixStore("pipelocal/all", store),
-            # Torchrun's own number of the node, since hosts may share a name.
             start_timeout_s=start_timeout_s,
-            node=os.environ.get("GROUP_RANK", socket.gethostname()),
             restarted=_number("TORCHELASTIC_RESTART_COUNT", 0) > 0,
         )
 

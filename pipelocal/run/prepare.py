@@ -19,12 +19,10 @@ from pipelocal.data.batches import BatchStream
 from pipelocal.data.fingerprint import describe_data
 from pipelocal.errors import UserError
 from pipelocal.partition import from_text, names_of
-from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.cost_model import CostModel
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.partition.replicas import choose_replicas, replicas_text
-from pipelocal.partition.topology import Traffic, arrange
-from pipelocal.pipeline.placement import Placement, place
+from pipelocal.pipeline.placement import place
 from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.world import World
 from pipelocal.run.blueprint import Blueprint
@@ -46,8 +44,6 @@ class Findings:
     """Names of the units with which the stages after the first begin."""
     replicas: list[int] = field(default_factory=list)
     """Of every stage."""
-    ranks: list[list[int]] = field(default_factory=list)
-    """Of every block's replicas."""
     start: dict[str, Any] = field(default_factory=dict)
     """Of :class:`~pipelocal.run.recovery.Start`."""
     data: str = ""
@@ -82,8 +78,6 @@ def prepare(
         UserError: the folder, the data or the snapshot to go on from cannot be used.
         Interrupted: another rank failed.
     """
-    if world.size > 1 and config.replicas != "1":
-        control.put(f"node/{world.rank}", world.node)
     if world.rank > 0:
         facts = Findings(**control.wait_for("facts", timeout_s=config.start_timeout))
         return Prepared(facts=facts, folder=RunFolder(facts.folder))
@@ -104,14 +98,13 @@ def prepare(
         counts = _choose_replicas(config, blueprint, costs, folder, world.size)
         config = replace(config, replicas=replicas_text(counts))
         check_combinations(config)  # of what was chosen, which the options did not tell
-        placement = place(blueprint.stages, world.size, counts)
+        place(blueprint.stages, world.size, counts)  # which refuses ranks that do not fit
         facts = Findings(
             folder=str(folder.path),
             steps_per_epoch=batches.steps_per_epoch,
             smallest_batch=batches.smallest_batch,
             cut=cut,
             replicas=counts,
-            ranks=_arrange(config, blueprint, placement, world, control),
             start=asdict(
                 find_start(folder, config, blueprint, cut, description, batches.steps_per_epoch)
             ),
@@ -211,39 +204,3 @@ def _choose_replicas(
             f"enough: start so many, or say how many replicas each stage is to have"
         )
     return counts
-
-
-def _arrange(
-    config: TrainConfig,
-    blueprint: Blueprint,
-    placement: Placement,
-    world: World,
-    control: ControlPlane,
-) -> list[list[int]]:
-    """Which rank holds which replica: stage by stage, or such that little crosses between nodes."""
-    plain = [list(block.ranks) for block in placement.blocks]
-    if config.rank_order == "plain" or placement.is_plain:
-        return plain
-    nodes = [
-        control.wait_for(f"node/{rank}", timeout_s=config.start_timeout)
-        for rank in range(world.size)
-    ]
-    if len(set(nodes)) == 1:
-        return plain
-    numbers = [nodes.index(node) for node in nodes]
-    counts = [block.replicas for block in placement.blocks]
-    return arrange(counts, numbers, _traffic(config, blueprint, placement))
-
-
-def _traffic(config: TrainConfig, blueprint: Blueprint, placement: Placement) -> Traffic:
-    """What blocks of stages send for a training batch; by analysis, so nothing is computed for it."""
-    costs = blueprint.cost_model(config, Roofline(flops=1e12, memory_bytes_per_s=1e12))
-    edges, gradients = [], []
-    for block in placement.blocks:
-        cuts = blueprint.cuts[block.first - 1 : block.last]
-        parts = costs.profile.units[cuts[0].start : cuts[-1].stop]
-        heads = [costs.profile.heads[cut.stop - 1] for cut in cuts]
-        updated = sum(part.parameter_bytes for part in (*parts, *heads))
-        gradients.append(updated / config.batches_an_update)
-        edges.append(float(costs.edge_bytes(cuts[-1].stop)))
-    return Traffic(edge_bytes=tuple(edges[:-1]), gradient_bytes=tuple(gradients))

@@ -253,8 +253,7 @@ class Run:
         self.blueprint = self.blueprint.cut_at(facts.cut)
         if self.config.balance != "count":
             self.config = replace(self.config, cut=self.blueprint.cut_text)
-        placement = place(self.blueprint.stages, self.world.size, facts.replicas)
-        self.placement = placement.arranged(facts.ranks)
+        self.placement = place(self.blueprint.stages, self.world.size, facts.replicas)
 
     def _build_stages(self, plan: Timetable, facts: Findings, numbers: range) -> list[Stage]:
         stages = []

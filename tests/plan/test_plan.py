@@ -160,16 +160,16 @@ def test_replicas_are_chosen_for_the_ranks_and_dealt_to_the_nodes(
     assert [seat["rank"] for seat in seats] == list(range(8))
     assert seats[0] == {"rank": 0, "stage": 1, "replica": 0}
     assert [len(node["ranks"]) for node in replication["nodes"]] == [4, 4]
-    # Each node has a half of each stage, and two links of every ring: x stays, gradients go.
-    parameters = [stage["parameters"] for stage in plan["stages"]]
-    ring = [2 * (r - 1) / r * 4 * count / 4 for r, count in zip(replicas, parameters, strict=True)]
-    assert replication["crossing_bytes"] == pytest.approx(2 * sum(ring))
-    assert replication["crossing_bytes"] < replication["stage_by_stage_bytes"]
+    # Stage 2 is on both nodes: half of what it takes and passes on goes over, and two links of its ring.
+    first, second, _ = plan["stages"]
+    edges = first["sent_bytes"] + second["sent_bytes"] + 2 * 64 * 8
+    ring = 2 * 3 / 4 * 4 * second["parameters"] / 4
+    assert replication["crossing_bytes"] == pytest.approx(edges / 2 + 2 * ring)
     assert plan["simulation"]["ranks"] == 8
     assert cli.run(arguments) == 0
     said = capsys.readouterr().out
     assert "8 ranks; 4 batch(es) an update" in said
-    assert "0: 1.0  1: 2.0  2: 2.2  3: 3.0" in said
+    assert "0: 1.0  1: 1.1  2: 2.0  3: 2.1" in said
     assert "between nodes: " in said
     assert "the simulation has one rank a stage, without replicas" in said
 

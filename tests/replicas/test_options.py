@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -17,9 +16,6 @@ from pipelocal.pipeline.placement import place
 from pipelocal.pipeline.timetable import Timetable
 from pipelocal.ranks.host import use_interface
 from tests.launching import FOR_EVER, launch
-from tests.models_for_tests import WIDE
-from tests.replicas.test_training import DROPOUT, MODELS, assert_close
-from tests.test_transparency import train_alone
 
 
 @pytest.mark.parametrize(
@@ -34,7 +30,6 @@ from tests.test_transparency import train_alone
         ({"replicas": "2", "measure_bp_gap": 4}, "--measure-bp-gap is for updates"),
         ({"replicas": "2", "reconcile_fraction": 1.0}, "--reconcile-fraction 1 forms"),
         ({"replicate": "zero"}, "--replicate zero: choose one of ddp, fsdp"),
-        ({"rank_order": "odd"}, "--rank-order odd: choose one of auto, plain"),
         ({"compress": "zip"}, "unknown gradient compression 'zip'|gradient compression"),
         ({"compress": "sign", "replicate": "fsdp"}, "--compress sign is for --replicate ddp"),
         ({"compress_share": 0.0}, "--compress-share 0.0: give a number above 0, to 1"),
@@ -111,31 +106,3 @@ def test_ranks_that_come_late_have_a_patience_of_their_own(tmp_path: Path) -> No
     assert ranks.wait([0]) == [2], ranks.output()
     assert "the other ranks were not met" in ranks.output(0)
     ranks.kill(1)
-
-
-@pytest.mark.parametrize(
-    ("model", "order", "ranks"),
-    [
-        # What an edge carries of 64 rows is more than what the replicas of a stage send.
-        ("wide", "auto", [[0, 2], [1, 3]]),
-        ("wide", "plain", [[0, 1], [2, 3]]),
-    ],
-)
-def test_little_crosses_between_nodes(
-    tmp_path: Path, model: str, order: str, ranks: list[list[int]]
-) -> None:
-    """Two nodes of two ranks: pipelines stay on one, and what is trained is the same."""
-    assert WIDE > 1000
-    options = [*DROPOUT, "--model", f"{MODELS}:{model}", "--stages", "2", "--replicas", "2"]
-    options += ["--max-steps", "6", "--lr", "0.001", "--objective", "greedy"]
-
-    def on_node(rank: int) -> None:
-        os.environ["GROUP_RANK"] = str(rank // 2)
-
-    out = tmp_path / "run"
-    arguments = ["train", *options, "--rank-order", order, "--out", str(out), "--plain"]
-    processes = launch(tmp_path / "log", arguments, 4, on_node)
-    assert processes.wait() == [0] * 4, processes.output()
-    stages = json.loads((out / "summary.json").read_text())["stages"]
-    assert [[one["rank"] for one in stage["replicas"]] for stage in stages] == ranks
-    assert_close(train_alone(options, tmp_path / "alone"), out, 1e-4)

@@ -1,0 +1,23 @@
+"""Files of options that earlier versions wrote."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelocal.checkpoint.run_folder import RunFolder
+from pipelocal.config import TrainConfig, read_toml, to_toml
+from pipelocal.config.toml_file import TAKEN_AWAY
+from pipelocal.errors import UserError
+
+
+@pytest.mark.parametrize("name", TAKEN_AWAY)
+def test_a_run_folder_of_an_earlier_version_names_options_that_were_taken_away(
+    tmp_path: Path, name: str
+) -> None:
+    """Its other options count; who writes such a name now is told."""
+    config = TrainConfig(model="mlp", out=str(tmp_path))
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config) + f'{name} = "auto"\n')
+    assert RunFolder.open(str(tmp_path)).config() == config
+    with pytest.raises(UserError, match=f"--config {file}: there is no option '{name}' any more"):
+        read_toml(str(file))
