@@ -25,7 +25,7 @@ from pipelocal.ranks.world import World
 from pipelocal.system.quantities import parse_bytes
 from pipelocal.system.streams import result_wanted
 from pipelocal.system.strict_json import to_json
-from pipelocal.telemetry.view import format_bytes
+from pipelocal.telemetry.formats import format_bytes
 
 PATIENCE_S = 120.0
 """For a rank's facts, model and data included."""

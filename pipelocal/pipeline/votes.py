@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelocal.telemetry.view import format_bytes
+from pipelocal.telemetry.formats import format_bytes
 from pipelocal.transport.contract import Contract
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pipelocal.plan.plan import Plan, Simulation
 from pipelocal.plan.replicas import Replication
-from pipelocal.telemetry.view import format_bytes
+from pipelocal.telemetry.formats import format_bytes
 
 NARROWEST = 120
 """Columns."""

@@ -46,9 +46,10 @@ from pipelocal.system.signals import Wishes
 from pipelocal.system.streams import tell
 from pipelocal.telemetry.actions import Recorder
 from pipelocal.telemetry.clock import seconds_behind_rank_0
+from pipelocal.telemetry.progress import StageRow
 from pipelocal.telemetry.reporter import Reporter
 from pipelocal.telemetry.trace import merge_parts, write_part
-from pipelocal.telemetry.view import StageRow, make_view
+from pipelocal.telemetry.view import make_view
 from pipelocal.transport.edge import Receiver, Sender
 from pipelocal.transport.groups import ReplicaGroup
 

@@ -10,8 +10,8 @@ import torch
 
 from pipelocal.config import TrainConfig
 from pipelocal.pipeline.worker import Worker
+from pipelocal.telemetry.formats import UNKNOWN
 from pipelocal.telemetry.memory import device_peak_bytes
-from pipelocal.telemetry.view import UNKNOWN
 
 
 def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from pipelocal.system.files import unwritable
 from pipelocal.system.strict_json import to_json
-from pipelocal.telemetry.view import Progress, StageRow, View
+from pipelocal.telemetry.progress import Progress, StageRow
+from pipelocal.telemetry.view import View
 
 POLL_S = 0.2
 

@@ -1,0 +1,160 @@
+"""The table that a terminal shows while training runs: a row for each stage, redrawn in place."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipelocal.telemetry.formats import format_bytes, format_loss, format_rate, or_unknown
+from pipelocal.telemetry.progress import Progress, StageRow, progress_text
+
+_BUSY_BAR_WIDTH = 8
+
+
+class LiveView:
+    """A table redrawn in place, at most every ``min_interval_s`` seconds and without a thread."""
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        min_interval_s: float = 0.25,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console
+        self._min_interval_s = min_interval_s
+        self._clock = clock
+        self._live: Live | None = None
+        self._rows: Sequence[StageRow] = ()
+        self._progress: Progress | None = None
+        self._next_draw = float("-inf")
+
+    def start(self, title: str) -> None:
+        self.close()
+        self._rows, self._progress = (), None
+        self._next_draw = float("-inf")
+        self.message(title)
+        self._live = Live(
+            console=self._console,
+            auto_refresh=False,
+            get_renderable=self._render,
+            # What others print appears above the table; what goes to a file or pipe still does.
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+            redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
+        )
+        self._live.start()
+
+    def update(self, rows: Sequence[StageRow], progress: Progress) -> None:
+        self._rows, self._progress = tuple(rows), progress
+        now = self._clock()
+        if self._live is not None and now >= self._next_draw:
+            self._next_draw = now + self._min_interval_s
+            self._live.refresh()
+
+    def message(self, text: str) -> None:
+        # Not markup, so that "[0]" is kept. Not wrapped, so that a path can be copied; rich joins
+        # bare texts into one that wraps, hence the group.
+        line = Text(text, no_wrap=True, overflow="ignore")
+        self._console.print(Group(line), crop=False)
+
+    def close(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()  # draws once more, now with every row, and shows the cursor in any case
+
+    def _render(self) -> RenderableType:
+        if self._progress is None:
+            return ""
+        width, height = self._console.size
+        other_lines = 5  # header, rule, blank, progress, and the line the cursor is left on
+        is_final = self._live is None
+        table = stage_table(
+            self._rows, width=width, max_rows=None if is_final else height - other_lines
+        )
+        return Group(table, "", _progress_bar(self._progress))
+
+
+def stage_table(
+    rows: Sequence[StageRow], *, width: int | None = None, max_rows: int | None = None
+) -> Table:
+    """A table with a row for each stage.
+
+    Args:
+        rows: The stages, first to last.
+        width: Terminal columns at hand; where they are few the least needed columns are left
+            out. None shows all.
+        max_rows: Terminal lines at hand for the rows; where they are too few the last stage is
+            kept (it is the model's own output) and "..." stands for those left out.
+    """
+    with_bar = width is None or width >= 100
+    with_units = width is None or width >= 72
+    table = Table(
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0) if with_bar else 0,
+        header_style="bold",
+    )
+    # A star stands for "frozen".
+    table.add_column("stage", justify="right", no_wrap=True, overflow="crop")
+    if with_units:
+        table.add_column("rank", justify="right", no_wrap=True, overflow="crop")
+        table.add_column("units", no_wrap=True, overflow="crop")
+    for name in ("loss", "accuracy", "eval acc.", "samples/s", "busy", "memory"):
+        table.add_column(name, justify="right", no_wrap=True, overflow="crop")
+        if name == "busy" and with_bar:
+            table.add_column("", width=_BUSY_BAR_WIDTH)
+
+    first, last = _head_and_tail(rows, max_rows)
+    for row in first:
+        table.add_row(*_cells(row, with_units=with_units, with_bar=with_bar))
+    if len(first) + len(last) < len(rows):
+        table.add_row("...")
+    for row in last:
+        table.add_row(*_cells(row, with_units=with_units, with_bar=with_bar))
+    return table
+
+
+def _head_and_tail(
+    rows: Sequence[StageRow], max_rows: int | None
+) -> tuple[Sequence[StageRow], Sequence[StageRow]]:
+    """The rows to show before and after the "..."; all of them before it where they fit."""
+    if max_rows is None or len(rows) <= max(max_rows, 2):
+        return rows, ()
+    return rows[: max(max_rows - 2, 0)], rows[-1:]
+
+
+def _cells(row: StageRow, *, with_units: bool, with_bar: bool) -> Iterator[RenderableType]:
+    yield f"{row.stage}*" if row.frozen else str(row.stage)
+    if with_units:
+        yield str(row.rank)
+        yield Text(row.units)  # not markup: a name may hold brackets
+    yield or_unknown(format_loss, row.loss)
+    yield or_unknown("{:.1%}".format, row.accuracy)
+    yield or_unknown("{:.1%}".format, row.eval_accuracy)
+    yield or_unknown(format_rate, row.samples_per_second)
+    yield or_unknown("{:.0%}".format, row.busy_fraction)
+    if with_bar:
+        yield "" if row.busy_fraction is None else _bar(row.busy_fraction, width=_BUSY_BAR_WIDTH)
+    yield or_unknown(format_bytes, row.peak_memory_bytes)
+
+
+def _bar(fraction: float, *, width: int | None = None) -> ProgressBar:
+    """A bar filled to ``fraction``; without a width it takes the room there is."""
+    return ProgressBar(
+        total=1.0, completed=fraction, width=width, complete_style="cyan", finished_style="cyan"
+    )
+
+
+def _progress_bar(progress: Progress) -> Table:
+    line = Table.grid(padding=(0, 1), expand=True)
+    line.add_column(ratio=1)
+    line.add_column(no_wrap=True, overflow="crop")
+    line.add_row(_bar(progress.step / max(progress.total_steps, 1)), Text(progress_text(progress)))
+    return line

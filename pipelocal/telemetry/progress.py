@@ -1,0 +1,76 @@
+"""What the stages of a run last reported, and how far the whole of it is."""
+
+from dataclasses import dataclass
+
+from pipelocal.telemetry.formats import format_seconds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageRow:
+    """What one stage last reported. None is "not known (yet)"."""
+
+    stage: int
+    """Number of the stage, from 1."""
+    rank: int | str
+    """Rank that runs it, from 0; of several replicas, such as ``1,2``."""
+    units: str
+    """Which units of the model it holds, e.g. ``stem..block1``."""
+    step: int = 0
+    """Batches it has trained on."""
+    loss: float | None = None
+    """Local training loss."""
+    accuracy: float | None = None
+    """Share of right answers in training, 0 to 1."""
+    eval_accuracy: float | None = None
+    """Share of right answers in the last evaluation, 0 to 1."""
+    samples_per_second: float | None = None
+    busy_fraction: float | None = None
+    """Share of the time in which it computed and did not wait, 0 to 1."""
+    peak_memory_bytes: int | None = None
+    frozen: bool = False
+    """It no longer trains, and only feeds the next one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far the whole run is."""
+
+    step: int
+    """Batches done, of ``total_steps``."""
+    total_steps: int
+    epoch: int
+    """The epoch that runs now, from 1 to ``epochs``."""
+    epochs: int
+    phase: str
+    """``train`` or ``eval``."""
+    elapsed_s: float
+    """Seconds since this process began, at ``first_step``."""
+    first_step: int = 0
+    """The step this process began at; not 0 in a run that was resumed."""
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left at the mean rate so far; None before there is a rate."""
+        steps_left = self.total_steps - self.step
+        if steps_left <= 0:
+            return 0.0
+        steps_done = self.step - self.first_step
+        if steps_done <= 0 or self.elapsed_s <= 0:
+            return None
+        return self.elapsed_s / steps_done * steps_left
+
+
+def progress_text(progress: Progress) -> str:
+    """For example ``step 120/230  epoch 2/10  12.3 s left``."""
+    parts = [
+        f"step {progress.step}/{progress.total_steps}",
+        f"epoch {progress.epoch}/{progress.epochs}",
+    ]
+    if progress.phase != "train":
+        parts.append(progress.phase)
+    seconds_left = progress.eta_s
+    if seconds_left == 0:
+        parts.append(f"{format_seconds(progress.elapsed_s)} elapsed")
+    elif seconds_left is not None:
+        parts.append(f"{format_seconds(seconds_left)} left")
+    return "  ".join(parts)
