@@ -12,14 +12,14 @@ from torch import Tensor
 
 from pipelocal.cli import main
 from pipelocal.stage.stage import Stage
-from pipelocal.transport import remote
+from pipelocal.transport import remote_receiver
 from pipelocal.transport.header import Header
-from pipelocal.transport.remote import RemoteSender
+from pipelocal.transport.remote_sender import RemoteSender
 
 
 def without_prefetch() -> None:
     """A ring of one slot: nothing of a batch arrives before the one in use is given back."""
-    remote.ring_slots = lambda window: 1  # type: ignore[attr-defined]  # noqa: ARG005
+    remote_receiver.ring_slots = lambda window: 1  # type: ignore[attr-defined]  # noqa: ARG005
 
 
 def without_early_send() -> None:

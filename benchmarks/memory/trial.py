@@ -36,7 +36,7 @@ from pipelocal.run.assembly import Assembly
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.train import train
 from pipelocal.system.strict_json import to_json
-from pipelocal.transport.endpoint import ring_slots
+from pipelocal.transport.window import ring_slots
 
 ACCUMULATED = 4
 """Parts of the batch with gradient accumulation."""

@@ -10,7 +10,7 @@ from pipelocal.errors import UserError
 from pipelocal.partition.cut import Cut
 from pipelocal.partition.optimal import minimise_largest
 from pipelocal.partition.profile import Cost, Profile
-from pipelocal.transport.endpoint import ring_slots
+from pipelocal.transport.window import ring_slots
 
 
 @dataclass(frozen=True, kw_only=True)

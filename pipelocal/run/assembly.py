@@ -27,7 +27,8 @@ from pipelocal.transport.deal import Deal
 from pipelocal.transport.edge import Receiver, Sender
 from pipelocal.transport.groups import ReplicaGroup, open_group
 from pipelocal.transport.inprocess import InProcessEdge
-from pipelocal.transport.remote import RemoteReceiver, RemoteSender
+from pipelocal.transport.remote_receiver import RemoteReceiver
+from pipelocal.transport.remote_sender import RemoteSender
 from pipelocal.transport.replicated import CollectingReceiver, DealingSender
 
 

@@ -1,7 +1,7 @@
 """How one tensor crosses from one rank to another: gloo, gloo through pinned memory, NCCL.
 
 A channel serves one directed edge. All three work alike, so that what queues and bounds the transfers
-(:mod:`pipelocal.transport.remote`) is written once:
+(:mod:`pipelocal.transport.endpoint`) is written once:
 
 - ``mark()`` and ``join(token)`` are called where the model computes. A token stands for "all that
   was asked of the device up to here"; on the CPU it is None, because there nothing is deferred.

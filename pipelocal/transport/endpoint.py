@@ -1,4 +1,18 @@
-"""What both ends of an edge between ranks share: threads, their failure, waits that can be broken."""
+"""What both ends of an edge between ranks share: threads, their failure, waits that can be broken.
+
+::
+
+    sending rank                                       receiving rank
+    compute thread          edge threads               edge threads            compute thread
+    begin, send, finish ->  [queue, <= window]  ====>  [ring, >= 2 slots]   -> receive, get, release
+                             post | wait                post | wait
+
+The transfers wait on threads of their own, so that they go on while the model computes, and so that
+the compute thread only ever waits on a condition that a failure elsewhere can break. One thread starts
+the transfers of a batch while another still waits for those of the batch before: over a long link a
+batch takes several trips (frame, the receiver's answer that it is ready, tensors), and those of one
+batch must not wait for those of another.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +24,7 @@ from collections.abc import Callable
 
 import torch
 
-from pipelocal.errors import STALLED, StageError, UserError
+from pipelocal.errors import STALLED, StageError
 from pipelocal.system.patience import Patience
 from pipelocal.telemetry.actions import Action, Recorder
 from pipelocal.transport.channels import Channel
@@ -24,39 +38,9 @@ POLL_S = 0.1
 Waits = Callable[[bool], None]
 """Told when this rank begins (True) and ends to wait for the other end."""
 
-RING_SLOTS = 2
-"""Least slots of a ring: one batch in use and one arriving."""
-
 
 def tell_nobody(_waiting: bool) -> None:
     """In place of :data:`Waits` where nobody asks."""
-
-
-def ring_slots(window: int) -> int:
-    """Batches that the receiving end has memory for, of an edge with this window."""
-    return max(RING_SLOTS, window)
-
-
-def check_room(contract: Contract, window: int, free_bytes: int) -> None:
-    """Refuse a ring that memory does not hold, before the system ends the process for it.
-
-    Args:
-        contract: of the edge.
-        window: as given.
-        free_bytes: memory that can be had where the tensors arrive.
-
-    Raises:
-        UserError: says how much it would take, and which window would do.
-    """
-    ring = ring_slots(window) * contract.batch_bytes
-    if ring <= free_bytes:
-        return
-    fitting = free_bytes // contract.batch_bytes
-    mend = f"give at most --window {fitting}, or" if fitting >= RING_SLOTS else "give"
-    raise UserError(
-        f"--window {window}: stage {contract.target} would keep {ring / 1e9:.1f} GB for what comes in, and "
-        f"{free_bytes / 1e9:.1f} GB are free: {mend} a smaller --batch-size"
-    )
 
 
 class Endpoint(ABC):

@@ -8,9 +8,9 @@ import torch
 
 from pipelocal.errors import UserError
 from pipelocal.transport.contract import edge_contract
-from pipelocal.transport.endpoint import check_room
 from pipelocal.transport.frame import FrameLayout
 from pipelocal.transport.header import HEADER_LENGTH, Header, Kind
+from pipelocal.transport.window import check_room
 
 CONTRACT = edge_contract(
     source=2, feature_shape=(3, 4), target_shape=(), classes=5, max_rows=8, delta_shape=(3, 4)

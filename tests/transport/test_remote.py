@@ -15,10 +15,11 @@ from pipelocal.ranks.device import describe_device
 from pipelocal.transport.connect import Link, connect, use_nccl
 from pipelocal.transport.contract import Contract, edge_contract
 from pipelocal.transport.edge import Receiver, Sender
-from pipelocal.transport.endpoint import ring_slots
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.packing import SCALE_BYTES
-from pipelocal.transport.remote import RemoteReceiver, RemoteSender
+from pipelocal.transport.remote_receiver import RemoteReceiver
+from pipelocal.transport.remote_sender import RemoteSender
+from pipelocal.transport.window import ring_slots
 from tests.launching import FORK, PATIENCE_S, start, until, world_of
 
 CPU = torch.device("cpu")

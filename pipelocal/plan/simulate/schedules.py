@@ -28,7 +28,7 @@ from collections.abc import Callable
 
 from pipelocal.plan.simulate.events import Task, run
 from pipelocal.plan.simulate.job import Job, Outcome, StageSeconds
-from pipelocal.transport.endpoint import ring_slots
+from pipelocal.transport.window import ring_slots
 
 
 def simulate(schedule: str, job: Job) -> Outcome:
