@@ -1,10 +1,13 @@
 """Names that a user may give on the command line, and what stands behind them."""
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
 
 from pipelocal.errors import UserError
+from pipelocal.references import imported, is_reference
 
 T = TypeVar("T")
 
@@ -12,12 +15,17 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """A named set of things of one kind, such as all models.
 
+    In place of a name a user may give a reference, ``file.py:thing`` or ``package.module:thing``.
+
     Args:
         kind: the noun for error messages, such as ``"model"``.
+        takes: what the things are called with, such as ``"input_shape, classes"``; a reference to what
+            cannot be called so is refused. With ``=`` behind it, it is given by name, to what asks for it.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, takes: str = "") -> None:
         self.kind = kind
+        self._takes = takes
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -32,15 +40,54 @@ class Registry(Generic[T]):
         return add
 
     def get(self, name: str) -> T:
-        """The entry called ``name``; a :class:`UserError` with the nearest name if there is none."""
-        try:
+        """The entry called ``name``, or what the reference ``name`` stands for, which is imported.
+
+        Raises:
+            UserError: there is none, with the nearest name; or the reference cannot be imported, or is to
+                something of another kind.
+        """
+        self.check(name)
+        if name in self._entries:
             return self._entries[name]
-        except KeyError:
-            close = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+        return self._fitting(name, imported(name, self.kind))
+
+    def check(self, name: str) -> None:
+        """A :class:`UserError` if ``name`` can be neither; imports nothing and reads no file."""
+        if name in self._entries or is_reference(name):
+            return
+        if name.endswith(".py"):
             raise UserError(
-                f"unknown {self.kind} '{name}': choose one of {', '.join(self)}{hint}"
-            ) from None
+                f"{self.kind} '{name}': name the function too, as in {name}:{Path(name).stem}"
+            )
+        close = difflib.get_close_matches(name, self._entries, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UserError(
+            f"unknown {self.kind} '{name}': choose one of {', '.join(self)}{hint}"
+        ) from None
+
+    def _fitting(self, name: str, thing: Any) -> T:
+        """What a reference stands for, as an entry.
+
+        Raises:
+            UserError: it is of another kind.
+        """
+        given = [each for each in self._takes.split(", ") if each]
+        wanted = f"give one that takes ({', '.join(each for each in given if '=' not in each)})"
+        if not callable(thing):
+            raise UserError(
+                f"{self.kind} '{name}' is no function but a {type(thing).__name__}: {wanted}"
+            )
+        try:
+            signature = inspect.signature(thing)
+        except (ValueError, TypeError):  # such as one written in C
+            return cast(T, thing)
+        by_name = {each[:-1] for each in given if "=" in each} & signature.parameters.keys()
+        try:
+            signature.bind(*(each for each in given if "=" not in each), **dict.fromkeys(by_name))
+        except TypeError as error:
+            taken = ", ".join(signature.parameters)
+            raise UserError(f"{self.kind} '{name}' takes ({taken}): {wanted}") from error
+        return cast(T, thing)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

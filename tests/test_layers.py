@@ -12,7 +12,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "pipelocal"
 
 LAYERS = (
-    *("errors", "registry", "seeding", "system"),
+    *("errors", "seeding", "system", "references", "registry"),
     *("ranks", "telemetry", "transport"),
     *("models", "data", "heads", "objective", "partition"),
     *("stage", "closed_form", "replicas"),

@@ -22,8 +22,9 @@ from typing import Any, Self
 from pipelocal.data.dataset import DataInfo
 from pipelocal.data.fingerprint import named_dtype
 from pipelocal.errors import UserError
-from pipelocal.models import Chain, Source, source_of
+from pipelocal.models import Chain, source_of
 from pipelocal.models.fingerprint import fingerprint
+from pipelocal.references import located
 from pipelocal.system.files import write_atomically
 from pipelocal.system.strict_json import to_json
 
@@ -65,19 +66,9 @@ class ModelDescription:
             name: as the run was given it.
             run: the run's folder.
         """
-        place, _, function = name.rpartition(":")
-        if self.file is None or not place:
-            return name
-        candidates = [place] if place.endswith(".py") else []
-        candidates.insert(0, self.file)
-        if self.file_from_run is not None:
-            candidates.insert(0, os.path.normpath(run.resolve() / self.file_from_run))
-        there = [path for path in candidates if Path(path).is_file()]
-        same = [path for path in there if Source.of_file(Path(path)).digest == self.code]
-        found = next(iter([*same, *there]), None)
-        if found is None or (not place.endswith(".py") and source_of(name) is not None):
-            return name
-        return f"{found}:{function}"
+        return located(
+            name, run, file=self.file, file_from_run=self.file_from_run, digest=self.code
+        )
 
     def differences(self, now: Self) -> list[str]:
         """What of the model is not the same as ``now``, in words."""

@@ -12,7 +12,7 @@ from pipelocal.checkpoint.description import Description, data_differences
 from pipelocal.config import TrainConfig
 from pipelocal.config.option_name import option_name
 from pipelocal.errors import UserError
-from pipelocal.models import plain_name
+from pipelocal.references import plain_name
 
 NOT_OF_THE_BITS = {
     *("out", "config", "plain", "timeout", "trace", "debug_transfers", "log_every", "data_root"),

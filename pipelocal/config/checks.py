@@ -12,7 +12,7 @@ from pipelocal.config.option_name import option_name
 from pipelocal.config.train import TrainConfig
 from pipelocal.data import DATASETS
 from pipelocal.errors import UserError
-from pipelocal.models import check_model_name
+from pipelocal.models import MODELS
 from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES, WEIGHT_SCHEDULES
 from pipelocal.objective.delta_encoding import SUMMARIES
 from pipelocal.partition.partitioners import PARTITIONERS
@@ -55,10 +55,10 @@ def check_options(config: TrainConfig) -> None:
     for name, value in asdict(config).items():
         if isinstance(value, str):
             _check_text(option_name(name), value)
-    check_model_name(config.model)
+    MODELS.check(config.model)
     DATASETS.get(config.data)
     OBJECTIVES.get(config.objective)
-    HEADS.get(config.head)
+    HEADS.check(config.head)  # the last stage needs none
     DISTANCES.get(config.distance)
     WEIGHT_SCHEDULES.get(config.reconcile_schedule)
     OPTIMIZERS.get(config.optimizer)
@@ -100,7 +100,7 @@ def _check_updates(config: TrainConfig) -> None:
 
 
 def _check_balance(config: TrainConfig) -> None:
-    PARTITIONERS.get(config.balance)
+    PARTITIONERS.check(config.balance)  # rank 0 alone cuts
     for name, other in (("memory_limit", ("count",)), ("device_speeds", ("count", "memory"))):
         if getattr(config, name) is not None and config.balance in other:
             fitting = [balance for balance in PARTITIONERS if balance not in other]

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 from pipelocal.data import digits, fashion_mnist, synthetic, text
 from pipelocal.data.batches import Batch, BatchStream
 from pipelocal.data.cifar import CIFAR10, CIFAR100
 from pipelocal.data.dataset import ArrayDataset, DataInfo
-from pipelocal.errors import DataError
+from pipelocal.errors import DataError, UserError
+from pipelocal.references import plain_name, users_code
 from pipelocal.registry import Registry
+from pipelocal.seeding import seeded
 
 DatasetLoader = Callable[[Path | None, int], ArrayDataset]
 """Called with the data root (None if the user gave none) and the run's seed."""
@@ -28,7 +32,33 @@ class DatasetEntry:
     load: DatasetLoader
 
 
-DATASETS: Registry[DatasetEntry] = Registry("data set")
+class _LoaderAlone(DatasetEntry):
+    """What a reference to a loader stands for; ``info`` is a stand-in until the data are there."""
+
+    def __init__(self, name: str, load: DatasetLoader) -> None:
+        super().__init__(DataInfo(name=name, sample_shape=(1,), classes=1), load)
+
+
+class _DataSets(Registry[DatasetEntry]):
+    """Data sets by name; a reference may also be to a loader alone."""
+
+    def _fitting(self, name: str, thing: Any) -> DatasetEntry:
+        if isinstance(thing, DatasetEntry):
+            return DatasetEntry(thing.info, partial(_load_own, name, thing.load))
+        load = cast(DatasetLoader, super()._fitting(name, thing))
+        return _LoaderAlone(name, partial(_load_own, name, load))
+
+
+def _load_own(name: str, load: DatasetLoader, root: Path | None, seed: int) -> ArrayDataset:
+    """Load what a reference stands for: the same on every rank, whatever it draws from."""
+    with seeded(seed, "data", plain_name(name)), users_code("data set", name):
+        dataset: object = load(root, seed)
+        if not isinstance(dataset, ArrayDataset):
+            raise UserError(f"returned {type(dataset).__name__}: return an ArrayDataset")
+    return dataset
+
+
+DATASETS: Registry[DatasetEntry] = _DataSets("data set", takes="root, seed")
 for _entry in (
     DatasetEntry(digits.INFO, digits.load),
     DatasetEntry(fashion_mnist.INFO, fashion_mnist.load),
@@ -40,20 +70,28 @@ for _entry in (
     DATASETS.register(_entry.info.name)(_entry)
 
 
-def data_info(name: str) -> DataInfo:
-    """Name, sample shape and number of classes of a data set; reads no file.
+def data_info(name: str, *, root: str | Path | None = None, seed: int = 0) -> DataInfo:
+    """Name, sample shape and number of classes of a data set; reads no file but for a user's own loader.
+
+    Args:
+        name: see :func:`load_dataset`, as for those below; they count only where it has to load.
+        root: the folder with the files.
+        seed: the run's seed.
 
     Raises:
         UserError: there is no data set called ``name``.
     """
-    return DATASETS.get(name).info
+    entry = DATASETS.get(name)
+    if isinstance(entry, _LoaderAlone):
+        return load_dataset(name, root=root, seed=seed).info
+    return entry.info
 
 
 def load_dataset(name: str, *, root: str | Path | None, seed: int) -> ArrayDataset:
     """Load a data set into memory. Nothing is downloaded, nothing is written.
 
     Args:
-        name: a name in :data:`DATASETS`.
+        name: a name in :data:`DATASETS`, or a reference to a :class:`DatasetEntry` or a loader.
         root: the folder with the files, or the file (``--data-root``); ``digits`` and
             ``synthetic`` need none and do not look at it.
         seed: the run's seed. Only ``synthetic`` depends on it.

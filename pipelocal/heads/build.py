@@ -25,13 +25,14 @@ from pipelocal.heads.token import TokenMeanLinear, TokenMLP
 from pipelocal.models.in_place import give_own_input
 from pipelocal.models.layers import TokenLinear
 from pipelocal.models.trial import changes_input, shadow
+from pipelocal.references import is_reference, users_code
 from pipelocal.registry import Registry
 
 HeadBuilder = Callable[..., nn.Module]
 """Called with the shape of one feature (no batch dimension) and the number of classes; and with
 ``downstream=`` (a :class:`Downstream`), where it has a parameter of that name."""
 
-HEADS: Registry[HeadBuilder] = Registry("head")
+HEADS: Registry[HeadBuilder] = Registry("head", takes="feature_shape, classes, downstream=")
 
 PER_TOKEN = {"linear": "token", "mlp": "token-mlp"}
 """What a head's name stands for where every token has a label of its own."""
@@ -71,7 +72,10 @@ def build_head(
         name = PER_TOKEN.get(name, name)
     builder = HEADS.get(name)
     asks = "downstream" in inspect.signature(builder).parameters
-    head = builder(feature_shape, classes, **({"downstream": downstream} if asks else {}))
+    with users_code("head", name):
+        head = builder(feature_shape, classes, **({"downstream": downstream} if asks else {}))
+        if is_reference(name) and not isinstance(head, nn.Module):
+            raise UserError(f"returned {type(head).__name__}: return an nn.Module")
     head.to(torch.get_default_device())  # units copied from a ready model stay on its device
     what = f"head '{name}'"
     mend = "choose --head linear"

@@ -17,12 +17,11 @@ from pipelocal.models.allconv import allconv
 from pipelocal.models.chain import Chain, Shape, Unit
 from pipelocal.models.gpt import gpt
 from pipelocal.models.mlp import mlp
-from pipelocal.models.own import import_function, told
 from pipelocal.models.recurrent import recurrent
 from pipelocal.models.resnet import resnet
-from pipelocal.models.source import Source, plain_name
+from pipelocal.references import Source, is_reference, plain_name, users_code
 from pipelocal.registry import Registry
-from pipelocal.seeding import seeded, undone
+from pipelocal.seeding import seeded
 from pipelocal.system.torchvision import mend_torchvision
 
 mend_torchvision()  # a user's own file may import it as well
@@ -30,7 +29,7 @@ mend_torchvision()  # a user's own file may import it as well
 ModelBuilder = Callable[[Shape, int], Chain]
 """Called with the shape of one sample and the number of classes."""
 
-MODELS: Registry[ModelBuilder] = Registry("model")
+MODELS: Registry[ModelBuilder] = Registry("model", takes="input_shape, classes")
 MODELS.register("mlp")(mlp)
 MODELS.register("allconv")(allconv)
 for _depth in (8, 20, 32, 110):
@@ -56,19 +55,13 @@ def build_chain(name: str, *, input_shape: Shape, classes: int, seed: int) -> Ch
     Raises:
         UserError: no such model, or the user's function cannot be imported or makes no chain.
     """
-    if ":" not in name:
-        return MODELS.get(name)(input_shape, classes)
-    with undone(), seeded(seed, "import"):
-        function = import_function(name)
+    builder = MODELS.get(name)
+    if not is_reference(name):
+        return builder(input_shape, classes)
     # A ready-made nn.Sequential draws its parameters here: every rank must draw the same, and so must a
     # run that spells the path of the file otherwise.
-    with undone(), seeded(seed, "model", plain_name(name)):
-        try:
-            model = function(input_shape, classes)
-        except UserError as error:
-            raise UserError(f"model '{name}': {error}") from error
-        except Exception as error:
-            raise UserError(f"model '{name}': {told(error)}") from error
+    with seeded(seed, "model", plain_name(name)), users_code("model", name):
+        model: object = builder(input_shape, classes)
     if isinstance(model, nn.Sequential):
         return Chain.from_sequential(model, input_shape=input_shape, classes=classes)
     if isinstance(model, Chain):
@@ -81,15 +74,7 @@ def build_chain(name: str, *, input_shape: Shape, classes: int, seed: int) -> Ch
 
 def source_of(name: str) -> Source | None:
     """The code of a user's own model, named or registered; None for a model of pipelocal's."""
-    return Source.of_name(name) if ":" in name else Source.of_builder(MODELS.get(name))
-
-
-def check_model_name(name: str) -> None:
-    """A :class:`UserError` if ``name`` cannot be a model; reads no file."""
-    if ":" not in name and name.endswith(".py"):
-        raise UserError(f"model '{name}': name the function too, as in {name}:net")
-    if ":" not in name:
-        MODELS.get(name)
+    return Source.of_name(name) if is_reference(name) else Source.of_builder(MODELS.get(name))
 
 
 __all__ = [
@@ -97,10 +82,7 @@ __all__ = [
     "Chain",
     "ModelBuilder",
     "Shape",
-    "Source",
     "Unit",
     "build_chain",
-    "check_model_name",
-    "plain_name",
     "source_of",
 ]

@@ -20,7 +20,7 @@ from pipelocal.registry import Registry
 ObjectiveBuilder = Callable[[int, Reconciliation], Objective]
 """Called with the stage's number and how it is to reconcile, if it does."""
 
-OBJECTIVES: Registry[ObjectiveBuilder] = Registry("objective")
+OBJECTIVES: Registry[ObjectiveBuilder] = Registry("objective", takes="stage, reconciliation")
 
 
 @OBJECTIVES.register("bp")

@@ -37,7 +37,7 @@ SummaryBuilder = Callable[[Shape, int, int], Summary]
 """Called with the shape of one feature, the numbers that a sketch may have, and a seed that both ends
 of the edge share."""
 
-SUMMARIES: Registry[SummaryBuilder] = Registry("form of delta")
+SUMMARIES: Registry[SummaryBuilder] = Registry("form of delta", takes="feature_shape, size, seed")
 
 
 class Itself:

@@ -16,7 +16,7 @@ from pipelocal.registry import Registry
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
-DISTANCES: Registry[Distance] = Registry("distance")
+DISTANCES: Registry[Distance] = Registry("distance", takes="eta, delta")
 
 SMALLEST_NORM = 1e-12
 """A gradient that is shorter is none: there is nothing to reconcile, and no quotient of zeros."""

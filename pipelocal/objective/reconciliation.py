@@ -18,7 +18,7 @@ Form = Literal["exact", "first-order"]
 WeightFactor = Callable[[float], float]
 """From the progress of the training, 0 to 1, to a factor of the weight."""
 
-WEIGHT_SCHEDULES: Registry[WeightFactor] = Registry("reconciliation schedule")
+WEIGHT_SCHEDULES: Registry[WeightFactor] = Registry("reconciliation schedule", takes="progress")
 
 RAMP = 0.1
 """Share of the training over which the weight rises."""

@@ -10,6 +10,7 @@ from pipelocal.errors import UserError
 from pipelocal.models.chain import Chain
 from pipelocal.partition.cost_model import CostModel, balanced
 from pipelocal.partition.cut import Cut, even_blocks
+from pipelocal.references import users_code
 from pipelocal.registry import Registry
 
 
@@ -40,7 +41,7 @@ class PartitionRequest:
 Partitioner = Callable[[PartitionRequest], Sequence[int]]
 """Returns the number of units of every stage, in order."""
 
-PARTITIONERS: Registry[Partitioner] = Registry("partitioner")
+PARTITIONERS: Registry[Partitioner] = Registry("partitioner", takes="request")
 
 
 @PARTITIONERS.register("count")
@@ -78,7 +79,9 @@ def partition(name: str, request: PartitionRequest) -> list[Cut]:
     Raises:
         UserError: there is none, or what it says is no cut of the chain.
     """
-    counts = list(PARTITIONERS.get(name)(request))
+    partitioner = PARTITIONERS.get(name)
+    with users_code("partitioner", name):
+        counts = list(partitioner(request))
     units = len(request.chain.units)
     sound = all(isinstance(count, int) and count > 0 for count in counts)
     if not sound or len(counts) != request.stages or sum(counts) != units:

@@ -32,7 +32,7 @@ from pipelocal.replicas.signs import Sign, SparseSign
 
 CompressionBuilder = Callable[[HookSettings], Compression]
 
-COMPRESSIONS: Registry[CompressionBuilder] = Registry("gradient compression")
+COMPRESSIONS: Registry[CompressionBuilder] = Registry("gradient compression", takes="settings")
 
 
 def compress(

@@ -18,6 +18,7 @@ from pipelocal.pipeline.source import Source
 from pipelocal.pipeline.worker import run_stream
 from pipelocal.ranks.host import set_up_host
 from pipelocal.ranks.world import World
+from pipelocal.references import is_reference
 from pipelocal.results.saved_run import FinishedRun
 from pipelocal.run.assembly import Assembly
 from pipelocal.run.prepare import open_data
@@ -72,7 +73,7 @@ def _data(config: EvaluateConfig, finished: FinishedRun) -> BatchStream:
         data_root=config.data_root or finished.config.data_root,
         batch_size=config.batch_size or finished.config.batch_size,
     )
-    if run.data not in DATASETS:
+    if run.data not in DATASETS and not is_reference(run.data):
         raise UserError(
             f"the run in {config.run} was trained on data set '{run.data}', which is not known here: "
             f"evaluate it from the script that registers it"

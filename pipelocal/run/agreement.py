@@ -15,8 +15,8 @@ from pipelocal.checkpoint.description import PACKAGES, ModelDescription, version
 from pipelocal.config import TrainConfig
 from pipelocal.config.option_name import option_name
 from pipelocal.errors import UserError
-from pipelocal.models import plain_name
 from pipelocal.ranks.control import ControlPlane
+from pipelocal.references import plain_name
 
 MAY_DIFFER = {
     *("threads", "device", "interface"),  # a rank's own place to compute

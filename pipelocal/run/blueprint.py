@@ -28,6 +28,7 @@ from pipelocal.partition.cost_model import CostModel
 from pipelocal.partition.partitioners import PartitionRequest, partition
 from pipelocal.partition.profile import Meter, profile_chain
 from pipelocal.partition.replicas import paces
+from pipelocal.references import users_code
 from pipelocal.seeding import derive_seed, seeded
 from pipelocal.stage.ema import Average
 from pipelocal.stage.finite import HEAD, first_nonfinite
@@ -61,7 +62,8 @@ class Blueprint:
         Raises:
             UserError: the model cannot be made for this data, or not be cut like that.
         """
-        info = data_info(config.data) if info is None else info
+        if info is None:
+            info = data_info(config.data, root=config.data_root, seed=config.seed)
         chain = build_chain(
             config.model, input_shape=info.sample_shape, classes=info.classes, seed=config.seed
         )
@@ -338,7 +340,9 @@ class Blueprint:
                 head_name=None if number == len(self.cuts) else config.head,
             )
         reconciliation = self._reconciliation(number, config, total_steps)
-        objective = OBJECTIVES.get(config.objective)(number, reconciliation)
+        make_objective = OBJECTIVES.get(config.objective)
+        with users_code("objective", config.objective):
+            objective = make_objective(number, reconciliation)
         parameters = [
             parameter
             for parameter in (*body.parameters(), *head.parameters())
@@ -377,7 +381,9 @@ class Blueprint:
 
 def _optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     build = OPTIMIZERS.get(config.optimizer)
-    return build(parameters, config.lr, config.weight_decay, config.momentum, fused=config.fused)
+    fused = {"fused": True} if config.fused else {}
+    with users_code("optimizer", config.optimizer):
+        return build(parameters, config.lr, config.weight_decay, config.momentum, **fused)
 
 
 def _check_sample_dtype(chain: Chain, model: str, info: DataInfo) -> None:

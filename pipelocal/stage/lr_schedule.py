@@ -8,7 +8,7 @@ from pipelocal.registry import Registry
 Schedule = Callable[[float], float]
 """Maps the finished part of the training, 0 to 1, to a factor of the learning rate."""
 
-LR_SCHEDULES: Registry[Schedule] = Registry("schedule")
+LR_SCHEDULES: Registry[Schedule] = Registry("schedule", takes="done")
 
 
 @LR_SCHEDULES.register("constant")

@@ -25,7 +25,9 @@ class OptimizerBuilder(Protocol):
         """Over some parameters, all on one device; fused: by one kernel for all that a step does."""
 
 
-OPTIMIZERS: Registry[OptimizerBuilder] = Registry("optimizer")
+OPTIMIZERS: Registry[OptimizerBuilder] = Registry(
+    "optimizer", takes="parameters, lr, weight_decay, momentum, fused="
+)
 
 
 @OPTIMIZERS.register("sgd")

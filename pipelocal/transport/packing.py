@@ -49,7 +49,7 @@ class Packing(Protocol):
 PackingBuilder = Callable[[Shape], Packing]
 """Called with the shape of one row."""
 
-PACKINGS: Registry[PackingBuilder] = Registry("wire form")
+PACKINGS: Registry[PackingBuilder] = Registry("wire form", takes="row_shape")
 
 
 def row_bytes(packing: Packing) -> int:

@@ -16,7 +16,7 @@ from pipelocal import cli
 from pipelocal.checkpoint.description import Description, data_differences
 from pipelocal.data import load_dataset
 from pipelocal.data.fingerprint import describe_data
-from pipelocal.models.source import Source
+from pipelocal.references import Source
 from tests.interrupted import EVERY, train_until
 from tests.launching import PATIENCE_S
 from tests.test_transparency import assert_same_bits, train_alone

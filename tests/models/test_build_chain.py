@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelocal.errors import UserError
-from pipelocal.models import Chain, build_chain, check_model_name
+from pipelocal.models import MODELS, Chain, build_chain
 
 HERE = "tests.models.user_models"
 
@@ -97,5 +97,5 @@ def test_function_that_returns_something_else(function: str, kind: str) -> None:
 
 
 def test_check_of_the_name_reads_no_file() -> None:
-    check_model_name("/no/such/file.py:net")
-    check_model_name("resnet8")
+    MODELS.check("/no/such/file.py:net")
+    MODELS.check("resnet8")

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from pipelocal.errors import UserError
-from pipelocal.models import Chain, build_chain, check_model_name
+from pipelocal.models import MODELS, Chain, build_chain
 
 NET = """
 from torch import nn
@@ -130,7 +130,7 @@ def test_what_is_not_there(name: str, said: str) -> None:
 
 def test_a_file_without_a_function() -> None:
     with pytest.raises(UserError, match=r"name the function too, as in net\.py:net"):
-        check_model_name("net.py")
+        MODELS.check("net.py")
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipelocal.errors import UserError
-from pipelocal.models import MODELS, Chain, build_chain, check_model_name
+from pipelocal.models import MODELS, Chain, build_chain
 from pipelocal.partition import by_count
 from tests.models.test_language_models import NAMES as LANGUAGE_MODELS
 from tests.models.test_torchvision_chains import UNITS as TORCHVISION_MODELS
@@ -102,6 +102,6 @@ def test_whole_model_trains(name: str) -> None:
 
 
 def test_unknown_name() -> None:
-    for refuse in (check_model_name, _chain):
+    for refuse in (MODELS.check, _chain):
         with pytest.raises(UserError, match=r"unknown model 'resnet-20'.*did you mean 'resnet20'"):
             refuse("resnet-20")

@@ -1,50 +1,87 @@
-"""A user's own model: a function in a file or a module, imported as Python itself would."""
+"""What a user names in a file or a module of their own, imported as Python itself would."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 from pipelocal.errors import UserError
+from pipelocal.references.source import is_reference
+from pipelocal.seeding import seeded, undone
 
-_PREFIX = "pipelocal_user_model_"
+_PREFIX = "pipelocal_user_"
 _PIPELOCAL = Path(__file__).parents[1]
 _FORMS = "package.module:function or file.py:function"
 _folders: set[str] = set()
 """Where files were imported from; modules that lie there are the user's too."""
+_files: dict[Path, tuple[str, ModuleType]] = {}
+"""The files that were imported, with what they held."""
 
 
-def import_function(name: str) -> Callable[..., object]:
-    """The function that a user names ``package.module:function`` or ``file.py:function``.
+def imported(name: str, what: str) -> object:
+    """The thing that a user names ``package.module:thing`` or ``file.py:thing``.
 
-    A file can import what lies beside it, and everything can what lies in the current folder.
+    A file can import what lies beside it, and everything can what lies in the current folder. It runs once,
+    for all that is named in it, and again only when its text has changed. It leaves torch's defaults and
+    all generators as they were, and draws the same in every process.
+
+    Args:
+        name: the reference.
+        what: the noun for errors, such as ``"model"``.
 
     Raises:
-        UserError: there is no such file, module or function, or it fails while it is imported; then with
+        UserError: there is no such file, module or thing, or it fails while it is imported; then with
             the file and line that failed.
     """
+    named = f"{what} '{name}'"
     place, _, attribute = name.rpartition(":")
+    if not place or not attribute:
+        raise UserError(f"{named} names nothing: give {_FORMS}")
     here = str(Path.cwd())
     if here not in sys.path:  # as it is under python -m, which the console script is not
         sys.path.insert(0, here)
     _folders.add(here)
-    module = _from_file(name, Path(place)) if place.endswith(".py") else _from_module(name, place)
+    with undone(), seeded(0, "import"):
+        module = _from_file(named, Path(place)) if place.endswith(".py") else _module(named, place)
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, vars(module), n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UserError(
-            f"model '{name}' cannot be imported: there is no '{attribute}' in {place}{hint}"
-        )
-    function = getattr(module, attribute)
-    if not callable(function):
-        raise UserError(f"model '{name}' is no function but a {type(function).__name__}")
-    return function  # type: ignore[no-any-return]
+        raise UserError(f"{named} cannot be imported: there is no '{attribute}' in {place}{hint}")
+    thing: object = getattr(module, attribute)
+    return thing
+
+
+@contextmanager
+def users_code(what: str, name: str) -> Iterator[None]:
+    """Call in a block what a reference stands for: what it sets for all of torch is undone behind it.
+
+    Nothing is done for a name that is no reference.
+
+    Args:
+        what: the noun for errors, such as ``"model"``.
+        name: the reference.
+
+    Raises:
+        UserError: the code fails; says what failed, and where.
+    """
+    if not is_reference(name):
+        yield
+        return
+    try:
+        with undone():
+            yield
+    except UserError as error:
+        raise UserError(f"{what} '{name}': {error}") from error
+    except Exception as error:
+        raise UserError(f"{what} '{name}': {told(error)}") from error
 
 
 def told(error: BaseException) -> str:
@@ -66,34 +103,37 @@ def _is_theirs(file: Path) -> bool:
     return any(file.is_relative_to(folder) for folder in _folders)
 
 
-def _from_module(name: str, place: str) -> ModuleType:
+def _module(named: str, place: str) -> ModuleType:
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         # Not the module that was asked for, nor one that it lies in: it lacks something itself.
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-            raise _failed(name, error) from error
+            raise _failed(named, error) from error
         raise UserError(
-            f"model '{name}' cannot be imported: there is no module '{error.name}': give {_FORMS}"
+            f"{named} cannot be imported: there is no module '{error.name}': give {_FORMS}"
         ) from error
-    except Exception as error:
-        raise _failed(name, error) from error
+    except (Exception, SystemExit) as error:
+        raise _failed(named, error) from error
 
 
-def _from_file(name: str, path: Path) -> ModuleType:
+def _from_file(named: str, path: Path) -> ModuleType:
     try:
         found = path.is_file()
     except OSError as error:
-        raise UserError(f"model '{name}' cannot be imported: {error.strerror or error}") from error
+        raise UserError(f"{named} cannot be imported: {error.strerror or error}") from error
     if not found:
         raise UserError(
-            f"model '{name}' cannot be imported: there is no Python file at {path}: give {_FORMS}"
+            f"{named} cannot be imported: there is no Python file at {path}: give {_FORMS}"
         )
     path = path.resolve()
     main = sys.modules["__main__"]
     if Path(getattr(main, "__file__", None) or "").resolve() == path:
         return main  # a second import would do, and register, everything again
     _look_first_in(path.parent)
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    if path in _files and _files[path][0] == content:
+        return _files[path][1]
     spec = importlib.util.spec_from_file_location(_free_name(path), path)
     assert spec is not None, "the name ends in .py"
     assert spec.loader is not None, "likewise"
@@ -101,15 +141,17 @@ def _from_file(name: str, path: Path) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look up the types of their fields there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise _failed(name, error) from error
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
+        raise _failed(named, error) from error
+    _files[path] = content, module
     return module
 
 
-def _failed(name: str, error: Exception) -> UserError:
+def _failed(named: str, error: BaseException) -> UserError:
     if isinstance(error, UserError):
-        return UserError(f"model '{name}': {error}")
-    return UserError(f"model '{name}' cannot be imported: {told(error)}")
+        return UserError(f"{named}: {error}")
+    return UserError(f"{named} cannot be imported: {told(error)}")
 
 
 def _free_name(path: Path) -> str:
@@ -122,7 +164,7 @@ def _free_name(path: Path) -> str:
 
 
 def _look_first_in(folder: Path) -> None:
-    """Let modules of a folder be found first, also those of whose name another model's folder has one."""
+    """Let modules of a folder be found first, also those of whose name another folder has one."""
     own = str(folder)
     if own in sys.path:
         sys.path.remove(own)

@@ -1,7 +1,7 @@
-"""Where the code of a user's model lies, and whether it is still the same code.
+"""Where the code of what a user names lies, and whether it is still the same code.
 
-A run remembers its model by what the code is, not by how its path was spelled: the name of the file and
-the function, and a digest of that file and of those beside it that it imports.
+A run remembers it by what the code is, not by how its path was spelled: the name of the file and
+the thing in it, and a digest of that file and of those beside it that it imports.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ast
 import hashlib
 import importlib.util
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,23 +22,23 @@ OWN_CODE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The code of a model that is not pipelocal's own."""
+    """The code of something that is not pipelocal's own."""
 
     file: Path
-    """Absolute path of the file that holds the model's function."""
+    """Absolute path of the file that holds it."""
     digest: str
     """Of that file, and of the files beside it or in the current folder that it imports."""
 
     @classmethod
     def of_name(cls, name: str) -> Source | None:
-        """That of ``file.py:function`` or ``package.module:function``; None if there is no such file."""
+        """That of ``file.py:thing`` or ``package.module:thing``; None if there is no such file."""
         place = name.rpartition(":")[0]
         file = Path(place) if place.endswith(".py") else _file_of_module(place)
         return cls.of_file(file) if file is not None and file.is_file() else None
 
     @classmethod
     def of_builder(cls, builder: Callable[..., Any]) -> Source | None:
-        """That of a function in the registry of models; None if it is pipelocal's own."""
+        """That of a function in a registry; None if it is pipelocal's own."""
         while isinstance(builder, partial):
             builder = builder.func
         try:
@@ -56,10 +57,42 @@ class Source:
         return cls(file=file, digest=_digest(file))
 
 
-def plain_name(model: str) -> str:
-    """A model's name without the folder that its file lies in, which says nothing of what it is."""
-    place, colon, function = model.rpartition(":")
-    return f"{Path(place).name}{colon}{function}" if place.endswith(".py") else model
+def is_reference(name: str) -> bool:
+    """Whether it names something in a file or a module, and not an entry of a registry."""
+    return ":" in name
+
+
+def plain_name(name: str) -> str:
+    """A reference without the folder that its file lies in, which says nothing of what it is."""
+    place, colon, thing = name.rpartition(":")
+    return f"{Path(place).name}{colon}{thing}" if place.endswith(".py") else name
+
+
+def located(
+    name: str, run: Path, *, file: str | None, file_from_run: str | None, digest: str | None
+) -> str:
+    """A reference with the path of its file now: where it was, or where the run was moved to.
+
+    Args:
+        name: as the run was given it.
+        run: the run's folder.
+        file: absolute path of the file when the run began; None if there was none.
+        file_from_run: the same from the run's folder, so that both can be moved together.
+        digest: of the code then; of several files that of the same code is taken.
+    """
+    place, _, thing = name.rpartition(":")
+    if file is None or not place:
+        return name
+    candidates = [place] if place.endswith(".py") else []
+    candidates.insert(0, file)
+    if file_from_run is not None:
+        candidates.insert(0, os.path.normpath(run.resolve() / file_from_run))
+    there = [path for path in candidates if Path(path).is_file()]
+    same = [path for path in there if Source.of_file(Path(path)).digest == digest]
+    found = next(iter([*same, *there]), None)
+    if found is None or (not place.endswith(".py") and Source.of_name(name) is not None):
+        return name
+    return f"{found}:{thing}"
 
 
 def _file_of_module(name: str) -> Path | None:

@@ -1,0 +1,17 @@
+"""What a user names as ``file.py:thing`` or ``package.module:thing``: where it lies, and what it is.
+
+Every registry takes such a reference in place of a name, see :class:`pipelocal.registry.Registry`.
+"""
+
+from pipelocal.references.importing import imported, told, users_code
+from pipelocal.references.source import Source, is_reference, located, plain_name
+
+__all__ = [
+    "Source",
+    "imported",
+    "is_reference",
+    "located",
+    "plain_name",
+    "told",
+    "users_code",
+]
