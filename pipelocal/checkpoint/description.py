@@ -14,17 +14,21 @@ from __future__ import annotations
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
+from pipelocal.config import TrainConfig
+from pipelocal.config.named import references
+from pipelocal.config.option_name import option_name
 from pipelocal.data.dataset import DataInfo
 from pipelocal.data.fingerprint import named_dtype
 from pipelocal.errors import UserError
 from pipelocal.models import Chain, source_of
 from pipelocal.models.fingerprint import fingerprint
-from pipelocal.references import located
+from pipelocal.references import Source, located
 from pipelocal.system.files import write_atomically
 from pipelocal.system.strict_json import to_json
 
@@ -37,30 +41,18 @@ PACKAGES = ("pipelocal", "torch", "torchvision")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelDescription:
-    """What a model is, whatever its name."""
+class CodeDescription:
+    """What the code is behind a reference, wherever it lies."""
 
-    units: str
-    """Fingerprint of the names of units and parameters, and of shapes and dtypes."""
     code: str | None = None
-    """Digest of the user's own code; None for a model of pipelocal's."""
+    """Digest of the user's own code; None for what is pipelocal's."""
     file: str | None = None
-    """Absolute path of the file that holds the model's function, when the run began."""
+    """Absolute path of the file that it is in, when the run began."""
     file_from_run: str | None = None
     """The same from the run's folder, so that both can be moved together."""
 
-    @classmethod
-    def of(cls, name: str, chain: Chain) -> Self:
-        """That of the model called ``name``, of which ``chain`` was made."""
-        source = source_of(name)
-        return cls(
-            units=fingerprint(chain),
-            code=None if source is None else source.digest,
-            file=None if source is None else str(source.file),
-        )
-
     def located(self, name: str, run: Path) -> str:
-        """The model's name, with the path of its file now: where it was, or where the run was moved to.
+        """The reference, with the path of its file now: where it was, or where the run was moved to.
 
         Args:
             name: as the run was given it.
@@ -69,6 +61,19 @@ class ModelDescription:
         return located(
             name, run, file=self.file, file_from_run=self.file_from_run, digest=self.code
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription(CodeDescription):
+    """What a model is, whatever its name."""
+
+    units: str
+    """Fingerprint of the names of units and parameters, and of shapes and dtypes."""
+
+    @classmethod
+    def of(cls, name: str, chain: Chain) -> Self:
+        """That of the model called ``name``, of which ``chain`` was made."""
+        return cls(units=fingerprint(chain), **_code(source_of(name)))
 
     def differences(self, now: Self) -> list[str]:
         """What of the model is not the same as ``now``, in words."""
@@ -89,6 +94,21 @@ class Description:
     """See :func:`~pipelocal.data.fingerprint.describe_data`."""
     versions: dict[str, str]
     """Of Python, and of the packages that count."""
+    references: dict[str, CodeDescription] = field(default_factory=dict)
+    """Of what options beside the model's name by reference, by option; see :func:`own_code`."""
+
+    def located(self, config: TrainConfig, run: Path) -> TrainConfig:
+        """The run's options, with the paths of the files that they name now.
+
+        Args:
+            config: the options.
+            run: the run's folder.
+        """
+        described = {"model": self.model, **self.references}
+        changes: dict[str, Any] = {
+            option: code.located(getattr(config, option), run) for option, code in described.items()
+        }
+        return replace(config, **changes)
 
     @property
     def info(self) -> DataInfo:
@@ -104,9 +124,9 @@ class Description:
     def write(self, run: Path) -> None:
         """Write ``run.json`` to a run's folder."""
         content = {"format": FORMAT, **asdict(self)}
-        file = self.model.file
-        if file is not None:
-            content["model"]["file_from_run"] = os.path.relpath(file, run.resolve())
+        for code in (content["model"], *content["references"].values()):
+            if code["file"] is not None:
+                code["file_from_run"] = os.path.relpath(code["file"], run.resolve())
         write_atomically(run / FILE, (to_json(content, indent=2) + "\n").encode())
 
     @classmethod
@@ -121,7 +141,11 @@ class Description:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT:
                 raise ValueError("another version's format")
-            return cls(**content | {"model": ModelDescription(**content["model"])})
+            codes = content.pop("references", {})  # which earlier versions did not have
+            return cls(
+                **content | {"model": ModelDescription(**content["model"])},
+                references={option: CodeDescription(**code) for option, code in codes.items()},
+            )
         except FileNotFoundError:
             reason = f"there is no {FILE}"
         except OSError as error:
@@ -132,6 +156,31 @@ class Description:
             f"{path} does not say what the run was made of ({reason}): train it again, or take the version "
             f"of pipelocal that made it"
         )
+
+
+def own_code(config: TrainConfig) -> dict[str, CodeDescription]:
+    """The code of what options name by reference, by option, but for what has a record of its own.
+
+    That is the model, and the partitioner, whose cut is kept. What is not there has none.
+    """
+    found = {
+        option: Source.of_name(name)
+        for option, name in references(config).items()
+        if option not in ("model", "balance")
+    }
+    return {option: CodeDescription(**_code(source)) for option, source in found.items() if source}
+
+
+def _code(source: Source | None) -> dict[str, Any]:
+    return {} if source is None else {"code": source.digest, "file": str(source.file)}
+
+
+def changed_code(
+    then: Mapping[str, CodeDescription], now: Mapping[str, CodeDescription]
+) -> list[str]:
+    """The options, as a user writes them, whose code is not what it was."""
+    both = sorted(then.keys() & now.keys())
+    return [option_name(option) for option in both if then[option].code != now[option].code]
 
 
 def versions() -> dict[str, str]:

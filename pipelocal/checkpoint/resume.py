@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelocal.checkpoint.description import Description, data_differences
+from pipelocal.checkpoint.description import Description, changed_code, data_differences
 from pipelocal.config import TrainConfig
+from pipelocal.config.named import plain_references
 from pipelocal.config.option_name import option_name
 from pipelocal.errors import UserError
-from pipelocal.references import plain_name
 
 NOT_OF_THE_BITS = {
     *("out", "config", "plain", "timeout", "trace", "debug_transfers", "log_every", "data_root"),
@@ -35,11 +35,10 @@ Tell = Callable[[str], None]
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The options on which the bits of a run depend."""
-    options = {k: v for k, v in asdict(config).items() if k not in NOT_OF_THE_BITS}
+    plain = asdict(config) | plain_references(config)
+    options = {k: v for k, v in plain.items() if k not in NOT_OF_THE_BITS}
     # Replicas count by how many batches make an update (the same up to rounding), and a round.
     options["accumulate"] = config.batches_an_update
-    # Wherever its file lies; its code is looked at apart.
-    options["model"] = plain_name(config.model)
     rounds_matter = config.objective == "sgr" or config.sync_batchnorm
     options["replicas"] = config.together if rounds_matter else 1
     return options
@@ -110,6 +109,7 @@ def check_unchanged(
         UserError: names what changed.
     """
     changed = [f"the model ({what})" for what in then.model.differences(now.model)]
+    changed += [f"{option} (its code)" for option in changed_code(then.references, now.references)]
     if same_data:
         changed += [f"the data ({what})" for what in data_differences(then.data, now.data)]
     if changed and not config.accept_changes:

@@ -23,11 +23,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipelocal.checkpoint.description import Description, ModelDescription
+from pipelocal.checkpoint.description import (
+    Description,
+    ModelDescription,
+    changed_code,
+    own_code,
+)
 from pipelocal.checkpoint.pick_snapshot import run_of
 from pipelocal.checkpoint.resume import differences, identity
 from pipelocal.config import TrainConfig, load_toml, to_toml
 from pipelocal.errors import Passing, UserError
+from pipelocal.references import is_reference
 from pipelocal.system.files import write_atomically
 from pipelocal.system.paths import check_path
 from pipelocal.system.strict_json import to_json
@@ -84,7 +90,7 @@ class RunFolder:
     @classmethod
     def _default(cls, config: TrainConfig, model: ModelDescription) -> RunFolder:
         """Without ``--out``: this very run, if it began and did not end, or the next free number."""
-        name = f"{Path(config.model.partition(':')[0]).stem}-{config.data}-{config.objective}"
+        name = "-".join(_short(each) for each in (config.model, config.data, config.objective))
         taken = [path for path in Path("runs").glob(f"{name}*") if _number_of(path, name)]
         if config.resume != "never":
             for path in sorted(taken, key=lambda path: _number_of(path, name), reverse=True):
@@ -97,14 +103,15 @@ class RunFolder:
         return folder
 
     def _is_of(self, config: TrainConfig, model: ModelDescription) -> bool:
-        """Whether this is an unfinished run with these options, whose model's code has not changed."""
+        """Whether this is an unfinished run with these options, whose code has not changed."""
         if not self.unfinished:
             return False
         try:
-            own, then = self.config(), self.description().model
+            own, then = self.config(), self.description()
         except UserError:
             return False
-        if then.differences(model) and not config.accept_changes:
+        changed = changed_code(then.references, own_code(config)) or then.model.differences(model)
+        if changed and not config.accept_changes:
             return False
         return own.resume == config.resume and not differences(identity(own), config)
 
@@ -263,9 +270,8 @@ def options_to_go_on_with(resume: str) -> TrainConfig:
             f"of one of its snapshots"
         )
     folder = RunFolder(run)
-    config = folder.config()
-    model = folder.description().model.located(config.model, run)
-    return replace(config, model=model, out=None, resume="auto", config=None)
+    config = folder.description().located(folder.config(), run)
+    return replace(config, out=None, resume="auto", config=None)
 
 
 def _is_before(line: str, step: int, *, evaluated: bool) -> bool:
@@ -279,6 +285,11 @@ def _is_before(line: str, step: int, *, evaluated: bool) -> bool:
         return own is not None and own < step
     # A stage is frozen before the next batch.
     return record["event"] != "freeze" and (record["event"] != "evaluate" or evaluated)
+
+
+def _short(name: str) -> str:
+    """A name as a part of a folder's: of a reference, the file's or the package's."""
+    return Path(name.partition(":")[0]).stem if is_reference(name) else name
 
 
 def _unusable(path: Path, error: OSError) -> UserError:

@@ -8,21 +8,15 @@ import torch
 
 from pipelocal.config.combinations import check_combinations
 from pipelocal.config.limits import MOST_BATCHES, check_limits
+from pipelocal.config.named import check_names
 from pipelocal.config.option_name import option_name
 from pipelocal.config.train import TrainConfig
-from pipelocal.data import DATASETS
 from pipelocal.errors import UserError
-from pipelocal.models import MODELS
-from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES, WEIGHT_SCHEDULES
-from pipelocal.objective.delta_encoding import SUMMARIES
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.partition.replicas import parse_replicas
-from pipelocal.stage.lr_schedule import LR_SCHEDULES
-from pipelocal.stage.optimizers import OPTIMIZERS
 from pipelocal.system.names import unwritable
 from pipelocal.system.quantities import parse_bytes, parse_speeds
 from pipelocal.transport.connect import EDGES
-from pipelocal.transport.packing import PACKINGS
 
 AUTOCAST = {"bf16": torch.bfloat16}
 """What --autocast takes."""
@@ -55,16 +49,7 @@ def check_options(config: TrainConfig) -> None:
     for name, value in asdict(config).items():
         if isinstance(value, str):
             _check_text(option_name(name), value)
-    MODELS.check(config.model)
-    DATASETS.get(config.data)
-    OBJECTIVES.get(config.objective)
-    HEADS.check(config.head)  # the last stage needs none
-    DISTANCES.get(config.distance)
-    WEIGHT_SCHEDULES.get(config.reconcile_schedule)
-    OPTIMIZERS.get(config.optimizer)
-    LR_SCHEDULES.get(config.schedule)
-    PACKINGS.get(config.wire)
-    SUMMARIES.get(config.delta)
+    check_names(config)
     for name, known in CHOICES.items():
         if (value := getattr(config, name)) not in known:
             raise UserError(f"{option_name(name)} {value}: choose one of {', '.join(known)}")
@@ -100,7 +85,6 @@ def _check_updates(config: TrainConfig) -> None:
 
 
 def _check_balance(config: TrainConfig) -> None:
-    PARTITIONERS.check(config.balance)  # rank 0 alone cuts
     for name, other in (("memory_limit", ("count",)), ("device_speeds", ("count", "memory"))):
         if getattr(config, name) is not None and config.balance in other:
             fitting = [balance for balance in PARTITIONERS if balance not in other]

@@ -7,7 +7,6 @@ import torch
 from pipelocal.config.option_name import option_name
 from pipelocal.config.train import TrainConfig
 from pipelocal.errors import UserError
-from pipelocal.replicas.compression import COMPRESSIONS
 
 
 def check_combinations(config: TrainConfig) -> None:
@@ -86,12 +85,10 @@ def _check_replicas(config: TrainConfig) -> None:
         raise UserError(
             "--replicas is for stages, and --objective bp has none: leave one of them out"
         )
-    if config.compress is not None:
-        COMPRESSIONS.get(config.compress)
-        if config.replicate != "ddp":
-            raise UserError(
-                f"--compress {config.compress} is for --replicate ddp: leave one of them out"
-            )
+    if config.compress is not None and config.replicate != "ddp":
+        raise UserError(
+            f"--compress {config.compress} is for --replicate ddp: leave one of them out"
+        )
     if config.replicate == "fsdp" and config.ema is not None:
         raise UserError(
             "--ema averages whole weights, which --replicate fsdp shares out: leave one of them out"

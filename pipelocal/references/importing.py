@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pipelocal.errors import UserError
-from pipelocal.references.source import is_reference
+from pipelocal.references.source import current_folder_on_path, is_reference
 from pipelocal.seeding import seeded, undone
 
 _PREFIX = "pipelocal_user_"
@@ -45,10 +45,7 @@ def imported(name: str, what: str) -> object:
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
         raise UserError(f"{named} names nothing: give {_FORMS}")
-    here = str(Path.cwd())
-    if here not in sys.path:  # as it is under python -m, which the console script is not
-        sys.path.insert(0, here)
-    _folders.add(here)
+    _folders.add(current_folder_on_path())
     with undone(), seeded(0, "import"):
         module = _from_file(named, Path(place)) if place.endswith(".py") else _module(named, place)
     if not hasattr(module, attribute):

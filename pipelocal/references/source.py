@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -95,7 +96,16 @@ def located(
     return f"{found}:{thing}"
 
 
+def current_folder_on_path() -> str:
+    """The current folder, in which modules are found from now on."""
+    here = str(Path.cwd())
+    if here not in sys.path:  # as it is under python -m, which the console script is not
+        sys.path.insert(0, here)
+    return here
+
+
 def _file_of_module(name: str) -> Path | None:
+    current_folder_on_path()
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelocal.checkpoint.description import ModelDescription
+from pipelocal.checkpoint.description import ModelDescription, changed_code, own_code
 from pipelocal.checkpoint.pick_snapshot import read_weights, run_of
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.checkpoint.snapshot import SnapshotFolder
@@ -47,7 +46,7 @@ class FinishedRun:
             tell(f"{at}: the weights after batch {manifest.step}, before the end of the run")
         self.description = self.folder.description()
         then = self.description.model
-        self.config = replace(config, model=then.located(config.model, self.folder.path))
+        self.config = self.description.located(config, self.folder.path)
         # The description knows what the model is fed, so that the data need not be there.
         blueprint = Blueprint.draw(self.config, info=self.description.info)
         changed = then.differences(ModelDescription.of(self.config.model, blueprint.chain))
@@ -66,6 +65,10 @@ class FinishedRun:
         Raises:
             UserError: a damaged file.
         """
+        changed = changed_code(self.description.references, own_code(self.config))
+        if "--head" in changed and self.blueprint.stages > 1:
+            path, head = self.folder.path, self.config.head
+            tell(f"since the run in {path} was trained, the code of --head changed: {head}")
         stages = []
         for number in self._numbers:
             stage = self.blueprint.stage_to_evaluate(number, self.config, device=device)

@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pipelocal.checkpoint.description import PACKAGES, ModelDescription, versions
+from pipelocal.checkpoint.description import PACKAGES, CodeDescription, ModelDescription, versions
 from pipelocal.config import TrainConfig
+from pipelocal.config.named import plain_references
 from pipelocal.config.option_name import option_name
 from pipelocal.errors import UserError
 from pipelocal.ranks.control import ControlPlane
-from pipelocal.references import plain_name
 
 MAY_DIFFER = {
     *("threads", "device", "interface"),  # a rank's own place to compute
-    *("data_root", "model", "config"),  # where files lie there; what is in them is compared
+    *("data_root", "config"),  # where files lie there; what is in them is compared
     *("plain", "debug_transfers"),  # what a rank shows
 }
 """Options that need not be the same on all ranks."""
@@ -32,8 +32,8 @@ def check_same_options(config: TrainConfig, control: ControlPlane) -> None:
     Raises:
         UserError: names the options, or the packages, and both values.
     """
-    options = {k: v for k, v in asdict(config).items() if k not in MAY_DIFFER}
-    options["model"] = plain_name(config.model)
+    plain = asdict(config) | plain_references(config)
+    options = {k: v for k, v in plain.items() if k not in MAY_DIFFER}
     _compare(
         control,
         "options",
@@ -67,6 +67,27 @@ def check_same_model(model: ModelDescription, control: ControlPlane) -> None:
     )
 
 
+def check_same_code(code: Mapping[str, CodeDescription], control: ControlPlane) -> None:
+    """Refuse ranks that have other code of the user's own than rank 0; one may lack what it does not need.
+
+    Args:
+        code: of what options name by reference, by option.
+        control: the control plane.
+
+    Raises:
+        UserError: names the options.
+    """
+    _compare(
+        control,
+        "code",
+        {option: (each.code or "")[:12] for option, each in code.items()},
+        name=lambda option: f"that of {option_name(option)}",
+        what="other code than on rank 0",
+        mend="copy the same files to every node",
+        where_both_have=True,
+    )
+
+
 def check_same_data(fingerprint: str, own: str) -> None:
     """Refuse a replica of the first stage that reads other data than rank 0.
 
@@ -88,6 +109,7 @@ def _compare(
     what: str,
     mend: str,
     name: Callable[[str], str] = str,
+    where_both_have: bool = False,
 ) -> None:
     world = control.world
     if world.size == 1:
@@ -98,9 +120,10 @@ def _compare(
         control.put(f"alike/{about}", ours)
         return
     theirs = control.wait_for(f"alike/{about}", timeout_s=world.start_timeout_s)
+    keys = theirs.keys() & ours.keys() if where_both_have else theirs.keys() | ours.keys()
     differing = [
         f"{name(key)} ({theirs.get(key, 'none')} on rank 0, {ours.get(key, 'none')} on rank {world.rank})"
-        for key in sorted(theirs.keys() | ours.keys())
+        for key in sorted(keys)
         if theirs.get(key) != ours.get(key)
     ]
     if differing:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipelocal.checkpoint.description import Description, ModelDescription, versions
+from pipelocal.checkpoint.description import Description, ModelDescription, own_code, versions
 from pipelocal.checkpoint.resume import identity
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import TrainConfig
@@ -90,7 +90,9 @@ def prepare(
         folder = RunFolder.choose(config, model, earlier=earlier)
         batches = open_data(config)
         data = describe_data(batches.dataset)
-        description = Description(model=model, data=data, versions=versions())
+        description = Description(
+            model=model, references=own_code(config), data=data, versions=versions()
+        )
         stopwatch = Stopwatch(device=device)
         costs = cache(lambda: blueprint.cost_model(config, stopwatch))
         cut = _choose_cut(config, blueprint, costs, folder)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
-from pipelocal.checkpoint.description import ModelDescription
+from pipelocal.checkpoint.description import ModelDescription, own_code
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import TrainConfig
 from pipelocal.data.fingerprint import describe_data
@@ -33,7 +33,7 @@ from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.host import set_up_host, use_interface
 from pipelocal.ranks.world import World
 from pipelocal.replicas.join import ReplicaOptions, join_replicas
-from pipelocal.run.agreement import check_same_data, check_same_model
+from pipelocal.run.agreement import check_same_code, check_same_data, check_same_model
 from pipelocal.run.assembly import Assembly
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.prepare import Findings, begin, open_data, prepare
@@ -194,6 +194,7 @@ class Run:
         self.blueprint = Blueprint.draw(config)
         model = ModelDescription.of(config.model, self.blueprint.chain)
         check_same_model(model, self.control)
+        check_same_code(own_code(config), self.control)
         if config.cut is not None and world.rank == 0:
             other = other_reading(self.blueprint.chain, config.cut)
             if other is not None:

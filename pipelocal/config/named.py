@@ -1,0 +1,65 @@
+"""Options that name something: an entry of a registry, or by reference something of the user's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelocal.config.train import TrainConfig
+from pipelocal.data import DATASETS
+from pipelocal.models import MODELS
+from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES, WEIGHT_SCHEDULES
+from pipelocal.objective.delta_encoding import SUMMARIES
+from pipelocal.partition.partitioners import PARTITIONERS
+from pipelocal.references import is_reference, plain_name
+from pipelocal.registry import Registry
+from pipelocal.replicas.compression import COMPRESSIONS
+from pipelocal.stage.lr_schedule import LR_SCHEDULES
+from pipelocal.stage.optimizers import OPTIMIZERS
+from pipelocal.transport.packing import PACKINGS
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    "model": MODELS,
+    "data": DATASETS,
+    "objective": OBJECTIVES,
+    "head": HEADS,
+    "distance": DISTANCES,
+    "reconcile_schedule": WEIGHT_SCHEDULES,
+    "optimizer": OPTIMIZERS,
+    "schedule": LR_SCHEDULES,
+    "wire": PACKINGS,
+    "delta": SUMMARIES,
+    "balance": PARTITIONERS,
+    "compress": COMPRESSIONS,
+}
+"""What knows the names, by option."""
+
+WHERE_NEEDED = {"model", "head", "balance"}
+"""Options whose references are imported only where they are needed: the model when the data are known, a
+head by no rank of the last stage alone, a partitioner by rank 0."""
+
+
+def check_names(config: TrainConfig) -> None:
+    """Refuse names that stand for nothing.
+
+    Raises:
+        UserError: says which, and what there is; or why a reference cannot be imported.
+    """
+    for option, registry in REGISTRIES.items():
+        name = getattr(config, option)
+        if name is None:
+            continue
+        if option in WHERE_NEEDED:
+            registry.check(name)
+        else:
+            registry.get(name)
+
+
+def references(config: TrainConfig) -> dict[str, str]:
+    """The references among the options, by option."""
+    named = {option: getattr(config, option) for option in REGISTRIES}
+    return {option: name for option, name in named.items() if name and is_reference(name)}
+
+
+def plain_references(config: TrainConfig) -> dict[str, str]:
+    """The same, wherever their files lie: their code is looked at apart."""
+    return {option: plain_name(name) for option, name in references(config).items()}
