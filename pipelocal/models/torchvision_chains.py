@@ -14,16 +14,18 @@ first.
 - Swin: Liu et al. 2021, arXiv 2103.14030.
 """
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipelocal.errors import UserError
+from pipelocal.models import torchvision_start as start
 from pipelocal.models.chain import Chain, Shape, Unit
-from pipelocal.models.deferred import Deferred
 from pipelocal.models.patch_tokens import ClassToken, PatchTokens
 from pipelocal.system.torchvision import import_torchvision
 
@@ -41,13 +43,6 @@ def resnet(name: str, input_shape: Shape, classes: int) -> Chain:
     """``resnet18`` to ``resnet152``: the stem and each residual block are units. Any size."""
     _check_images(name, input_shape, least=1)
 
-    def construct() -> nn.Module:
-        model = _constructor(name)(num_classes=classes)
-        if input_shape[0] != 3:
-            model.conv1 = _with_channels(model.conv1, input_shape[0])
-            nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-        return model  # type: ignore[no-any-return]
-
     def parts(model: Any) -> Iterator[Part]:
         yield "stem", "", _row(model, "conv1", "bn1", "relu", "maxpool")
         for layer in ("layer1", "layer2", "layer3", "layer4"):
@@ -55,7 +50,7 @@ def resnet(name: str, input_shape: Shape, classes: int) -> Chain:
                 yield f"{layer}.{number}", None, block
         yield CLASSIFIER, "", _row(model, "avgpool", nn.Flatten(1), "fc")
 
-    return _chain(construct, parts, input_shape, classes)
+    return _chain(_constructor(name), "conv1", start.resnet, parts, input_shape, classes)
 
 
 def vgg(name: str, input_shape: Shape, classes: int) -> Chain:
@@ -64,13 +59,6 @@ def vgg(name: str, input_shape: Shape, classes: int) -> Chain:
     Named by its convolution, such as ``features.4``. The five poolings want 32x32 at least.
     """
     _check_images(name, input_shape, least=32)
-
-    def construct() -> nn.Module:
-        model = _constructor(name)(num_classes=classes)
-        if input_shape[0] != 3:
-            model.features[0] = conv = _with_channels(model.features[0], input_shape[0])
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        return model  # type: ignore[no-any-return]
 
     def parts(model: Any) -> Iterator[Part]:
         groups: list[dict[str, nn.Module]] = []
@@ -83,7 +71,7 @@ def vgg(name: str, input_shape: Shape, classes: int) -> Chain:
             yield f"features.{first}", "features.", nn.Sequential(OrderedDict(group))
         yield CLASSIFIER, "", _row(model, "avgpool", nn.Flatten(1), "classifier")
 
-    return _chain(construct, parts, input_shape, classes)
+    return _chain(_constructor(name), "features.0", start.vgg, parts, input_shape, classes)
 
 
 def convnext(name: str, input_shape: Shape, classes: int) -> Chain:
@@ -94,19 +82,12 @@ def convnext(name: str, input_shape: Shape, classes: int) -> Chain:
     """
     _check_images(name, input_shape, least=32)
 
-    def construct() -> nn.Module:
-        model = _constructor(name)(num_classes=classes)
-        if input_shape[0] != 3:
-            model.features[0][0] = conv = _with_channels(model.features[0][0], input_shape[0])
-            nn.init.trunc_normal_(conv.weight, std=0.02)
-        return model  # type: ignore[no-any-return]
-
     def parts(model: Any) -> Iterator[Part]:
         for unit, module, _ in _feature_units(model.features):
             yield unit, None, module
         yield CLASSIFIER, "", _row(model, "avgpool", "classifier")
 
-    return _chain(construct, parts, input_shape, classes)
+    return _chain(_constructor(name), "features.0.0", start.convnext, parts, input_shape, classes)
 
 
 def swin(name: str, input_shape: Shape, classes: int) -> Chain:
@@ -116,14 +97,6 @@ def swin(name: str, input_shape: Shape, classes: int) -> Chain:
     fits; within a stage these are views of one memory. Stochastic depth as in ConvNeXt.
     """
     _check_images(name, input_shape, least=4)
-
-    def construct() -> nn.Module:
-        model = _constructor(name)(num_classes=classes)
-        if input_shape[0] != 3:  # torchvision leaves it as nn.Conv2d draws it
-            model.features[0][0] = _with_channels(
-                model.features[0][0], input_shape[0], zero_bias=False
-            )
-        return model  # type: ignore[no-any-return]
 
     def parts(model: Any) -> Iterator[Part]:
         permute = import_torchvision().ops.Permute
@@ -136,7 +109,7 @@ def swin(name: str, input_shape: Shape, classes: int) -> Chain:
         last = ("norm", "permute", "avgpool", "flatten", "head")
         yield CLASSIFIER, "", _row(model, channels_last, *last)
 
-    return _chain(construct, parts, input_shape, classes)
+    return _chain(_constructor(name), "features.0.0", start.swin, parts, input_shape, classes)
 
 
 def vit(name: str, input_shape: Shape, classes: int) -> Chain:
@@ -146,7 +119,7 @@ def vit(name: str, input_shape: Shape, classes: int) -> Chain:
     2x2 where they are smaller than 16x16.
     """
     _check_images(name, input_shape, least=1)
-    channels, height, width = input_shape
+    _, height, width = input_shape
     patch = 16 if name == "vit_b_16" else 4 if height >= 16 else 2
     if height != width or height % patch:
         raise UserError(
@@ -154,17 +127,12 @@ def vit(name: str, input_shape: Shape, classes: int) -> Chain:
             f"are {height}x{width}"
         )
 
-    def construct() -> nn.Module:
-        make = (
-            partial(_constructor("VisionTransformer"), patch_size=patch, **VIT_SMALL)
-            if name == "vit_small"
-            else _constructor(name)
-        )
-        model = make(image_size=height, num_classes=classes)
-        if channels != 3:
-            model.conv_proj = conv = _with_channels(model.conv_proj, channels)
-            nn.init.trunc_normal_(conv.weight, std=(channels * patch * patch) ** -0.5)
-        return model  # type: ignore[no-any-return]
+    make = (
+        partial(_constructor("VisionTransformer"), patch_size=patch, **VIT_SMALL)
+        if name == "vit_small"
+        else _constructor(name)
+    )
+    make = partial(make, image_size=height)
 
     def parts(model: Any) -> Iterator[Part]:
         encoder = model.encoder
@@ -178,27 +146,43 @@ def vit(name: str, input_shape: Shape, classes: int) -> Chain:
         row = OrderedDict(encoder=norm, class_token=ClassToken(), heads=model.heads)
         yield CLASSIFIER, "", nn.Sequential(row)
 
-    return _chain(construct, parts, input_shape, classes)
+    return _chain(make, "conv_proj", start.vit, parts, input_shape, classes)
 
 
 def _chain(
-    construct: Callable[[], nn.Module],
+    make: Callable[..., nn.Module],
+    first: str,
+    rule: start.Rule,
     parts: Callable[[Any], Iterator[Part]],
     input_shape: Shape,
     classes: int,
 ) -> Chain:
-    """The chain of the ``parts`` of a torchvision model, of which the last is the classifier."""
-    deferred = Deferred(construct)
+    """The chain of a torchvision model, whose constructor runs without memory.
+
+    Args:
+        make: the constructor.
+        first: path of the convolution that takes the image.
+        rule: by which its first parameters are drawn.
+        parts: splits the model; the last part is the classifier.
+        input_shape: shape of one image.
+        classes: number of classes.
+    """
+    with torch.device("meta"):
+        model = make(num_classes=classes)
+        conv = model.get_submodule(first)
+        assert isinstance(conv, nn.Conv2d)
+        if conv.in_channels != input_shape[0]:
+            model.set_submodule(first, _with_channels(conv, input_shape[0]))
     units = [
-        Unit(name=name, prefix=prefix, build=partial(deferred.build, module))
-        for name, prefix, module in parts(deferred.module)
+        Unit(name=name, prefix=prefix, build=partial(start.drawn, module, rule))
+        for name, prefix, module in parts(model)
     ]
     return Chain(
         units[:-1],
         classifier=units[-1],
         input_shape=input_shape,
         classes=classes,
-        whole=deferred.unset,
+        whole=lambda: copy.deepcopy(model).to_empty(device="cpu"),
     )
 
 
@@ -232,19 +216,13 @@ def _constructor(name: str) -> Callable[..., Any]:
     return getattr(import_torchvision().models, name)  # type: ignore[no-any-return]
 
 
-def _with_channels(conv: nn.Conv2d, channels: int, *, zero_bias: bool = True) -> nn.Conv2d:
-    """A convolution like ``conv`` but for the image's channels: torchvision's all take three.
-
-    Its weight is still to be drawn by the model's rule.
-    """
+def _with_channels(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """A convolution like ``conv`` but for the image's channels: torchvision's all take three."""
     size: Any = conv.kernel_size
     stride: Any = conv.stride
     padding: Any = conv.padding
     bias = conv.bias is not None
-    new = nn.Conv2d(channels, conv.out_channels, size, stride=stride, padding=padding, bias=bias)
-    if new.bias is not None and zero_bias:
-        nn.init.zeros_(new.bias)
-    return new
+    return nn.Conv2d(channels, conv.out_channels, size, stride=stride, padding=padding, bias=bias)
 
 
 def _check_images(name: str, input_shape: Shape, *, least: int) -> None:

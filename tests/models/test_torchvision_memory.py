@@ -45,7 +45,7 @@ print(json.dumps({
 WHOLE = 94_000_000
 """Bytes of resnet50's parameters with ten classes."""
 SLACK = 8 * 2**20
-"""Modules as Python objects, the notes of the constructor, and the allocator."""
+"""Modules as Python objects, and the allocator."""
 
 
 def test_building_one_stage_of_resnet50_takes_that_stage_and_little_more() -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelocal.models.deferred import Deferred
+from pipelocal.models import torchvision_start
+from pipelocal.models.torchvision_start import Rule, drawn
 from pipelocal.system.torchvision import import_torchvision
 from tests.models.test_torchvision_chains import chain_of, plain
 
@@ -22,19 +23,65 @@ def slow(*names: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "name", [*QUICK, "vgg11_bn", *slow("resnet50", "resnet152", "vgg16_bn", "vit_b_16")]
+    ("name", "rule"),
+    [
+        ("resnet18", torchvision_start.resnet),
+        ("vgg11_bn", torchvision_start.vgg),
+        ("convnext_tiny", torchvision_start.convnext),
+        ("swin_t", torchvision_start.swin),
+        pytest.param("resnet50", torchvision_start.resnet, marks=pytest.mark.slow),
+        pytest.param("resnet152", torchvision_start.resnet, marks=pytest.mark.slow),
+        pytest.param("vgg16_bn", torchvision_start.vgg, marks=pytest.mark.slow),
+    ],
 )
-def test_deferred_model_is_torchvisions_bit_for_bit(name: str) -> None:
-    """All at once and in the constructor's order, from one seed: so the rules are the same."""
-    deferred = Deferred(lambda: plain(name))
+def test_the_whole_model_is_torchvisions_bit_for_bit(name: str, rule: Rule) -> None:
+    """All at once and from one seed: so the rules are the same, and their order.
+
+    Not the vision transformers, whose encoder draws before its layers what our first unit holds.
+    """
+    with torch.device("meta"):
+        model = plain(name)
     torch.manual_seed(3)
-    ours = deferred.build(deferred.module).state_dict()
+    ours = drawn(model, rule).state_dict()
     torch.manual_seed(3)
     theirs = plain(name).state_dict()
     assert list(ours) == list(theirs)
     for key, value in theirs.items():
         assert torch.equal(ours[key], value), key
         assert ours[key].dtype == value.dtype
+        assert ours[key].stride() == value.stride()
+
+
+def test_on_the_default_device_meta_nothing_is_made_or_drawn() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    chain = chain_of("vit_small")
+    with torch.device("meta"):
+        module = chain.units[0].build()
+    assert all(parameter.is_meta for parameter in module.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_part_is_a_copy_of_its_own() -> None:
+    unit = chain_of("resnet18").units[1]
+    one, two = (unit.build().state_dict() for _ in range(2))
+    assert one["conv1.weight"].data_ptr() != two["conv1.weight"].data_ptr()
+    assert not torch.equal(one["conv1.weight"], two["conv1.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("kind", ["parameter", "buffer"])
+def test_what_no_rule_sets_is_refused(dtype: torch.dtype, kind: str) -> None:
+    """Such as a parameter that another version of torchvision has beside these."""
+    with torch.device("meta"):
+        part = nn.Sequential(nn.Linear(3, 2), nn.Module())
+        tensor = torch.ones(2, 3, dtype=dtype)
+        if kind == "buffer":
+            part[1].register_buffer("more", tensor)
+        else:
+            part[1].more = nn.Parameter(tensor, requires_grad=dtype.is_floating_point)
+    with pytest.raises(RuntimeError, match=r"sets '1\.more' is not known"):
+        drawn(part, torchvision_start.resnet)
 
 
 def _is_drawn(values: list[Tensor]) -> bool:
