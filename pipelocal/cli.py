@@ -112,7 +112,9 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("PIPELOCAL_TRACEBACK"):
             raise
-        what = f"{type(error).__name__}: {error} (PIPELOCAL_TRACEBACK=1 shows where)"
+        from pipelocal.references import told
+
+        what = f"{told(error)} (PIPELOCAL_TRACEBACK=1 shows where)"
         return _say("error", what, FAILURE)
     return 0
 

@@ -10,8 +10,8 @@ from pipelocal.data import digits, fashion_mnist, synthetic, text
 from pipelocal.data.batches import Batch, BatchStream
 from pipelocal.data.cifar import CIFAR10, CIFAR100
 from pipelocal.data.dataset import ArrayDataset, DataInfo
-from pipelocal.errors import DataError, UserError
-from pipelocal.references import plain_name, users_code
+from pipelocal.errors import DataError
+from pipelocal.references import plain_name, returned, users_code
 from pipelocal.registry import Registry
 from pipelocal.seeding import seeded
 
@@ -52,10 +52,7 @@ class _DataSets(Registry[DatasetEntry]):
 def _load_own(name: str, load: DatasetLoader, root: Path | None, seed: int) -> ArrayDataset:
     """Load what a reference stands for: the same on every rank, whatever it draws from."""
     with seeded(seed, "data", plain_name(name)), users_code("data set", name):
-        dataset: object = load(root, seed)
-        if not isinstance(dataset, ArrayDataset):
-            raise UserError(f"returned {type(dataset).__name__}: return an ArrayDataset")
-    return dataset
+        return returned(load(root, seed), ArrayDataset)
 
 
 DATASETS: Registry[DatasetEntry] = _DataSets("data set", takes="root, seed")

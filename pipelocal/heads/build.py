@@ -25,7 +25,7 @@ from pipelocal.heads.token import TokenMeanLinear, TokenMLP
 from pipelocal.models.in_place import give_own_input
 from pipelocal.models.layers import TokenLinear
 from pipelocal.models.trial import changes_input, shadow
-from pipelocal.references import is_reference, users_code
+from pipelocal.references import returned, users_code
 from pipelocal.registry import Registry
 
 HeadBuilder = Callable[..., nn.Module]
@@ -73,9 +73,8 @@ def build_head(
     builder = HEADS.get(name)
     asks = "downstream" in inspect.signature(builder).parameters
     with users_code("head", name):
-        head = builder(feature_shape, classes, **({"downstream": downstream} if asks else {}))
-        if is_reference(name) and not isinstance(head, nn.Module):
-            raise UserError(f"returned {type(head).__name__}: return an nn.Module")
+        more = {"downstream": downstream} if asks else {}
+        head = returned(builder(feature_shape, classes, **more), nn.Module)
     head.to(torch.get_default_device())  # units copied from a ready model stay on its device
     what = f"head '{name}'"
     mend = "choose --head linear"

@@ -22,6 +22,7 @@ from pipelocal.errors import PipelocalError, StageError
 from pipelocal.pipeline.bp_gap import BackPropagationGap
 from pipelocal.pipeline.evaluation import Evaluation
 from pipelocal.pipeline.records import Records, Report
+from pipelocal.references import where
 from pipelocal.stage.freezing import Freezing
 from pipelocal.stage.memory import model_tensors, resident_bytes
 from pipelocal.stage.stage import Stage
@@ -118,7 +119,7 @@ class Worker:
         except PipelocalError:
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = f"{type(error).__name__}: {error}".splitlines()[0] + where(error)
             raise StageError(reason, stage=self.stage.number, batch=self._number) from error
         batch.release()
         self.records.throughput.add_busy(

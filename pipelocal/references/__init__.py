@@ -3,7 +3,7 @@
 Every registry takes such a reference in place of a name, see :class:`pipelocal.registry.Registry`.
 """
 
-from pipelocal.references.importing import imported, told, users_code
+from pipelocal.references.importing import imported, returned, told, users_code, where
 from pipelocal.references.source import Source, is_reference, located, plain_name
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "is_reference",
     "located",
     "plain_name",
+    "returned",
     "told",
     "users_code",
+    "where",
 ]

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from pipelocal.errors import UserError
 from pipelocal.references.source import current_folder_on_path, is_reference
 from pipelocal.seeding import seeded, undone
+
+T = TypeVar("T")
 
 _PREFIX = "pipelocal_user_"
 _PIPELOCAL = Path(__file__).parents[1]
@@ -81,16 +84,29 @@ def users_code(what: str, name: str) -> Iterator[None]:
         raise UserError(f"{what} '{name}': {told(error)}") from error
 
 
+def returned(thing: object, kind: type[T]) -> T:
+    """What a user's code returned, if it is of the kind that is wanted.
+
+    Raises:
+        UserError: it is not.
+    """
+    if isinstance(thing, kind):
+        return thing
+    raise UserError(f"returned {type(thing).__name__}: return {kind.__name__}")
+
+
 def told(error: BaseException) -> str:
-    """What failed in a user's own code, and where: the innermost place that is the user's."""
-    what = f"{type(error).__name__}: {error}"
+    """What failed in a user's own code, and where."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
+    return f"{type(error).__name__}: {error}{where(error)}"
+
+
+def where(error: BaseException) -> str:
+    """The innermost place that is the user's, as words behind an error; nothing if there is none."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if _is_theirs(Path(frame.filename))]
-    if not theirs:
-        return what
-    return f"{what} ({theirs[-1].filename}, line {theirs[-1].lineno})"
+    return f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
 
 
 def _is_theirs(file: Path) -> bool:

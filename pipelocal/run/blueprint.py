@@ -28,7 +28,7 @@ from pipelocal.partition.cost_model import CostModel
 from pipelocal.partition.partitioners import PartitionRequest, partition
 from pipelocal.partition.profile import Meter, profile_chain
 from pipelocal.partition.replicas import paces
-from pipelocal.references import users_code
+from pipelocal.references import returned, users_code
 from pipelocal.seeding import derive_seed, seeded
 from pipelocal.stage.ema import Average
 from pipelocal.stage.finite import HEAD, first_nonfinite
@@ -383,7 +383,8 @@ def _optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch
     build = OPTIMIZERS.get(config.optimizer)
     fused = {"fused": True} if config.fused else {}
     with users_code("optimizer", config.optimizer):
-        return build(parameters, config.lr, config.weight_decay, config.momentum, **fused)
+        optimizer = build(parameters, config.lr, config.weight_decay, config.momentum, **fused)
+        return returned(optimizer, torch.optim.Optimizer)
 
 
 def _check_sample_dtype(chain: Chain, model: str, info: DataInfo) -> None:
