@@ -15,7 +15,7 @@ from pipelocal.errors import UserError
 from pipelocal.models.in_place import give_own_input
 from pipelocal.models.state import Versions, versions_of, with_versions
 from pipelocal.models.traced import copy_of_piece, split_module
-from pipelocal.models.trial import check_not_lazy, try_unit
+from pipelocal.models.trial import Layout, check_not_lazy, try_unit
 from pipelocal.seeding import seeded
 from pipelocal.system.names import unwritable
 
@@ -39,6 +39,8 @@ class Unit:
     ``"NAME."``. With ``""`` a unit can hold several parts of the model's top level."""
     in_place: bool = False
     """Whether it is known to change its input; see :meth:`Chain.tried`."""
+    layout: Layout | None = None
+    """What its state dict holds, where it is known; see :meth:`Chain.tried`."""
 
     def make(self) -> nn.Module:
         """The module, such that it leaves its input as it is."""
@@ -288,7 +290,7 @@ class Chain:
         return self.tried()[1]
 
     def tried(self) -> tuple[Chain, list[Shape]]:
-        """The chain itself, with the units told that change their input, and each unit's output shape.
+        """The chain itself, with what is found out of its units, and each unit's output shape.
 
         Shapes are without the batch dimension.
 
@@ -299,8 +301,8 @@ class Chain:
         shapes: list[Shape] = []
         units: list[Unit] = []
         for unit in (*self.units, self.classifier):
-            sample, in_place = try_unit(unit.name, unit.build, sample)
-            units.append(replace(unit, in_place=in_place))
+            sample, in_place, layout = try_unit(unit.name, unit.build, sample)
+            units.append(replace(unit, in_place=in_place, layout=layout))
             shapes.append(tuple(sample.shape[1:]))
         logits = shapes.pop()
         if logits[-1:] != (self.classes,):

@@ -18,8 +18,13 @@ from pipelocal.errors import UserError
 from pipelocal.models.in_place import disable_inplace
 from pipelocal.seeding import seeded
 
+Layout = tuple[tuple[str, tuple[int, ...], str], ...]
+"""Name, shape and dtype of each tensor in a state dict."""
 
-def try_unit(name: str, build: Callable[[], nn.Module], sample: Tensor) -> tuple[Tensor, bool]:
+
+def try_unit(
+    name: str, build: Callable[[], nn.Module], sample: Tensor
+) -> tuple[Tensor, bool, Layout]:
     """Run a unit that is made for this alone.
 
     Args:
@@ -28,7 +33,8 @@ def try_unit(name: str, build: Callable[[], nn.Module], sample: Tensor) -> tuple
         sample: input ``[2, ...]`` on the meta device.
 
     Returns:
-        Its output, on the meta device, and whether it changes its input in place.
+        Its output, on the meta device; whether it changes its input in place; and what its state dict
+        holds.
 
     Raises:
         UserError: it does not take the input, returns no tensor with the batch dimension first, or
@@ -39,12 +45,14 @@ def try_unit(name: str, build: Callable[[], nn.Module], sample: Tensor) -> tuple
             with torch.device("meta"):
                 module = build()
                 check_not_lazy(f"unit '{name}'", module)
+                layout = _layout(module)
                 out, in_place = _run(module.to("meta"), torch.empty_like(sample))
         except (RuntimeError, NotImplementedError, ValueError) as error:
             if not isinstance(error, NotImplementedError) and "meta" not in str(error).lower():
                 raise
             with seeded(0, "trial"):
                 module = build()
+                layout = _layout(module)
                 device = next(module.parameters(), torch.empty(0)).device
                 out, in_place = _run(module, _values(sample, device))
     except UserError:
@@ -70,7 +78,7 @@ def try_unit(name: str, build: Callable[[], nn.Module], sample: Tensor) -> tuple
                 f"unit '{name}' works in {tensor.dtype}: edges carry float32, so build "
                 f"the model in float32"
             )
-    return torch.empty_like(out, device="meta"), in_place
+    return torch.empty_like(out, device="meta"), in_place, layout
 
 
 def check_not_lazy(what: str, module: nn.Module) -> None:
@@ -104,6 +112,14 @@ def changes_input(module: nn.Module, x: Tensor) -> bool:
         with suppress(Exception), torch.no_grad(), seeded(0, "trial"):
             module.train(train)(x)
     return x._version > 0
+
+
+def _layout(module: nn.Module) -> Layout:
+    return tuple(
+        (name, tuple(tensor.shape), str(tensor.dtype))
+        for name, tensor in module.state_dict().items()
+        if isinstance(tensor, Tensor)  # extra state may be anything
+    )
 
 
 def _run(module: nn.Module, x: Tensor) -> tuple[object, bool]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelocal.models import Chain, Shape
+from pipelocal.models import Chain, Shape, Unit
 
 UNITS = ["a", "b", "fc"]
 
@@ -128,6 +128,24 @@ class Net(Versioned):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.relu(self.b(F.relu(self.a(x.flatten(1))))))  # type: ignore[no-any-return]
+
+
+class ByValues(nn.Linear):
+    """Looks at numbers as it is made, which on the meta device cannot be."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 32)
+        self.rates = torch.linspace(0, 1, 3).tolist()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1)) * float(self.rates[1])
+
+
+def by_values(shape: Shape, classes: int) -> Chain:
+    """A chain of recipes, the first of which needs a real device."""
+    units = [Unit(name="a", build=ByValues), Unit(name="b", build=nn.ReLU)]
+    classifier = Unit(name="fc", build=lambda: nn.Linear(32, classes))
+    return Chain(units, classifier=classifier, input_shape=shape, classes=classes)
 
 
 def __getattr__(name: str) -> Any:

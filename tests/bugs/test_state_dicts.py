@@ -88,3 +88,10 @@ def test_extra_state_that_no_file_can_hold_is_refused_in_one_line(tmp_path: Path
         export(ExportConfig(run=run, to=str(tmp_path / "m.safetensors")))
     with pytest.raises(UserError, match=r"unit 'b' keeps a frozenset as extra state"):
         trained(tmp_path / "other", "extra_object")
+
+
+def test_a_unit_that_must_see_values_could_not_be_described(tmp_path: Path) -> None:
+    """Its trial runs it for real; what the model holds was then asked of it once more, on meta."""
+    run = trained(tmp_path / "run", "by_values")
+    evaluate(EvaluateConfig(run=run))
+    assert pipelocal.load(run)(X).shape == (3, 10)
