@@ -59,7 +59,7 @@ def shrink_cifar_binary(monkeypatch: pytest.MonkeyPatch, name: str) -> cifar.Cif
 
     entry = DATASETS.get(name)
     variant = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}[name]
-    small = replace(variant, binary=replace(variant.binary, train_records=4, test_records=3))
+    small = replace(variant, records=(4, 3))
     monkeypatch.setitem(DATASETS._entries, name, replace(entry, load=small.load))
     return small
 

@@ -17,23 +17,22 @@ CIFAR10_TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
 
 def write_binary(name: str, folder: Path) -> dict[str, tuple[Bytes, Bytes]]:
     variant = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    form = variant.binary
     return {
         file: write_cifar_binary(
             folder,
             file,
-            records=3 if file == form.test_file else 4,
-            label_bytes=form.label_bytes,
+            records=3 if file == variant.test_file else 4,
+            label_bytes=variant.label_bytes,
             classes=variant.info.classes,
         )
-        for file in (*form.train_files, form.test_file)
+        for file in (*variant.train_files, variant.test_file)
     }
 
 
 def test_official_sizes_of_the_binary_files() -> None:
-    assert CIFAR10.binary.train_records * (CIFAR10.binary.label_bytes + 3072) == 30_730_000
-    assert CIFAR100.binary.train_records * (CIFAR100.binary.label_bytes + 3072) == 153_700_000
-    assert CIFAR100.binary.test_records * (CIFAR100.binary.label_bytes + 3072) == 30_740_000
+    assert CIFAR10.records[0] * (CIFAR10.label_bytes + 3072) == 30_730_000
+    assert CIFAR100.records[0] * (CIFAR100.label_bytes + 3072) == 153_700_000
+    assert CIFAR100.records[1] * (CIFAR100.label_bytes + 3072) == 30_740_000
 
 
 @pytest.mark.parametrize("folder", ["", "cifar-10-batches-bin"])
