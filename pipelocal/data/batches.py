@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipelocal.data.augment import random_crop_flip
-from pipelocal.data.dataset import ArrayDataset, is_image
+from pipelocal.data.dataset import ArrayDataset
 from pipelocal.errors import UserError
 from pipelocal.seeding import derive_seed
 
@@ -40,11 +40,9 @@ class BatchStream:
         seed: of the order and of the augmentation.
         drop_last: leave out the last training batch if it is smaller than ``batch_size``. The test
             set is always read whole.
-        augment: crop and flip the training samples; None does what the data set proposes.
 
     Raises:
-        UserError: ``batch_size`` is out of range, or ``augment`` is asked for samples that are no
-            images.
+        UserError: ``batch_size`` is out of range.
     """
 
     def __init__(
@@ -54,20 +52,12 @@ class BatchStream:
         batch_size: int,
         seed: int,
         drop_last: bool = False,
-        augment: bool | None = None,
     ) -> None:
         size = len(dataset.train_x)
         if not 1 <= batch_size <= size:
             raise UserError(
                 f"batch size {batch_size} for a training set of {size} samples: "
                 f"give a batch size from 1 to {size}"
-            )
-        self._augment = dataset.augment if augment is None else augment
-        if self._augment and not is_image(dataset.info.sample_shape):
-            raise UserError(
-                f"augmentation for samples of shape {dataset.info.sample_shape} of data set "
-                f"'{dataset.info.name}': crops and flips need (channels, height, width); "
-                f"turn it off"
             )
         self.dataset = dataset
         self._batch_size = batch_size
@@ -77,9 +67,6 @@ class BatchStream:
         """Number of batches that a whole epoch yields."""
         self.smallest_batch = rest if rest and not drop_last else batch_size
         """Rows of the smallest training batch."""
-        self.test_batches_per_pass = -(-len(dataset.test_x) // batch_size)
-        """Number of batches that :meth:`test` yields."""
-
         unit = 255.0 if dataset.train_x.dtype == torch.uint8 else 1.0
         # Tokens have neither; their batches do not come here.
         per_channel = (-1, *[1] * (len(dataset.info.sample_shape) - 1))
@@ -119,7 +106,7 @@ class BatchStream:
         def make(step: int) -> Batch:
             ids = order[step * self._batch_size : (step + 1) * self._batch_size].clone()
             x = samples[ids]
-            if self._augment:
+            if self.dataset.augment:
                 x = random_crop_flip(x, seed=derive_seed(self._seed, "augment", epoch, step))
             return Batch(self._ready(x), targets[ids].long(), ids)
 

@@ -61,7 +61,7 @@ class ArrayDataset:
         mean: per channel (first dimension of a sample), of the data scaled to [0, 1] if it is
             uint8, else of the data as it is; empty for tokens.
         std: per channel, in the same scale.
-        augment: the training part is meant to be augmented by default: random crop after zero
+        augment: the training part is augmented in batches: random crop after zero
             padding by 4 pixels, random horizontal flip.
 
     Raises:

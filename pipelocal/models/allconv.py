@@ -17,15 +17,14 @@ from functools import partial
 from torch import nn
 
 from pipelocal.models.chain import Chain, Shape, Unit
-from pipelocal.models.layers import PooledLinear
+from pipelocal.models.layers import PooledLinear, convolution
 
 WIDTHS = (32, 32, 64, 64, 64, 128, 128, 128)
 
 
 def _layer(inputs: int, outputs: int, *, stride: int) -> nn.Module:
     """``[B, I, H, W]`` to ``[B, O, H/stride, W/stride]``."""
-    conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    conv = convolution(inputs, outputs, stride=stride)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 

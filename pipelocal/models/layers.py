@@ -1,8 +1,15 @@
-"""Last layers of models, which also serve as heads: features in, logits out."""
+"""Layers that several models have; the last ones also serve as heads, features in and logits out."""
 
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
+
+
+def convolution(inputs: int, outputs: int, *, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    """For BatchNorm and ReLU behind it: ``[B, I, H, W]`` to ``[B, O, H/stride, W/stride]``, no bias."""
+    conv = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
 
 
 class PooledLinear(nn.Module):

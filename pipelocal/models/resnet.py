@@ -18,15 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelocal.models.chain import Chain, Shape, Unit
-from pipelocal.models.layers import PooledLinear
+from pipelocal.models.layers import PooledLinear, convolution
 
 WIDTHS = (16, 32, 64)
-
-
-def _convolution(inputs: int, outputs: int, *, size: int = 3, stride: int = 1) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv
 
 
 class Stem(nn.Module):
@@ -34,7 +28,7 @@ class Stem(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = _convolution(channels, WIDTHS[0])
+        self.conv = convolution(channels, WIDTHS[0])
         self.norm = nn.BatchNorm2d(WIDTHS[0])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,14 +40,14 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
         super().__init__()
-        self.conv1 = _convolution(inputs, outputs, stride=stride)
+        self.conv1 = convolution(inputs, outputs, stride=stride)
         self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = _convolution(outputs, outputs)
+        self.conv2 = convolution(outputs, outputs)
         self.norm2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(
-                _convolution(inputs, outputs, size=1, stride=stride), nn.BatchNorm2d(outputs)
+                convolution(inputs, outputs, size=1, stride=stride), nn.BatchNorm2d(outputs)
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, autograd, nn
@@ -72,16 +72,11 @@ class Profile:
 
     batch_size: int
     device: str
-    names: list[str]
     units: list[Cost]
     heads: list[Cost]
     """Of the head that would sit behind each unit; behind the last one the classifier."""
     input_bytes: int
     """Of a batch of samples."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain types."""
-        return asdict(self)
 
 
 class Meter(Protocol):
@@ -191,7 +186,6 @@ def profile_chain(
     return Profile(
         batch_size=batch_size,
         device=str(meter.device),
-        names=[unit.name for unit in chain.units],
         units=units,
         heads=heads,
         input_bytes=batch_size * prod(chain.input_shape) * chain.input_dtype.itemsize,

@@ -38,7 +38,6 @@ def model_of(units: list[Cost], heads: list[Cost] | None = None, *, reconcile: b
     profile = Profile(
         batch_size=1,
         device="cpu",
-        names=[f"u{i}" for i in range(len(units))],
         units=units,
         heads=heads or [NOTHING] * len(units),
         input_bytes=7,

@@ -38,7 +38,6 @@ def a_model(
     profile = Profile(
         batch_size=8,
         device="cpu",
-        names=[str(i) for i in range(len(units))],
         units=[a_cost(seconds) for seconds in units],
         heads=heads,
         input_bytes=1,
