@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, autograd, nn
 
-from pipelocal.errors import NotTwiceDifferentiable
+from pipelocal.errors import NotTwiceDifferentiable, UserError
 from pipelocal.models.chain import Chain, Shape, build_unit
 from pipelocal.models.in_place import disable_inplace
 from pipelocal.objective.local import cross_entropy
@@ -132,14 +132,16 @@ def profile_chain(
 
     Raises:
         NotTwiceDifferentiable: a unit or a head, as exact reconciliation wants it.
+        UserError: a unit or a head looks at values, on the meta device.
     """
     units: list[Cost] = []
     heads: list[Cost] = []
     seen: dict[object, Cost] = {}
+    on_meta = meter.device.type == "meta"
 
     def random(shape: Shape, dtype: torch.dtype) -> Tensor:
         whole = (batch_size, *shape)
-        if meter.device.type == "meta":
+        if on_meta:
             return torch.empty(whole, dtype=dtype, device="meta")
         generator = torch.Generator().manual_seed(seed)
         if dtype.is_floating_point:
@@ -153,22 +155,27 @@ def profile_chain(
         target: Tensor | None,
         reconcile: bool,
     ) -> Cost:
-        with torch.device("meta") if meter.device.type == "meta" else nullcontext():
-            module = build().to(meter.device).train()
-        disable_inplace(module)  # as a stage does
-        # Most networks repeat themselves: modules of the same make and input cost the same.
-        key = (_make(module), tuple(x.shape), target is None, reconcile)
-        if key not in seen:
-            try:
+        try:
+            with torch.device("meta") if on_meta else nullcontext():
+                module = build().to(meter.device).train()
+            disable_inplace(module)  # as a stage does
+            # Most networks repeat themselves: modules of the same make and input cost the same.
+            key = (_make(module), tuple(x.shape), target is None, reconcile)
+            if key not in seen:
                 seen[key] = _cost(meter, optimizer, module, x, target, reconcile)
-            except RuntimeError as error:
-                if not reconcile or "derivative" not in str(error):
-                    raise
-                raise NotTwiceDifferentiable(
-                    f"{name} cannot be differentiated twice, as exact reconciliation wants it "
-                    f"({error}): choose --reconcile first-order"
+            return seen[key]
+        except RuntimeError as error:
+            if on_meta and "meta" in str(error):
+                raise UserError(
+                    f"{name} looks at values, of which --device meta has none ({error}): plan with "
+                    f"--device cpu"
                 ) from error
-        return seen[key]
+            if not reconcile or "derivative" not in str(error):
+                raise
+            raise NotTwiceDifferentiable(
+                f"{name} cannot be differentiated twice, as exact reconciliation wants it "
+                f"({error}): choose --reconcile first-order"
+            ) from error
 
     before, dtype = chain.input_shape, chain.input_dtype
     target = random(target_shape, torch.int64)

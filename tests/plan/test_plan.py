@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelocal import cli
+from tests.bugs import stateful_models
 from tests.launching import run_ranks
 
 
@@ -120,6 +121,15 @@ def test_a_model_that_cannot_reconcile_is_planned_without(
     said = capsys.readouterr().out
     assert "planned for --objective greedy: unit 'block1' cannot be differentiated twice" in said
     assert "the bottleneck" in said
+
+
+def test_a_unit_that_looks_at_values_wants_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    model = f"{stateful_models.__name__}:by_values"
+    arguments = ["plan", "--model", model, "--stages", "2", "--objective", "greedy"]
+    arguments += ["--input-shape", "1,8,8", "--classes", "10", "--device"]
+    assert cli.run([*arguments, "meta"]) == cli.USER_ERROR
+    assert "unit 'a' looks at values, of which --device meta has none" in capsys.readouterr().err
+    assert cli.run([*arguments, "cpu"]) == 0
 
 
 META = ["plan", "--model", "resnet20", "--device", "meta", "--objective", "greedy"]
