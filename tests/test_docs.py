@@ -81,11 +81,12 @@ def test_what_can_be_done_with_a_run(tmp_path: Path) -> None:
 
 
 def test_own_model_head_distance_and_data_set(tmp_path: Path) -> None:
-    """The blocks of the guide, put together, are a program with pipelocal's own command line."""
+    """The blocks of the guide, put together, are a file that the command line takes."""
     (tmp_path / "mine.py").write_text("\n".join(python_blocks("extending.md")))
-    options = "--model tiny --data stripes --head hidden --distance manhattan --max-steps 6"
+    options = "--model mine.py:tiny --data mine.py:stripes --head mine.py:Hidden --max-steps 6"
+    options += " --distance mine.py:manhattan"
     done = subprocess.run(
-        [sys.executable, "mine.py", "train", *options.split(), "--plain", "--out", "run"],
+        [sys.executable, "-m", "pipelocal", "train", *options.split(), "--plain", "--out", "run"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -237,6 +237,9 @@ def test_ranks_and_one_process_alike_and_what_is_done_with_the_run(
     assert torch.equal(pipelocal.load(run)(x), logits[-1])
     torch.testing.assert_close(torch.export.load("m.pt2").module()(x)[0], logits[0])
     assert err == capsys.readouterr().err == ""
+    more = ["train", "--resume", run, "--epochs", "2", "--max-steps", "4", "--out", "more"]
+    assert cli.run([*more, "--plain"]) == 0
+    assert RunFolder("more").config().head == f"{moved}/parts.py:Head"
     assert _imports(moved / "parts.py") == 4
 
 
@@ -388,14 +391,15 @@ def test_a_description_of_an_earlier_version(own: Path) -> None:
 
 
 def test_ranks_with_files_of_their_own(own: Path) -> None:
-    """Each its copy, alike; that of the last stage has no head, and needs none of its file."""
+    """Each its copy, alike; one needs no head's file for the last stage, and none of a partitioner."""
     own.with_name("head.py").write_text(OWN)
     copy = own.parent / "copy"
     copy.mkdir()
     for name in ("parts.py", "beside.py"):
         (copy / name).write_text(own.with_name(name).read_text())
-    ours = [*SHORT, "--head", "head.py:Head", *_given(["distance"])]
-    theirs = [*SHORT, "--head", "copy/head.py:Head", *_given(["distance"], "copy/parts.py")]
+    ours = [*SHORT, *_given(["head", "balance"], "head.py"), *_given(["distance"])]
+    theirs = [*SHORT, *_given(["head", "balance"], "copy/head.py")]
+    theirs += _given(["distance"], "copy/parts.py")
     ends = ["--stages", "2", "--plain", "--out", "run"]
 
     ranks = launch(own.parent / "r1", [["train", *o, *ends] for o in (ours, theirs)], 2)

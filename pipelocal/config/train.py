@@ -12,13 +12,15 @@ from pipelocal.system.quantities import parse_weights
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a model in gradient-isolated stages, on one process or, under torchrun, on many ranks."""
+    """Train a model in gradient-isolated stages, on one process or, under torchrun, on many ranks.
+
+    Wherever a name is taken, file.py:thing and package.module:thing of your own are taken too.
+    """
 
     model: str = "resnet8"
     """Model: mlp; allconv; resnet8, 20, 32 or 110; torchvision's resnet18, 50, 101 or 152, vgg11_bn,
-    vgg16_bn, vit_b_16, convnext_tiny, swin_t; vit_small; gpt, gpt-math, lstm, gru; or your own as
-    package.module:function or file.py:function, called with the sample shape and the number of
-    classes."""
+    vgg16_bn, vit_b_16, convnext_tiny, swin_t; vit_small; gpt, gpt-math, lstm, gru; or your own, called
+    with the sample shape and the number of classes."""
     data: str = "digits"
     """Data set: digits (comes with scikit-learn); fashion-mnist, cifar10, cifar100 (read from
     --data-root); text (bytes in sequences of 128; text16 to text1024 for other lengths), or
@@ -51,8 +53,7 @@ class TrainConfig:
     as block2,block5, or the number of units of every stage, such as 2,3,4. Overrides --stages."""
     balance: str = "count"
     """Where to cut without --cut: count (equal numbers of units), time (measured at the start, so that
-    the slowest stage is as fast as it can be), memory (so that the largest stage is as small), or a
-    registered partitioner of your own."""
+    the slowest stage is as fast as it can be), or memory (so that the largest stage is as small)."""
     memory_limit: str | None = None
     """With --balance time or memory: most that a stage may need, such as 16GiB."""
     device_speeds: str | None = None

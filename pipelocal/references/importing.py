@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import importlib.util
 import sys
@@ -25,8 +24,8 @@ _PIPELOCAL = Path(__file__).parents[1]
 _FORMS = "package.module:function or file.py:function"
 _folders: set[str] = set()
 """Where files were imported from; modules that lie there are the user's too."""
-_files: dict[Path, tuple[str, ModuleType]] = {}
-"""The files that were imported, with what they held."""
+_files: dict[Path, tuple[bytes, ModuleType]] = {}
+"""The files that were imported: their text then, and what it made."""
 
 
 def imported(name: str, what: str) -> object:
@@ -132,10 +131,10 @@ def _module(named: str, place: str) -> ModuleType:
 
 def _from_file(named: str, path: Path) -> ModuleType:
     try:
-        found = path.is_file()
+        text = path.read_bytes() if path.is_file() else None
     except OSError as error:
         raise UserError(f"{named} cannot be imported: {error.strerror or error}") from error
-    if not found:
+    if text is None:
         raise UserError(
             f"{named} cannot be imported: there is no Python file at {path}: give {_FORMS}"
         )
@@ -144,8 +143,7 @@ def _from_file(named: str, path: Path) -> ModuleType:
     if Path(getattr(main, "__file__", None) or "").resolve() == path:
         return main  # a second import would do, and register, everything again
     _look_first_in(path.parent)
-    content = hashlib.sha256(path.read_bytes()).hexdigest()
-    if path in _files and _files[path][0] == content:
+    if path in _files and _files[path][0] == text:
         return _files[path][1]
     spec = importlib.util.spec_from_file_location(_free_name(path), path)
     assert spec is not None, "the name ends in .py"
@@ -157,7 +155,7 @@ def _from_file(named: str, path: Path) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
         raise _failed(named, error) from error
-    _files[path] = content, module
+    _files[path] = text, module
     return module
 
 

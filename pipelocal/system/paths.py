@@ -23,8 +23,8 @@ OPTIONS = {
     "run": "RUN",
     "to": "--to",
 }
-"""What names a file or a folder, by its field; a model and where to resume need not. So may a name of any
-kind that has a colon, ``file.py:thing``."""
+"""What names a file or a folder, by its field; a model and where to resume need not. So does every
+``file.py:thing``."""
 
 
 def with_home(options: Options) -> Options:
@@ -42,7 +42,7 @@ def with_home(options: Options) -> Options:
             if not value.strip():
                 raise UserError(f"{OPTIONS[field.name]} '{value}' is blank: give a path")
             changed[field.name] = home_expanded(value)
-        elif isinstance(value, str) and ":" in value:
+        elif isinstance(value, str) and ".py:" in value:
             changed[field.name] = home_expanded(value)
     return replace(options, **changed)
 
