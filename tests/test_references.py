@@ -191,14 +191,20 @@ def test_each_kind(own: Path, option: str) -> None:
     assert (option in kept and kept[option].file == str(own)) == (option != "balance")
 
 
-def test_a_module_and_a_loader_alone(own: Path) -> None:
-    """A loader's sample shape is known when it has loaded; whatever it draws is the run's own."""
+def test_a_module(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by the console script, which has not the current folder on its path."""
     name = f"parts_{abs(hash(str(own)))}"
     own.rename(own.with_name(f"{name}.py"))
-    options = [*SHORT, "--head", f"{name}:Head", "--data", f"{name}:load"]
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    run = train_alone([*SHORT, "--head", f"{name}:Head"], own.parent / "run")
+    assert RunFolder(run).description().references["head"].code is not None
+
+
+def test_a_loader_alone(own: Path) -> None:
+    """Its sample shape is known when it has loaded; whatever it draws is the run's own."""
+    options = [*SHORT, "--data", "parts.py:load"]
     runs = [train_alone(options, own.parent / out) for out in ("one", "other")]
     assert_same_bits(*runs)
-    assert RunFolder(runs[0]).description().references["head"].code is not None
     assert cli.run(["evaluate", str(runs[0])]) == 0
 
 
