@@ -34,8 +34,8 @@ from rich.table import Table
 
 from pipelocal.config import TrainConfig
 from pipelocal.config.checks import validate
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.errors import PipelocalError
-from pipelocal.run.blueprint import Blueprint
 from pipelocal.system.strict_json import to_json
 
 POLL_S = 0.1
@@ -263,7 +263,7 @@ def train_each(
     """
     for config in configs:
         validate(config)
-        Blueprint.draw(config)
+        blueprint_of(config)
     waiting = list(range(len(configs)))
     with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch, _processes() as busy:
         while waiting or busy:

@@ -1,27 +1,64 @@
 """Pipeline-parallel training without a global backward pass.
 
-The parts that a program uses are these; the command line is in :mod:`pipelocal.cli`, and the
-registries that take a user's own parts are ``MODELS``, ``PARTITIONERS``, ``HEADS``, ``DISTANCES``,
-``OBJECTIVES`` and ``DATASETS``.
+From Python::
+
+    pipe = pipelocal.Pipeline(net, stages=4, objective=pipelocal.SGR(every=8))
+    pipe.fit(train_loader, test_loader, epochs=20)
+
+The command line is in :mod:`pipelocal.cli`. Wherever it takes a name, it takes ``file.py:thing`` as well.
 """
 
 from importlib.metadata import version
 
+from pipelocal import tasks
+from pipelocal.api import Pipeline
 from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig
+from pipelocal.config.training import train
 from pipelocal.data import DATASETS
 from pipelocal.errors import DataError, PipelocalError, StageError, UserError
+from pipelocal.heads import HEADS
 from pipelocal.models import MODELS, Chain, Unit
-from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES
+from pipelocal.objective import (
+    DISTANCES,
+    OBJECTIVES,
+    SGR,
+    BackPropagation,
+    Greedy,
+    LocalPass,
+    Objective,
+    Place,
+)
 from pipelocal.partition.partitioners import PARTITIONERS, PartitionRequest
+from pipelocal.pipeline.callbacks import BatchEnd, Callback, EpochEnd, EvaluationEnd
 from pipelocal.results.early_exit import HeadedNetwork, Prediction, load, load_with_heads
 from pipelocal.results.evaluate import evaluate, plain_state_dict
-from pipelocal.run.train import train
+from pipelocal.stage.decay_groups import decay_groups
 from pipelocal.stage.stage import Stage, StepResult
 
 __version__ = version("pipelocal")
 
 __all__ = [
-    # commands
+    # training from Python
+    "Pipeline",
+    "Chain",
+    "Unit",
+    "tasks",
+    "Greedy",
+    "SGR",
+    "BackPropagation",
+    "decay_groups",
+    "Callback",
+    "BatchEnd",
+    "EpochEnd",
+    "EvaluationEnd",
+    # parts of one's own
+    "LocalPass",
+    "Objective",
+    "Place",
+    "PartitionRequest",
+    "Stage",
+    "StepResult",
+    # runs and their folders
     "train",
     "evaluate",
     "plain_state_dict",
@@ -32,12 +69,6 @@ __all__ = [
     "TrainConfig",
     "EvaluateConfig",
     "ExportConfig",
-    # parts
-    "Chain",
-    "Unit",
-    "PartitionRequest",
-    "Stage",
-    "StepResult",
     # registries
     "DATASETS",
     "DISTANCES",

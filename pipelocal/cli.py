@@ -76,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run a command; its exit code, with one line on standard error if it is not 0."""
+    if arguments == ["--version"]:
+        say_version()
+        return 0
     try:
         try:
             command = parse(arguments, options_of=_options_of, quiet=not speaks_for_node())
@@ -119,6 +122,15 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+def say_version() -> None:
+    """Print the version of pipelocal, and of what computes."""
+    from pipelocal.checkpoint.description import versions
+
+    found = versions()
+    rest = ", ".join(f"{name} {version}" for name, version in found.items() if name != "pipelocal")
+    print(f"pipelocal {found['pipelocal']} ({rest})")
+
+
 def _tell_unreadable(arguments: list[str]) -> None:
     """Have ranks on other nodes, whose options may be others, not wait for one that is not to come."""
     if arguments[:1] not in (["train"], ["doctor"]) or not has_other_nodes():
@@ -133,14 +145,14 @@ def _tell_unreadable(arguments: list[str]) -> None:
 
 
 def _options_of(run: str) -> TrainConfig:
-    from pipelocal.checkpoint.run_folder import options_to_go_on_with
+    from pipelocal.config.saved import options_to_go_on_with
 
     return options_to_go_on_with(run)
 
 
 def _dispatch(command: AnyConfig) -> None:
     if isinstance(command, TrainConfig):
-        from pipelocal.run.train import train
+        from pipelocal.config.training import train
 
         train(command)
         return

@@ -7,9 +7,27 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from pipelocal.errors import UserError
-from pipelocal.references import imported, is_reference
+from pipelocal.references import imported, is_reference, users_code
 
 T = TypeVar("T")
+
+
+class _Later:
+    """A function of the user's own that is not imported yet."""
+
+    def __init__(self, get: Callable[[], Any], kind: str, name: str) -> None:
+        self._get = get
+        self._kind = kind
+        self.__qualname__ = name
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._get())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        thing = self._get()
+        with users_code(self._kind, self.__qualname__):
+            return thing(*args, **kwargs)
 
 
 class Registry(Generic[T]):
@@ -21,9 +39,10 @@ class Registry(Generic[T]):
         kind: the noun for error messages, such as ``"model"``.
         takes: what the things are called with, such as ``"input_shape, classes"``; a reference to what
             cannot be called so is refused. With ``=`` behind it, it is given by name, to what asks for it.
+            None where they need not be called.
     """
 
-    def __init__(self, kind: str, *, takes: str = "") -> None:
+    def __init__(self, kind: str, *, takes: str | None = "") -> None:
         self.kind = kind
         self._takes = takes
         self._entries: dict[str, T] = {}
@@ -51,6 +70,16 @@ class Registry(Generic[T]):
             return self._entries[name]
         return self._fitting(name, imported(name, self.kind))
 
+    def later(self, name: str) -> T:
+        """As :meth:`get`, but a reference is imported when it is first called.
+
+        What its call raises is told as an error of the user's own code.
+        """
+        if name in self._entries:
+            return self._entries[name]
+        self.check(name)
+        return cast(T, _Later(lambda: self.get(name), self.kind, name))
+
     def check(self, name: str) -> None:
         """A :class:`UserError` if ``name`` can be neither; imports nothing and reads no file."""
         if name in self._entries or is_reference(name):
@@ -71,6 +100,8 @@ class Registry(Generic[T]):
         Raises:
             UserError: it is of another kind.
         """
+        if self._takes is None:
+            return cast(T, thing)
         given = [each for each in self._takes.split(", ") if each]
         wanted = f"give one that takes ({', '.join(each for each in given if '=' not in each)})"
         if not callable(thing):
@@ -88,6 +119,11 @@ class Registry(Generic[T]):
             taken = ", ".join(signature.parameters)
             raise UserError(f"{self.kind} '{name}' takes ({taken}): {wanted}") from error
         return cast(T, thing)
+
+    def name_of(self, entry: object) -> str:
+        """The name of an entry, or what something of a user's own calls itself."""
+        own = (name for name, known in self._entries.items() if known is entry)
+        return next(own, getattr(entry, "__qualname__", type(entry).__qualname__))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

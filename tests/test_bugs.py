@@ -18,6 +18,9 @@ from pipelocal.checkpoint.description import Description, ModelDescription
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import ExportConfig, TrainConfig
 from pipelocal.config.checks import validate
+from pipelocal.config.resolve import blueprint_of, spec_of, text_of
+from pipelocal.config.saved import options_of
+from pipelocal.config.training import train
 from pipelocal.doctor.links import bits_per_s
 from pipelocal.errors import StageError, Terminated, UserError
 from pipelocal.models import Chain, build_chain
@@ -28,8 +31,7 @@ from pipelocal.pipeline.worker import Worker, run_stream
 from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.world import World
 from pipelocal.results.export import export
-from pipelocal.run.blueprint import Blueprint
-from pipelocal.run.train import train
+from pipelocal.run.choose_folder import choose_folder
 from pipelocal.stage.stage import Stage
 from pipelocal.transport.contract import edge_contract
 from pipelocal.transport.header import Header, Kind
@@ -175,7 +177,7 @@ def test_an_evaluation_of_nothing_divided_by_zero() -> None:
     evaluation held no batch; it now reports None, as for every other mean over nothing.
     """
     config = TrainConfig(model="mlp", stages=1)
-    stage = Blueprint.draw(config).build_stage(1, config, device=torch.device("cpu"), total_steps=1)
+    stage = blueprint_of(config).build_stage(1, device=torch.device("cpu"), total_steps=1)
     edge = InProcessEdge(
         edge_contract(source=0, feature_shape=(1,), target_shape=(), classes=10, max_rows=1)
     )
@@ -220,7 +222,7 @@ def test_being_terminated_passed_for_a_fault_of_the_model(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(nn.Linear, "forward", terminated)
     with pytest.raises(Terminated):
-        Blueprint.draw(TrainConfig(model="mlp"))
+        blueprint_of(TrainConfig(model="mlp"))
 
 
 def test_exports_of_equal_models_were_unequal_files(tmp_path: Path) -> None:
@@ -275,10 +277,10 @@ def of_nothing() -> Description:
 def test_two_runs_that_started_at_once_shared_a_folder(tmp_path: Path) -> None:
     """The folder was looked at early and made later, with ``exist_ok``."""
     config = TrainConfig(out=str(tmp_path / "run"))
-    one, other = (RunFolder.choose(config, of_nothing().model) for _ in range(2))
-    one.begin(config, of_nothing())
+    one, other = (choose_folder(spec_of(config), of_nothing().model) for _ in range(2))
+    one.begin(text_of(config), of_nothing())
     with pytest.raises(UserError, match="another run has just taken it"):
-        other.begin(config, of_nothing())
+        other.begin(text_of(config), of_nothing())
 
 
 def test_a_rank_that_cannot_look_was_not_ended_when_its_neighbour_was_lost(
@@ -303,7 +305,7 @@ def test_options_beyond_ascii_could_not_be_read_again(tmp_path: Path) -> None:
     """JSON writes characters beyond 16 bits as two escapes, which TOML does not allow."""
     out = tmp_path / "ü😀"
     train(TrainConfig(model="mlp", max_steps=1, plain=True, out=str(out)))
-    assert RunFolder.open(str(out)).config().out == str(out)
+    assert options_of(RunFolder.open(str(out))).out == str(out)
     with pytest.raises(UserError, match="give text without line breaks"):
         validate(TrainConfig(out="bad\udcff"))
 

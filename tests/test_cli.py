@@ -14,7 +14,8 @@ import torch
 from pipelocal import cli
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.checkpoint.snapshot import load_stage
-from pipelocal.run.blueprint import Blueprint
+from pipelocal.config.resolve import blueprint_of
+from pipelocal.config.saved import options_of
 from tests.launching import launch, torchrun
 
 MODELS = Path(__file__).parent / "models_for_tests.py"
@@ -90,8 +91,8 @@ def test_export_loads_into_the_uncut_model(finished_run: Path, tmp_path: Path) -
     file = tmp_path / "model.pt"
     assert cli.run(["export", str(finished_run), "--to", str(file)]) == 0
     state = torch.load(file, weights_only=True)
-    config = RunFolder.open(str(finished_run)).config()
-    model = Blueprint.draw(config).chain.build_whole(seed=0)
+    config = options_of(RunFolder.open(str(finished_run)))
+    model = blueprint_of(config).chain.build_whole(seed=0)
     model.load_state_dict(state)  # strict: neither a head too many nor a layer too few
     trained = load_stage(finished_run / "stages", 3)["head"]["weight"]
     assert torch.equal(model.state_dict()["classifier.weight"], trained)
@@ -153,7 +154,7 @@ BAD_OPTIONS = {
     ),
     "momentum of one": (["--momentum", "1"], "--momentum 1.0"),
     "unknown edge": (["--edge", "smoke"], "--edge smoke: choose one of auto, device, host"),
-    "unknown device": (["--device", "tpu"], "--device tpu: choose auto, cpu or cuda"),
+    "unknown device": (["--device", "tpu"], "--device tpu: choose one of auto, cpu, cuda"),
     "no data root": (["--data", "cifar10"], "--data-root"),
     "no data there": (["--data", "fashion-mnist", "--data-root", "/nowhere"], "/nowhere"),
     "no such file": (["--model", "none.py:f"], "'none.py:f' cannot be imported.*none.py"),

@@ -12,12 +12,12 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "pipelocal"
 
 LAYERS = (
-    *("errors", "seeding", "system", "references", "registry"),
+    *("errors", "options", "seeding", "system", "references", "registry"),
     *("ranks", "telemetry", "transport"),
-    *("models", "data", "heads", "objective", "partition"),
+    *("models", "data", "tasks", "heads", "objective", "partition"),
     *("stage", "closed_form", "replicas"),
-    *("config", "checkpoint", "pipeline", "run"),
-    *("results", "plan", "doctor"),
+    *("checkpoint", "pipeline", "run", "api"),
+    *("config", "results", "plan", "doctor"),
     *("cli", "__init__", "__main__"),
 )
 """Packages, and modules directly in ``pipelocal``, from the ground floor up."""

@@ -17,8 +17,8 @@ import pytest
 from pipelocal import cli
 from pipelocal.checkpoint.snapshot import SnapshotFolder
 from pipelocal.config import TrainConfig
+from pipelocal.config.training import train
 from pipelocal.ranks.world import World
-from pipelocal.run.train import train
 from tests.launching import PATIENCE_S, until
 
 PIPELOCAL = [sys.executable, "-m", "pipelocal"]

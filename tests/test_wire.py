@@ -12,7 +12,7 @@ import torch
 
 from pipelocal import cli
 from pipelocal.config import TrainConfig
-from pipelocal.run.blueprint import Blueprint
+from pipelocal.config.resolve import blueprint_of
 from tests.launching import launch, run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 
@@ -127,4 +127,4 @@ def test_a_unit_that_makes_integers_is_refused_at_the_start(tmp_path: Path) -> N
     )
     config = TrainConfig(model=f"{tmp_path / 'mine.py'}:steps", stages=2)
     with pytest.raises(ValueError, match=r"unit '0' makes torch.int64: edges carry float32"):
-        Blueprint.draw(config)
+        blueprint_of(config)

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.communication import over_link
 from benchmarks.communication.over_link import Hosts
 from pipelocal.config import TrainConfig
-from pipelocal.run.blueprint import Blueprint
+from pipelocal.config.resolve import blueprint_of
 
 PEER = str(Path(__file__).parents[1] / "throughput" / "peer.py")
 LOG_EVERY = 8
@@ -35,7 +35,7 @@ class Work:
     @property
     def x_bytes(self) -> int:
         """Of the first stage's output, for one batch in float32."""
-        blueprint = Blueprint.draw(
+        blueprint = blueprint_of(
             TrainConfig(model=self.model, data=self.data, cut=self.cut, objective="greedy")
         )
         return 4 * self.batch_size * math.prod(blueprint.output_shape(1))

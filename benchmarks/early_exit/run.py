@@ -28,11 +28,11 @@ import pipelocal
 from benchmarks import common
 from benchmarks.common import Target
 from pipelocal.config import TrainConfig
+from pipelocal.config.training import train
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.ranks.host import set_up_host
 from pipelocal.results.early_exit import HeadedNetwork
-from pipelocal.run.train import train
 
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.01)
 """The last one is never reached: every sample goes to the last head."""

@@ -23,9 +23,10 @@ from benchmarks import common
 from benchmarks.common import Target
 from benchmarks.memory.trial import ACCUMULATED, LOG_EVERY, PLAIN
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of, cut_of
 from pipelocal.partition import to_text
 from pipelocal.partition.analysed import Roofline
-from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.costs import cost_model, partitioned
 
 HERE = Path(__file__).parent
 RANKS = 4
@@ -94,9 +95,14 @@ def on_one_device(cuts: dict[int, str], *, quick: bool) -> dict[str, list[str]]:
 def memory_cut(model: str, stages: int) -> str:
     """As ``--balance memory`` cuts, found on the meta device: the same on every machine."""
     config = TrainConfig(model=model, data="synthetic", stages=stages, balance="memory")
-    blueprint = Blueprint.draw(config)
+    blueprint = blueprint_of(config)
     meter = Roofline(flops=1e13, memory_bytes_per_s=1e12)
-    cut = blueprint.partitioned(config, lambda: blueprint.cost_model(config, meter))
+    cut = partitioned(
+        blueprint,
+        cut_of(config),
+        config,
+        lambda: cost_model(blueprint, config, meter, batch_size=config.batch_size),
+    )
     return to_text(cut.chain, cut.cuts)
 
 

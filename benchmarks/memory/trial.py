@@ -29,13 +29,14 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.live_bytes import LiveBytes
 from benchmarks.throughput.peer import pipeline_step, random_batch, sgd
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
+from pipelocal.config.training import train
 from pipelocal.data import DATASETS, ArrayDataset, DataInfo, DatasetEntry
-from pipelocal.objective.local import cross_entropy
 from pipelocal.ranks.host import set_up_host
 from pipelocal.run.assembly import Assembly
 from pipelocal.run.blueprint import Blueprint
-from pipelocal.run.train import train
 from pipelocal.system.strict_json import to_json
+from pipelocal.tasks.classification import cross_entropy
 from pipelocal.transport.window import ring_slots
 
 ACCUMULATED = 4
@@ -129,7 +130,7 @@ def run(method: str, config: TrainConfig, micro_batches: int, found: list[float]
     pipeline = method not in PLAIN
     if pipeline:
         dist.init_process_group("gloo")
-    blueprint = Blueprint.draw(config)
+    blueprint = blueprint_of(config)
     x, target = random_batch(blueprint, config.batch_size)
     step = (
         pipeline_step(blueprint, method, micro_batches, x, target)
@@ -190,8 +191,14 @@ def ring_bytes(config: TrainConfig) -> int:
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if rank == 0 or ranks == 1:
         return 0
-    blueprint = Blueprint.draw(config)
-    assembly = Assembly(config, blueprint, torch.device("cpu"), report=lambda _record: None)
+    blueprint = blueprint_of(config)
+    assembly = Assembly(
+        config,
+        blueprint,
+        torch.device("cpu"),
+        batch_size=config.batch_size,
+        report=lambda _record: None,
+    )
     first = rank * blueprint.stages // ranks
     rows = sum(message.bytes_per_row for message in assembly.contract(first).messages)
     return ring_slots(config.window) * config.batch_size * rows

@@ -23,10 +23,12 @@ import torch
 from benchmarks import common
 from benchmarks.common import Target
 from pipelocal.config import PlanConfig, TrainConfig
+from pipelocal.config.resolve import blueprint_of, cut_of
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.plan.plan import planned_input, predict
 from pipelocal.ranks.host import set_up_host
 from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.costs import cost_model, partitioned
 
 HEAVY = f"{Path(__file__).with_name('models.py')}:one_heavy_unit"
 PREDICTED = ("resnet50", "vit_b_16", "gpt")
@@ -71,11 +73,10 @@ def predict_and_measure(model: str, objective: str, repeats: int) -> Row:
     """Predicted and measured seconds of every stage of the planner's own cut."""
     config = PlanConfig(model=model, objective=objective, batch_size=4, device="cpu")
     train_config = config.train_config()
-    blueprint = Blueprint.draw(train_config, info=planned_input(config))
-    costs = blueprint.cost_model(
-        train_config, Stopwatch(device=torch.device("cpu"), repeats=config.repeats)
-    )
-    blueprint = blueprint.partitioned(train_config, lambda: costs)
+    blueprint = blueprint_of(train_config, info=planned_input(config))
+    stopwatch = Stopwatch(device=torch.device("cpu"), repeats=config.repeats)
+    costs = cost_model(blueprint, train_config, stopwatch, batch_size=config.batch_size)
+    blueprint = partitioned(blueprint, cut_of(train_config), train_config, lambda: costs)
     plan = predict(blueprint, costs, config, [1.0] * blueprint.stages)
     measured = [
         measure_stage(blueprint, train_config, number + 1, repeats)
@@ -99,14 +100,12 @@ def predict_and_measure(model: str, objective: str, repeats: int) -> Row:
 
 def measure_stage(blueprint: Blueprint, config: TrainConfig, number: int, repeats: int) -> float:
     """Median seconds of a training step of one stage, alone."""
-    stage = blueprint.build_stage(
-        number, config, device=torch.device("cpu"), total_steps=repeats + 1
-    )
+    stage = blueprint.build_stage(number, device=torch.device("cpu"), total_steps=repeats + 1)
     shape = (config.batch_size, *blueprint.output_shape(number - 1))
     dtype = blueprint.chain.input_dtype if number == 1 else torch.float32
     x = torch.randn(shape) if dtype.is_floating_point else torch.randint(9, shape, dtype=dtype)
     delta = torch.randn(shape) / config.batch_size if stage.wants_delta else None
-    target = torch.randint(blueprint.chain.classes, (config.batch_size, *blueprint.target_shape))
+    target = torch.randint(blueprint.classes, (config.batch_size, *blueprint.target_shape))
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()

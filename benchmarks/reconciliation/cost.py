@@ -14,9 +14,9 @@ import torch
 from benchmarks.live_bytes import LiveBytes
 from benchmarks.reconciliation.forms import FORMS
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.data import DataInfo
 from pipelocal.ranks.host import set_up_host
-from pipelocal.run.blueprint import Blueprint
 from pipelocal.stage.memory import resident_bytes
 
 
@@ -63,9 +63,9 @@ class Trial:
     def __init__(self, form: str, model: str, rows: int = 64) -> None:
         info = DataInfo(name="cost", sample_shape=(3, 32, 32), classes=10)
         own = TrainConfig(**{"model": model, "stages": 4, **FORMS[form]})
-        blueprint = Blueprint.draw(own, info=info)
+        blueprint = blueprint_of(own, info=info)
         self.every = own.reconcile_every
-        self.stage = blueprint.build_stage(2, own, device=torch.device("cpu"), total_steps=1000)
+        self.stage = blueprint.build_stage(2, device=torch.device("cpu"), total_steps=1000)
         self.x = torch.randn(rows, *blueprint.output_shape(1))
         self.target = torch.randint(10, (rows,))
         self.delta = torch.randn(self.x.shape) / rows

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.objective.delta_encoding import SUMMARIES, Summary
 from pipelocal.ranks.host import set_up_host
-from pipelocal.run.blueprint import Blueprint
 from pipelocal.seeding import derive_seed
 
 MODEL, STAGES, ROWS = "resnet20", 4, 64
@@ -50,10 +50,10 @@ def compare_summaries(*, steps: int) -> list[dict[str, Any]]:
 def gradients_at_edges(head: str, steps: int) -> list[PAIR]:
     """eta and delta of one batch at each edge, per sample ``[B, ...]``."""
     config = TrainConfig(model=MODEL, stages=STAGES, head=head, objective="greedy", batch_size=ROWS)
-    blueprint = Blueprint.draw(config)
+    blueprint = blueprint_of(config)
     device = torch.device("cpu")
     stages = [
-        blueprint.build_stage(number, config, device=device, total_steps=steps + 1)
+        blueprint.build_stage(number, device=device, total_steps=steps + 1)
         for number in range(1, STAGES + 1)
     ]
     data = load_dataset(config.data, root=None, seed=0)

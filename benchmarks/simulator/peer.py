@@ -22,8 +22,8 @@ from torch import nn
 from torch.distributed import pipelining
 
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.ranks.host import set_up_host
-from pipelocal.run.blueprint import Blueprint
 
 NOT_COUNTED = 2
 """First steps, which pay for what is done once."""
@@ -42,7 +42,7 @@ def main() -> None:
     set_up_host(1)
     dist.init_process_group("gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    blueprint = Blueprint.draw(
+    blueprint = blueprint_of(
         TrainConfig(model=options.model, data="synthetic", cut=options.cut, objective="greedy")
     )
     chain, cut = blueprint.chain, blueprint.cuts[rank]
@@ -52,7 +52,7 @@ def main() -> None:
     stage = pipelining.PipelineStage(module, rank, ranks, torch.device("cpu"))
     schedule = make_schedule(options.schedule, stage, options.micro_batches)
     x = torch.randn(options.batch_size, *chain.input_shape)
-    target = torch.randint(chain.classes, (options.batch_size,))
+    target = torch.randint(blueprint.classes, (options.batch_size,))
     seconds = []
     for _ in range(options.steps):
         started = time.perf_counter()

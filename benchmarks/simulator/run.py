@@ -28,11 +28,12 @@ from benchmarks import common
 from benchmarks.common import Target
 from benchmarks.simulator.models import BATCH
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.plan.simulate.forecast import Scenario, forecast
 from pipelocal.plan.simulate.job import LinkSpeed
 from pipelocal.ranks.host import set_up_host
-from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.costs import cost_model
 
 HERE = Path(__file__).parent
 SLEEPERS = f"{HERE / 'models.py'}:sleepers"
@@ -99,13 +100,15 @@ def compare(
     rows = []
     for objective in ("greedy", "sgr"):
         own = replace(config, objective=objective)
-        blueprint = Blueprint.draw(own)
+        blueprint = blueprint_of(own)
         stopwatch = Stopwatch(device=torch.device("cpu"), repeats=5)
-        costs = blueprint.cost_model(own, stopwatch)
-        part = replace(own, batch_size=own.batch_size // MICRO_BATCHES)
+        costs, micro = (
+            cost_model(blueprint, own, stopwatch, batch_size=rows)
+            for rows in (own.batch_size, own.batch_size // MICRO_BATCHES)
+        )
         scenario = Scenario(
             model=costs,
-            micro=blueprint.cost_model(part, stopwatch),
+            micro=micro,
             ranks=ranks,
             link=link,
             micro_batches=MICRO_BATCHES,

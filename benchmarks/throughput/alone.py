@@ -20,8 +20,8 @@ import torch
 
 from benchmarks.throughput.peer import NOT_COUNTED, random_batch
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.ranks.host import set_up_host
-from pipelocal.run.blueprint import Blueprint
 from pipelocal.system.strict_json import to_json
 
 
@@ -39,14 +39,14 @@ def main() -> None:
     config = TrainConfig(
         model=options.model, data=options.data, cut=options.cut, objective=options.objective
     )
-    blueprint = Blueprint.draw(config)
+    blueprint = blueprint_of(config)
     first, target = random_batch(blueprint, options.batch_size)
     # Whole cycles of reconciled and other batches, so that the mean is that of a long run.
     every = config.reconcile_every if config.objective == "sgr" else 1
     steps = -(-options.steps // every) * every
     seconds = []
     for number in own_stages(blueprint.stages):
-        stage = blueprint.build_stage(number, config, device=torch.device("cpu"), total_steps=steps)
+        stage = blueprint.build_stage(number, device=torch.device("cpu"), total_steps=steps)
         rows = options.batch_size
         x = first if number == 1 else torch.randn(rows, *blueprint.output_shape(number - 1))
         delta = torch.randn(x.shape) / rows if stage.wants_delta else None

@@ -26,10 +26,11 @@ from torch.distributed import pipelining
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.models.in_place import disable_inplace
-from pipelocal.objective.local import cross_entropy
 from pipelocal.ranks.host import set_up_host
 from pipelocal.run.blueprint import Blueprint
+from pipelocal.tasks.classification import cross_entropy
 
 NOT_COUNTED = 3
 """First steps, which pay for what is done once."""
@@ -62,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     set_up_host(options.threads)
     dist.init_process_group("gloo")
-    blueprint = Blueprint.draw(
+    blueprint = blueprint_of(
         TrainConfig(model=options.model, data=options.data, cut=options.cut, objective="greedy")
     )
     x, target = random_batch(blueprint, options.batch_size)
@@ -87,10 +88,10 @@ def random_batch(blueprint: Blueprint, rows: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     chain = blueprint.chain
     shape = (rows, *blueprint.target_shape)
-    target = torch.randint(chain.classes, shape, generator=generator)
+    target = torch.randint(blueprint.classes, shape, generator=generator)
     if chain.input_dtype.is_floating_point:
         return torch.randn(rows, *chain.input_shape, generator=generator), target
-    return torch.randint(chain.classes, (rows, *chain.input_shape), generator=generator), target
+    return torch.randint(blueprint.classes, (rows, *chain.input_shape), generator=generator), target
 
 
 def plain_step(blueprint: Blueprint, x: Tensor, target: Tensor, *, ddp: bool) -> Step:

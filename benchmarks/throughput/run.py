@@ -30,10 +30,11 @@ from benchmarks import common
 from benchmarks.common import Target
 from benchmarks.throughput.peer import MULTI, SINGLE
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of, cut_of
 from pipelocal.partition import to_text
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.ranks.host import set_up_host
-from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.costs import cost_model, partitioned
 
 HERE = Path(__file__).parent
 LOG_EVERY = 8
@@ -179,9 +180,14 @@ def balanced_cut(work: Work, stages: int) -> str:
         balance="time",
         batch_size=work.batch_size,
     )
-    blueprint = Blueprint.draw(config)
+    blueprint = blueprint_of(config)
     stopwatch = Stopwatch(device=torch.device("cpu"))
-    cut = blueprint.partitioned(config, lambda: blueprint.cost_model(config, stopwatch))
+    cut = partitioned(
+        blueprint,
+        cut_of(config),
+        config,
+        lambda: cost_model(blueprint, config, stopwatch, batch_size=config.batch_size),
+    )
     return to_text(cut.chain, cut.cuts)
 
 

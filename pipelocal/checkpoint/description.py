@@ -15,19 +15,16 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-from pipelocal.config import TrainConfig
-from pipelocal.config.named import references
-from pipelocal.config.option_name import option_name
 from pipelocal.data.dataset import DataInfo
-from pipelocal.data.fingerprint import named_dtype
 from pipelocal.errors import UserError
 from pipelocal.models import Chain, source_of
 from pipelocal.models.fingerprint import fingerprint
+from pipelocal.options import option_name
 from pipelocal.references import Source, located
 from pipelocal.system.files import write_atomically
 from pipelocal.system.strict_json import to_json
@@ -97,29 +94,20 @@ class Description:
     references: dict[str, CodeDescription] = field(default_factory=dict)
     """Of what options beside the model's name by reference, by option; see :func:`own_code`."""
 
-    def located(self, config: TrainConfig, run: Path) -> TrainConfig:
-        """The run's options, with the paths of the files that they name now.
+    def located(self, options: Mapping[str, Any], run: Path) -> dict[str, str]:
+        """Of a run's options those that name code of the user's own, with the paths of the files now.
 
         Args:
-            config: the options.
+            options: by name.
             run: the run's folder.
         """
         described = {"model": self.model, **self.references}
-        changes: dict[str, Any] = {
-            option: code.located(getattr(config, option), run) for option, code in described.items()
-        }
-        return replace(config, **changes)
+        return {option: code.located(options[option], run) for option, code in described.items()}
 
     @property
     def info(self) -> DataInfo:
         """What the model is fed, known without the data."""
-        return DataInfo(
-            name=self.data["name"],
-            sample_shape=tuple(self.data["sample_shape"]),
-            classes=self.data["classes"],
-            target_shape=tuple(self.data["target_shape"]),
-            sample_dtype=named_dtype(self.data["sample_dtype"]),
-        )
+        return DataInfo.from_json(self.data)
 
     def write(self, run: Path) -> None:
         """Write ``run.json`` to a run's folder."""
@@ -158,14 +146,14 @@ class Description:
         )
 
 
-def own_code(config: TrainConfig) -> dict[str, CodeDescription]:
+def own_code(references: Mapping[str, str]) -> dict[str, CodeDescription]:
     """The code of what options name by reference, by option, but for what has a record of its own.
 
     That is the model, and the partitioner, whose cut is kept. What is not there has none.
     """
     found = {
         option: Source.of_name(name)
-        for option, name in references(config).items()
+        for option, name in references.items()
         if option not in ("model", "balance")
     }
     return {option: CodeDescription(**_code(source)) for option, source in found.items() if source}

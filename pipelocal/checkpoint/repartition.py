@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelocal.errors import UserError
-from pipelocal.stage.finite import HEAD
+from pipelocal.stage.finite import HEAD, OBJECTIVE
 
 State = dict[str, Any]
 
@@ -28,7 +28,7 @@ class StageState:
     units: tuple[str, ...]
     """Names of its units, in order."""
     state: State
-    """``body``, ``head``, ``names``, ``training``, ``steps``, ``frozen_at``, ``averaged``."""
+    """``body``, ``head``, ``objective``, ``names``, ``training``, ``steps``, ``frozen_at``, ``averaged``."""
 
     @property
     def end(self) -> str:
@@ -59,16 +59,15 @@ def repartitioned(saved: Sequence[StageState], units: Sequence[str], fresh: Stat
     for stage in sources:
         known |= _by_name(stage.state, body_only=True)
     if old_head is not None:
-        known |= {n: v for n, v in _by_name(old_head.state).items() if n.startswith(HEAD)}
+        known |= {
+            n: v for n, v in _by_name(old_head.state).items() if n.startswith((HEAD, OBJECTIVE))
+        }
     training = dict(sources[0].state["training"])
     names = fresh["names"]
     slots = {i: known[name]["optimizer"] for i, name in enumerate(names) if name in known}
     training["optimizer"] = {
         "state": {i: slot for i, slot in slots.items() if slot is not None},
-        "param_groups": [
-            {**group, "params": list(range(len(names)))}
-            for group in training["optimizer"]["param_groups"]
-        ],
+        "param_groups": _groups(fresh["optimizer"], training["optimizer"]),
     }
     training["gradients"] = [known[n]["gradient"] if n in known else None for n in names]
     return {
@@ -83,6 +82,16 @@ def repartitioned(saved: Sequence[StageState], units: Sequence[str], fresh: Stat
     }
 
 
+def _groups(fresh: State, old: State) -> list[State]:
+    """The new stage's groups, with what the old one's say of learning rates and the like."""
+    new_groups: list[State] = fresh["param_groups"]
+    old_groups: list[State] = old["param_groups"]
+    if len(new_groups) != len(old_groups):
+        return new_groups
+    pairs = zip(new_groups, old_groups, strict=True)
+    return [{**old, "params": new["params"]} for new, old in pairs]
+
+
 def _weights(sources: Sequence[State], old_head: State | None, fresh: State) -> State:
     """Body and head of the new stage."""
     body: State = {}
@@ -91,6 +100,7 @@ def _weights(sources: Sequence[State], old_head: State | None, fresh: State) -> 
     return {
         "body": {name: body[name] for name in fresh["body"]},
         "head": fresh["head"] if old_head is None else old_head["head"],
+        "objective": (fresh if old_head is None else old_head).get("objective"),
     }
 
 
@@ -114,5 +124,5 @@ def _by_name(state: State, *, body_only: bool = False) -> dict[str, State]:
             "gradient": training["gradients"][i],
         }
         for i, name in enumerate(state["names"])
-        if not (body_only and name.startswith(HEAD))
+        if not (body_only and name.startswith((HEAD, OBJECTIVE)))
     }

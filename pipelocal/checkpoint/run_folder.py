@@ -16,27 +16,17 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
-import re
 import traceback
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipelocal.checkpoint.description import (
-    Description,
-    ModelDescription,
-    changed_code,
-    own_code,
-)
-from pipelocal.checkpoint.pick_snapshot import run_of
-from pipelocal.checkpoint.resume import differences, identity
-from pipelocal.config import TrainConfig, load_toml, to_toml
+from pipelocal.checkpoint.description import Description
 from pipelocal.errors import Passing, UserError
-from pipelocal.references import is_reference
 from pipelocal.system.files import write_atomically
 from pipelocal.system.paths import check_path
 from pipelocal.system.strict_json import to_json
+from pipelocal.system.toml import read_toml, to_toml
 
 
 class RunFolder:
@@ -51,80 +41,8 @@ class RunFolder:
         self.goes_on = False
         """Whether the run that was chosen began here before."""
         self._lock: TextIO | None = None
-        self._name = ""
-        """Of which the folder takes the next free number, if it need not be this one."""
-
-    @classmethod
-    def choose(
-        cls, config: TrainConfig, model: ModelDescription, *, earlier: str | None = None
-    ) -> RunFolder:
-        """The folder of a new run, which is not made yet, or that of the run to go on with.
-
-        Args:
-            config: the options.
-            model: what they name now.
-            earlier: folder of an attempt of this very run that failed; None on the first attempt.
-
-        Raises:
-            UserError: there is something already.
-        """
-        if config.out is None and earlier is None:
-            return cls._default(config, model)
-        folder = cls(config.out or earlier or "")
-        check_path("--out", folder.path, holds="config.toml")
-        if config.resume != "never" and folder.unfinished:
-            folder.goes_on = True
-            return folder
-        try:
-            if folder.path.exists() and any(folder.path.iterdir()):
-                if folder.finished:
-                    raise UserError(folder._how_to_train_more(config))
-                what = "another run" if (folder.path / "config.toml").exists() else "other files"
-                raise UserError(
-                    f"--out {folder.path} already holds {what}: give a folder that is new or empty"
-                )
-        except OSError as error:
-            raise _unusable(folder.path, error) from error
-        return folder
-
-    @classmethod
-    def _default(cls, config: TrainConfig, model: ModelDescription) -> RunFolder:
-        """Without ``--out``: this very run, if it began and did not end, or the next free number."""
-        name = "-".join(_short(each) for each in (config.model, config.data, config.objective))
-        taken = [path for path in Path("runs").glob(f"{name}*") if _number_of(path, name)]
-        if config.resume != "never":
-            for path in sorted(taken, key=lambda path: _number_of(path, name), reverse=True):
-                folder = cls(path)
-                if folder._is_of(config, model) and folder._try_lock():
-                    folder.goes_on = True
-                    return folder
-        folder = cls(next(path for path in _numbered(name) if not path.exists()))
-        folder._name = name
-        return folder
-
-    def _is_of(self, config: TrainConfig, model: ModelDescription) -> bool:
-        """Whether this is an unfinished run with these options, whose code has not changed."""
-        if not self.unfinished:
-            return False
-        try:
-            own, then = self.config(), self.description()
-        except UserError:
-            return False
-        changed = changed_code(then.references, own_code(config)) or then.model.differences(model)
-        if changed and not config.accept_changes:
-            return False
-        return own.resume == config.resume and not differences(identity(own), config)
-
-    def _how_to_train_more(self, config: TrainConfig) -> str:
-        own = self.config()
-        if own.max_steps is not None:
-            more = f"--max-steps {2 * own.max_steps}"
-        else:
-            more = f"--epochs {config.epochs if config.epochs > own.epochs else 2 * own.epochs}"
-        return (
-            f"--out {self.path} holds a run that came to its end: --resume {self.path} {more} with a new "
-            f"--out trains it further; another run wants a folder that is new or empty"
-        )
+        self.numbered = ""
+        """The name of which the folder takes the next free number, if it need not be this one."""
 
     @property
     def metrics(self) -> Path:
@@ -159,14 +77,7 @@ class RunFolder:
                 f"--out {self.path} is in use by a run that still goes on: give another folder"
             ) from error
         except OSError as error:
-            raise _unusable(self.path, error) from error
-
-    def _try_lock(self) -> bool:
-        try:
-            self.lock()
-        except UserError:
-            return False
-        return True
+            raise unusable(self.path, error) from error
 
     def cut_metrics(self, step: int, *, evaluated: bool) -> None:
         """Forget the records behind a snapshot: they will come again.
@@ -181,33 +92,35 @@ class RunFolder:
         kept = [line for line in lines if _is_before(line, step, evaluated=evaluated)]
         write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
 
-    def begin(self, config: TrainConfig, description: Description) -> None:
+    def begin(self, options: Mapping[str, Any], description: Description) -> None:
         """Write options and description; makes the folder and takes its lock unless a run goes on in it.
 
         Raises:
             UserError: it cannot be made.
         """
         if self.goes_on:
-            write_atomically(self.path / "config.toml", to_toml(config).encode())
+            write_atomically(self.path / "config.toml", to_toml(options).encode())
             description.write(self.path)
             return
         try:
             self._make()
             # "x": of two runs that are started at once, only one gets the folder.
             with (self.path / "config.toml").open("x", encoding="utf-8") as file:
-                file.write(to_toml(config))
+                file.write(to_toml(options))
         except FileExistsError as error:
             raise UserError(f"--out {self.path}: another run has just taken it") from error
         except OSError as error:
-            raise _unusable(self.path, error) from error
+            raise unusable(self.path, error) from error
         self.lock()
         description.write(self.path)
 
     def _make(self) -> None:
-        if not self._name:
+        if not self.numbered:
             self.path.mkdir(parents=True, exist_ok=True)
             return
-        for path in _numbered(self._name):  # another run may have taken what was free a moment ago
+        for path in numbered(
+            self.numbered
+        ):  # another run may have taken what was free a moment ago
             self.path = path
             try:
                 self.path.mkdir(parents=True)
@@ -236,9 +149,13 @@ class RunFolder:
         """
         return Description.read(self.path)
 
-    def config(self) -> TrainConfig:
-        """The run's options."""
-        return load_toml(str(self.path / "config.toml"), what="")
+    def options(self) -> dict[str, Any]:
+        """The run's options, as its ``config.toml`` has them.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        return read_toml(self.path / "config.toml")
 
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` says."""
@@ -256,24 +173,6 @@ class RunFolder:
         return path
 
 
-def options_to_go_on_with(resume: str) -> TrainConfig:
-    """The options of the run that ``--resume`` names, as a new run takes them over.
-
-    Raises:
-        UserError: it names none.
-    """
-    check_path("--resume", resume)
-    run = run_of(Path(resume))
-    if not (run / "config.toml").is_file():
-        raise UserError(
-            f"--resume {resume}: there is no run in {run}: give auto, never, the folder of a run, or that "
-            f"of one of its snapshots"
-        )
-    folder = RunFolder(run)
-    config = folder.description().located(folder.config(), run)
-    return replace(config, out=None, resume="auto", config=None)
-
-
 def _is_before(line: str, step: int, *, evaluated: bool) -> bool:
     """Whether a record is of what was before a snapshot."""
     try:
@@ -287,24 +186,11 @@ def _is_before(line: str, step: int, *, evaluated: bool) -> bool:
     return record["event"] != "freeze" and (record["event"] != "evaluate" or evaluated)
 
 
-def _short(name: str) -> str:
-    """A name as a part of a folder's: of a reference, the file's or the package's."""
-    return Path(name.partition(":")[0]).stem if is_reference(name) else name
-
-
-def _unusable(path: Path, error: OSError) -> UserError:
+def unusable(path: Path, error: OSError) -> UserError:
     return UserError(f"--out {path} cannot be a run folder: {error.strerror or error}")
 
 
-def _numbered(name: str) -> Iterator[Path]:
+def numbered(name: str) -> Iterator[Path]:
     """``runs/NAME``, ``runs/NAME-2`` and so on."""
     for number in itertools.count(1):
         yield Path("runs") / (name if number == 1 else f"{name}-{number}")
-
-
-def _number_of(path: Path, name: str) -> int:
-    """Of a path that :func:`_numbered` gives; 0 of another one."""
-    if path.name == name:
-        return 1
-    match = re.fullmatch(re.escape(name) + r"-(\d+)", path.name)
-    return 0 if match is None else int(match[1])

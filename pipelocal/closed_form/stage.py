@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelocal.closed_form.loss import cross_entropy_with_gradient
 from pipelocal.closed_form.run import ClosedRun
 from pipelocal.objective.first_order import FirstOrderReconciliation
-from pipelocal.objective.local import Greedy, LocalPass
+from pipelocal.objective.local import LocalPass
 from pipelocal.seeding import derive_seed
-from pipelocal.stage.ema import Average
 from pipelocal.stage.layout import own_memory
 from pipelocal.stage.stage import Stage
 
@@ -22,40 +23,13 @@ class ClosedFormStage(Stage):
     themselves.
 
     Args:
-        number: position in the network, from 1.
-        body: the units, in order; one layer, see :func:`~pipelocal.closed_form.check.check_stage`.
-        head: makes logits ``[B, ..., classes]`` from the body's output.
-        objective: what is minimised.
-        optimizer: over the parameters of body and head.
-        scheduler: stepped once per batch; None for a constant learning rate.
-        seed: the run's seed.
-        average: of the weights of body and head; None for none.
+        stage: what :class:`Stage` takes; the body is one layer, see
+            :func:`~pipelocal.closed_form.check.check_stage`, the task's loss is cross entropy, and the
+            objective is greedy or reconciles by first order.
     """
 
-    def __init__(
-        self,
-        *,
-        number: int,
-        body: nn.Sequential,
-        head: nn.Module,
-        objective: Greedy | FirstOrderReconciliation,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LambdaLR | None = None,
-        accumulate: int = 1,
-        seed: int = 0,
-        average: Average | None = None,
-    ) -> None:
-        super().__init__(
-            number=number,
-            body=body,
-            head=head,
-            objective=objective,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            accumulate=accumulate,
-            seed=seed,
-            average=average,
-        )
+    def __init__(self, **stage: Any) -> None:
+        super().__init__(**stage)
         self._body_run: ClosedRun | None = None
         self._delta: Tensor | None = None
 

@@ -7,7 +7,7 @@ command line overrides it, and the resolved options are written to the run folde
 from pipelocal.config.doctor import DoctorConfig
 from pipelocal.config.finished_run import EvaluateConfig, ExportConfig, TimelineConfig
 from pipelocal.config.plan import PlanConfig
-from pipelocal.config.toml_file import load_toml, read_toml, to_toml
+from pipelocal.config.toml_file import load_toml, read_toml
 from pipelocal.config.train import TrainConfig
 
 __all__ = [
@@ -19,5 +19,4 @@ __all__ = [
     "TrainConfig",
     "load_toml",
     "read_toml",
-    "to_toml",
 ]

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import torch
-
-from pipelocal.config.combinations import check_combinations
-from pipelocal.config.limits import MOST_BATCHES, check_limits
 from pipelocal.config.named import check_names
-from pipelocal.config.option_name import option_name
+from pipelocal.config.resolve import freezing_of, recipe_of
 from pipelocal.config.train import TrainConfig
 from pipelocal.errors import UserError
+from pipelocal.options import MOST_BATCHES, check_values, option_name
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.partition.replicas import parse_replicas
+from pipelocal.run.combinations import check_combinations
 from pipelocal.system.names import unwritable
-from pipelocal.system.quantities import parse_bytes, parse_speeds
-from pipelocal.transport.connect import EDGES
-
-AUTOCAST = {"bf16": torch.bfloat16}
-"""What --autocast takes."""
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "reconcile": ("first-order", "exact"),
-    "edge": EDGES,
-    "replicate": ("ddp", "fsdp"),
-    "votes": ("auto", "on", "off"),
-}
-"""Options whose words are fixed."""
+from pipelocal.system.quantities import parse_bytes, parse_speeds, parse_weights
 
 
 def validate(config: TrainConfig) -> None:
@@ -37,7 +23,7 @@ def validate(config: TrainConfig) -> None:
         UserError: an option is out of range or unknown, or two exclude each other.
     """
     check_options(config)
-    check_combinations(config)
+    check_combinations(config, recipe_of(config))
 
 
 def check_options(config: TrainConfig) -> None:
@@ -50,20 +36,15 @@ def check_options(config: TrainConfig) -> None:
         if isinstance(value, str):
             _check_text(option_name(name), value)
     check_names(config)
-    for name, known in CHOICES.items():
-        if (value := getattr(config, name)) not in known:
-            raise UserError(f"{option_name(name)} {value}: choose one of {', '.join(known)}")
-    if config.autocast is not None and config.autocast not in AUTOCAST:
-        raise UserError(f"--autocast {config.autocast}: choose one of {', '.join(AUTOCAST)}")
-    check_limits(config)
+    check_values(config)
     _check_balance(config)
     parse_replicas("--replicas", config.replicas, None)
     _check_updates(config)
     if config.cut is None:  # which says itself how many stages there are
-        stages = 1 if config.objective == "bp" else config.stages
+        stages = 1 if recipe_of(config).uncut else config.stages
         config.replica_counts(stages)
-        config.reconcile_weights(config.stages)
-        config.freezing(stages)
+        parse_weights("--reconcile-weight", config.reconcile_weight, config.stages - 1)
+        freezing_of(config, stages)
 
 
 def _check_text(option: str, text: str) -> None:

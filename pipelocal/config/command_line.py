@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal, get_args, get_origin
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from pipelocal.config.doctor import DoctorConfig
 from pipelocal.config.finished_run import EvaluateConfig, ExportConfig, TimelineConfig
+from pipelocal.config.panels import in_panels, out_of_panels, panels
 from pipelocal.config.plan import PlanConfig
 from pipelocal.config.toml_file import read_toml
 from pipelocal.config.train import TrainConfig
@@ -35,6 +37,24 @@ NARROWEST = 40
 """Columns in which help and errors can be set; in 1 the setting does not end."""
 
 
+WORDS = ConstructorRegistry()
+"""How fixed words are parsed."""
+
+
+@WORDS.primitive_rule
+def _any_word(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[str] | None:
+    """Of options that take fixed words: which they are is shown, and checked with all else, on every rank."""
+    if get_origin(kind.type) is not Literal:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join(get_args(kind.type))}}}",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    )
+
+
 OptionsOf = Callable[[str], TrainConfig]
 
 
@@ -50,7 +70,7 @@ def parse(arguments: Sequence[str], *, options_of: OptionsOf, quiet: bool = Fals
         UserError: what ``--config`` or ``--resume`` names cannot be used, or a path is blank.
         SystemExit: help was asked for, or the words make no command.
     """
-    with _wide_enough():
+    with _wide_enough(), WORDS:
         if list(arguments[:1]) == ["train"]:
             return with_home(_parse_train(arguments[1:], options_of, quiet=quiet))
         return with_home(
@@ -65,14 +85,19 @@ def parse(arguments: Sequence[str], *, options_of: OptionsOf, quiet: bool = Fals
 
 
 def _parse_train(arguments: Sequence[str], options_of: OptionsOf, *, quiet: bool) -> TrainConfig:
+    # What is not shown cannot be given either: so all of it is there but for the short help.
+    everything = "--help-all" in arguments or not {"-h", "--help"} & set(arguments)
+    words = ["--help" if word == "--help-all" else word for word in arguments]
+
     def over(defaults: TrainConfig) -> TrainConfig:
-        return tyro.cli(
-            TrainConfig,
+        parsed = tyro.cli(
+            panels(everything=everything),
             prog="pipelocal train",
-            args=arguments,
-            default=defaults,
+            args=words,
+            default=in_panels(defaults, everything=everything),
             console_outputs=not quiet,
         )
+        return out_of_panels(parsed)
 
     # Twice, so that --config and --resume are found as every other option is.
     first = over(TrainConfig())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipelocal.options import SCALE, Limits, option
+
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
@@ -21,13 +23,13 @@ class DoctorConfig:
     """As for train."""
     device: str = "auto"
     """auto (CUDA where there is any), cpu or cuda."""
-    threads: int = 1
+    threads: int = option(1, limits=Limits(1, 1024, why="the system may refuse more"))
     """CPU threads of each rank."""
     least_free: str = "1GiB"
     """Room that the file system of --out must have."""
     link_size: str = "4MiB"
     """Message by which each link's bandwidth is measured."""
-    slow_link: float = 100.0
+    slow_link: float = option(100.0, limits=Limits(0, SCALE, "a number of at least 0"))
     """Bandwidth, in Mbit/s, below which a link is said to be slow."""
     json: bool = False
     """Print JSON instead of a table."""

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import tyro
 
+from pipelocal.options import Limits, option
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -18,7 +20,7 @@ class EvaluateConfig:
     """Folder of the data set's files, if not the one that the run was trained with."""
     averaged: bool = False
     """Take the averaged weights, of a run with --ema."""
-    batch_size: int | None = None
+    batch_size: int | None = option(None, limits=Limits(1, 10**7))
     """Samples in a batch, if not the training's."""
     device: str = "auto"
     """auto (CUDA where there is any), cpu or cuda."""

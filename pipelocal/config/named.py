@@ -6,8 +6,9 @@ from typing import Any
 
 from pipelocal.config.train import TrainConfig
 from pipelocal.data import DATASETS
+from pipelocal.heads import HEADS
 from pipelocal.models import MODELS
-from pipelocal.objective import DISTANCES, HEADS, OBJECTIVES, WEIGHT_SCHEDULES
+from pipelocal.objective import DISTANCES, OBJECTIVES, WEIGHT_SCHEDULES
 from pipelocal.objective.delta_encoding import SUMMARIES
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.references import is_reference, plain_name

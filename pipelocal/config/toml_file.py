@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
-import tomllib
-from dataclasses import asdict, fields
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
 from pipelocal.config.train import TrainConfig
 from pipelocal.errors import UserError
+from pipelocal.system import toml as system_toml
 
 TAKEN_AWAY = {
     "rank_order": "ranks hold the stages in order",
@@ -34,20 +32,7 @@ def read_toml(path: str, *, what: str = "--config ") -> dict[str, Any]:
     Raises:
         UserError: no such file, no valid TOML, an unknown name or a value of the wrong type.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{what}{path}: {error.strerror or error}") from error
-    try:
-        # Windows editors begin UTF-8 with a mark, which is no part of the text.
-        values = tomllib.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{what}{path} is not written in UTF-8 ({error.reason} at byte {error.start}): save it in "
-            f"UTF-8"
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{what}{path} is not valid TOML: {error}") from error
+    values = system_toml.read_toml(path, what=what)
     known = {field.name: field for field in fields(TrainConfig)}
     del known["config"]  # a file names no further one
     options: dict[str, Any] = {}
@@ -73,19 +58,11 @@ def read_toml(path: str, *, what: str = "--config ") -> dict[str, Any]:
     return options
 
 
-def to_toml(config: TrainConfig) -> str:
-    """All options as TOML; options that are not set are left out, which means the same."""
-    lines = []
-    for name, value in asdict(config).items():
-        if value is not None and name != "config":
-            # JSON's strings, numbers and booleans are TOML's too.
-            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
-    return "\n".join(lines) + "\n"
-
-
 def _checked(place: str, name: str, value: Any, annotation: str) -> Any:
     """The value in the field's type, where TOML's type fits."""
     wanted = annotation.removesuffix(" | None")
+    if wanted.startswith("Literal"):
+        wanted = "str"  # which words is looked at with all others
     if wanted == "float" and type(value) is int:
         return float(value)
     if wanted == "str" and type(value) in (int, float):

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pipelocal.data.augment import random_crop_flip
 from pipelocal.data.dataset import ArrayDataset
+from pipelocal.data.fingerprint import describe_data
 from pipelocal.errors import UserError
 from pipelocal.seeding import derive_seed
 
@@ -26,6 +28,35 @@ class Batch:
     x: Tensor
     target: Tensor
     ids: Tensor
+
+
+class Batches(Protocol):
+    """What the first stage reads; what comes in which step depends on epoch and step alone."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches that a whole epoch yields."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the largest batch."""
+
+    @property
+    def smallest_batch(self) -> int:
+        """Rows of the smallest training batch."""
+
+    def makers(self, epoch: int, start: int = 0) -> Iterator[Callable[[], Batch]]:
+        """What makes each training batch of one epoch, from step ``start`` on.
+
+        One that is not called costs a replica as little as can be.
+        """
+
+    def test_makers(self) -> Iterator[Callable[[], Batch]]:
+        """What makes each test batch; none where there is no test data."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a run remembers of its data, a ``fingerprint`` of the content among it; see
+        :func:`~pipelocal.data.fingerprint.describe_data`."""
 
 
 class BatchStream:
@@ -60,7 +91,8 @@ class BatchStream:
                 f"give a batch size from 1 to {size}"
             )
         self.dataset = dataset
-        self._batch_size = batch_size
+        self.batch_size = batch_size
+        """Rows of a batch that is full."""
         self._seed = seed
         whole, rest = divmod(size, batch_size)
         self.steps_per_epoch = whole + (1 if rest and not drop_last else 0)
@@ -104,7 +136,7 @@ class BatchStream:
         order = self.dataset.training_order(len(samples), generator)
 
         def make(step: int) -> Batch:
-            ids = order[step * self._batch_size : (step + 1) * self._batch_size].clone()
+            ids = order[step * self.batch_size : (step + 1) * self.batch_size].clone()
             x = samples[ids]
             if self.dataset.augment:
                 x = random_crop_flip(x, seed=derive_seed(self._seed, "augment", epoch, step))
@@ -119,11 +151,15 @@ class BatchStream:
 
     def test_makers(self) -> Iterator[Callable[[], Batch]]:
         """What makes each of them; one that is not called costs nothing."""
-        for first in range(0, len(self.dataset.test_x), self._batch_size):
+        for first in range(0, len(self.dataset.test_x), self.batch_size):
             yield partial(self._test_batch, first)
 
+    def describe(self) -> dict[str, Any]:
+        """See :class:`Batches`."""
+        return describe_data(self.dataset)
+
     def _test_batch(self, first: int) -> Batch:
-        data, here = self.dataset, slice(first, first + self._batch_size)
+        data, here = self.dataset, slice(first, first + self.batch_size)
         target = data.test_y[here].to(torch.int64, copy=True)
         ids = torch.arange(first, first + len(target))
         return Batch(self._ready(data.test_x[here]), target, ids)

@@ -1,7 +1,8 @@
 """A classification data set that lies in memory."""
 
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -33,6 +34,23 @@ class DataInfo:
     def tokens(self) -> bool:
         """Whether samples are token numbers, which are not normalised."""
         return self.sample_dtype == torch.int64
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        dtype = str(self.sample_dtype).removeprefix("torch.")
+        shapes = {name: list(getattr(self, name)) for name in ("sample_shape", "target_shape")}
+        return {**asdict(self), **shapes, "sample_dtype": dtype}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_json`; what else there is is passed over."""
+        return cls(
+            name=values["name"],
+            sample_shape=tuple(values["sample_shape"]),
+            classes=values["classes"],
+            target_shape=tuple(values["target_shape"]),
+            sample_dtype=getattr(torch, values["sample_dtype"]),
+        )
 
     def __post_init__(self) -> None:
         if not self.sample_shape or min(self.sample_shape) < 1 or self.classes < 1:

@@ -59,10 +59,3 @@ def _spread_rows(tensor: Tensor) -> Tensor:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def named_dtype(name: str) -> torch.dtype:
-    """The inverse of what :func:`describe_data` says of a dtype."""
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype

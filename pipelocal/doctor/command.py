@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelocal.config.doctor import DoctorConfig
-from pipelocal.config.limits import check_limits
 from pipelocal.doctor.facts import Facts, gather
 from pipelocal.doctor.judge import Finding, judge
 from pipelocal.doctor.links import Clock, Link, measure_clock, measure_links
 from pipelocal.errors import PipelocalError, UserError
+from pipelocal.options import check_values
 from pipelocal.ranks.breakable import breakable
 from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.host import use_interface
@@ -47,7 +47,7 @@ def doctor(config: DoctorConfig, stream: TextIO, world: World | None = None) -> 
         UserError: the environment makes no sense, or ranks do not come.
         Unwell: on rank 0, if something stops a training.
     """
-    check_limits(config)
+    check_values(config)
     size = parse_bytes("--link-size", config.link_size)
     if size > MOST_LINK_BYTES:
         raise UserError(f"--link-size {config.link_size}: give at most 1GiB")

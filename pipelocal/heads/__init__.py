@@ -1,5 +1,12 @@
 """Auxiliary heads: what turns a stage's output into logits for its local loss."""
 
-from pipelocal.heads.build import HEADS, HeadBuilder, build_head, check_logits
+from pipelocal.heads.build import (
+    HEADS,
+    HeadBuilder,
+    build_head,
+    call_head,
+    check_logits,
+    takes_input,
+)
 
-__all__ = ["HEADS", "HeadBuilder", "build_head", "check_logits"]
+__all__ = ["HEADS", "HeadBuilder", "build_head", "call_head", "check_logits", "takes_input"]

@@ -4,14 +4,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
-from pipelocal.heads.token import TokenMeanLinear, pooled_features
-from pipelocal.models.layers import PooledLinear
+from pipelocal.heads.token import TokenMeanLinear, TokenMLP, pooled_features
+from pipelocal.models.layers import PooledLinear, TokenLinear
 
 
-def linear(feature_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """A linear map of the features' mean, over space or over tokens: logits ``[B, classes]``."""
-    head = TokenMeanLinear if len(feature_shape) == 2 else PooledLinear
-    return head(feature_shape, classes)
+def linear(
+    feature_shape: tuple[int, ...], classes: int, *, target_shape: tuple[int, ...] = ()
+) -> nn.Module:
+    """A linear map of the features' mean, over space or over tokens: logits ``[B, classes]``.
+
+    Where every token has a label of its own, a linear map of each token.
+    """
+    if len(feature_shape) != 2:
+        return PooledLinear(feature_shape, classes)
+    return (TokenLinear if target_shape else TokenMeanLinear)(feature_shape, classes)
+
+
+def mlp(
+    feature_shape: tuple[int, ...], classes: int, *, target_shape: tuple[int, ...] = ()
+) -> nn.Module:
+    """One hidden layer before the linear map, likewise."""
+    per_token = target_shape and len(feature_shape) == 2
+    return (TokenMLP if per_token else MLPHead)(feature_shape, classes)
 
 
 class ConvHead(nn.Module):

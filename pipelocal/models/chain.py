@@ -72,7 +72,7 @@ class Chain:
         units: the links in order; at least one.
         classifier: makes logits from the last unit's output.
         input_shape: shape of one sample, without the batch dimension.
-        classes: number of classes.
+        classes: width of the logits, where the author says it; :meth:`tried` finds it otherwise.
         input_dtype: dtype of the samples.
         whole: makes the uncut model as its author wrote it, where that is not simply the units in a
             row; its state dict has the same names.
@@ -85,7 +85,7 @@ class Chain:
         *,
         classifier: Unit,
         input_shape: Shape,
-        classes: int,
+        classes: int | None = None,
         input_dtype: torch.dtype = torch.float32,
         whole: Callable[[], nn.Module] | None = None,
         versions: Versions | None = None,
@@ -110,7 +110,14 @@ class Chain:
         self._versions = versions
 
     @classmethod
-    def from_sequential(cls, model: nn.Sequential, *, input_shape: Shape, classes: int) -> Chain:
+    def from_sequential(
+        cls,
+        model: nn.Sequential,
+        *,
+        input_shape: Shape,
+        classes: int | None = None,
+        input_dtype: torch.dtype = torch.float32,
+    ) -> Chain:
         """Any ``nn.Sequential``: each child is a unit, the last one the classifier.
 
         Parameters keep the values that they have in ``model``; state dict names are the model's own.
@@ -145,6 +152,7 @@ class Chain:
             classifier=units[-1],
             input_shape=input_shape,
             classes=classes,
+            input_dtype=input_dtype,
             versions=versions_of(model.state_dict()),
         )
 
@@ -155,7 +163,7 @@ class Chain:
         *,
         units: Sequence[str],
         input_shape: Shape,
-        classes: int,
+        classes: int | None = None,
         input_dtype: torch.dtype = torch.float32,
     ) -> Chain:
         """Any module whose forward calls some submodules in a row, with whatever lies between them.
@@ -169,7 +177,7 @@ class Chain:
             units: names of submodules, such as ``layer1.0``, in the order in which they are called;
                 the last one is the classifier.
             input_shape: shape of one sample, without the batch dimension.
-            classes: number of classes.
+            classes: width of the logits, if it is to be checked.
             input_dtype: dtype of the samples.
 
         Raises:
@@ -290,7 +298,9 @@ class Chain:
         return self.tried()[1]
 
     def tried(self) -> tuple[Chain, list[Shape]]:
-        """The chain itself, with what is found out of its units, and each unit's output shape.
+        """Run every unit without memory: what the chain is found to be, and each unit's output shape.
+
+        The chain that is returned knows which units change their input, and how wide its logits are.
 
         Shapes are without the batch dimension.
 
@@ -305,7 +315,12 @@ class Chain:
             units.append(replace(unit, in_place=in_place, layout=layout))
             shapes.append(tuple(sample.shape[1:]))
         logits = shapes.pop()
-        if logits[-1:] != (self.classes,):
+        if not logits:
+            raise UserError(
+                f"the classifier '{self.classifier.name}' makes one number a sample: it must make logits "
+                f"[..., classes]"
+            )
+        if logits[-1:] != (self.classes or logits[-1],):
             raise UserError(
                 f"the classifier '{self.classifier.name}' makes outputs of shape {logits}, but the "
                 f"data has {self.classes} classes: the last dimension must be {self.classes}"
@@ -313,6 +328,7 @@ class Chain:
         tried = copy.copy(self)
         *links, tried.classifier = units
         tried.units = tuple(links)
+        tried.classes = logits[-1]
         return tried, shapes
 
 

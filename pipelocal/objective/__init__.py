@@ -1,4 +1,4 @@
-"""Heads, local losses and reconciliation: what a stage trains for.
+"""What a stage trains for: its local loss, alone or with a reconciliation term.
 
 The names of ``--objective``::
 
@@ -8,43 +8,36 @@ The names of ``--objective``::
     bp      ordinary back-propagation through the uncut model, in one process: the baseline
 """
 
-from collections.abc import Callable
-
-from pipelocal.heads.build import HEADS
 from pipelocal.objective.distances import DISTANCES
+from pipelocal.objective.exact import ExactReconciliation
 from pipelocal.objective.first_order import FirstOrderReconciliation
-from pipelocal.objective.local import ExactReconciliation, Greedy, Objective
+from pipelocal.objective.greedy import BackPropagation, Greedy, as_recipe
+from pipelocal.objective.local import LocalPass, Objective, ObjectiveRecipe, Place
 from pipelocal.objective.reconciliation import WEIGHT_SCHEDULES, Reconciliation
+from pipelocal.objective.sgr import SGR
 from pipelocal.registry import Registry
 
-ObjectiveBuilder = Callable[[int, Reconciliation], Objective]
-"""Called with the stage's number and how it is to reconcile, if it does."""
+OBJECTIVES: Registry[object] = Registry("objective", takes=None)
+"""Of each a recipe, or the class of one; see :func:`~pipelocal.objective.greedy.as_recipe`."""
 
-OBJECTIVES: Registry[ObjectiveBuilder] = Registry("objective", takes="stage, reconciliation")
-
-
-@OBJECTIVES.register("bp")
-@OBJECTIVES.register("greedy")
-def _greedy(_stage: int, _reconciliation: Reconciliation) -> Objective:
-    return Greedy()
-
-
-@OBJECTIVES.register("sgr")
-def _sgr(stage: int, reconciliation: Reconciliation) -> Objective:
-    if stage == 1:  # there is none before it to reconcile with
-        return Greedy()
-    exact = reconciliation.form == "exact"
-    return (ExactReconciliation if exact else FirstOrderReconciliation)(reconciliation)
+OBJECTIVES.register("greedy")(Greedy())
+OBJECTIVES.register("sgr")(SGR)
+OBJECTIVES.register("bp")(BackPropagation())
 
 
 __all__ = [
     "DISTANCES",
-    "HEADS",
     "OBJECTIVES",
+    "SGR",
     "WEIGHT_SCHEDULES",
+    "BackPropagation",
     "ExactReconciliation",
     "FirstOrderReconciliation",
     "Greedy",
+    "LocalPass",
     "Objective",
+    "ObjectiveRecipe",
+    "Place",
     "Reconciliation",
+    "as_recipe",
 ]

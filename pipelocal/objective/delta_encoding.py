@@ -135,7 +135,12 @@ class Sketch:
         return sums.index_add(1, self._sum_of, flat * self._sign.to(flat.dtype))
 
 
-SUMMARIES.register("full")(lambda shape, _size, _seed: Itself(PACKINGS.get("float32")(shape)))
+def whole_delta(shape: Shape) -> Summary:
+    """delta as it is."""
+    return Itself(PACKINGS.get("float32")(shape))
+
+
+SUMMARIES.register("full")(lambda shape, _size, _seed: whole_delta(shape))
 SUMMARIES.register("bf16")(lambda shape, _size, _seed: Itself(PACKINGS.get("bf16")(shape)))
 SUMMARIES.register("int8")(lambda shape, _size, _seed: Itself(PACKINGS.get("int8")(shape)))
 SUMMARIES.register("pooled")(lambda shape, _size, _seed: Pooled(shape))

@@ -12,7 +12,7 @@ so two ordinary gradients give it, by a forward or by a central difference::
 
 It needs nothing but forward and backward passes, and so works where there is no double backward:
 fused attention, ``torch.compile``, activation checkpointing. Compare the exact form,
-:class:`~pipelocal.objective.local.ExactReconciliation`.
+:class:`~pipelocal.objective.exact.ExactReconciliation`.
 
 delta carries the label. It enters here as a displacement small enough to be a difference quotient,
 and only in passes that no output of the stage comes from.
@@ -24,8 +24,10 @@ import torch
 from torch import Tensor, autograd
 
 from pipelocal.objective.distances import SMALLEST_NORM, length, power_of_two
-from pipelocal.objective.local import Greedy, LocalPass, LossOf
-from pipelocal.objective.reconciliation import Reconciliation, Residual
+from pipelocal.objective.greedy import Greedy
+from pipelocal.objective.local import LocalPass
+from pipelocal.objective.reconciliation import Reconciliation
+from pipelocal.objective.residual import Residual
 
 STEPS = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Length of the displacement, as a share of the input's: where rounding errors, which grow as it
@@ -39,7 +41,7 @@ the share of an input of root mean square 1, as behind a norm: a share of the in
 lost in rounding, and of zeros it would be nothing."""
 
 
-class FirstOrderReconciliation:
+class FirstOrderReconciliation(Greedy):
     """SGR by one more forward and backward pass, or by two on a part of the batch.
 
     With the whole batch the plain gradient is at hand, and a forward difference takes one pass. With
@@ -53,16 +55,12 @@ class FirstOrderReconciliation:
     wants_delta = True
 
     def __init__(self, reconciliation: Reconciliation) -> None:
+        super().__init__()
         self._reconciliation = reconciliation
-        self._plain = Greedy()
-
-    def head_backward(self, local: LocalPass, loss_of: LossOf) -> tuple[Tensor, Tensor]:
-        """See :class:`Objective`; the same as without reconciliation."""
-        return self._plain.head_backward(local, loss_of)
 
     def body_backward(self, local: LocalPass, previous_delta: Tensor | None) -> Residual | None:
         """See :class:`Objective`; without delta the batch is not reconciled."""
-        self._plain.body_backward(local, None)
+        super().body_backward(local, None)
         if previous_delta is None:
             return None
         # Without a name here, so that reconcile can let it go before its passes.

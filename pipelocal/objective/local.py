@@ -1,4 +1,4 @@
-"""What a stage minimises: its local loss, alone or with a reconciliation term.
+"""What a stage minimises: its local loss, and what an objective of one's own adds to it.
 
 Notation for stage k, with input ``x``, output ``out`` and local loss ``l``::
 
@@ -16,22 +16,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch.nn.functional as F
-from torch import Tensor, autograd, nn
+from torch import Tensor, nn
 
-from pipelocal.objective.reconciliation import Reconciliation, Residual
-
-
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross entropy; logits ``[..., classes]``, target int64 ``[...]``."""
-    return F.cross_entropy(logits.flatten(0, -2), target.flatten())
-
+from pipelocal.models.chain import Shape
+from pipelocal.objective.delta_encoding import Summary
+from pipelocal.objective.residual import Residual
 
 AddGradientsAt = Callable[[Tensor, Tensor | None, Tensor], None]
 """Adds to the parameters' ``.grad`` a factor, a scalar, times the gradient of the local loss at an input
 ``[b, ...]``. With rows ``[b]`` of the batch, whose labels are meant, or None for all. Called with input,
 rows and factor. Random numbers are the batch's own, and no buffer moves, such as BatchNorm's running
 statistics."""
+
+LossOf = Callable[[Tensor], Tensor]
+"""The task's loss, a scalar mean over the batch, as a function of the body's output."""
 
 
 @dataclass(kw_only=True)
@@ -45,13 +43,19 @@ class LocalPass:
     add_gradients_at: AddGradientsAt
     """Gradients of the local loss at another input."""
     parameters: Callable[[], Iterable[nn.Parameter]]
-    """Those of body and head."""
+    """Those of body, head and objective."""
     step: int
     """Batches that the stage was trained on before."""
     seed: int
     """For what the objective draws on this batch."""
     mixed: bool = False
     """Whether the pass ran under autocast; ``add_gradients_at`` never does."""
+    target: Tensor | None = None
+    """What the batch is to be answered by, from :meth:`Objective.head_backward` on."""
+    head: nn.Module | None = None
+    """The stage's head, likewise."""
+    task_loss: LossOf | None = None
+    """Head and task's loss, as a function of the body's output, likewise."""
 
     @property
     def reconciled(self) -> bool:
@@ -59,17 +63,32 @@ class LocalPass:
         return self.x.requires_grad
 
 
-LossOf = Callable[[Tensor], Tensor]
-"""The local loss, a scalar mean over the batch, as a function of the body's output."""
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a stage stands, which is all that an objective need know when it is made."""
+
+    number: int
+    """From 1."""
+    stages: int
+    input_shape: Shape
+    """Of one row, without the batch dimension."""
+    output_shape: Shape
+    total_steps: int
+    """Training batches of the run."""
+    previous_delta: Summary | None = None
+    """How delta of the stage before travels."""
 
 
 class Objective(Protocol):
-    """What a stage minimises."""
+    """What one stage minimises, and how."""
 
     wants_delta: bool
     """Whether the stage before must send its output gradient along."""
 
-    def head_backward(self, local: LocalPass, loss_of: LossOf) -> tuple[Tensor, Tensor]:
+    def loss(self, local: LocalPass, out: Tensor) -> Tensor:
+        """What is minimised, a scalar: the task's loss at an output of the body, and what is added to it."""
+
+    def head_backward(self, local: LocalPass) -> tuple[Tensor, Tensor]:
         """The loss (scalar) and delta ``[B, ...]``, both detached."""
 
     def body_backward(self, local: LocalPass, previous_delta: Tensor | None) -> Residual | None:
@@ -82,65 +101,20 @@ class Objective(Protocol):
         """
 
 
-class Greedy:
-    """The local loss alone. With a single stage this is ordinary back-propagation."""
+class ObjectiveRecipe(Protocol):
+    """Makes every stage's objective; what a whole network is trained by."""
 
-    wants_delta = False
+    @property
+    def reconcile_every(self) -> int | None:
+        """In every so many batches stages send their output gradients along; None for never."""
 
-    def __init__(self) -> None:
-        self._delta: Tensor | None = None
+    def for_stage(self, place: Place) -> Objective:
+        """A new one, of the stage that stands there."""
 
-    def head_backward(self, local: LocalPass, loss_of: LossOf) -> tuple[Tensor, Tensor]:
-        feature = local.out.detach().requires_grad_()
-        loss = loss_of(feature)
-        loss.backward()  # type: ignore[no-untyped-call]
-        assert feature.grad is not None
-        self._delta = feature.grad
-        return loss.detach(), self._delta
+    def delta_encoding(self, shape: Shape, seed: int) -> Summary:
+        """How the output gradient of a stage travels.
 
-    def body_backward(self, local: LocalPass, previous_delta: Tensor | None) -> None:
-        assert previous_delta is None, "greedy stages do not ask for delta"
-        delta, self._delta = self._delta, None
-        if local.out.requires_grad:
-            local.out.backward(delta)  # type: ignore[no-untyped-call]
-
-
-class ExactReconciliation:
-    """Successive Gradient Reconciliation by double backward (Yang et al. 2024, arXiv 2406.05222).
-
-    ``L = l + weight * D(eta, delta of the stage before)``, differentiated exactly: eta is itself
-    computed as a graph. Roughly doubles the time and the memory of a step.
-
-    Args:
-        reconciliation: distance, weight and schedule.
-    """
-
-    wants_delta = True
-
-    def __init__(self, reconciliation: Reconciliation) -> None:
-        self._reconciliation = reconciliation
-        self._plain = Greedy()
-        self._pending: tuple[Tensor, Tensor] | None = None
-
-    def head_backward(self, local: LocalPass, loss_of: LossOf) -> tuple[Tensor, Tensor]:
-        """See :class:`Objective`."""
-        if not local.reconciled:
-            return self._plain.head_backward(local, loss_of)
-        loss = loss_of(local.out)
-        eta, delta = autograd.grad(loss, (local.x, local.out), create_graph=True)
-        self._pending = (loss, eta)
-        return loss.detach(), delta.detach()
-
-    def body_backward(self, local: LocalPass, previous_delta: Tensor | None) -> Residual | None:
-        """See :class:`Objective`."""
-        if previous_delta is None:
-            self._plain.body_backward(local, None)
-            return None
-        assert self._pending is not None, "head_backward comes first, on a batch to be reconciled"
-        (loss, eta), self._pending = self._pending, None
-        settings = self._reconciliation
-        eta, delta = settings.comparable(eta, previous_delta)
-        distance = settings.distance(eta, delta)
-        weight = settings.weight_at(local.step)
-        (loss + weight * distance).backward()  # type: ignore[no-untyped-call]
-        return Residual.of(distance, eta, delta)
+        Args:
+            shape: of one row of the stage's output.
+            seed: both ends of the edge have the same.
+        """

@@ -1,11 +1,14 @@
 """Finds out before training whether a stage can be differentiated twice, as exact SGR needs."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, autograd, nn
 
 from pipelocal.errors import UserError
+from pipelocal.heads import call_head
 from pipelocal.models.trial import shadow
 from pipelocal.seeding import seeded
 
@@ -24,14 +27,14 @@ def check_double_backward(
     Raises:
         UserError: a unit's or the head's gradient cannot be differentiated; names it and what to do.
     """
-    x = random_input(body, head, (2, *x_shape))
+    x = first = random_input(body, head, (2, *x_shape))
     with seeded(0, "probe"):
         # Copies: a probe must move neither gradients nor BatchNorm's running statistics.
         parts = [(f"unit '{name}'", unit) for name, unit in copy.deepcopy(body).named_children()]
         for what, part in [*parts, ("the head", copy.deepcopy(head))]:
             part.train()
             try:
-                x = _differentiate_twice(part, x)
+                x = _differentiate_twice(partial(call_head, part, x=first), x)
             except RuntimeError as error:
                 reason = str(error).partition("\n")[0].rstrip(".")
                 other = " or another --head" if what == "the head" else ""
@@ -54,7 +57,7 @@ def check_one_row(
     x = random_input(body, head, (1, *x_shape))
     try:
         with torch.no_grad(), seeded(0, "probe"):
-            shadow(head).train()(shadow(body).train()(x))
+            call_head(shadow(head).train(), shadow(body).train()(x), x)
     except ValueError as error:
         raise UserError(
             f"stage {stage}: a training batch has one sample, which this stage cannot train on "
@@ -74,7 +77,7 @@ def random_input(
         return torch.randn(shape, dtype=dtype, device=device)
 
 
-def _differentiate_twice(unit: nn.Module, x: Tensor) -> Tensor:
+def _differentiate_twice(unit: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     out: Tensor = unit(x)
     (gradient,) = autograd.grad(out.square().sum(), x, create_graph=True)

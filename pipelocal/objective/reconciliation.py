@@ -1,19 +1,15 @@
-"""How stages reconcile: what ``--reconcile`` and the options beside it come to."""
+"""How one stage reconciles: distance, weight, and which batches and rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
 from torch import Tensor
 
 from pipelocal.objective.delta_encoding import Summary
-from pipelocal.objective.distances import SMALLEST_NORM, Distance, cosine, length, row_cosines
+from pipelocal.objective.distances import Distance, cosine
 from pipelocal.registry import Registry
-
-Form = Literal["exact", "first-order"]
 
 WeightFactor = Callable[[float], float]
 """From the progress of the training, 0 to 1, to a factor of the weight."""
@@ -47,7 +43,6 @@ class Reconciliation:
     """Of one stage.
 
     Args:
-        form: by double backward, or by further ordinary passes.
         distance: D, on per-sample gradients.
         weight: lambda, before the schedule.
         schedule: factor of the weight over the training.
@@ -60,7 +55,6 @@ class Reconciliation:
         summary: how delta of the stage before travels; None for as it is.
     """
 
-    form: Form = "first-order"
     distance: Distance = cosine
     weight: float = 0.01
     schedule: WeightFactor = constant
@@ -85,27 +79,3 @@ class Reconciliation:
     def weight_at(self, step: int) -> float:
         """The weight in a batch that is reconciled, from the number of those before it."""
         return self.weight * self.every * self.schedule(min(1.0, step / self.total_steps))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Residual:
-    """How far eta and delta are apart on a batch; scalars."""
-
-    distance: Tensor
-    """What is minimised."""
-    cosine: Tensor
-    """Mean over the rows of the cosine between the two, 1 where they agree."""
-    relative: Tensor
-    """Length of the difference over delta's, of the whole batch; 0 where they agree, or delta is none."""
-
-    @classmethod
-    def of(cls, distance: Tensor, eta: Tensor, delta: Tensor) -> Residual:
-        """From the distance and the gradients, both ``[B, F]`` at the same scale."""
-        eta = eta.detach()
-        of_delta = length(delta)
-        relative = length(eta - delta) / of_delta.clamp_min(SMALLEST_NORM)
-        return cls(
-            distance=distance.detach(),
-            cosine=row_cosines(eta, delta).mean(),
-            relative=torch.where(of_delta < SMALLEST_NORM, 0.0, relative),
-        )

@@ -10,7 +10,6 @@ from pipelocal.errors import UserError
 from pipelocal.models.chain import Chain
 from pipelocal.partition.cost_model import CostModel, balanced
 from pipelocal.partition.cut import Cut, even_blocks
-from pipelocal.references import users_code
 from pipelocal.registry import Registry
 
 
@@ -73,15 +72,13 @@ def _balanced(request: PartitionRequest, balance: str) -> list[int]:
     return [cut.stop - cut.start for cut in cuts]
 
 
-def partition(name: str, request: PartitionRequest) -> list[Cut]:
-    """Cut as the partitioner called ``name`` says.
+def partition(partitioner: Partitioner, request: PartitionRequest, *, name: str) -> list[Cut]:
+    """Cut as a partitioner says, which is called ``name`` in errors.
 
     Raises:
-        UserError: there is none, or what it says is no cut of the chain.
+        UserError: what it says is no cut of the chain.
     """
-    partitioner = PARTITIONERS.get(name)
-    with users_code("partitioner", name):
-        counts = list(partitioner(request))
+    counts = list(partitioner(request))
     units = len(request.chain.units)
     sound = all(isinstance(count, int) and count > 0 for count in counts)
     if not sound or len(counts) != request.stages or sum(counts) != units:

@@ -15,19 +15,19 @@ from math import prod
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, autograd, nn
 
 from pipelocal.errors import NotTwiceDifferentiable, UserError
 from pipelocal.models.chain import Chain, Shape, build_unit
 from pipelocal.models.in_place import disable_inplace
-from pipelocal.objective.local import cross_entropy
 from pipelocal.telemetry.memory import SavedBytes, tensor_bytes
 
 HeadBuilder = Callable[[int], nn.Module]
 """Makes the auxiliary head of a stage that ends before the unit of this index."""
 
-OptimizerOf = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-"""Makes the optimizer of some parameters."""
+OptimizerOf = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+"""Makes the optimizer of some parameters, which it is given with their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,7 @@ def profile_chain(
     meter: Meter,
     *,
     batch_size: int,
+    classes: int,
     exact: bool,
     optimizer: OptimizerOf,
     target_shape: Shape = (),
@@ -125,6 +126,7 @@ def profile_chain(
         head: makes the auxiliary heads.
         meter: says how long things take.
         batch_size: rows.
+        classes: width of the model's output.
         exact: whether to cost exact reconciliation (double backward) too.
         optimizer: makes the optimizer of some parameters.
         target_shape: shape of one sample's labels.
@@ -146,7 +148,7 @@ def profile_chain(
         generator = torch.Generator().manual_seed(seed)
         if dtype.is_floating_point:
             return torch.randn(whole, generator=generator).to(meter.device)
-        return torch.randint(chain.classes, whole, generator=generator).to(meter.device, dtype)
+        return torch.randint(classes, whole, generator=generator).to(meter.device, dtype)
 
     def cost(
         name: str,
@@ -221,9 +223,9 @@ def _cost(
         reconcile_s = max(0.0, seconds - forward_s - backward_s)
         reconcile_bytes = max(0, _saved_bytes(module, x, target, reconcile=True)[0] - saved)
     update_s, state = 0.0, []
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if parameters:
-        of_module = optimizer(parameters)
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if trained:
+        of_module = optimizer(trained)
         update_s = meter.seconds_of_step(of_module)
         state = [value for values in of_module.state.values() for value in values.values()]
     return Cost(
@@ -244,7 +246,7 @@ def _cost(
 def forward_pass(module: nn.Module, leaf: Tensor, target: Tensor | None) -> Tensor:
     """A module's output, or a head's loss."""
     out: Tensor = module(leaf)
-    return out if target is None else cross_entropy(out, target)
+    return out if target is None else F.cross_entropy(out.flatten(0, -2), target.flatten())
 
 
 def backward_pass(leaf: Tensor, out: Tensor, *, reconcile: bool) -> None:

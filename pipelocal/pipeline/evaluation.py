@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from pipelocal.errors import StageError
-from pipelocal.objective.local import cross_entropy
 from pipelocal.pipeline.tally import Reading, Tally
-from pipelocal.stage.stage import Stage, count_correct
+from pipelocal.stage.stage import Stage
 from pipelocal.transport.edge import IncomingBatch
 
 
@@ -38,8 +37,9 @@ class Evaluation:
         self._votes = votes
         self._last = last
         self._bad_input = torch.zeros((), dtype=torch.bool, device=device)
-        self._tally = Tally(device, each=self._each)
-        self._ensemble = Tally(device, each=self._each)
+        further = stage.task.metrics[1:]
+        self._tally = Tally(device, metrics=further, each=self._each)
+        self._ensemble = Tally(device, metrics=further, each=self._each)
 
     def meet(self, batch: IncomingBatch) -> dict[str, Tensor]:
         """Evaluate a batch; the tensors for the next stage, in the order of the contract."""
@@ -47,12 +47,12 @@ class Evaluation:
         if self._stage.number > 1:
             self._bad_input |= ~torch.isfinite(x).all()
         output, logits = self._stage.evaluate(x)
-        loss = cross_entropy(logits, target)
+        loss = self._stage.task.loss(logits, target)
         self._add(self._tally, batch, loss, logits, target)
         # A copy: what came in lies in memory that is used again once this batch is over.
         found = {"target": target.clone(), "x": output}
         if self._votes:
-            votes = logits.softmax(-1)
+            votes = self._stage.task.votes(logits)
             if self._stage.number > 1:
                 votes += batch.get("votes")
             if self._last:
@@ -79,12 +79,18 @@ class Evaluation:
             )
         self.step = step
         self.reading = self._tally.read_and_reset()
-        found = {"loss": self.reading.loss, "accuracy": self.reading.accuracy}
+        found: dict[str, Any] = {"loss": self.reading.loss, "accuracy": self.reading.accuracy}
+        found |= self.reading.further
         if self._last:
             if self._votes:
                 self.ensemble_accuracy = self._ensemble.read_and_reset().accuracy
             found["ensemble_accuracy"] = self.ensemble_accuracy
         return found
+
+    @property
+    def rows(self) -> int:
+        """Rows of the last evaluation that came to its end."""
+        return 0 if self.reading is None else self.reading.rows
 
     def state_dict(self) -> dict[str, Any]:
         """What the last evaluation came to."""
@@ -102,14 +108,16 @@ class Evaluation:
     def _each(self, values: Tensor) -> Tensor:
         return self._stage.replicas.each(values)
 
-    @staticmethod
     def _add(
-        tally: Tally, batch: IncomingBatch, loss: Tensor, scores: Tensor, target: Tensor
+        self, tally: Tally, batch: IncomingBatch, loss: Tensor, scores: Tensor, target: Tensor
     ) -> None:
+        task = self._stage.task
+        correct, *further = task.counts(scores, target)
         tally.add(
             batch=batch.header.number,
             rows=batch.header.rows,
             loss=loss,
-            correct=count_correct(scores, target),
+            correct=correct,
             predictions=target.numel(),
+            further=dict(zip(task.metrics[1:], further, strict=True)),
         )

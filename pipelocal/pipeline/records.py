@@ -44,7 +44,13 @@ class Records:
         self._log_every = log_every
         # Reading a loss makes the host wait for a CUDA device, so there it is done rarely.
         self._looks_always = device.type == "cpu"
-        self._tally = Tally(device, windows=2, each=lambda values: stage.replicas.each(values))
+        self._tally = Tally(
+            device,
+            windows=2,
+            metrics=stage.task.metrics[1:],
+            figures=getattr(stage.objective, "figure_names", ()),
+            each=lambda values: stage.replicas.each(values),
+        )
         self._reported = 0
 
     def add(self, header: Header, metrics: StepMetrics, x: Tensor) -> None:
@@ -60,6 +66,7 @@ class Records:
             correct=metrics.correct,
             predictions=metrics.predictions,
             residual=metrics.residual,
+            further={**metrics.further, **metrics.figures},
         )
         if self._looks_always or self._due:
             self._check_finite(x, metrics)
@@ -152,4 +159,5 @@ class Records:
             samples_per_second=rate * self._stage.replicas.count,
             busy_fraction=busy,
             peak_memory_bytes=self.peak_memory_bytes,
+            **reading.further,
         )

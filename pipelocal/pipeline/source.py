@@ -7,7 +7,7 @@ from itertools import islice
 
 import torch
 
-from pipelocal.data.batches import Batch, BatchStream
+from pipelocal.data.batches import Batch, Batches
 from pipelocal.pipeline.markers import Markers
 from pipelocal.pipeline.timetable import Timetable
 from pipelocal.transport.deal import EVERYTHING, Deal
@@ -33,7 +33,7 @@ class Source:
 
     def __init__(
         self,
-        batches: BatchStream,
+        batches: Batches,
         plan: Timetable | None,
         device: torch.device,
         *,

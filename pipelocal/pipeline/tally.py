@@ -1,12 +1,15 @@
 """Sums of what a stage's batches showed, kept on the device until somebody reads them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pipelocal.objective.reconciliation import Residual
+from pipelocal.objective.residual import Residual
+
+MEANS = 5
+"""Right predictions, loss, and three of reconciliation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,9 @@ class Reading:
     """Mean cosine between the two, over the same rows."""
     residual: float | None
     """Mean relative length of their difference, over the same rows."""
+    further: dict[str, float | None] = field(default_factory=dict)
+    """The task's further metrics, as means over the predictions, and the objective's figures, over the
+    rows."""
 
 
 class Tally:
@@ -31,6 +37,8 @@ class Tally:
     Args:
         device: where the sums live; reading them waits for that device, adding does not.
         windows: number of sums that are kept of the same batches and reset one by one.
+        metrics: names of the task's further metrics.
+        figures: names of the objective's figures.
         each: gives what the tallies of all replicas hold of what this one holds, ``[replicas, ...]``; they
             read at the same time.
     """
@@ -40,10 +48,14 @@ class Tally:
         device: torch.device,
         *,
         windows: int = 1,
+        metrics: Sequence[str] = (),
+        figures: Sequence[str] = (),
         each: Callable[[Tensor], Tensor] = lambda values: values.unsqueeze(0),
     ) -> None:
         self._each = each
-        self._sums = torch.zeros(windows, 5, dtype=torch.float64, device=device)
+        self._metrics, self._figures = tuple(metrics), tuple(figures)
+        columns = MEANS + len(self._metrics) + len(self._figures)
+        self._sums = torch.zeros(windows, columns, dtype=torch.float64, device=device)
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         self.rows = [0] * windows
         """Rows of each window since its last reset."""
@@ -59,8 +71,20 @@ class Tally:
         correct: Tensor,
         predictions: int,
         residual: Residual | None = None,
+        further: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """One batch: mean ``loss``, number ``correct`` of ``predictions``; scalars."""
+        """One batch: mean ``loss``, number ``correct`` of ``predictions``; scalars.
+
+        Args:
+            batch: its number.
+            rows: of it.
+            loss: mean over the rows.
+            correct: right predictions.
+            predictions: how many there are.
+            residual: between eta and delta; None of a batch that was not reconciled.
+            further: by name, sums over the predictions of each metric, and means over the rows of each
+                figure; figures may be left out, as in evaluations.
+        """
         sums = [correct.double(), rows * loss.double()]
         fine = torch.isfinite(loss)
         if residual is not None:
@@ -68,6 +92,10 @@ class Tally:
             sums += [rows * mean.double() for mean in means]
             fine &= torch.isfinite(residual.distance)
         self._sums[:, : len(sums)] += torch.stack(sums)
+        if further:
+            more = [further[name].double() for name in self._metrics]
+            more += [rows * further[name].double() for name in self._figures if name in further]
+            self._sums[:, MEANS : MEANS + len(more)] += torch.stack(more)
         for window in range(len(self.rows)):
             self.rows[window] += rows
             self._predictions[window] += predictions
@@ -75,7 +103,7 @@ class Tally:
         self._first_bad.masked_fill_(~fine & (self._first_bad < 0), batch)
 
     def state_dict(self) -> Tensor | None:
-        """The sums as they are, of all replicas: float64 ``[replicas, windows, 8]``; None of no batch."""
+        """The sums of all replicas, float64 ``[replicas, windows, columns]``; None of no batch."""
         sums = self._each(self._own())
         return sums if sums.any() else None
 
@@ -90,8 +118,8 @@ class Tally:
             own = state[replica]
         else:
             own = state.sum(0) if replica == 0 else torch.zeros_like(state[0])
-        self._sums.copy_(own[:, :5])
-        counts = own[:, 5:].T.to(torch.int64).tolist()
+        self._sums.copy_(own[:, : self._sums.shape[1]])
+        counts = own[:, self._sums.shape[1] :].T.to(torch.int64).tolist()
         self.rows, self._predictions, self._reconciled_rows = counts
 
     def _own(self) -> Tensor:
@@ -106,7 +134,11 @@ class Tally:
     def read_and_reset(self, window: int = 0) -> Reading:
         """The means since the last reset of a window; waits for the device."""
         sums = self._each(self._own()[window]).sum(0)
-        correct, loss, *residual, rows, predictions, reconciled = sums.tolist()
+        *means, rows, predictions, reconciled = sums.tolist()
+        correct, loss, *residual = means[:MEANS]
+        metrics, figures = means[MEANS:][: len(self._metrics)], means[MEANS:][len(self._metrics) :]
+        further = _means(self._metrics, metrics, predictions)
+        further |= _means(self._figures, figures, rows)
         self._sums[window].zero_()
         self.rows[window] = self._predictions[window] = self._reconciled_rows[window] = 0
         distance, cosine, relative = (
@@ -119,4 +151,9 @@ class Tally:
             reconciliation=distance,
             cosine=cosine,
             residual=relative,
+            further=further,
         )
+
+
+def _means(names: Sequence[str], sums: Sequence[float], count: float) -> dict[str, float | None]:
+    return {name: total / count if count else None for name, total in zip(names, sums, strict=True)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipelocal.config import TrainConfig
 from pipelocal.errors import UserError
+from pipelocal.pipeline.options import LengthOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,29 +44,41 @@ class Timetable:
     @classmethod
     def of(
         cls,
-        config: TrainConfig,
+        options: LengthOptions,
         steps_per_epoch: int,
         *,
+        reconcile_every: int | None = None,
+        together: int = 1,
+        whole_rounds: bool = False,
         epochs_before: int = 0,
         steps_before: int = 0,
     ) -> Timetable:
         """The plan of a run.
 
+        Args:
+            options: its length.
+            steps_per_epoch: batches that the data yields in an epoch.
+            reconcile_every: as below.
+            together: as below.
+            whole_rounds: whether replicas keep step, so that the rest of an epoch is left out.
+            epochs_before: as below.
+            steps_before: as below.
+
         Raises:
             UserError: replicas that must keep step would have no batch.
         """
         plan = cls(
-            epochs=config.epochs,
+            epochs=options.epochs,
             steps_per_epoch=steps_per_epoch,
-            max_steps=config.max_steps,
-            evaluate_every=config.evaluate_every,
-            reconcile_every=config.reconcile_every if config.objective == "sgr" else None,
-            together=config.together,
-            update_every=config.batches_an_update,
+            max_steps=options.max_steps,
+            evaluate_every=options.evaluate_every,
+            reconcile_every=reconcile_every,
+            together=together,
+            update_every=options.accumulate * together,
             epochs_before=epochs_before,
             steps_before=steps_before,
         )
-        return plan.in_whole_rounds() if config.sync_batchnorm else plan
+        return plan.in_whole_rounds() if whole_rounds else plan
 
     @property
     def total_steps(self) -> int:
@@ -113,6 +125,14 @@ class Timetable:
                 f"take in step: give at least so many"
             )
         return replace(plan, max_steps=steps)
+
+    @property
+    def total_updates(self) -> int:
+        """Updates in all: each epoch's last one takes what is left of it."""
+        whole = -(-self.steps_per_epoch // self.update_every)
+        epochs, rest = divmod(self.total_steps - self.steps_before, self.steps_per_epoch)
+        before = -(-self.steps_before // self.update_every)
+        return max(1, before + epochs * whole + -(-rest // self.update_every))
 
     def update_at(self, done: int) -> int:
         """The training batches after which comes the update of the batch before which there were ``done``."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,14 +19,21 @@ from torch import Tensor
 
 from pipelocal.errors import PipelocalError, StageError
 from pipelocal.pipeline.bp_gap import BackPropagationGap
+from pipelocal.pipeline.callbacks import Callback, EpochEnd, EvaluationEnd
 from pipelocal.pipeline.evaluation import Evaluation
+from pipelocal.pipeline.observers import (
+    BpGap,
+    Observer,
+    Observers,
+    PeakMemory,
+    Recording,
+    Telling,
+)
 from pipelocal.pipeline.records import Records, Report
 from pipelocal.references import where
 from pipelocal.stage.freezing import Freezing
-from pipelocal.stage.memory import model_tensors, resident_bytes
 from pipelocal.stage.stage import Stage
 from pipelocal.telemetry.actions import Action, Recorder
-from pipelocal.telemetry.memory import SavedBytes
 from pipelocal.transport.edge import Check, IncomingBatch, Receiver, Sender
 from pipelocal.transport.header import Header, Kind
 
@@ -52,6 +58,7 @@ class Worker:
         gap: compares the stages of this process with back-propagation; None for not at all.
         gap_every: training batches between two comparisons.
         votes: whether the heads' votes travel along in evaluations.
+        callbacks: are told what the stage has done.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class Worker:
         gap: BackPropagationGap | None = None,
         gap_every: int = 1,
         votes: bool = True,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.stage = stage
         self.incoming = incoming
@@ -83,8 +91,14 @@ class Worker:
         self._lane = f"stage {stage.number}"
         self._freezing = freezing
         self._save = save
-        self._gap = gap
-        self._gap_every = gap_every
+        self._callbacks = callbacks
+        observers: list[Observer] = [PeakMemory(stage, self.records)]
+        if gap is not None:
+            observers.append(BpGap(stage, self.records, gap, gap_every))
+        observers.append(Recording(stage, self.records))
+        if callbacks:
+            observers.append(Telling(stage, callbacks))
+        self._observers = Observers(observers)
         self._number = -1
         self._ended_loss: float | None = None
 
@@ -139,7 +153,12 @@ class Worker:
         elif header.kind == Kind.SNAPSHOT:
             self._take_snapshot(header)
         elif header.kind == Kind.EVALUATED:
-            self.records.record("evaluate", header.epoch, **self.evaluation.finish(header.step))
+            figures = self.evaluation.finish(header.step)
+            if self.evaluation.rows:  # there need not be any test data
+                self.records.record("evaluate", header.epoch, **figures)
+                event = EvaluationEnd(figures=figures, **self._whereabouts(header, header.step))
+                for callback in self._callbacks:
+                    callback.on_evaluation_end(event)
             self.records.throughput.evaluated()
         else:
             self.records.throughput.ended()
@@ -156,17 +175,15 @@ class Worker:
             self.outgoing.close()
 
     def _train(self, batch: IncomingBatch) -> None:
-        stage, outgoing = self.stage, self.outgoing
+        stage, outgoing, observed = self.stage, self.outgoing, self._observers
         stage.steps = batch.header.step
         self._freeze_if_due()
-        if self._gap is not None and stage.number == 1 and stage.steps % self._gap_every == 0:
-            self._gap.begin(batch.get("x"), batch.get("target"))
-        memory = (
-            SavedBytes(model_tensors(stage)) if self.records.peak_memory_bytes is None else None
-        )
+        observed.begin(batch)
         reconciling = batch.header.kind == Kind.RECONCILE
         wants_delta = reconciling and stage.wants_delta
-        with memory.counting() if memory else nullcontext():
+        sends_delta = reconciling and outgoing is not None
+        delta = None
+        with observed.passes():
             with self._action("receive"):
                 x = batch.get("x")
             with self._action("forward"):
@@ -180,7 +197,6 @@ class Worker:
                     outgoing.send("target", target.clone())
                     outgoing.send("ids", ids.clone())
                     outgoing.send("x", output)
-            sends_delta = reconciling and outgoing is not None
             with self._action("head"):
                 if stage.frozen and not sends_delta:
                     stage.local_loss(target)
@@ -189,23 +205,19 @@ class Worker:
             if outgoing is not None:
                 with self._action("send"):
                     if sends_delta:
+                        assert delta is not None
                         outgoing.send("delta", self._encode_delta(delta))
                     outgoing.finish()
             if not stage.frozen:
                 self._complete_gradients(batch, wants_delta=wants_delta)
-                self._report_gap(delta, batch.header)
+            observed.gradients(batch, None if stage.frozen else delta)
         metrics = stage.metrics(target)
-        self.records.learning_rate = stage.optimizer.param_groups[0]["lr"]
         if stage.replicas.count > 1:
             with self._action("average"):
                 stage.average_gradients(batch.header.update_at)
         with self._action("step"):
             stage.update(batch.header.update_at or None)
-        if memory:
-            # One after the other: a stage without autograd has it for the distance alone, at the end.
-            activations = max(memory.peak_bytes, stage.kept_bytes)
-            self.records.peak_memory_bytes = activations + resident_bytes(stage)
-        self.records.add(batch.header, metrics, batch.get("x"))
+        observed.trained(batch, metrics)
 
     def _complete_gradients(self, batch: IncomingBatch, *, wants_delta: bool) -> None:
         if not wants_delta:
@@ -229,7 +241,13 @@ class Worker:
 
     def _end_epoch(self, header: Header) -> None:
         self.stage.steps = header.step
-        self._ended_loss = self.records.end_epoch(header)
+        loss = self._ended_loss = self.records.end_epoch(header)
+        event = EpochEnd(loss=loss, **self._whereabouts(header, header.step))
+        for callback in self._callbacks:
+            callback.on_epoch_end(event)
+
+    def _whereabouts(self, header: Header, step: int) -> dict[str, int]:
+        return {"stage": self.stage.number, "epoch": header.epoch + 1, "step": step}
 
     def _freeze_if_due(self) -> None:
         """Before each batch or update: replicas find the same wherever they stand."""
@@ -267,17 +285,6 @@ class Worker:
         with self._action("snapshot"):
             self._save(self)
         self.records.record("snapshot", header.epoch, pause_s=time.perf_counter() - started)
-
-    def _report_gap(self, delta: Tensor, header: Header) -> None:
-        gap = None if self._gap is None else self._gap.compare(self.stage, delta)
-        if gap is not None:
-            self.records.record(
-                "bp_gap",
-                header.epoch,
-                step=self.stage.steps + 1,
-                update_cosine=gap.update_cosine,
-                residual_sum=gap.residual_sum,
-            )
 
     def _pass_on(self, header: Header, tensors: dict[str, Tensor]) -> None:
         if self.outgoing is not None:

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
-from pipelocal.config import PlanConfig
+from pipelocal.config import PlanConfig, TrainConfig
 from pipelocal.config.checks import validate
+from pipelocal.config.resolve import blueprint_of, cut_of, recipe_of
 from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import NotTwiceDifferentiable, UserError
 from pipelocal.partition import to_text
@@ -28,6 +29,7 @@ from pipelocal.plan.simulate.sweep import sweeps
 from pipelocal.ranks.host import set_up_host
 from pipelocal.ranks.world import World
 from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.costs import cost_model, partitioned
 from pipelocal.system.quantities import parse_flops, parse_rate, parse_speeds, parse_time
 from pipelocal.telemetry.pyplot import check_plot
 
@@ -130,25 +132,26 @@ def plan(config: PlanConfig) -> Plan:
     if config.plot is not None:
         check_plot("--plot", config.plot)
     set_up_host(config.threads)
-    blueprint = Blueprint.draw(train_config, info=planned_input(config))
+    blueprint = blueprint_of(train_config, info=planned_input(config))
     given_replicas(config, blueprint.stages)  # refuses what cannot be, before anything is measured
     note = None
     try:
-        model = blueprint.cost_model(train_config, _meter(config))
+        model = _costs(blueprint, train_config, config)
     except NotTwiceDifferentiable as error:
         note = f"planned for --objective greedy: {error}"
         train_config = replace(train_config, objective="greedy")
-        model = blueprint.cost_model(train_config, _meter(config))
+        blueprint = replace(blueprint, recipe=recipe_of(train_config))
+        model = _costs(blueprint, train_config, config)
     speeds = [1.0] * blueprint.stages
     if config.device_speeds is not None:
         speeds = parse_speeds("--device-speeds", config.device_speeds, blueprint.stages)
     replicated = replace(train_config, replicas=config.replicas)
-    blueprint = blueprint.partitioned(replicated, lambda: model)
+    blueprint = partitioned(blueprint, cut_of(train_config), replicated, lambda: model)
     planned = replace(predict(blueprint, model, config, speeds), note=note)
     if config.ranks is None and config.plot is None:
         return planned
     rows = max(1, config.batch_size // config.micro_batches)
-    micro = blueprint.cost_model(replace(train_config, batch_size=rows), _meter(config))
+    micro = _costs(blueprint, replace(train_config, batch_size=rows), config)
     scenario = Scenario(
         model=model,
         micro=micro,
@@ -177,6 +180,10 @@ def _simulation(
         outcomes=forecast(scenario),
         plot=config.plot,
     )
+
+
+def _costs(blueprint: Blueprint, train: TrainConfig, config: PlanConfig) -> CostModel:
+    return cost_model(blueprint, train, _meter(config), batch_size=train.batch_size)
 
 
 def _meter(config: PlanConfig) -> Meter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -82,6 +82,14 @@ class World:
             lasting=dist.PrefixStore("pipelocal/all", store),
             start_timeout_s=start_timeout_s,
             restarted=_number("TORCHELASTIC_RESTART_COUNT", 0) > 0,
+        )
+
+    def part(self, name: str) -> World:
+        """The same ranks, with a part of the stores for themselves, such as for one run of several."""
+        return replace(
+            self,
+            store=dist.PrefixStore(name, self.store),
+            lasting=dist.PrefixStore(name, self.lasting),
         )
 
     @property

@@ -38,7 +38,7 @@ class DataParallel(Together):
     ) -> None:
         super().__init__(stage, group)
         self._alikeness = Alikeness(stage, group, same_batches=same_batches)
-        carrier = Carrier(stage.body, stage.head)
+        carrier = Carrier(stage.body, stage.head, stage.own_objective)
         self._parameters = [p for p in carrier.parameters() if p.requires_grad]
         with warnings.catch_warnings():
             # Of torch 2.13 on: what replaces the argument still broadcasts buffers at the start.

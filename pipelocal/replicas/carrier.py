@@ -26,12 +26,16 @@ class Carrier(nn.Module):
     Args:
         body: of a stage.
         head: of the same.
+        objective: of the same, where it has parameters.
     """
 
-    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+    def __init__(
+        self, body: nn.Module, head: nn.Module, objective: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.body = body
         self.head = head
+        self.objective = objective
 
     def forward(self) -> Tensor:
         """A scalar that is zero; its gradients are zeros for all parameters."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 from torch.nn.parallel import DistributedDataParallel
@@ -10,27 +9,12 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelocal.replicas.averaging import DataParallel
 from pipelocal.replicas.compression import compress
 from pipelocal.replicas.hook import Compression
+from pipelocal.replicas.options import ReplicaOptions
 from pipelocal.replicas.sync_batchnorm import synchronise_norms
 from pipelocal.replicas.together import Together
 from pipelocal.seeding import derive_seed
 from pipelocal.stage.stage import Stage
 from pipelocal.transport.groups import ReplicaGroup
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplicaOptions:
-    """How replicas of a stage train together."""
-
-    replicate: str = "ddp"
-    """ddp or fsdp."""
-    compress: str | None = None
-    """The name of a compression of gradients; None for none."""
-    compress_share: float = 0.1
-    """Of sparse-sign: share of the coordinates whose sign is sent."""
-    compress_rank: int = 2
-    """Of powersgd: rank of what stands for each gradient."""
-    sync_batchnorm: bool = False
-    """Whether BatchNorm takes its statistics of all replicas' batches."""
 
 
 def join_replicas(stage: Stage, group: ReplicaGroup, how: ReplicaOptions, *, seed: int) -> None:

@@ -30,7 +30,7 @@ class FullyShard(Together):
     def __init__(self, stage: Stage, group: ReplicaGroup, *, same_batches: bool = False) -> None:
         super().__init__(stage, group)
         self._alikeness = Alikeness(stage, group, same_batches=same_batches)
-        self._carrier = Carrier(stage.body, stage.head)
+        self._carrier = Carrier(stage.body, stage.head, stage.own_objective)
         group.together(self._share_out)
 
     def average(self) -> None:

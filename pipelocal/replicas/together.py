@@ -77,7 +77,7 @@ class Alikeness:
     """
 
     def __init__(self, stage: Stage, group: ReplicaGroup, *, same_batches: bool) -> None:
-        modules = (stage.body, stage.head)
+        modules = stage.modules
         self._group = group
         self._same_batches = same_batches
         self._buffers = [b for module in modules for b in module.buffers() if b.dtype != torch.bool]

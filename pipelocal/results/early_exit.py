@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pipelocal.heads import call_head
 from pipelocal.results.saved_run import FinishedRun
 
 
@@ -43,17 +44,17 @@ class HeadedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The last head's logits ``[B, ..., classes]``, as the uncut model gives them."""
+        before = x
         for body in self.bodies:
-            x = body(x)
-        out: Tensor = self.heads[-1](x)
-        return out
+            before, x = x, body(x)
+        return call_head(self.heads[-1], x, before)
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
         """Every head's logits ``[B, ..., classes]``, in order."""
         logits = []
         for body, head in zip(self.bodies, self.heads, strict=True):
-            x = body(x)
-            logits.append(head(x))
+            before, x = x, body(x)
+            logits.append(call_head(head, x, before))
         return logits
 
     def ensemble(self, x: Tensor) -> Tensor:
@@ -77,8 +78,8 @@ class HeadedNetwork(nn.Module):
         confidence = torch.zeros(rows, device=x.device)
         left = torch.arange(rows, device=x.device)
         for number, (body, head) in enumerate(zip(self.bodies, self.heads, strict=True), start=1):
-            x = body(x)
-            sure, best = head(x).softmax(-1).max(-1)
+            before, x = x, body(x)
+            sure, best = call_head(head, x, before).softmax(-1).max(-1)
             last = number == len(self.bodies)
             answers = torch.ones_like(best, dtype=torch.bool) if last else sure >= until
             there = left[answers]

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from pipelocal.checkpoint.description import data_differences
 from pipelocal.config import EvaluateConfig
-from pipelocal.config.limits import check_limits
+from pipelocal.config.resolve import open_data
 from pipelocal.data import DATASETS
 from pipelocal.data.batches import BatchStream
-from pipelocal.data.fingerprint import describe_data
 from pipelocal.errors import UserError
+from pipelocal.options import check_values
 from pipelocal.pipeline.source import Source
 from pipelocal.pipeline.worker import run_stream
 from pipelocal.ranks.host import set_up_host
@@ -21,7 +21,6 @@ from pipelocal.ranks.world import World
 from pipelocal.references import is_reference
 from pipelocal.results.saved_run import FinishedRun
 from pipelocal.run.assembly import Assembly
-from pipelocal.run.prepare import open_data
 from pipelocal.system.streams import tell
 
 
@@ -35,7 +34,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         UserError: no finished run, or its data cannot be read.
     """
-    check_limits(config)
+    check_values(config)
     finished = FinishedRun(config.run, averaged=config.averaged)
     run, blueprint = finished.config, finished.blueprint
     set_up_host(run.threads)
@@ -45,7 +44,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     records: list[dict[str, Any]] = []
     if run.votes == "auto":
         run = replace(run, votes="on")  # they travel nowhere here
-    assembly = Assembly(run, blueprint, device, report=records.append)
+    assembly = Assembly(
+        run, blueprint, device, batch_size=batches.batch_size, report=records.append
+    )
     workers = assembly.workers(stages, Source(batches, None, device), None)
     run_stream(workers, lambda: None)
     if not config.averaged:
@@ -79,7 +80,7 @@ def _data(config: EvaluateConfig, finished: FinishedRun) -> BatchStream:
             f"evaluate it from the script that registers it"
         )
     batches = open_data(run)
-    changed = data_differences(finished.description.data, describe_data(batches.dataset))
+    changed = data_differences(finished.description.data, batches.describe())
     if changed:
         tell(f"since the run in {config.run} was trained, its data changed: {'; '.join(changed)}")
     return batches

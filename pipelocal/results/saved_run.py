@@ -12,9 +12,12 @@ from pipelocal.checkpoint.description import ModelDescription, changed_code, own
 from pipelocal.checkpoint.pick_snapshot import read_weights, run_of
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.checkpoint.snapshot import SnapshotFolder
+from pipelocal.config.named import references
+from pipelocal.config.resolve import blueprint_of
+from pipelocal.config.saved import located, options_of
 from pipelocal.errors import UserError
-from pipelocal.run.blueprint import Blueprint
 from pipelocal.stage.stage import Stage
+from pipelocal.stage.state import load_weights, plain_state
 from pipelocal.system.streams import tell
 
 
@@ -34,7 +37,7 @@ class FinishedRun:
     def __init__(self, path: str, *, averaged: bool = False) -> None:
         at = Path(path)
         self.folder = RunFolder.open(str(run_of(at)))
-        config = self.folder.config()
+        config = options_of(self.folder)
         weights = read_weights(at, tell)
         if weights is None:
             raise UserError(_nothing_left(at, self.folder.path))
@@ -46,9 +49,9 @@ class FinishedRun:
             tell(f"{at}: the weights after batch {manifest.step}, before the end of the run")
         self.description = self.folder.description()
         then = self.description.model
-        self.config = self.description.located(config, self.folder.path)
+        self.config = located(config, self.folder)
         # The description knows what the model is fed, so that the data need not be there.
-        blueprint = Blueprint.draw(self.config, info=self.description.info)
+        blueprint = blueprint_of(self.config, info=self.description.info)
         changed = then.differences(ModelDescription.of(self.config.model, blueprint.chain))
         if changed:
             tell(f"since the run in {path} was trained, {changed[0]} changed: {self.config.model}")
@@ -65,14 +68,15 @@ class FinishedRun:
         Raises:
             UserError: a damaged file.
         """
-        changed = changed_code(self.description.references, own_code(self.config))
+        changed = changed_code(self.description.references, own_code(references(self.config)))
         if "--head" in changed and self.blueprint.stages > 1:
             path, head = self.folder.path, self.config.head
             tell(f"since the run in {path} was trained, the code of --head changed: {head}")
         stages = []
         for number in self._numbers:
-            stage = self.blueprint.stage_to_evaluate(number, self.config, device=device)
-            self.blueprint.load_weights(number, stage.body, stage.head, self._weights(number))
+            stage = self.blueprint.stage_to_evaluate(number, device=device)
+            chain, cut = self.blueprint.chain, self.blueprint.cuts[number - 1]
+            load_weights(chain, cut, number, stage.body, stage.head, self._weights(number))
             stages.append(stage)
         return stages
 
@@ -82,7 +86,8 @@ class FinishedRun:
         Raises:
             UserError: a damaged file.
         """
-        return self.blueprint.plain_state(self._weights(number) for number in self._numbers)
+        states = (self._weights(number) for number in self._numbers)
+        return plain_state(self.blueprint.chain, states)
 
     def auxiliary_heads(self) -> dict[str, Tensor]:
         """The heads of all stages but the last, each as ``heads.STAGE.NAME``."""

@@ -8,32 +8,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from pipelocal.checkpoint.description import PACKAGES, CodeDescription, ModelDescription, versions
-from pipelocal.config import TrainConfig
-from pipelocal.config.named import plain_references
-from pipelocal.config.option_name import option_name
 from pipelocal.errors import UserError
+from pipelocal.options import option_name
 from pipelocal.ranks.control import ControlPlane
 
-MAY_DIFFER = {
-    *("threads", "device", "interface"),  # a rank's own place to compute
-    *("data_root", "config"),  # where files lie there; what is in them is compared
-    *("plain", "debug_transfers"),  # what a rank shows
-}
-"""Options that need not be the same on all ranks."""
 
-
-def check_same_options(config: TrainConfig, control: ControlPlane) -> None:
+def check_same_options(
+    text: Mapping[str, Any], control: ControlPlane, *, own: frozenset[str]
+) -> None:
     """Refuse ranks that were started with other options or versions than rank 0.
+
+    Args:
+        text: the options by name; references without the place of their files.
+        control: the control plane.
+        own: names of those in which ranks may differ: where a rank computes, where its files lie (what is
+            in them is compared), what it shows.
 
     Raises:
         UserError: names the options, or the packages, and both values.
     """
-    plain = asdict(config) | plain_references(config)
-    options = {k: v for k, v in plain.items() if k not in MAY_DIFFER}
+    options = {k: v for k, v in text.items() if k not in own}
     _compare(
         control,
         "options",

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from pipelocal.config import TrainConfig
 from pipelocal.pipeline.bp_gap import BackPropagationGap
+from pipelocal.pipeline.callbacks import Callback
 from pipelocal.pipeline.placement import Placement, Seat
 from pipelocal.pipeline.records import Report
 from pipelocal.pipeline.votes import Votes
@@ -18,6 +18,7 @@ from pipelocal.ranks.control import CAUSE_PATIENCE_S, ControlPlane
 from pipelocal.ranks.device import describe_device
 from pipelocal.ranks.world import World
 from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.options import RunOptions
 from pipelocal.stage.freezing import Freezing
 from pipelocal.stage.stage import Stage
 from pipelocal.telemetry.actions import Recorder
@@ -36,31 +37,37 @@ class Assembly:
     """Makes the edges and the workers of one rank.
 
     Args:
-        config: the run's options.
+        options: of the run.
         blueprint: the cut model.
         device: this rank's device.
+        batch_size: rows of the largest batch.
+        callbacks: are told what stages have done.
         report: takes the records of the stages.
         recorder: takes what stages and edges do, and when; None for nobody.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
+        options: RunOptions,
         blueprint: Blueprint,
         device: torch.device,
         *,
+        batch_size: int,
+        callbacks: Sequence[Callback] = (),
         report: Report,
         recorder: Recorder | None = None,
     ) -> None:
-        self._config = config
+        self._options = options
         self._blueprint = blueprint
+        self._batch_size = batch_size
+        self._callbacks = callbacks
         self._device = device
         self._report = report
         self._recorder = recorder or Recorder()
-        self._reconciles = config.objective == "sgr"
-        self._freezing: dict[int, Freezing] = config.freezing(blueprint.stages)
+        self._reconciles = blueprint.recipe.objective.reconcile_every is not None
+        self._freezing: dict[int, Freezing] = blueprint.recipe.freezing(blueprint.stages)
         edges = [self._contract(source, votes=True) for source in range(1, blueprint.stages)]
-        self.votes = Votes.of(config.votes, edges)
+        self.votes = Votes.of(options.votes, edges)
         """Whether the heads' votes travel."""
 
     def contract(self, source: int) -> Contract:
@@ -68,15 +75,15 @@ class Assembly:
         return self._contract(source, votes=self.votes.travel)
 
     def _contract(self, source: int, *, votes: bool) -> Contract:
-        summary = self._blueprint.summary(source, self._config) if self._reconciles else None
+        summary = self._blueprint.summary(source) if self._reconciles else None
         return edge_contract(
             source=source,
             feature_shape=self._blueprint.output_shape(source),
             target_shape=self._blueprint.target_shape,
-            classes=self._blueprint.chain.classes,
-            max_rows=self._config.batch_size,
-            form=self._config.wire,
-            channels_last=self._config.channels_last,
+            classes=self._blueprint.classes,
+            max_rows=self._batch_size,
+            form=self._options.wire,
+            channels_last=self._options.channels_last,
             delta_shape=None if summary is None else summary.shape,
             delta_dtype=torch.float32 if summary is None else summary.dtype,
             votes=votes,
@@ -100,7 +107,7 @@ class Assembly:
             save: keeps a stage's snapshot; None where none will be taken.
             reports: whether these workers report; of several replicas one does, for all.
         """
-        every = self._config.measure_bp_gap
+        every = self._options.measure_bp_gap
         gap = None if every is None else BackPropagationGap(stages)
         edges = [InProcessEdge(self.contract(stage.number)) for stage in stages[:-1]]
         receivers, senders = [incoming, *edges], [*edges, outgoing]
@@ -110,15 +117,16 @@ class Assembly:
                 device=self._device,
                 incoming=receiver,
                 outgoing=sender,
-                encode_delta=self._blueprint.summary(stage.number, self._config).encode,
+                encode_delta=self._blueprint.summary(stage.number).encode,
                 report=self._report if reports else _report_nothing,
-                log_every=self._config.log_every,
+                log_every=self._options.log_every,
                 recorder=self._recorder,
                 freezing=self._freezing.get(stage.number),
                 save=save,
                 gap=gap,
                 gap_every=every or 1,
                 votes=self.votes.travel,
+                callbacks=self._callbacks,
             )
             for stage, receiver, sender in zip(stages, receivers, senders, strict=True)
         ]
@@ -133,7 +141,7 @@ class Assembly:
             control: for the agreement on the contracts, and to learn of failures.
             placement: who holds what.
         """
-        rank, config, seat = world.rank, self._config, placement.seat(world.rank)
+        rank, options, seat = world.rank, self._options, placement.seat(world.rank)
         incoming, outgoing = self._links(placement, seat)
         links = [link for link, _ in (*incoming.values(), *outgoing.values())]
         others = [other for other in seat.block.ranks if other != rank]
@@ -142,7 +150,7 @@ class Assembly:
         control.watch_neighbours(names, stage=seat.block.last)
 
         def wait_for(key: str) -> Any:
-            return control.wait_for(key, timeout_s=config.start_timeout)
+            return control.wait_for(key, timeout_s=options.start_timeout)
 
         channels = connect(
             links,
@@ -151,7 +159,7 @@ class Assembly:
             rank=rank,
             device=self._device,
             device_name=describe_device(self._device),
-            edge=config.edge,
+            edge=options.edge,
             put=control.put,
             wait_for=wait_for,
         )
@@ -161,10 +169,10 @@ class Assembly:
             return {
                 "contract": link.contract,
                 "channel": by_ranks[link.ranks],
-                "window": config.window,
+                "window": options.window,
                 "peer": link.peer_name,
                 "check": control.check,
-                "timeout_s": edge_patience(config.timeout),
+                "timeout_s": edge_patience(options.timeout),
                 "waits": partial(control.roll_call.waits, link.peer_rank),
                 "recorder": self._recorder,
             }
@@ -181,7 +189,7 @@ class Assembly:
             computes_on=self._device,
             check=control.check,
             waits=partial(control.roll_call.waits, others[0] if others else rank),
-            timeout_s=edge_patience(config.timeout),
+            timeout_s=edge_patience(options.timeout),
         )
         return _collected(receivers, placement, seat), _dealt(senders, placement, seat), group
 

@@ -19,8 +19,14 @@ class RunUnderWay(Protocol):
     """What of a run is needed to tell of its end."""
 
     control: ControlPlane
-    recorder: Recorder
-    folder: RunFolder | None
+
+    @property
+    def recorder(self) -> Recorder:
+        """What this rank has done."""
+
+    @property
+    def folder(self) -> RunFolder | None:
+        """That of the run, if it is made yet."""
 
     def trouble(self) -> StageError | None:
         """What this rank knows to be wrong with its neighbours."""

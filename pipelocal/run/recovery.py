@@ -9,14 +9,6 @@ from typing import Any
 from pipelocal.checkpoint.description import Description
 from pipelocal.checkpoint.pick_snapshot import named_snapshot, newest_good
 from pipelocal.checkpoint.repartition import StageState, repartitioned
-from pipelocal.checkpoint.resume import (
-    PLACE,
-    check_fitting,
-    check_same_run,
-    check_unchanged,
-    differences,
-    identity,
-)
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.checkpoint.snapshot import (
     Epochs,
@@ -24,13 +16,23 @@ from pipelocal.checkpoint.snapshot import (
     SnapshotFolder,
     load_stage,
 )
-from pipelocal.config import TrainConfig
 from pipelocal.errors import UserError
 from pipelocal.partition import Cut, from_names, names_of
 from pipelocal.pipeline.timetable import Timetable
 from pipelocal.pipeline.worker import Worker
 from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.identity import (
+    PLACE,
+    check_fitting,
+    check_same_run,
+    check_unchanged,
+    differences,
+    identity,
+)
+from pipelocal.run.options import RunOptions
+from pipelocal.run.spec import Spec
 from pipelocal.stage.stage import Stage
+from pipelocal.stage.state import load_stage_weights, parameter_names, stage_state
 from pipelocal.system.paths import check_path
 from pipelocal.system.streams import tell
 
@@ -54,7 +56,7 @@ class Start:
 
 def find_start(
     folder: RunFolder,
-    config: TrainConfig,
+    spec: Spec,
     blueprint: Blueprint,
     cut: list[str],
     description: Description,
@@ -66,7 +68,7 @@ def find_start(
 
     Args:
         folder: the run's.
-        config: the options.
+        spec: the run.
         blueprint: the model.
         cut: names of the units before which it will be cut.
         description: what the options stand for now.
@@ -78,15 +80,15 @@ def find_start(
     chosen, own = None, folder.goes_on
     if own:
         folder.lock()
-        check_same_run(identity(folder.config()), config, folder.path)
+        check_same_run(identity(spec, folder.options()), spec, folder.path)
         chosen = newest_good(folder.path, tell)
     if chosen is not None:
-        check_same_run(chosen.manifest.identity, config, folder.path)
+        check_same_run(chosen.manifest.identity, spec, folder.path)
         then = Description.read(chosen.run)
-        check_unchanged(then, description, config, chosen.run, tell, same_data=True)
+        check_unchanged(then, description, spec, chosen.run, tell, same_data=True)
         tell(f"going on after batch {chosen.manifest.step} of {chosen.run}")
-    elif config.resume not in ("auto", "never"):
-        own, named = False, Path(config.resume)
+    elif (resume := spec.options.resume) not in ("auto", "never"):
+        own, named = False, Path(resume)
         check_path("--resume", named)
         chosen = named_snapshot(named, tell)
         if chosen is None:
@@ -94,25 +96,26 @@ def find_start(
                 f"--resume {named} holds no snapshot that can be used: give auto, never, the folder of a "
                 f"run that took snapshots, or that of one of them"
             )
-        check_fitting(chosen.manifest.identity, config, named, tell)
+        check_fitting(chosen.manifest.identity, spec, named, tell)
         then, differing = (
             Description.read(chosen.run),
-            differences(chosen.manifest.identity, config),
+            differences(chosen.manifest.identity, spec),
         )
         same_data = not {"data", "train_samples", "seed"} & differing.keys()
-        check_unchanged(then, description, config, chosen.run, tell, same_data=same_data)
+        check_unchanged(then, description, spec, chosen.run, tell, same_data=same_data)
         tell(f"beginning after batch {chosen.manifest.step} of {chosen.run}")
     else:
         if own:
             tell(f"there is no snapshot in {folder.path}: beginning anew")
         return Start()
     manifest = chosen.manifest
-    epochs = _epochs(manifest, config, steps_per_epoch)
-    plan = Timetable.of(config, **asdict(epochs))
+    epochs = _epochs(manifest, spec, steps_per_epoch)
+    plan = spec.timetable(**asdict(epochs))
     if not own and manifest.step >= plan.total_steps:
         raise UserError(
-            f"--resume {config.resume}: the snapshot is of batch {manifest.step}, and --epochs and "
-            f"--max-steps end the training after {max(0, plan.total_steps)}: {_more(config, plan, manifest)}"
+            f"--resume {spec.options.resume}: the snapshot is of batch {manifest.step}, and --epochs and "
+            f"--max-steps end the training after {max(0, plan.total_steps)}: "
+            f"{_more(spec.options, plan, manifest)}"
         )
     if manifest.cut != cut:
         _tell_new_heads(blueprint, manifest.cut, cut)
@@ -126,26 +129,26 @@ def find_start(
     )
 
 
-def _more(config: TrainConfig, plan: Timetable, manifest: Manifest) -> str:
+def _more(options: RunOptions, plan: Timetable, manifest: Manifest) -> str:
     """What to give to train further."""
     epochs, steps = plan.epoch_of_last(manifest.step) + 1, manifest.step
     more = []
-    if epochs >= config.epochs:
+    if epochs >= options.epochs:
         more.append(f"--epochs {2 * epochs}")
-    if config.max_steps is not None and config.max_steps <= steps:
+    if options.max_steps is not None and options.max_steps <= steps:
         more.append(f"--max-steps {2 * steps}")
     return f"give more, such as {' '.join(more)}"
 
 
-def _epochs(manifest: Manifest, config: TrainConfig, steps_per_epoch: int) -> Epochs:
+def _epochs(manifest: Manifest, spec: Spec, steps_per_epoch: int) -> Epochs:
     """Which batches make the epochs to come: as before, or from here on those of other options.
 
     Raises:
         UserError: other options would tear an epoch of which a part is over.
     """
     old = manifest.epochs
-    now = Timetable.of(config, steps_per_epoch).steps_per_epoch
-    differing = differences(manifest.identity, config)
+    now = spec.timetable(steps_per_epoch).steps_per_epoch
+    differing = differences(manifest.identity, spec)
     other = [differing[name] for name in PLACE if name in differing]
     if not other and now == old.steps_per_epoch:
         return replace(old, steps_per_epoch=steps_per_epoch)
@@ -215,8 +218,7 @@ def load_snapshot(
             f"that are no update yet, which replicas cannot go on with: give another one, or go on in one "
             f"process"
         )
-    blueprint.load_weights(stage.number, stage.body, stage.head, state)
-    blueprint.load_average(stage, state)
+    load_stage_weights(blueprint.chain, blueprint.cuts[stage.number - 1], stage, state)
     steps, frozen_at = state["steps"], state["frozen_at"]
     stage.load_training_state(state["training"], steps=steps, frozen_at=frozen_at)
 
@@ -230,8 +232,9 @@ def _load(start: Start, number: int) -> dict[str, Any]:
 def _from_other_cut(blueprint: Blueprint, stage: Stage, start: Start) -> dict[str, Any]:
     """A stage's state from those of other stages."""
     saved = []
-    for number, cut in enumerate(_cuts(blueprint, start.cut), start=1):
-        units = tuple(unit.name for unit in blueprint.chain.units[cut.start : cut.stop])
+    for number, old in enumerate(_cuts(blueprint, start.cut), start=1):
+        units = tuple(unit.name for unit in blueprint.chain.units[old.start : old.stop])
         saved.append(StageState(units=units, state=_load(start, number)))
-    fresh = blueprint.stage_state(stage) | {"names": blueprint.parameter_names(stage)}
+    chain, cut = blueprint.chain, blueprint.cuts[stage.number - 1]
+    fresh = stage_state(chain, cut, stage) | {"names": parameter_names(chain, cut, stage)}
     return repartitioned(saved, blueprint.unit_names(stage.number), fresh)

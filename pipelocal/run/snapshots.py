@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipelocal.checkpoint.resume import identity
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.checkpoint.snapshot import Epochs, Evaluated, Manifest, SnapshotFolder, save_stage
 from pipelocal.checkpoint.writer import Part, SnapshotWriter
-from pipelocal.config import TrainConfig
 from pipelocal.pipeline.timetable import Timetable
 from pipelocal.pipeline.worker import Worker
 from pipelocal.ranks.control import ControlPlane
 from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.identity import identity
+from pipelocal.run.spec import Spec
+from pipelocal.stage.state import parameter_names, stage_state
 
 
 class Snapshots:
@@ -24,11 +25,10 @@ class Snapshots:
 
     Args:
         blueprint: the cut model.
-        config: the options.
+        spec: the run.
         folder: the run's.
         control: tells the other ranks what was written.
         own: numbers of this rank's stages.
-        cut: names of the units with which the stages after the first begin.
         plan: how long the run trains.
         writes: whether this rank writes what it has; of several replicas one does.
     """
@@ -36,25 +36,24 @@ class Snapshots:
     def __init__(
         self,
         blueprint: Blueprint,
-        config: TrainConfig,
+        spec: Spec,
         folder: RunFolder,
         control: ControlPlane,
         *,
         own: range,
-        cut: list[str],
         plan: Timetable,
         writes: bool = True,
     ) -> None:
         self._blueprint = blueprint
-        self._identity = json.loads(json.dumps(identity(config)))
+        self._identity = json.loads(json.dumps(identity(spec)))
         self._control = control
-        self._cut = cut
+        self._cut = blueprint.cut_names
         self._epochs = Epochs(
             steps_per_epoch=plan.steps_per_epoch,
             epochs_before=plan.epochs_before,
             steps_before=plan.steps_before,
         )
-        self._keep = config.keep_snapshots
+        self._keep = spec.options.keep_snapshots
         self._writes = writes
         self._folder = SnapshotFolder(folder.path)
         self._writer = SnapshotWriter(
@@ -116,16 +115,17 @@ class Snapshots:
         """All that it takes to go on; all replicas give it together."""
         stage = worker.stage
         training = stage.training_state()
-        state = self._blueprint.stage_state(stage)
+        chain, cut = self._blueprint.chain, self._blueprint.cuts[stage.number - 1]
+        state = stage_state(chain, cut, stage)
         state["optimizer"] = training.pop("optimizer")
         state |= {"training": training, "worker": worker.state_dict()}
         # Of a stage that is trained no more there is nothing to be found by them.
-        state["names"] = [] if stage.frozen else self._blueprint.parameter_names(stage)
+        state["names"] = [] if stage.frozen else parameter_names(chain, cut, stage)
         return state
 
 
 def _evaluated(worker: Worker) -> Evaluated | None:
     step, reading = worker.evaluation.step, worker.evaluation.reading
-    if step is None or reading is None:
+    if step is None or reading is None or reading.rows == 0:
         return None
     return Evaluated(step=step, accuracy=reading.accuracy, loss=reading.loss)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from pipelocal.config import TrainConfig
 from pipelocal.pipeline.worker import Worker
 from pipelocal.telemetry.formats import UNKNOWN
 from pipelocal.telemetry.memory import device_peak_bytes
@@ -30,7 +30,12 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
         "reconciliation": train and train.reconciliation,
         "cosine": train and train.cosine,
         "residual": train and train.residual,
+        "eval_loss": evaluation and evaluation.loss,
         "eval_accuracy": evaluation and evaluation.accuracy,
+        "figures": {
+            "train": train.further if train else {},
+            "eval": evaluation.further if evaluation else {},
+        },
         "ensemble_accuracy": worker.evaluation.ensemble_accuracy,
         "steps": worker.stage.steps,
         "frozen_at": worker.stage.frozen_at,
@@ -47,7 +52,7 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
 
 
 def summarise(
-    config: TrainConfig,
+    text: Mapping[str, Any],
     world_size: int,
     finals: list[dict[str, Any]],
     *,
@@ -56,7 +61,7 @@ def summarise(
     """The content of ``summary.json``.
 
     Args:
-        config: the run's options.
+        text: the run's options, as plain values.
         world_size: number of ranks.
         finals: every stage's :func:`final_record`, in any order; of every replica if there are any.
         no_ensemble: why nobody knows the ensemble's accuracy; None if it is known.
@@ -72,10 +77,10 @@ def summarise(
     last = stages[-1]
     apart = ("event", "time_s", "ensemble_accuracy", "replica")
     return {
-        "model": config.model,
-        "data": config.data,
-        "objective": config.objective,
-        "seed": config.seed,
+        "model": text["model"],
+        "data": text["data"],
+        "objective": text["objective"],
+        "seed": text["seed"],
         "world_size": world_size,
         "torch": torch.__version__,
         "steps": last["steps"],
@@ -108,7 +113,7 @@ def _of_all(finals: list[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def describe(summary: dict[str, Any], folder: Path) -> str:
+def describe(summary: dict[str, Any], folder: Path | None) -> str:
     """A line for the user, and a second one where the ensemble is not known."""
     last, ensemble = summary["eval_accuracy"], summary["ensemble_accuracy"]
     accuracy = (
@@ -117,8 +122,8 @@ def describe(summary: dict[str, Any], folder: Path) -> str:
         else f"accuracy {last:.4f} (last head), {known(ensemble)} (ensemble)"
     )
     line = (
-        f"{accuracy} after {summary['steps']} batches in {summary['seconds']:.1f} s; "
-        f"run folder {folder}"
+        f"{accuracy} after {summary['steps']} batches in {summary['seconds']:.1f} s"
+        f"{'' if folder is None else f'; run folder {folder}'}"
     )
     reason = summary.get("no_ensemble")  # runs of earlier versions have none
     return line if reason is None else f"{line}\n{reason}"

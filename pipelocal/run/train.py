@@ -1,74 +1,103 @@
-"""Training from options to run folder.
-
-Every rank runs :func:`train`. Rank 0 also makes the run folder, reads the data, shows the progress
-and writes the summary.
-"""
+"""A run on this rank, with its failures told to all ranks."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 import torch
 
-from pipelocal.config import TrainConfig
-from pipelocal.config.checks import validate
-from pipelocal.errors import (
-    Terminated,
-    UserError,
-)
+from pipelocal.checkpoint.run_folder import RunFolder
+from pipelocal.errors import StageError, Terminated, UserError
 from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.world import START_TIMEOUT_S, World
 from pipelocal.run.agreement import check_same_options
 from pipelocal.run.failures import failures_told
-from pipelocal.run.run import Run
+from pipelocal.run.run import BeginWith, Run
+from pipelocal.run.spec import Spec
 from pipelocal.system.streams import for_progress
+from pipelocal.telemetry.actions import Recorder
+
+
+class Attempt:
+    """What of a run is there from the first moment on, so that its failure can be told.
+
+    Args:
+        control: the control plane.
+    """
+
+    def __init__(self, control: ControlPlane) -> None:
+        self.control = control
+        self.run: Run | None = None
+
+    @property
+    def recorder(self) -> Recorder:
+        """What this rank has done."""
+        return Recorder() if self.run is None else self.run.recorder
+
+    @property
+    def folder(self) -> RunFolder | None:
+        """That of the run, as soon as it is made."""
+        return None if self.run is None else self.run.folder
+
+    def trouble(self) -> StageError | None:
+        """What this rank knows to be wrong with its neighbours."""
+        return None if self.run is None else self.run.trouble()
 
 
 @torch.enable_grad()
-def train(
-    config: TrainConfig, world: World | None = None, *, stream: TextIO | None = None
-) -> dict[str, Any] | None:
-    """Train as the options say.
-
-    Args:
-        config: the options.
-        world: the ranks; by default as torchrun describes them, or this process alone.
-        stream: where progress is shown (rank 0); standard output by default.
+def run_training(
+    make: Callable[[], Spec],
+    *,
+    text: Mapping[str, Any],
+    own: frozenset[str],
+    patience_s: float = START_TIMEOUT_S,
+    world: World | None = None,
+    stream: TextIO | None = None,
+    begin_with: BeginWith | None = None,
+) -> tuple[Run, dict[str, Any]]:
+    """Train, on every rank.
 
     Sets the process's number of CPU threads, and draws from torch's default generators.
 
+    Args:
+        make: what is trained; a user error of its making is told when the ranks have met.
+        text: what was asked for, as plain values by the options' names.
+        own: names of those in which ranks may differ.
+        patience_s: how long to wait for the other ranks.
+        world: the ranks; by default as torchrun describes them, or this process alone.
+        stream: where progress is shown (rank 0); standard output by default.
+        begin_with: see :class:`~pipelocal.run.run.Run`.
+
     Returns:
-        The summary on rank 0, None on the others.
+        The run, and its summary.
 
     Raises:
         UserError: the options, the data or the run folder cannot be used.
         StageError: a stage of this rank could not go on.
         Interrupted: another rank failed.
+        Terminated: a signal ended the run; a snapshot is there to go on from.
     """
-    refused = _refusal(config)
-    patience = START_TIMEOUT_S if refused is not None else config.start_timeout
-    world = world or World.from_environment(start_timeout_s=patience)
-    control = ControlPlane(world)
-    run = Run(config, world, control)
-    with failures_told(run):
-        check_same_options(config, control)  # first: where they differ, that is the reason to name
+    spec, refused = None, None
+    try:
+        spec = make()
+    except UserError as error:
+        refused, patience_s = error, START_TIMEOUT_S
+    world = world or World.from_environment(start_timeout_s=patience_s)
+    attempt = Attempt(ControlPlane(world))
+    with failures_told(attempt):
+        # First: where options differ, that is the reason to name.
+        check_same_options(text, attempt.control, own=own)
         if refused is not None:
             raise refused
+        assert spec is not None
+        run = attempt.run = Run(spec, world, attempt.control, begin_with=begin_with)
         summary = run.execute(for_progress(stream or sys.stdout))
-    if run.stopped_at is not None:
+    if summary is None:
         raise Terminated(
             f"{run.wishes.reason or 'the first rank was told to'}; a snapshot after batch "
             f"{run.stopped_at} is in {run.folder and run.folder.path}: the same command goes on from it",
             run.wishes.number,
         )
-    return summary
-
-
-def _refusal(config: TrainConfig) -> UserError | None:
-    """Why the options cannot be used, whatever the ranks; None if they can."""
-    try:
-        validate(config)
-    except UserError as error:
-        return error
-    return None
+    return run, summary

@@ -10,6 +10,8 @@ from torch import Tensor
 
 HEAD = "head/"
 """Before the names of a head's parameters; no name of a model begins so."""
+OBJECTIVE = "objective/"
+"""Likewise of an objective's."""
 
 STATISTICS = ("running_mean", "running_var")
 """Last parts of the names of the buffers that are looked at; others may hold -inf, such as masks."""
@@ -24,7 +26,7 @@ def first_nonfinite(state: Mapping[str, Any], trained: Sequence[str]) -> str | N
 
     Args:
         state: ``body``, ``head``, ``averaged`` and ``optimizer``, as of
-            :meth:`~pipelocal.run.blueprint.Blueprint.stage_state`.
+            :func:`~pipelocal.stage.state.stage_state`.
         trained: names of the parameters in the optimizer's order; the head's begin with ``head/``.
     """
     looked_at = list(_tensors(state, trained))
@@ -54,8 +56,8 @@ def _weights(
     state: Mapping[str, Any], trained: Sequence[str], what: str
 ) -> Iterator[tuple[str, Tensor]]:
     names = set(trained)
-    for part, prefix in (("body", ""), ("head", HEAD)):
-        for name, value in state[part].items():
+    for part, prefix in (("body", ""), ("head", HEAD), ("objective", OBJECTIVE)):
+        for name, value in (state.get(part) or {}).items():
             counts = prefix + name in names or name.rpartition(".")[2] in STATISTICS
             if counts and isinstance(value, Tensor) and value.is_floating_point():
                 yield f"{what}{prefix}{name}", value

@@ -2,6 +2,10 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from pipelocal.registry import Registry
 
@@ -21,6 +25,19 @@ def _cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
+class BatchLR(LambdaLR):
+    """A factor of the learning rate for every batch, however many of them make an update."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after so many batches, with this optimizer's own learning rates."""
+        base = self.base_lrs
+        super().load_state_dict(state_dict)
+        self.base_lrs = base
+        groups = self.optimizer.param_groups
+        for group, lr, factor in zip(groups, base, self.lr_lambdas, strict=True):
+            group["lr"] = lr * factor(self.last_epoch)
+
+
 def learning_rate_factor(
     schedule: Schedule, *, total_steps: int, warmup_steps: int
 ) -> Callable[[int], float]:
@@ -35,3 +52,11 @@ def learning_rate_factor(
         return schedule(min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
     return factor
+
+
+def scheduled(
+    optimizer: torch.optim.Optimizer, total_steps: int, *, factor: Schedule, warmup_steps: int = 0
+) -> BatchLR:
+    """A schedule of an optimizer's learning rates, over so many batches."""
+    rises = learning_rate_factor(factor, total_steps=total_steps, warmup_steps=warmup_steps)
+    return BatchLR(optimizer, rises)

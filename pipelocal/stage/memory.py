@@ -23,7 +23,5 @@ def resident_bytes(stage: Stage) -> int:
 def model_tensors(stage: Stage) -> list[Tensor]:
     """Parameters and buffers of body and head."""
     return [
-        tensor
-        for module in (stage.body, stage.head)
-        for tensor in (*module.parameters(), *module.buffers())
+        tensor for module in stage.modules for tensor in (*module.parameters(), *module.buffers())
     ]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
+from pipelocal.heads import call_head
 from pipelocal.models.trial import shadow
 from pipelocal.seeding import seeded
 from pipelocal.stage.replay import copies_of_buffers
@@ -59,10 +60,11 @@ def check_purity(
     """
     if not demands.any:
         return
+    first = x
     parts = [(f"unit '{name.replace('/', '.')}'", unit) for name, unit in body.named_children()]
     for what, part in [*parts, ("the head", head)]:
         try:
-            counted, same, x = _run_again(shadow(part).train(), x)
+            counted, same, x = _run_again(shadow(part).train(), x, first)
         except Exception:
             return
         if counted:
@@ -124,7 +126,7 @@ def _why(demands: Demands) -> str:
     return "of which each replica would have its own"
 
 
-def _run_again(module: nn.Module, x: Tensor) -> tuple[str | None, bool, Tensor]:
+def _run_again(module: nn.Module, x: Tensor, first: Tensor) -> tuple[str | None, bool, Tensor]:
     """The name of a number that each pass changes; whether two outputs are equal; and the output."""
     outs: list[Tensor] = []
     numbers: list[dict[str, Any]] = []
@@ -135,7 +137,7 @@ def _run_again(module: nn.Module, x: Tensor) -> tuple[str | None, bool, Tensor]:
                 for name, buffer in module.named_buffers():
                     buffer.copy_(buffers[name])
         with seeded(0, "purity"):
-            outs.append(module(x).detach())
+            outs.append(call_head(module, x, first).detach())
         numbers.append(_numbers(module))
         buffers = buffers or copies_of_buffers(module)
     *_, before, after = numbers

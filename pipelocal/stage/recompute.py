@@ -56,7 +56,7 @@ class RecomputedBody:
 
         def run(group: nn.Module, x: Tensor, buffers: Buffers) -> Tensor:
             if before is not None or self._again:
-                return replay(group, x, buffers)
+                return replay(group, x, before=buffers)
             return leaving_input(group, x)
 
         *earlier, last = self._groups

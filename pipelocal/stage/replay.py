@@ -20,18 +20,18 @@ def copies_of_buffers(module: nn.Module) -> Buffers:
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
-def replay(module: nn.Module, x: Tensor, before: Buffers | None = None) -> Tensor:
+def replay(module: nn.Module, *inputs: Tensor, before: Buffers | None = None) -> Tensor:
     """Run a module; what it does to its buffers is done to copies.
 
     Args:
         module: may be a part of the one that ``before`` is of, with the names it has there.
-        x: input ``[B, ...]``.
+        inputs: ``[B, ...]``; a head may have two.
         before: the buffers to begin with; None for those that it has now.
     """
     now = dict(module.named_buffers())
     begin = now if before is None else {name: before[name] for name in now}
     buffers = {name: buffer.clone() for name, buffer in begin.items()}
-    out: Tensor = functional_call(module, buffers, (x,))
+    out: Tensor = functional_call(module, buffers, inputs)
     return out
 
 

@@ -11,26 +11,32 @@ a row and a pipeline runs with its transfers in between::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from pipelocal.errors import StageError
+from pipelocal.heads import call_head, takes_input
 from pipelocal.models.in_place import disable_inplace
-from pipelocal.objective.local import LocalPass, Objective, cross_entropy
-from pipelocal.objective.reconciliation import Residual
+from pipelocal.objective.local import LocalPass, Objective
+from pipelocal.objective.residual import Residual
 from pipelocal.seeding import derive_seed, reseed
 from pipelocal.stage.early_step import EarlyStep
 from pipelocal.stage.ema import Average
 from pipelocal.stage.layout import laid_out, own_memory
+from pipelocal.stage.options import ComputeOptions
 from pipelocal.stage.recompute import RecomputedBody
 from pipelocal.stage.replay import Buffers, copies_of_buffers, leaving_input, replay
 from pipelocal.stage.replicas import Replicas
 from pipelocal.stage.update import Update
+from pipelocal.tasks import Classification, Task
+
+CLASSIFICATION, PLAIN = Classification(), ComputeOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,10 @@ class StepMetrics:
     predictions: int
     residual: Residual | None
     """Between eta and delta; None on a batch that was not reconciled."""
+    further: Mapping[str, Tensor]
+    """The task's further metrics, as sums over the predictions."""
+    figures: Mapping[str, Tensor]
+    """What an objective of one's own reports, as means over the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +74,17 @@ class Stage:
         body: the units, in order.
         head: makes logits ``[B, ..., classes]`` from the body's output.
         objective: what is minimised.
-        optimizer: over the parameters of body and head.
-        scheduler: stepped once per batch; None for a constant learning rate.
+        optimizer: over the parameters of body, head and objective.
+        task: says what the loss is, and what is counted.
+        scheduler: of the learning rate; None for a constant one.
         accumulate: batches whose mean gradient makes an update.
+        clip: greatest L2 norm of an update's gradient; None for any.
+        average: of the weights of body and head; None for none.
         seed: the run's seed. Dropout and the like draw from a seed made of this, the stage and the
             step, so they do not depend on what else the process does.
-        autocast: dtype in which body and head compute what torch.autocast knows to be safe; None for
-            that of the parameters. Parameters, outputs, logits, loss and delta are float32 either way.
-        channels_last: whether images ``[B, C, H, W]`` lie channels last, as the modules' weights must
-            then.
-        recomputed_units: how many units of the body share one kept input, the rest being computed again
-            in the backward pass; None to keep all activations.
-        steps_early: whether a batch that is not reconciled updates each parameter as its gradient comes.
-        average: of the weights of body and head; None for none.
+        compute: what of these matters here: autocast (parameters, outputs, logits, loss and delta are
+            float32 either way), channels_last (as the modules' weights must then be),
+            checkpoint_activations, step_early.
     """
 
     def __init__(
@@ -87,29 +95,31 @@ class Stage:
         head: nn.Module,
         objective: Objective,
         optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LambdaLR | None = None,
+        task: Task = CLASSIFICATION,
+        scheduler: LRScheduler | None = None,
         accumulate: int = 1,
-        seed: int = 0,
-        autocast: torch.dtype | None = None,
-        channels_last: bool = False,
-        recomputed_units: int | None = None,
-        steps_early: bool = False,
+        clip: float | None = None,
         average: Average | None = None,
+        seed: int = 0,
+        compute: ComputeOptions = PLAIN,
     ) -> None:
         self.number = number
         self.body = body
         self.head = head
         self.objective = objective
+        self.own_objective = own_parameters(objective)
+        """The objective, if it has parameters of its own."""
         self.optimizer = optimizer
         self.average = average
-        self._update = Update(optimizer, scheduler, every=accumulate, average=average)
+        self.task = task
+        self._update = Update(optimizer, scheduler, every=accumulate, average=average, clip=clip)
         self.steps = 0
         """Batches of the run before the next one; with replicas, not all of them were met here."""
         self.kept_bytes = 0
         """What the last batch kept for its backward pass and autograd did not, as it is counted elsewhere."""
         self._seed = seed
-        self._autocast = autocast
-        self._channels_last = channels_last
+        self._autocast = compute.autocast_dtype
+        self._channels_last = compute.channels_last
         self._pass: LocalPass | None = None
         self._target: Tensor | None = None
         self._logits: Tensor | None = None
@@ -117,13 +127,20 @@ class Stage:
         self._residual: Residual | None = None
         self._before: dict[nn.Module, Buffers] = {}
         """What body and head began this batch with, where they may be run again on it."""
-        self._recomputed = RecomputedBody(body, recomputed_units) if recomputed_units else None
-        self._early = EarlyStep(optimizer, self._trained()) if steps_early else None
+        units = compute.checkpoint_activations
+        self._recomputed = RecomputedBody(body, units) if units else None
+        self._early = EarlyStep(optimizer, self._trained()) if compute.step_early else None
         disable_inplace(body)
         disable_inplace(head)
         self._train_mode: bool | None = None
         self.frozen_at: int | None = None
         """Batches after which the stage was frozen; None while it trains."""
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Body, head, and the objective if it has parameters."""
+        own = self.own_objective
+        return (self.body, self.head) if own is None else (self.body, self.head, own)
 
     @property
     def frozen(self) -> bool:
@@ -199,11 +216,14 @@ class Stage:
         if local.reconciled:
             self._before[self.head] = copies_of_buffers(self.head)
 
-        def loss_of(out: Tensor) -> Tensor:
-            logits = self._run(self.head, out)
-            self._logits = logits.detach()
-            return cross_entropy(logits, target)
+        x = local.x  # not the pass itself, which would keep itself alive by what it holds of this
 
+        def loss_of(out: Tensor) -> Tensor:
+            logits = self._run_head(out, x)
+            self._logits = logits.detach()
+            return self.task.loss(logits, target)
+
+        local.target, local.head, local.task_loss = target, self.head, loss_of
         # Again, so that what others draw while the output leaves does not change the head's dropout.
         self._seed_for("head")
         version = local.out._version
@@ -213,7 +233,7 @@ class Stage:
             stage=self.number,
         )
         try:
-            self._loss, delta = self.objective.head_backward(local, loss_of)
+            self._loss, delta = self.objective.head_backward(local)
         except RuntimeError as error:
             # Where the objective hands the head a leaf, autograd refuses before anything is changed.
             if local.out._version == version and "in-place operation" not in str(error):
@@ -226,8 +246,9 @@ class Stage:
     @torch.no_grad()
     def local_loss(self, target: Tensor) -> None:
         """Of a frozen stage whose output gradient nobody wants, the loss alone, for :meth:`metrics`."""
-        logits = self._run(self.head, self._require_pass().out)
-        self._logits, self._loss = logits, cross_entropy(logits, target)
+        local = self._require_pass()
+        logits = self._run_head(local.out, local.x)
+        self._logits, self._loss = logits, self.task.loss(logits, target)
 
     def reconcile(self, delta: Tensor | None) -> None:
         """Complete the gradients of all parameters, with delta of the stage before if wanted."""
@@ -237,12 +258,35 @@ class Stage:
         """What this batch showed; after :meth:`reconcile`."""
         assert self._logits is not None
         assert self._loss is not None
+        correct, *further = self.task.counts(self._logits, target)
         return StepMetrics(
             loss=self._loss,
-            correct=count_correct(self._logits, target),
+            correct=correct,
             predictions=target.numel(),
             residual=self._residual,
+            further=dict(zip(self.task.metrics[1:], further, strict=True)),
+            figures={} if self.frozen else self._figures(),
         )
+
+    def _figures(self) -> dict[str, Tensor]:
+        """What the objective said of this batch.
+
+        Raises:
+            StageError: it is not what the objective had announced.
+        """
+        names: tuple[str, ...] = getattr(self.objective, "figure_names", ())
+        if not names:
+            return {}
+        said: dict[str, Tensor] = getattr(self.objective, "figures", {})
+        if said.keys() != set(names):
+            raise StageError(
+                f"the objective reports the figures {sorted(said)}, and announced {sorted(names)} as its "
+                f"figure_names: make both the same",
+                stage=self.number,
+            )
+        found = {name: said[name].detach() for name in names}
+        said.clear()
+        return found
 
     def average_gradients(self, due: int) -> None:
         """Before :meth:`update`, with replicas: what of it waits for the others.
@@ -292,13 +336,15 @@ class Stage:
         self._set_train_mode(False)
         x = self._laid_out(x)
         out = self._run(self.body, x)
-        return own_memory(out, x, channels_last=self._channels_last), self._run(self.head, out)
+        return own_memory(out, x, channels_last=self._channels_last), self._run_head(out, x)
 
     def state_dict(self) -> dict[str, Any]:
-        """Body, head, optimizer and step counts; loads with ``weights_only=True``."""
+        """Body, head, objective, optimizer and step counts; loads with ``weights_only=True``."""
+        own = self.own_objective
         return {
             "body": self.body.state_dict(),
             "head": self.head.state_dict(),
+            "objective": None if own is None else own.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
             "frozen_at": self.frozen_at,
@@ -337,11 +383,24 @@ class Stage:
             run = partial(self._recomputed.replay, before=self._begun(self.body))
         return run(x) if full else self._run(run, x)
 
-    def replay_loss(self, out: Tensor, target: Tensor, *, full: bool = False) -> Tensor:
-        """The local loss at an output of the body, likewise."""
+    def replay_loss(
+        self, out: Tensor, target: Tensor, *, x: Tensor | None = None, full: bool = False
+    ) -> Tensor:
+        """The task's loss at an output of the body, likewise.
+
+        Args:
+            out: ``[B, ...]``.
+            target: of its rows.
+            x: the input that it was made of, where the head sees that too.
+            full: whether to leave autocast out.
+        """
         self._seed_for("head")
-        run = partial(replay, self.head, before=self._begun(self.head))
-        return cross_entropy(run(out) if full else self._run(run, out), target)
+        second = () if x is None or not takes_input(self.head) else (x,)
+
+        def run(out: Tensor) -> Tensor:
+            return replay(self.head, out, *second, before=self._begun(self.head))
+
+        return self.task.loss(run(out) if full else self._run(run, out), target)
 
     def _begun(self, module: nn.Module) -> Buffers:
         """The buffers that body or head began this batch with."""
@@ -354,10 +413,24 @@ class Stage:
         with torch.autocast(x.device.type, self._autocast):
             return module(x).float()
 
+    def _run_head(self, out: Tensor, x: Tensor) -> Tensor:
+        """The head's logits, under autocast if so wanted."""
+        return self._run(partial(self._call_head, x=x), out)
+
+    def _call_head(self, out: Tensor, x: Tensor) -> Tensor:
+        return call_head(self.head, out, x)
+
     def _add_gradients_at(self, x: Tensor, rows: Tensor | None, factor: Tensor) -> None:
         """See :data:`~pipelocal.objective.local.AddGradientsAt`."""
-        out = self.replay_body(x, full=True)
-        loss = factor * self.replay_loss(out, self._target_of(rows), full=True)
+        target, out = self._target_of(rows), self.replay_body(x, full=True)
+        local = replace(
+            self._require_pass(),
+            x=x,
+            out=out,
+            target=target,
+            task_loss=partial(self.replay_loss, target=target, x=x, full=True),
+        )
+        loss = factor * self.objective.loss(local, out)
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
 
@@ -367,8 +440,8 @@ class Stage:
         return self._target if rows is None else self._target[rows]
 
     def _parameters(self) -> Iterator[nn.Parameter]:
-        yield from self.body.parameters()
-        yield from self.head.parameters()
+        for module in self.modules:
+            yield from module.parameters()
 
     def _trained(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self._parameters() if parameter.requires_grad)
@@ -385,11 +458,13 @@ class Stage:
 
     def _set_train_mode(self, train: bool) -> None:
         if self._train_mode != train:
-            self.body.train(train)
-            self.head.train(train)
+            for module in self.modules:
+                module.train(train)
             self._train_mode = train
 
 
-def count_correct(logits: Tensor, target: Tensor) -> Tensor:
-    """Number of right predictions as a scalar; logits ``[..., classes]``, target ``[...]``."""
-    return (logits.argmax(-1) == target).sum()
+def own_parameters(objective: Objective) -> nn.Module | None:
+    """An objective that has parameters; None for one that has none."""
+    if not isinstance(objective, nn.Module):
+        return None
+    return objective if any(True for _ in objective.parameters()) else None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from pipelocal.stage.ema import Average
+from pipelocal.stage.lr_schedule import BatchLR
 from pipelocal.stage.replicas import ALONE, Replicas
 
 
@@ -18,8 +20,8 @@ class Update:
 
     Args:
         optimizer: over the parameters, whose ``.grad`` the batches add to.
-        scheduler: stepped once for every batch, whichever update it belongs to; None for a constant
-            learning rate.
+        scheduler: of the learning rate; None for a constant one.
+        clip: greatest L2 norm of an update's gradient, over all parameters; None for any.
         every: batches an update, whichever replicas meet them.
         average: of the weights, brought up to date after every update; None for none.
     """
@@ -27,15 +29,17 @@ class Update:
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LambdaLR | None = None,
+        scheduler: LRScheduler | None = None,
         *,
         every: int = 1,
         average: Average | None = None,
+        clip: float | None = None,
     ) -> None:
         self.optimizer = optimizer
         self._scheduler = scheduler
         self._every = every
         self._average = average
+        self._clip = clip
         self.replicas: Replicas = ALONE
         self.done = 0
         """Batches of the run that have been met, or passed over as another replica's."""
@@ -94,11 +98,14 @@ class Update:
             for parameter in self._parameters():
                 if parameter.grad is not None:
                     parameter.grad.div_(share)
+        if self._clip is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters(), self._clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.replicas.updated()
         if self._scheduler is not None:
-            for _ in range(batches):
+            # A schedule of batches is one of those, whichever update they belong to.
+            for _ in range(batches if isinstance(self._scheduler, BatchLR) else 1):
                 self._scheduler.step()
         if self._average is not None:
             self._average.update()
@@ -116,20 +123,16 @@ class Update:
     def load_state_dict(self, state: dict[str, Any], *, done: int) -> None:
         """The inverse of :meth:`state_dict`, for the same parameters and ``done`` batches of the run.
 
-        Learning rate and other options stay this optimizer's own, should they differ.
+        Learning rate and other options stay this optimizer's own, should they differ; but those that a
+        schedule of the user's own has set are taken over with it.
         """
-        groups = self.optimizer.param_groups
-        own = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        own = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        groups = self.optimizer.param_groups
-        for group, options in zip(groups, own, strict=True):
-            group.update(options)
+        if self._scheduler is None or isinstance(self._scheduler, BatchLR):
+            for group, options in zip(self.optimizer.param_groups, own, strict=True):
+                group.update(options)
         if self._scheduler is not None:
-            base = self._scheduler.base_lrs
             self._scheduler.load_state_dict(state["scheduler"])
-            self._scheduler.base_lrs = base
-            for group, lr, factor in zip(groups, base, self._scheduler.lr_lambdas, strict=True):
-                group["lr"] = lr * factor(self._scheduler.last_epoch)
         self._own = state["batches"]
         self.done, self.last = done, done - self._own
         for parameter, gradient in zip(self._parameters(), state["gradients"], strict=True):

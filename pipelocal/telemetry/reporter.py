@@ -23,7 +23,7 @@ class Reporter:
     Args:
         take: gives the records that came since the last call.
         on_error: told once if a record cannot be written; the reporter then stops.
-        metrics: the file to append to.
+        metrics: the file to append to; None for none.
         view: what the user looks at.
         rows: a row per stage, in order, as they are before training.
         total_steps: training batches in all.
@@ -35,7 +35,7 @@ class Reporter:
         *,
         take: Callable[[], list[dict[str, Any]]],
         on_error: Callable[[Exception], object],
-        metrics: Path,
+        metrics: Path | None,
         view: View,
         rows: list[StageRow],
         total_steps: int,
@@ -81,6 +81,8 @@ class Reporter:
             self._on_error(error)
 
     def _write(self, records: list[dict[str, Any]]) -> None:
+        if self._metrics is None:
+            return
         try:
             with self._metrics.open("a") as file:
                 file.writelines(to_json(record) + "\n" for record in records)

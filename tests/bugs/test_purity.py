@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 import pipelocal
 from pipelocal.config import TrainConfig
+from pipelocal.config.training import train
 from pipelocal.errors import UserError
 from pipelocal.objective import Greedy
 from pipelocal.ranks.world import World
-from pipelocal.run.train import train
+from pipelocal.stage.options import ComputeOptions
 from pipelocal.stage.recompute import RecomputedBody
 from pipelocal.stage.stage import Stage
 from tests.bugs import impure_models
@@ -76,7 +77,7 @@ def test_what_no_trial_shows_is_refused_at_the_batch(units: int | None) -> None:
         head=head,
         objective=Greedy(),
         optimizer=torch.optim.SGD(body.parameters(), lr=0.1),
-        recomputed_units=units,
+        compute=ComputeOptions(checkpoint_activations=units),
     )
     with pytest.raises(UserError, match=r"units '0'.*the input was changed in place"):
         stage.forward(torch.ones(5, 4))

@@ -11,12 +11,12 @@ from torch import nn
 
 import pipelocal
 from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig
+from pipelocal.config.training import train
 from pipelocal.errors import UserError
 from pipelocal.models.state import versions_of, with_versions
 from pipelocal.ranks.world import World
 from pipelocal.results.evaluate import evaluate
 from pipelocal.results.export import export
-from pipelocal.run.train import train
 from tests.bugs import stateful_models
 
 X = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -15,11 +15,12 @@ from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import EvaluateConfig, PlanConfig, TrainConfig
 from pipelocal.config.checks import validate
 from pipelocal.config.command_line import parse
+from pipelocal.config.saved import options_of
+from pipelocal.config.training import train
 from pipelocal.data import DATASETS, ArrayDataset, DatasetEntry, data_info, load_dataset
 from pipelocal.errors import DataError, UserError
 from pipelocal.models import Chain
 from pipelocal.results.evaluate import evaluate
-from pipelocal.run.train import train
 from tests.launching import PATIENCE_S
 
 ODD_NAMES = """
@@ -117,7 +118,7 @@ def test_names_in_any_script(tmp_path: Path, name: str) -> None:
     """``str.isprintable`` is false for every space but one, and for what joins emoji."""
     out = tmp_path / name
     train(TrainConfig(model="mlp", max_steps=1, plain=True, out=str(out)), stream=io.StringIO())
-    assert RunFolder.open(str(out)).config().out == str(out)
+    assert options_of(RunFolder.open(str(out))).out == str(out)
     evaluate(EvaluateConfig(run=str(out)))
 
 
@@ -139,7 +140,7 @@ def test_names_of_units_were_torn_at_commas(
     # Another cut, from the snapshot's; and one that was chosen, whose text is in config.toml.
     more = ["--stages", "3", "--balance", "memory", "--resume", out, "--epochs", "2"]
     assert cli.run([*arguments, *more, "--max-steps", "8", "--out", again]) == 0
-    cut = RunFolder.open(again).config().cut
+    cut = options_of(RunFolder.open(again)).cut
     assert cut is not None
     assert cli.run(["evaluate", again]) == 0
     capsys.readouterr()

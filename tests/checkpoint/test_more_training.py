@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from pipelocal import cli
 from pipelocal.checkpoint.description import Description, ModelDescription
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import spec_of, text_of
+from pipelocal.config.saved import options_of
+from pipelocal.run.choose_folder import choose_folder
 from tests.interrupted import train_until
 from tests.launching import launch
 from tests.test_bugs import of_nothing
@@ -45,7 +49,7 @@ def test_the_message_of_an_ended_run_says_how(
     longer = tmp_path / "longer"
     assert cli.run(["train", *shlex.split(how), "--out", str(longer)]) == 0
     assert_same_bits(straight, longer)
-    assert RunFolder.open(str(longer)).config().model == "mlp"
+    assert options_of(RunFolder.open(str(longer))).model == "mlp"
 
 
 def test_over_ranks_each_takes_the_options_over(
@@ -93,11 +97,11 @@ def test_what_is_given_counts(
     """The command line over a --config file over the run; and --stages over the run's --cut."""
     file, first = tmp_path / "more.toml", tmp_path / "first"
     train_alone(["--resume", str(ended), "--cut", "layer2,layer4", "--epochs", "3"], first)
-    assert RunFolder.open(str(first)).config().cut == "layer2,layer4"
+    assert options_of(RunFolder.open(str(first))).cut == "layer2,layer4"
     file.write_text(f'resume = "{first}"\nlr = 0.02\nepochs = 7\n')
     out = tmp_path / "out"
     train_alone(["--config", str(file), "--epochs", "4", "--stages", "2"], out)
-    config = RunFolder.open(str(out)).config()
+    config = options_of(RunFolder.open(str(out)))
     assert (config.lr, config.epochs, config.schedule) == (0.02, 4, "constant")
     assert len(json.loads((out / "summary.json").read_text())["stages"]) == 2
     assert cli.run(["train", "--resume", str(tmp_path), "--epochs", "4"]) == 2
@@ -151,9 +155,9 @@ def test_two_runs_without_a_name_that_start_at_once(
     monkeypatch.chdir(tmp_path)
     config = TrainConfig()
     nothing = of_nothing()
-    folders = [RunFolder.choose(config, nothing.model) for _ in range(3)]
+    folders = [choose_folder(spec_of(config), nothing.model) for _ in range(3)]
     for folder in folders:
-        folder.begin(config, nothing)
+        folder.begin(text_of(config), nothing)
     names = [folder.path.name for folder in folders]
     assert names == ["resnet8-digits-sgr", "resnet8-digits-sgr-2", "resnet8-digits-sgr-3"]
     assert all((folder.path / "config.toml").exists() for folder in folders)
@@ -167,9 +171,9 @@ def test_the_ranks_learn_which_folder_it_became(
     def taken(rank: int) -> None:
         begin = RunFolder.begin
 
-        def late(folder: RunFolder, config: TrainConfig, description: Description) -> None:
+        def late(folder: RunFolder, text: Mapping[str, Any], description: Description) -> None:
             folder.path.mkdir(parents=True)  # by another run, a moment ago
-            begin(folder, config, description)
+            begin(folder, text, description)
 
         pytest.MonkeyPatch().setattr(RunFolder, "begin", late)
 
@@ -188,10 +192,10 @@ def test_an_unfinished_run_of_other_options_or_in_use_is_left_alone(
     nothing = of_nothing()
 
     def chosen(model: ModelDescription = nothing.model, **options: Any) -> RunFolder:
-        return RunFolder.choose(TrainConfig(**options), model)
+        return choose_folder(spec_of(TrainConfig(**options)), model)
 
     first = chosen()
-    first.begin(TrainConfig(), nothing)  # and holds its lock
+    first.begin(text_of(TrainConfig()), nothing)  # and holds its lock
     assert chosen().path.name == "resnet8-digits-sgr-2"
     assert first._lock is not None
     first._lock.close()

@@ -14,7 +14,7 @@ from pipelocal.closed_form.loss import cross_entropy_with_gradient
 from pipelocal.closed_form.run import ClosedRun
 from pipelocal.heads.fixed import FixedPooledLinear
 from pipelocal.models.layers import PooledLinear
-from pipelocal.objective.local import cross_entropy
+from pipelocal.tasks.classification import cross_entropy
 
 CASES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(5, 4), (6, 5)),

@@ -14,9 +14,9 @@ import pytest
 
 from pipelocal.config import DoctorConfig, EvaluateConfig, PlanConfig, TrainConfig
 from pipelocal.config.checks import validate
-from pipelocal.config.limits import LIMITS, check_limits
 from pipelocal.doctor.command import doctor
 from pipelocal.errors import UserError
+from pipelocal.options import check_values, limits_of
 from pipelocal.plan.plan import plan, planned_input
 from pipelocal.ranks.world import World
 from pipelocal.results.evaluate import evaluate
@@ -49,8 +49,8 @@ def test_every_numeric_option_has_bounds(command: Any) -> None:
     """A new one that has none would take anything."""
     names = numeric(command)
     assert names
-    assert set(names) <= LIMITS.keys()
-    check_limits(command)  # and its default lies between them
+    assert set(names) <= limits_of(command).keys()
+    check_values(command)  # and its default lies between them
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: type(command).__name__)
@@ -60,7 +60,7 @@ def test_extremes_are_taken_or_refused_by_name(command: Any) -> None:
         for value in of_kind(command, name):
             config = replace(command, **{name: value})
             try:
-                validate(config) if isinstance(config, TrainConfig) else check_limits(config)
+                validate(config) if isinstance(config, TrainConfig) else check_values(config)
             except UserError as error:
                 refused.append((f"--{name.replace('_', '-')} {value}", str(error)))
     assert all(text.startswith(start) for start, text in refused)
@@ -173,5 +173,5 @@ def test_what_is_at_its_bound_trains(tmp_path: Path) -> None:
         "--plain",
     ]
     for name in at_most:
-        options += [f"--{name.replace('_', '-')}", str(LIMITS[name].most)]
+        options += [f"--{name.replace('_', '-')}", str(limits_of(TrainConfig())[name].most)]
     run_ranks(tmp_path / "ranks", ["train", *options, "--out", str(tmp_path / "run")], 2)

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from pipelocal.checkpoint.run_folder import RunFolder
-from pipelocal.config import TrainConfig, read_toml, to_toml
+from pipelocal.config import TrainConfig, read_toml
+from pipelocal.config.resolve import text_of
+from pipelocal.config.saved import options_of
 from pipelocal.config.toml_file import TAKEN_AWAY
 from pipelocal.errors import UserError
+from pipelocal.system.toml import to_toml
 
 
 @pytest.mark.parametrize("name", TAKEN_AWAY)
@@ -17,7 +20,7 @@ def test_a_run_folder_of_an_earlier_version_names_options_that_were_taken_away(
     """Its other options count; who writes such a name now is told."""
     config = TrainConfig(model="mlp", out=str(tmp_path))
     file = tmp_path / "config.toml"
-    file.write_text(to_toml(config) + f'{name} = "auto"\n')
-    assert RunFolder.open(str(tmp_path)).config() == config
+    file.write_text(to_toml(text_of(config)) + f'{name} = "auto"\n')
+    assert options_of(RunFolder.open(str(tmp_path))) == config
     with pytest.raises(UserError, match=f"--config {file}: there is no option '{name}' any more"):
         read_toml(str(file))

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from pipelocal import cli
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
+from pipelocal.config.training import train
 from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
 from pipelocal.heads.downstream import shortest_row
 from pipelocal.models import MODELS
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.run.blueprint import Blueprint
-from pipelocal.run.train import train
+from pipelocal.run.costs import cost_model
 from pipelocal.stage.stage import Stage
 from tests.launching import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
@@ -38,7 +40,7 @@ BIG = ("resnet50", "resnet101", "resnet152", "vgg11_bn", "vgg16_bn", "vit_b_16",
 def a_blueprint(model: str, stages: int = 1) -> Blueprint:
     info = BYTES if model in LANGUAGE else IMAGES
     config = TrainConfig(model=model, head="downstream", stages=stages, objective="greedy")
-    return Blueprint.draw(config, info=info)
+    return blueprint_of(config, info=info)
 
 
 def names_behind(model: str, unit: str) -> list[str]:
@@ -46,7 +48,7 @@ def names_behind(model: str, unit: str) -> list[str]:
     blueprint = a_blueprint(model)
     stop = [u.name for u in blueprint.chain.units].index(unit) + 1
     with torch.device("meta"):
-        head = blueprint._head(TrainConfig(head="downstream"), stop)
+        head = blueprint.head(stop)
     return [name for name, _ in head.named_children()]
 
 
@@ -105,8 +107,8 @@ def test_every_ready_model_trains_with_it_behind_every_unit(model: str) -> None:
         config = TrainConfig(
             model=model, head="downstream", cut=f"{stop},{units - stop}", objective="greedy"
         )
-        blueprint = Blueprint.draw(config, info=BYTES if model in LANGUAGE else IMAGES)
-        stage = blueprint.build_stage(1, config, device=CPU, total_steps=1)
+        blueprint = blueprint_of(config, info=BYTES if model in LANGUAGE else IMAGES)
+        stage = blueprint.build_stage(1, device=CPU, total_steps=1)
         x = torch.randn(2, 3, 32, 32)
         target = torch.randint(5, (2,))
         if model in LANGUAGE:
@@ -148,8 +150,8 @@ def test_its_parameters_depend_on_the_seed_and_the_cut_and_are_not_the_model_s()
         config = TrainConfig(
             model="resnet8", head="downstream", cut=cut, objective="greedy", seed=seed
         )
-        blueprint = Blueprint.draw(config, info=IMAGES)
-        return blueprint.build_stage(number, config, device=CPU, total_steps=1).head
+        blueprint = blueprint_of(config, info=IMAGES)
+        return blueprint.build_stage(number, device=CPU, total_steps=1).head
 
     one, again, later, other = (
         list(head(*which).state_dict().values())
@@ -158,7 +160,7 @@ def test_its_parameters_depend_on_the_seed_and_the_cut_and_are_not_the_model_s()
     for same in (again, later):
         assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    own = Blueprint.draw(TrainConfig(model="resnet8"), info=IMAGES).chain.build(2, 4, seed=0)
+    own = blueprint_of(TrainConfig(model="resnet8"), info=IMAGES).chain.build(2, 4, seed=0)
     drawn = [value for value in one if value.dim() == 4]
     theirs = [value for value in own.state_dict().values() if value.dim() == 4]
     assert not any(torch.equal(a, b) for a in drawn for b in theirs if a.shape == b.shape)
@@ -175,8 +177,8 @@ def test_like_heads_are_costed_once() -> None:
             return super().seconds_of_pass(*arguments, **options)
 
     config = TrainConfig(model="gpt", head="downstream", objective="greedy", batch_size=2)
-    blueprint = Blueprint.draw(config, info=BYTES)
-    blueprint.cost_model(config, Counting(device=CPU, repeats=1))
+    blueprint = blueprint_of(config, info=BYTES)
+    cost_model(blueprint, config, Counting(device=CPU, repeats=1), batch_size=config.batch_size)
     # With and without the gradient at the input, but for the embedding, which takes none.
     assert Counting.passes == 1 + 2 * len(["block", "block and classifier", "classifier"])
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from pipelocal import HEADS
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.data import DataInfo
 from pipelocal.heads.build import build_head
 from pipelocal.heads.downstream import Downstream
 from pipelocal.models import Shape
 from pipelocal.objective.probe import check_double_backward
 from pipelocal.partition.analysed import Roofline
-from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.costs import cost_model
 from tests.heads.test_downstream import CPU, gradients_of
 
 VECTORS = DataInfo(name="vectors", sample_shape=(6,), classes=3)
@@ -58,8 +59,8 @@ def test_units_that_work_in_place_spare_the_stage_s_output(
     config = TrainConfig(
         model=f"{__name__}:{model.__name__}", head="downstream", cut="1", objective=objective
     )
-    blueprint = Blueprint.draw(config, info=VECTORS)
-    stage = blueprint.build_stage(1, config, device=CPU, total_steps=1)
+    blueprint = blueprint_of(config, info=VECTORS)
+    stage = blueprint.build_stage(1, device=CPU, total_steps=1)
     x, target = torch.randn(4, 6), torch.randint(3, (4,))
     assert all(gradient is not None for gradient in gradients_of(stage, x, target))
     check_double_backward(stage.body, stage.head, (6,), stage=1)
@@ -67,14 +68,12 @@ def test_units_that_work_in_place_spare_the_stage_s_output(
 
 def test_it_shares_no_parameter_with_a_ready_made_model() -> None:
     config = TrainConfig(model=f"{__name__}:ready_made", head="downstream", stages=2)
-    blueprint = Blueprint.draw(config, info=VECTORS)
-    one, two = (
-        blueprint.build_stage(number, config, device=CPU, total_steps=1) for number in (1, 2)
-    )
+    blueprint = blueprint_of(config, info=VECTORS)
+    one, two = (blueprint.build_stage(number, device=CPU, total_steps=1) for number in (1, 2))
     with torch.no_grad():
         for parameter in one.head.parameters():
             parameter.fill_(7.0)
-    again = blueprint.build_stage(1, config, device=CPU, total_steps=1)
+    again = blueprint.build_stage(1, device=CPU, total_steps=1)
     for module in (two.body, two.head, again.head):
         assert not any((parameter == 7).any() for parameter in module.parameters())
 
@@ -85,9 +84,9 @@ def test_a_ready_made_model_is_costed_on_meta(model: str) -> None:
     config = TrainConfig(
         model=f"{__name__}:{model}", head="downstream", stages=1, objective="greedy"
     )
-    blueprint = Blueprint.draw(config, info=VECTORS)
+    blueprint = blueprint_of(config, info=VECTORS)
     roofline = Roofline(flops=1e12, memory_bytes_per_s=1e12)
-    heads = blueprint.cost_model(config, roofline).profile.heads
+    heads = cost_model(blueprint, config, roofline, batch_size=config.batch_size).profile.heads
     classifier = 4 * (6 * 3 + 3)
     assert heads[0].parameter_bytes == 4 * 42 + classifier
     assert heads[-1].parameter_bytes == classifier
@@ -96,7 +95,7 @@ def test_a_ready_made_model_is_costed_on_meta(model: str) -> None:
 def test_a_user_s_head_of_two_arguments_is_not_told_what_follows() -> None:
     HEADS.register("two")(lambda shape, classes: nn.Linear(shape[0], classes))
     try:
-        assert isinstance(build_head("two", (6,), classes=3, target_shape=()), nn.Linear)
+        assert isinstance(build_head(HEADS.get("two"), (6,), classes=3, target_shape=()), nn.Linear)
     finally:
         del HEADS._entries["two"]
 
@@ -110,8 +109,8 @@ def test_a_user_s_head_may_ask_for_what_follows() -> None:
     HEADS.register("third")(Third)
     try:
         config = TrainConfig(model=f"{__name__}:in_place", head="third", cut="1")
-        blueprint = Blueprint.draw(config, info=VECTORS)
-        head = blueprint.build_stage(1, config, device=CPU, total_steps=1).head
+        blueprint = blueprint_of(config, info=VECTORS)
+        head = blueprint.build_stage(1, device=CPU, total_steps=1).head
     finally:
         del HEADS._entries["third"]
     assert isinstance(head, Third)

@@ -10,9 +10,9 @@ import torch
 
 from pipelocal import cli
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.errors import UserError
 from pipelocal.heads.build import HEADS, build_head
-from pipelocal.run.blueprint import Blueprint
 from tests.test_transparency import train_alone
 
 
@@ -48,7 +48,7 @@ def test_logits_are_about_as_large_as_features() -> None:
 
 def test_a_label_for_each_token_is_refused() -> None:
     with pytest.raises(UserError, match=r"'linear-fixed' makes .* choose --head linear"):
-        build_head("linear-fixed", (5, 6), classes=3, target_shape=(5,))
+        build_head(HEADS.get("linear-fixed"), (5, 6), classes=3, target_shape=(5,))
 
 
 def test_a_stage_with_nothing_else_to_train_is_refused() -> None:
@@ -57,9 +57,9 @@ def test_a_stage_with_nothing_else_to_train_is_refused() -> None:
         head="linear-fixed",
         stages=4,
     )
-    blueprint = Blueprint.draw(config)
+    blueprint = blueprint_of(config)
     with pytest.raises(UserError, match=r"stage 2 \(u2\) has no parameters to train"):
-        blueprint.build_stage(2, config, device=torch.device("cpu"), total_steps=1)
+        blueprint.build_stage(2, device=torch.device("cpu"), total_steps=1)
 
 
 @pytest.mark.parametrize("options", [[], ["--bp-free"]])

@@ -21,7 +21,7 @@ def _standard(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["linear", "token", "mlp", "token-mlp"])
 def test_one_answer_for_every_token(name: str) -> None:
-    head = build_head(name, TOKENS, classes=10, target_shape=(5,))
+    head = build_head(HEADS.get(name), TOKENS, classes=10, target_shape=(5,))
     x = torch.randn(3, *TOKENS)
     logits = head(x)
     assert logits.shape == (3, 5, 10)
@@ -32,7 +32,7 @@ def test_one_answer_for_every_token(name: str) -> None:
 @pytest.mark.parametrize("name", ["linear", "token-mean", "mlp"])
 def test_one_answer_for_all_tokens(name: str) -> None:
     """The order of the tokens does not matter to the mean, that of the channels does."""
-    head = build_head(name, TOKENS, classes=10, target_shape=()).double()
+    head = build_head(HEADS.get(name), TOKENS, classes=10, target_shape=()).double()
     x = torch.randn(3, *TOKENS, dtype=torch.float64)
     assert head(x).shape == (3, 10)
     torch.testing.assert_close(head(x.flip(1)), head(x))
@@ -64,7 +64,10 @@ def test_what_they_compute() -> None:
 def test_linear_is_what_features_and_labels_ask_for(
     feature_shape: tuple[int, ...], target_shape: tuple[int, ...], kind: type[nn.Module]
 ) -> None:
-    assert type(build_head("linear", feature_shape, classes=3, target_shape=target_shape)) is kind
+    assert (
+        type(build_head(HEADS.get("linear"), feature_shape, classes=3, target_shape=target_shape))
+        is kind
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ def test_what_does_not_fit_is_one_line(
     name: str, feature_shape: tuple[int, ...], target_shape: tuple[int, ...], said: str
 ) -> None:
     with pytest.raises(UserError, match=said) as caught:
-        build_head(name, feature_shape, classes=3, target_shape=target_shape)
+        build_head(HEADS.get(name), feature_shape, classes=3, target_shape=target_shape)
     assert "\n" not in str(caught.value)
 
 
@@ -96,7 +99,7 @@ def test_pooling_over_channels_by_mistake_is_refused() -> None:
 def test_a_users_head_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(HEADS._entries, "own", lambda _, classes: nn.Linear(7, classes))
     with pytest.raises(UserError, match=r"head 'own' does not take features \[6\] \(.*\): choose"):
-        build_head("own", (6,), classes=3, target_shape=())
+        build_head(HEADS.get("own"), (6,), classes=3, target_shape=())
 
 
 def test_trying_a_head_leaves_it_as_it_was() -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
+from pipelocal.heads.build import HEADS
 from pipelocal.models import MODELS, Chain, build_chain
 from pipelocal.models.torchvision_chains import VIT_SMALL
-from pipelocal.objective import HEADS
 from pipelocal.objective.probe import check_double_backward
 from pipelocal.partition import by_count
 from pipelocal.system.torchvision import import_torchvision

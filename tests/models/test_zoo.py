@@ -13,12 +13,12 @@ from torch import nn
 
 import pipelocal
 from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig
+from pipelocal.config.training import train
 from pipelocal.data import DATASETS, ArrayDataset, DataInfo, DatasetEntry
 from pipelocal.models import Chain, Shape
 from pipelocal.ranks.world import World
 from pipelocal.results.evaluate import evaluate
 from pipelocal.results.export import export
-from pipelocal.run.train import train
 from pipelocal.system.torchvision import import_torchvision
 
 UNITS = {

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pipelocal.models.layers import PooledLinear
-from pipelocal.objective import OBJECTIVES, Greedy, Objective
+from pipelocal.objective import SGR, Greedy, Objective, Place
 from pipelocal.objective.distances import Distance, squared
-from pipelocal.objective.reconciliation import Form, Reconciliation
 from pipelocal.seeding import seeded
-from pipelocal.stage.stage import Stage
+from pipelocal.stage.options import ComputeOptions
+from pipelocal.stage.stage import PLAIN, Stage
+
+Form = Literal["first-order", "exact"]
 
 
 class RecordingDistance:
@@ -38,7 +41,7 @@ def make_stage(
     lr: float = 0.1,
     momentum: float = 0.0,
     seed: int = 0,
-    autocast: torch.dtype | None = None,
+    compute: ComputeOptions = PLAIN,
 ) -> Stage:
     """A stage with SGD; greedy unless told otherwise."""
     body = body if isinstance(body, nn.Sequential) else nn.Sequential(body)
@@ -50,14 +53,19 @@ def make_stage(
         objective=objective or Greedy(),
         optimizer=torch.optim.SGD(parameters, lr=lr, momentum=momentum),
         seed=seed,
-        autocast=autocast,
+        compute=compute,
     )
 
 
 def sgr(distance: Distance, weight: float, *, stage: int = 2, form: Form = "exact") -> Objective:
     """The objective behind ``--objective sgr``, on every batch."""
-    reconciliation = Reconciliation(form=form, distance=distance, weight=weight)
-    return OBJECTIVES.get("sgr")(stage, reconciliation)
+    recipe = SGR(distance=distance, weight=weight, form=form, every=1, fraction=1.0)
+    return recipe.for_stage(place(stage))
+
+
+def place(number: int) -> Place:
+    """Where a stage of four stands, for an objective that does not look at shapes."""
+    return Place(number=number, stages=4, input_shape=(), output_shape=(), total_steps=1)
 
 
 def gradients(stage: Stage) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from pipelocal.objective import (
 )
 from pipelocal.objective.delta_encoding import SUMMARIES
 from pipelocal.objective.distances import cosine, length, power_of_two, relative
-from pipelocal.objective.reconciliation import Residual
+from pipelocal.objective.residual import Residual
 from pipelocal.seeding import seeded
 from pipelocal.stage.stage import Stage
 from tests.objective.stages import gradients, make_stage, same_bits

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, autograd, nn
 
 from pipelocal.objective import DISTANCES
-from pipelocal.objective.local import cross_entropy
 from pipelocal.stage.stage import Stage, StepResult
+from pipelocal.tasks.classification import cross_entropy
 from tests.objective.stages import NETS, Net, RecordingDistance, make_stage, sgr
 
 

@@ -25,7 +25,8 @@ from pipelocal.objective import (
 from pipelocal.objective.distances import Distance
 from pipelocal.objective.local import Objective
 from pipelocal.seeding import seeded
-from pipelocal.stage.stage import Stage
+from pipelocal.stage.options import ComputeOptions
+from pipelocal.stage.stage import PLAIN, Stage
 from pipelocal.system.torchvision import import_torchvision
 from tests.objective.stages import gradients, make_stage
 
@@ -61,6 +62,8 @@ def first_order(distance: Distance, **settings: Any) -> Objective:
     return FirstOrderReconciliation(Reconciliation(distance=distance, weight=0.1, **settings))
 
 
+BFLOAT16 = ComputeOptions(autocast="bf16")
+
 MAKERS = {"cnn": cnn, "vit": vit, "gpt": gpt}
 
 
@@ -69,14 +72,14 @@ def added_gradient(
     objective: Objective,
     *,
     dtype: torch.dtype = torch.float64,
-    autocast: torch.dtype | None = None,
+    compute: ComputeOptions = PLAIN,
 ) -> dict[str, Tensor]:
     """What reconciliation adds to each parameter's gradient, on the batch of ``make``."""
     return {
         name: value - plain
         for (name, value), plain in zip(
-            found(make, objective, dtype, autocast).items(),
-            found(make, Greedy(), dtype, autocast).values(),
+            found(make, objective, dtype, compute).items(),
+            found(make, Greedy(), dtype, compute).values(),
             strict=True,
         )
     }
@@ -86,11 +89,11 @@ def found(
     make: Callable[[], tuple[nn.Module, nn.Module, Tensor, Tensor]],
     objective: Objective,
     dtype: torch.dtype,
-    autocast: torch.dtype | None = None,
+    compute: ComputeOptions = PLAIN,
 ) -> dict[str, Tensor]:
     with seeded(0, "first order"), sdpa_kernel(SDPBackend.MATH):
         body, head, x, target = make()
-        stage = make_stage(body.to(dtype), head.to(dtype), objective=objective, autocast=autocast)
+        stage = make_stage(body.to(dtype), head.to(dtype), objective=objective, compute=compute)
         delta = torch.randn(x.shape).to(dtype) / ROWS
         stage.forward(x.to(dtype), reconciled=objective.wants_delta)
         stage.output_gradient(target)
@@ -248,7 +251,7 @@ def test_a_stage_of_its_own_autocast_too(model: str, fraction: float) -> None:
         MAKERS[model],
         first_order(d, fraction=fraction),
         dtype=torch.float32,
-        autocast=torch.bfloat16,
+        compute=BFLOAT16,
     )
     exact = added_gradient(MAKERS[model], exact_form(d))
     assert relative_error({n: v.double() for n, v in added.items()}, exact) < 0.1
@@ -257,7 +260,7 @@ def test_a_stage_of_its_own_autocast_too(model: str, fraction: float) -> None:
 def test_the_exact_form_is_lost_in_the_rounding_of_autocast() -> None:
     """Which is why it is refused: what it adds is rounded with the loss's own gradient."""
     d = DISTANCES.get("cosine")
-    added = added_gradient(gpt, exact_form(d), dtype=torch.float32, autocast=torch.bfloat16)
+    added = added_gradient(gpt, exact_form(d), dtype=torch.float32, compute=BFLOAT16)
     exact = added_gradient(gpt, exact_form(d))
     assert relative_error({n: v.double() for n, v in added.items()}, exact) > 0.5
 

@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch import Tensor, autograd, nn
 
-from pipelocal.objective import DISTANCES, OBJECTIVES, Greedy, Reconciliation
-from pipelocal.objective.local import cross_entropy
+from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import objective_of
+from pipelocal.objective import DISTANCES, Greedy
 from pipelocal.stage.stage import StepResult
+from pipelocal.tasks.classification import cross_entropy
 from tests.objective.stages import (
     NETS,
     RecordingDistance,
     gradients,
     make_stage,
+    place,
     same_bits,
     sgr,
     train_step_to_gradients,
@@ -272,7 +275,7 @@ def test_body_without_parameters() -> None:
 def test_objectives_by_name() -> None:
     """Only sgr wants delta, and not on stage 1, before which there is nothing."""
     wants = {
-        (name, stage): OBJECTIVES.get(name)(stage, Reconciliation()).wants_delta
+        (name, stage): objective_of(TrainConfig(objective=name)).for_stage(place(stage)).wants_delta
         for name in ("bp", "greedy", "sgr")
         for stage in (1, 2)
     }

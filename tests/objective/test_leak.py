@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, autograd, nn
 
 from pipelocal.objective import DISTANCES
-from pipelocal.objective.reconciliation import Form
 from pipelocal.seeding import seeded
-from tests.objective.stages import make_stage, sgr
+from tests.objective.stages import Form, make_stage, sgr
 
 ROWS, FEATURES, CLASSES, STEPS = 256, 12, 4, 150
 

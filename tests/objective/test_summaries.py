@@ -11,9 +11,9 @@ from torch import Tensor
 from pipelocal.heads.token import TokenMeanLinear
 from pipelocal.models.layers import PooledLinear
 from pipelocal.objective.delta_encoding import SUMMARIES, Summary
-from pipelocal.objective.local import cross_entropy
 from pipelocal.objective.reconciliation import Reconciliation
 from pipelocal.seeding import seeded
+from pipelocal.tasks.classification import cross_entropy
 
 SHAPES = [(6,), (5, 6), (4, 3, 3)]
 ROWS = 7

@@ -9,11 +9,12 @@ from torch import nn
 
 from pipelocal import cli
 from pipelocal.config import PlanConfig, TrainConfig
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.errors import UserError
 from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.plan.plan import planned_input
-from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.costs import cost_model
 
 META = torch.device("meta")
 
@@ -27,9 +28,9 @@ def test_forward_operations_are_those_that_torchvision_publishes(
     model: str, published: float
 ) -> None:
     config = PlanConfig(model=model, batch_size=1, objective="greedy")
-    blueprint = Blueprint.draw(config.train_config(), info=planned_input(config))
+    blueprint = blueprint_of(config.train_config(), info=planned_input(config))
     counter = Roofline(flops=2e9, memory_bytes_per_s=math.inf)
-    profile = blueprint.cost_model(config.train_config(), counter).profile
+    profile = cost_model(blueprint, config.train_config(), counter, batch_size=1).profile
     found = sum(cost.forward_s for cost in [*profile.units, profile.heads[-1]])
     assert found == pytest.approx(published, rel=2e-3)
 
@@ -53,9 +54,14 @@ def test_a_pass_takes_the_longer_of_computing_and_moving() -> None:
 @pytest.mark.parametrize("objective", ["greedy", "sgr"])
 def test_bytes_are_those_that_are_measured(objective: str) -> None:
     config = TrainConfig(model="resnet20", objective=objective, batch_size=4, optimizer="adamw")
-    blueprint = Blueprint.draw(config)
-    run = blueprint.cost_model(config, Stopwatch(device=torch.device("cpu"), repeats=1)).profile
-    analysed = blueprint.cost_model(config, Roofline(flops=1e12, memory_bytes_per_s=1e12)).profile
+    blueprint = blueprint_of(config)
+    run, analysed = (
+        cost_model(blueprint, config, meter, batch_size=4).profile
+        for meter in (
+            Stopwatch(device=torch.device("cpu"), repeats=1),
+            Roofline(flops=1e12, memory_bytes_per_s=1e12),
+        )
+    )
     for name in ("saved", "reconcile", "parameter", "buffer", "optimizer", "output"):
         pairs = zip([*run.units, *run.heads], [*analysed.units, *analysed.heads], strict=True)
         for measured, counted in pairs:
@@ -76,6 +82,8 @@ def test_the_plan_of_a_device_that_is_not_here(capsys: pytest.CaptureFixture[str
 
 def test_what_cannot_be_differentiated_twice_is_named() -> None:
     config = TrainConfig(model="gpt", data="text", reconcile="exact", batch_size=2)
-    blueprint = Blueprint.draw(config)
+    blueprint = blueprint_of(config)
     with pytest.raises(UserError, match=r"unit 'block1' cannot be differentiated twice"):
-        blueprint.cost_model(config, Stopwatch(device=torch.device("cpu"), repeats=1))
+        cost_model(
+            blueprint, config, Stopwatch(device=torch.device("cpu"), repeats=1), batch_size=2
+        )

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.errors import UserError
 from pipelocal.models import Chain, Unit
 from pipelocal.partition import Cut
 from pipelocal.partition.cost_model import CostModel, balanced
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.partition.profile import Cost, Profile, profile_chain
-from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.costs import cost_model
 from pipelocal.stage.memory import resident_bytes
 
 CPU = torch.device("cpu")
@@ -146,6 +147,7 @@ def test_one_heavy_unit_gets_a_stage_of_its_own() -> None:
         lambda _stop: nn.Linear(8, 3),
         Clock(device=CPU),
         batch_size=4,
+        classes=3,
         exact=False,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     )
@@ -166,10 +168,10 @@ def test_one_heavy_unit_gets_a_stage_of_its_own() -> None:
 def test_measured_bytes_are_a_real_stages(objective: str) -> None:
     """What the profile counts for a stage is what the stage itself has after a step."""
     config = TrainConfig(model="resnet20", objective=objective, batch_size=8)
-    blueprint = Blueprint.draw(config)
-    model = blueprint.cost_model(config, Stopwatch(device=CPU, repeats=1))
+    blueprint = blueprint_of(config)
+    model = cost_model(blueprint, config, Stopwatch(device=CPU, repeats=1), batch_size=8)
     cut = blueprint.cuts[1]
-    stage = blueprint.build_stage(2, config, device=CPU, total_steps=10)
+    stage = blueprint.build_stage(2, device=CPU, total_steps=10)
     x = torch.randn(8, *blueprint.output_shape(1))
     delta = torch.randn_like(x) if objective == "sgr" else None
     stage.step(x, torch.randint(10, (8,)), delta)

@@ -39,7 +39,7 @@ def add(names: list[str], name: str, partitioner: Partitioner) -> None:
 
 def test_equal_counts_measure_nothing(chain: Chain) -> None:
     request = PartitionRequest(chain=chain, stages=3, measure=never)
-    assert partition("count", request) == by_count(chain, 3)
+    assert partition(PARTITIONERS.get("count"), request, name="count") == by_count(chain, 3)
 
 
 def test_costs_are_measured_once(chain: Chain) -> None:
@@ -59,7 +59,9 @@ def test_a_users_own_partitioner_cuts(chain: Chain, register: list[str]) -> None
         register, "own", lambda request: [1] * (request.stages - 1) + [len(request.chain.units) - 2]
     )
     request = PartitionRequest(chain=chain, stages=3, measure=never)
-    assert to_text(chain, partition("own", request)) == "block1,block2"
+    assert (
+        to_text(chain, partition(PARTITIONERS.get("own"), request, name="own")) == "block1,block2"
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_what_is_no_cut_is_refused_in_one_line(
     add(register, "own", lambda _: counts)
     request = PartitionRequest(chain=chain, stages=3, measure=never)
     with pytest.raises(UserError, match=r"^--balance own says \[.*add up to 10$"):
-        partition("own", request)
+        partition(PARTITIONERS.get("own"), request, name="own")
 
 
 def test_an_own_partitioner_is_an_option_of_train_and_plan(

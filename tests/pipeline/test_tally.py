@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipelocal.objective.reconciliation import Residual
+from pipelocal.objective.residual import Residual
 from pipelocal.pipeline.tally import Reading, Tally
 
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ import torch
 
 from pipelocal import cli
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.pipeline.votes import Votes
 from pipelocal.run.assembly import Assembly
-from pipelocal.run.blueprint import Blueprint
 from tests.launching import run_ranks
 
 NARROW = """
@@ -30,10 +30,10 @@ def narrow(tmp_path: Path) -> str:
     return f"{file}:net"
 
 
-def _votes(model: str, *, option: str = "auto", stages: int = 3) -> Votes:
+def _votes(model: str, *, option: Any = "auto", stages: int = 3) -> Votes:
     config = TrainConfig(model=model, stages=stages, votes=option)
-    blueprint = Blueprint.draw(config)
-    return Assembly(config, blueprint, torch.device("cpu"), report=print).votes
+    blueprint = blueprint_of(config)
+    return Assembly(config, blueprint, torch.device("cpu"), batch_size=64, report=print).votes
 
 
 def test_one_dear_edge_decides_for_all(narrow: str) -> None:

@@ -11,13 +11,19 @@ from typing import Any
 import pytest
 
 from pipelocal.config import TrainConfig
-from pipelocal.config.option_name import option_name
+from pipelocal.config.resolve import own_names, text_of
 from pipelocal.errors import UserError
+from pipelocal.options import option_name
 from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.world import World
-from pipelocal.run.agreement import MAY_DIFFER, check_same_options
+from pipelocal.run.agreement import check_same_options
 from tests.launching import PATIENCE_S, free_port, launch
 
+MAY_DIFFER = {
+    *("threads", "device", "interface"),  # a rank's own place to compute
+    *("data_root", "config"),  # where files lie there; what is in them is compared
+    *("plain", "debug_transfers"),  # what a rank shows
+}
 BASE = ["--model", "mlp", "--stages", "2", "--max-steps", "4"]
 OPTIONS = [field.name for field in fields(TrainConfig) if field.name not in MAY_DIFFER]
 TEXTS = {
@@ -43,8 +49,13 @@ def other(name: str) -> Any:
     return TEXTS.get(name, f"{value}-other")
 
 
+def check(config: TrainConfig, control: ControlPlane) -> None:
+    check_same_options(text_of(config), control, own=own_names(config))
+
+
 def test_what_may_differ_are_options() -> None:
     assert set(MAY_DIFFER) <= {field.name for field in fields(TrainConfig)}
+    assert own_names(TrainConfig()) == MAY_DIFFER
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -58,10 +69,10 @@ def test_every_option_that_counts_is_compared(name: str) -> None:
         ControlPlane(replace(alone, size=2, rank=rank, start_timeout_s=30.0)) for rank in (0, 1)
     ]
     try:
-        check_same_options(config, ranks[0])
-        check_same_options(config, ranks[1])
+        check(config, ranks[0])
+        check(config, ranks[1])
         with pytest.raises(UserError) as caught:
-            check_same_options(changed, ranks[1])
+            check(changed, ranks[1])
     finally:
         for control in ranks:
             control.stop_watching()
@@ -69,13 +80,13 @@ def test_every_option_that_counts_is_compared(name: str) -> None:
     assert "on rank 0" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(MAY_DIFFER - {"model"}))
+@pytest.mark.parametrize("name", sorted(MAY_DIFFER))
 def test_what_may_differ_is_not(name: str) -> None:
     alone = World.alone()
     zero, one = (ControlPlane(replace(alone, size=2, rank=rank)) for rank in (0, 1))
     try:
-        check_same_options(TrainConfig(), zero)
-        check_same_options(replace(TrainConfig(), **{name: other(name)}), one)
+        check(TrainConfig(), zero)
+        check(replace(TrainConfig(), **{name: other(name)}), one)
     finally:
         zero.stop_watching()
         one.stop_watching()

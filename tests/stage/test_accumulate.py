@@ -14,7 +14,8 @@ from pipelocal.closed_form.stage import ClosedFormStage
 from pipelocal.config import TrainConfig
 from pipelocal.config.checks import validate
 from pipelocal.errors import UserError
-from pipelocal.objective.local import Greedy
+from pipelocal.objective.greedy import Greedy
+from pipelocal.stage.lr_schedule import BatchLR
 from pipelocal.stage.stage import Stage
 from tests.launching import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
@@ -29,7 +30,7 @@ def a_stage(kind: type[Stage], accumulate: int, width: int = WIDTH) -> Stage:
     head = nn.Linear(width, 3).double()
     parameters = [*body.parameters(), *head.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.5, momentum=0.9, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda batch: 1 / (1 + batch))
+    schedule = BatchLR(optimizer, lambda batch: 1 / (1 + batch))
     return kind(
         number=1,
         body=body,

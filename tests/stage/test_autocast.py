@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipelocal import cli
 from pipelocal.config import TrainConfig
-from pipelocal.run.blueprint import Blueprint
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.stage.stage import Stage
 from tests.launching import run_ranks
 from tests.test_transparency import assert_same_bits, run_state, train_alone
@@ -23,8 +23,8 @@ STEPS = ["--stages", "4", "--max-steps", "25", "--autocast", "bf16"]
 def a_stage(**options: Any) -> tuple[Stage, Tensor, Tensor]:
     """The second of four, and a batch for it."""
     config = TrainConfig(autocast="bf16", **options)
-    blueprint = Blueprint.draw(config)
-    stage = blueprint.build_stage(2, config, device=torch.device("cpu"), total_steps=10)
+    blueprint = blueprint_of(config)
+    stage = blueprint.build_stage(2, device=torch.device("cpu"), total_steps=10)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8, *blueprint.output_shape(1), generator=generator)
     return stage, x, torch.arange(8)

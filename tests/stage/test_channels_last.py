@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipelocal import cli
 from pipelocal.config import TrainConfig
-from pipelocal.run.blueprint import Blueprint
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.stage.layout import laid_out, own_memory
 from pipelocal.stage.stage import Stage
 from pipelocal.transport.contract import edge_contract
@@ -30,8 +30,8 @@ def is_last(x: Tensor) -> bool:
 
 def a_stage(number: int = 2, *, channels_last: bool = True) -> tuple[Stage, Tensor]:
     config = TrainConfig(objective="greedy", channels_last=channels_last)
-    blueprint = Blueprint.draw(config)
-    stage = blueprint.build_stage(number, config, device=torch.device("cpu"), total_steps=10)
+    blueprint = blueprint_of(config)
+    stage = blueprint.build_stage(number, device=torch.device("cpu"), total_steps=10)
     generator = torch.Generator().manual_seed(0)
     return stage, torch.randn(8, *blueprint.output_shape(number - 1), generator=generator)
 
@@ -153,7 +153,7 @@ def test_with_bp_free_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_an_exported_model_loads_into_a_plain_one(tmp_path: Path) -> None:
     run, file = train_alone(STEPS, tmp_path / "run"), tmp_path / "model.pt"
     assert cli.run(["export", str(run), "--to", str(file)]) == 0
-    model = Blueprint.draw(TrainConfig()).chain.build_whole(seed=1)
+    model = blueprint_of(TrainConfig()).chain.build_whole(seed=1)
     state = torch.load(file, weights_only=True)
     model.load_state_dict(state)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

@@ -11,6 +11,7 @@ import torch
 from benchmarks.live_bytes import LiveBytes
 from pipelocal.config import TrainConfig
 from pipelocal.config.checks import validate
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.errors import UserError
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.stage.stage import Stage
@@ -23,9 +24,9 @@ def a_stage(*, early: bool, **options: Any) -> tuple[Stage, Blueprint]:
     """The second of two stages of an MLP, or of another model."""
     config = TrainConfig(stages=2, step_early=early, warmup_steps=3, **options)
     validate(config)
-    blueprint = Blueprint.draw(config)
+    blueprint = blueprint_of(config)
     device = torch.device("cpu")
-    return blueprint.build_stage(2, config, device=device, total_steps=8), blueprint
+    return blueprint.build_stage(2, device=device, total_steps=8), blueprint
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -16,9 +16,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from pipelocal import cli
 from pipelocal.errors import UserError
 from pipelocal.models.layers import PooledLinear
-from pipelocal.objective.local import cross_entropy
 from pipelocal.stage.freezing import Freezing, parse_freezing
 from pipelocal.stage.stage import Stage
+from pipelocal.tasks.classification import cross_entropy
 from tests.launching import run_ranks
 from tests.objective.stages import make_stage, same_bits
 from tests.test_transparency import assert_same_bits, train_alone

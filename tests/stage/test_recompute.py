@@ -14,8 +14,10 @@ from benchmarks.live_bytes import LiveBytes
 from pipelocal import cli
 from pipelocal.config import TrainConfig
 from pipelocal.config.checks import validate
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.errors import UserError
 from pipelocal.run.blueprint import Blueprint
+from pipelocal.stage.options import ComputeOptions
 from pipelocal.stage.recompute import RecomputedBody
 from pipelocal.stage.replay import copies_of_buffers
 from pipelocal.stage.stage import Stage
@@ -41,9 +43,9 @@ def a_stage(units: int | None, **options: Any) -> tuple[Stage, Blueprint]:
         **options,
     )
     validate(config)
-    blueprint = Blueprint.draw(config)
+    blueprint = blueprint_of(config)
     device = torch.device("cpu")
-    return blueprint.build_stage(2, config, device=device, total_steps=8), blueprint
+    return blueprint.build_stage(2, device=device, total_steps=8), blueprint
 
 
 def trained(stage: Stage, x: Tensor, steps: int = 4) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def test_same_dropout() -> None:
             head=head,
             objective=a_stage(None)[0].objective,
             optimizer=optimizer,
-            recomputed_units=units,
+            compute=ComputeOptions(checkpoint_activations=units),
         )
         states.append(trained(stage, torch.ones(8, 6)))
     assert_equal(*states)

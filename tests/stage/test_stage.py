@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.errors import StageError, UserError
 from pipelocal.models.layers import PooledLinear
 from pipelocal.objective import DISTANCES, Greedy, Objective
-from pipelocal.run.blueprint import Blueprint
-from pipelocal.stage.stage import Stage, count_correct
+from pipelocal.stage.stage import Stage
+from pipelocal.tasks.classification import count_correct
 from tests.objective.stages import make_stage, same_bits, sgr, weights
 
 Make = Callable[[], Objective]
@@ -85,9 +86,9 @@ def test_single_stage_is_a_plain_training_loop_bit_for_bit(model: str) -> None:
         warmup_steps=warmup,
         seed=3,
     )
-    blueprint = Blueprint.draw(config)
+    blueprint = blueprint_of(config)
     assert len(blueprint.cuts) == 1
-    stage = blueprint.build_stage(1, config, device=torch.device("cpu"), total_steps=steps)
+    stage = blueprint.build_stage(1, device=torch.device("cpu"), total_steps=steps)
     plain = blueprint.chain.build_whole(seed=3)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
 
@@ -434,9 +435,9 @@ def test_state_dict_loads_without_pickle_and_continues_the_run(make_objective: M
 
 def test_blueprint_builds_the_stages_that_the_options_name() -> None:
     config = TrainConfig(model="resnet8", data="digits", objective="sgr", stages=4, seed=1)
-    blueprint = Blueprint.draw(config)
+    blueprint = blueprint_of(config)
     cpu = torch.device("cpu")
-    stages = [blueprint.build_stage(k, config, device=cpu, total_steps=9) for k in range(1, 5)]
+    stages = [blueprint.build_stage(k, device=cpu, total_steps=9) for k in range(1, 5)]
     assert [stage.wants_delta for stage in stages] == [False, True, True, True]
     assert [blueprint.units(k) for k in range(1, 5)] == ["stem", "block1", "block2", "block3"]
     whole = blueprint.chain.build_whole(seed=1).state_dict()
@@ -454,11 +455,10 @@ def test_blueprint_builds_the_stages_that_the_options_name() -> None:
 
 def test_heads_of_stages_of_one_shape_start_apart() -> None:
     config = TrainConfig(model="resnet20", data="digits", objective="greedy", stages=10)
-    blueprint = Blueprint.draw(config)
+    blueprint = blueprint_of(config)
     cpu = torch.device("cpu")
     heads = [
-        blueprint.build_stage(k, config, device=cpu, total_steps=1).head.state_dict()
-        for k in (1, 2, 3)
+        blueprint.build_stage(k, device=cpu, total_steps=1).head.state_dict() for k in (1, 2, 3)
     ]
     assert not torch.equal(heads[0]["linear.weight"], heads[1]["linear.weight"])
     assert not torch.equal(heads[1]["linear.weight"], heads[2]["linear.weight"])
@@ -468,6 +468,6 @@ def test_stage_without_parameters_is_refused() -> None:
     config = TrainConfig(
         model="tests.models.user_models:bare", data="digits", objective="greedy", stages=1
     )
-    blueprint = Blueprint.draw(config)
+    blueprint = blueprint_of(config)
     with pytest.raises(UserError, match=r"^stage 1 \(flatten\) has no parameters to train$"):
-        blueprint.build_stage(1, config, device=torch.device("cpu"), total_steps=1)
+        blueprint.build_stage(1, device=torch.device("cpu"), total_steps=1)

@@ -1,28 +1,18 @@
-"""Where a run begins: anew, or from a snapshot of a run that ended before its time."""
+"""Whether two runs are one and the same: by their options, and by what these stand for."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipelocal.checkpoint.description import Description, changed_code, data_differences
-from pipelocal.config import TrainConfig
-from pipelocal.config.named import plain_references
-from pipelocal.config.option_name import option_name
 from pipelocal.errors import UserError
-
-NOT_OF_THE_BITS = {
-    *("out", "config", "plain", "timeout", "trace", "debug_transfers", "log_every", "data_root"),
-    *("votes", "resume", "snapshot_every", "snapshot_minutes", "keep_snapshots"),
-    *("device", "edge", "window"),
-    *("stages", "balance", "cut", "memory_limit", "device_speeds"),
-    *("replicas", "replicate", "start_timeout", "interface", "accept_changes"),
-}
-"""Options that may differ: they say where, how fast and how loudly. (Another cut is another training, but
-one can go on with it.)"""
+from pipelocal.options import option_name
+from pipelocal.references import plain_name
+from pipelocal.run.options import batches_of_a_round
+from pipelocal.run.spec import Spec
 
 FITTING = {"model", "optimizer", "head", "bp_free"}
 """Options without which the weights of another run, or what its optimizer knows, cannot be taken over."""
@@ -33,29 +23,39 @@ PLACE = ("data", "train_samples", "batch_size", "drop_last", "seed")
 Tell = Callable[[str], None]
 
 
-def identity(config: TrainConfig) -> dict[str, Any]:
-    """The options on which the bits of a run depend."""
-    plain = asdict(config) | plain_references(config)
-    options = {k: v for k, v in plain.items() if k not in NOT_OF_THE_BITS}
+def identity(spec: Spec, text: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The options on which the bits of a run depend.
+
+    Args:
+        spec: the run.
+        text: those of another run, as its folder has them; None for this one's.
+    """
+    known = {**spec.defaults, **spec.text}
+    options = known if text is None else {**spec.defaults, **text}
+    options = {name: options.get(name) for name in known}  # an older run may have had others
+    found = {name: value for name, value in options.items() if name not in spec.anywhere}
     # Replicas count by how many batches make an update (the same up to rounding), and a round.
-    options["accumulate"] = config.batches_an_update
-    rounds_matter = config.objective == "sgr" or config.sync_batchnorm
-    options["replicas"] = config.together if rounds_matter else 1
-    return options
+    together = batches_of_a_round(options["replicas"])
+    found["accumulate"] = options["accumulate"] * together
+    # Wherever their files lie; their code is looked at apart.
+    found |= {name: plain_name(options[name]) for name in spec.named if options[name] is not None}
+    rounds_matter = spec.recipe.objective.reconcile_every is not None or options["sync_batchnorm"]
+    found["replicas"] = together if rounds_matter else 1
+    return found
 
 
-def check_same_run(theirs: dict[str, Any], config: TrainConfig, run: Path) -> None:
+def check_same_run(theirs: dict[str, Any], spec: Spec, run: Path) -> None:
     """Refuse to go on with another run than the options ask for.
 
     Args:
         theirs: what :func:`identity` gave of that run's options.
-        config: the options now.
+        spec: the run now.
         run: that run's folder.
 
     Raises:
         UserError: names the options that differ.
     """
-    differing = differences(theirs, config)
+    differing = differences(theirs, spec)
     if differing:
         raise UserError(
             f"--out {run} holds an unfinished run with other options: {_listed(differing)}: give the "
@@ -63,19 +63,19 @@ def check_same_run(theirs: dict[str, Any], config: TrainConfig, run: Path) -> No
         )
 
 
-def check_fitting(theirs: dict[str, Any], config: TrainConfig, snapshot: Path, tell: Tell) -> None:
+def check_fitting(theirs: dict[str, Any], spec: Spec, snapshot: Path, tell: Tell) -> None:
     """Refuse to begin from a snapshot that does not fit; tell what else differs.
 
     Args:
         theirs: what :func:`identity` gave of the other run's options.
-        config: the options now.
+        spec: the run now.
         snapshot: where it is.
         tell: takes a line.
 
     Raises:
         UserError: names the options that must be the same.
     """
-    differing = differences(theirs, config)
+    differing = differences(theirs, spec)
     wrong = {name: text for name, text in differing.items() if name in FITTING}
     if wrong:
         raise UserError(
@@ -89,7 +89,7 @@ def check_fitting(theirs: dict[str, Any], config: TrainConfig, snapshot: Path, t
 def check_unchanged(
     then: Description,
     now: Description,
-    config: TrainConfig,
+    spec: Spec,
     run: Path,
     tell: Tell,
     *,
@@ -100,7 +100,7 @@ def check_unchanged(
     Args:
         then: what the run was made of.
         now: what its options name now.
-        config: the options now.
+        spec: the run now.
         run: that run's folder.
         tell: takes a line.
         same_data: whether the options name the same data as then.
@@ -109,10 +109,10 @@ def check_unchanged(
         UserError: names what changed.
     """
     changed = [f"the model ({what})" for what in then.model.differences(now.model)]
-    changed += [f"{option} (its code)" for option in changed_code(then.references, now.references)]
     if same_data:
         changed += [f"the data ({what})" for what in data_differences(then.data, now.data)]
-    if changed and not config.accept_changes:
+    changed += [f"{option} (its code)" for option in changed_code(then.references, now.references)]
+    if changed and not spec.options.accept_changes:
         raise UserError(
             f"since {run} began, these have changed: {'; '.join(changed)}: give --accept-changes to go on "
             f"all the same, or begin another run"
@@ -128,10 +128,10 @@ def check_unchanged(
         tell(f"other versions than when {run} began: {', '.join(others)}: the bits may differ")
 
 
-def differences(theirs: dict[str, Any], config: TrainConfig) -> dict[str, str]:
+def differences(theirs: dict[str, Any], spec: Spec) -> dict[str, str]:
     """The options on which the bits depend that differ, by name: what they are, there and here."""
     # Through JSON, as a manifest's went.
-    before, now = (json.loads(json.dumps(options)) for options in (theirs, identity(config)))
+    before, now = (json.loads(json.dumps(options)) for options in (theirs, identity(spec)))
     return {
         name: f"{option_name(name)} ({before.get(name)} there, {now.get(name)} here)"
         for name in sorted(before.keys() | now.keys())

@@ -1,0 +1,513 @@
+"""The Python interface: a network of one's own, trained in stages, alone or on every rank of torchrun."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelocal.checkpoint.description import Description, ModelDescription
+from pipelocal.checkpoint.pick_snapshot import read_weights
+from pipelocal.data.dataset import DataInfo
+from pipelocal.data.loader import Loader, LoaderBatches
+from pipelocal.errors import UserError
+from pipelocal.heads import HEADS, HeadBuilder
+from pipelocal.models import Chain
+from pipelocal.models.fingerprint import fingerprint
+from pipelocal.objective import SGR, ObjectiveRecipe, as_recipe
+from pipelocal.options import check_values, names_that
+from pipelocal.partition.partitioners import PARTITIONERS, Partitioner
+from pipelocal.pipeline.callbacks import Callback
+from pipelocal.pipeline.placement import place
+from pipelocal.ranks.script import end_plainly
+from pipelocal.ranks.world import World
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.combinations import check_combinations
+from pipelocal.run.costs import CutRequest
+from pipelocal.run.evaluation import evaluate_stages
+from pipelocal.run.gather import gather_model
+from pipelocal.run.options import RunOptions
+from pipelocal.run.run import Run
+from pipelocal.run.spec import Spec
+from pipelocal.run.train import run_training
+from pipelocal.stage.lr_schedule import LR_SCHEDULES, scheduled
+from pipelocal.stage.recipe import OptimizerBuilder, Recipe, ScheduleBuilder
+from pipelocal.stage.stage import Stage
+from pipelocal.stage.state import load_stage_weights, stage_state
+from pipelocal.system.describing import described
+from pipelocal.system.streams import tell
+from pipelocal.tasks import Classification, Task
+
+Fitted = tuple[Blueprint, list[Stage]]
+
+NOT_HERE = ("epochs", "max_steps", "evaluate_every", "accept_changes", "resume")
+"""Options of a run that are arguments of :meth:`Pipeline.fit`, or make no sense without names."""
+
+ANYWHERE = frozenset({"stages", "cut", "balance", "memory_limit", "speeds", "out"})
+"""What is written of a pipeline and does not change the bits, as with the options of the same names."""
+
+
+class Pipeline:
+    """A network, cut into stages, each with its own head, loss and optimizer.
+
+    Args:
+        model: an ``nn.Sequential`` whose last child is the classifier, or a
+            :class:`~pipelocal.models.chain.Chain` (``Chain.from_module`` makes one of any module). All
+            ranks must make it with the same weights: seed torch before.
+        stages: number of stages, of equally many units unless ``balance`` says otherwise.
+        cut: in its place, the names of the units with which the second stage and those after it begin.
+        balance: ``count``, ``time`` or ``memory``, or a function of a
+            :class:`~pipelocal.partition.partitioners.PartitionRequest`.
+        memory_limit: bytes that no stage may exceed, with ``balance`` time or memory.
+        speeds: relative speed of each stage's device, with ``balance="time"``.
+        task: what is learnt; classification into as many classes as the model's output is wide by default.
+        head: name of an auxiliary head, or a function that makes one.
+        objective: ``Greedy()``, ``SGR()`` (the default), or one of your own.
+        optimizer: called with the stage's ``(name, parameter)`` pairs, and with its
+            :class:`~pipelocal.objective.local.Place` where it takes a second argument; SGD with a rate of
+            0.1, momentum 0.9 and weight decay 5e-4 by default.
+        schedule: called with a stage's optimizer and the total number of updates, and stepped after each;
+            or ``"cosine"``; constant by default.
+        clip_norm: greatest L2 norm of a stage's gradient in an update.
+        ema: weight of the average so far in an average of the weights, which is kept beside them.
+        input_shape: of one sample; by default as the data shows it.
+        seed: of heads, data order, augmentation and dropout.
+        options: those of the command line that say how a run is done, such as ``window=4``,
+            ``autocast="bf16"``, ``replicas="2"`` or ``accumulate=4``;
+            see :class:`~pipelocal.run.options.RunOptions`.
+
+    Raises:
+        UserError: an argument is unknown or out of range, or two exclude each other.
+    """
+
+    def __init__(
+        self,
+        model: nn.Sequential | Chain,
+        *,
+        stages: int | None = None,
+        cut: Sequence[str] | None = None,
+        balance: str | Partitioner = "count",
+        memory_limit: int | None = None,
+        speeds: Sequence[float] | None = None,
+        task: Task | None = None,
+        head: str | HeadBuilder = "linear",
+        objective: ObjectiveRecipe | Callable[..., Any] | None = None,
+        optimizer: OptimizerBuilder | None = None,
+        schedule: ScheduleBuilder | str | None = None,
+        clip_norm: float | None = None,
+        ema: float | None = None,
+        input_shape: Sequence[int] | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        self._model = model
+        self._input_shape = None if input_shape is None else tuple(input_shape)
+        self._options = _options_of(options)
+        self._text: dict[str, Any] = {
+            "stages": stages,
+            "cut": None if cut is None else ",".join(cut),
+            "balance": balance if isinstance(balance, str) else described(balance),
+            "task": described(task),
+            "head": head if isinstance(head, str) else described(head),
+            "objective": described(objective),
+            "optimizer": described(optimizer),
+            "schedule": described(schedule),
+            "clip_norm": clip_norm,
+            "ema": ema,
+            "seed": seed,
+        }
+        objective = as_recipe(SGR() if objective is None else objective)
+        self._cut = _cut_of(stages, cut, balance, memory_limit, speeds)
+        named = isinstance(schedule, str)
+        if isinstance(schedule, str):
+            schedule = partial(scheduled, factor=LR_SCHEDULES.get(schedule))
+        self._recipe = Recipe(
+            task=Classification() if task is None else task,
+            head=HEADS.later(head) if isinstance(head, str) else head,
+            objective=objective,
+            optimizer=_sgd if optimizer is None else optimizer,
+            schedule=schedule,
+            counts_batches=named,
+            clip=clip_norm,
+            ema=ema,
+            seed=seed,
+            compute=self._options,
+        )
+        check_combinations(self._options, self._recipe)
+        self._world: World | None = None
+        self._runs = 0
+        self._fitted: Fitted | None = None
+
+    def fit(
+        self,
+        train: Loader,
+        test: Loader | None = None,
+        *,
+        epochs: int,
+        max_steps: int | None = None,
+        out: str | None = None,
+        resume: str = "auto",
+        evaluate_every: int = 1,
+        callbacks: Sequence[Callback] = (),
+        accept_changes: bool = False,
+        progress: bool = True,
+    ) -> dict[str, Any]:
+        """Train; on every rank together. Again, it goes on with the weights that there are.
+
+        Args:
+            train: yields ``(x, target)``; only the ranks of the first stage read it.
+            test: the same; None for no evaluation.
+            epochs: passes over the training data.
+            max_steps: stop after this many batches, also within an epoch.
+            out: run folder to make, or to go on in where it holds this very run, unfinished; None to write
+                nothing.
+            resume: ``auto`` (go on with an unfinished run in ``out``), ``never``, or the folder of a run, or
+                of one of its snapshots, to begin from.
+            evaluate_every: evaluate after every so many epochs; the end is always evaluated.
+            callbacks: are told what the stages of this rank have done.
+            accept_changes: go on with a run although its model or data are not what they were.
+            progress: show it on rank 0's standard output.
+
+        Returns:
+            The summary, the same on every rank: ``steps``, ``seconds``, ``eval_accuracy`` and what
+            ``summary.json`` holds more.
+
+        Raises:
+            UserError: the arguments, the data or the folder cannot be used.
+            StageError: a stage of this rank could not go on.
+            Interrupted: another rank failed.
+        """
+        options = replace(
+            self._options,
+            epochs=epochs,
+            max_steps=max_steps,
+            evaluate_every=evaluate_every,
+            resume=resume,
+            accept_changes=accept_changes,
+            keep_snapshots=self._options.keep_snapshots if out is not None else 0,
+        )
+        check_values(options)
+        text = self._written(options, train)
+        run, summary = run_training(
+            partial(self._spec, options, text, train, test, out, tuple(callbacks)),
+            text=text,
+            own=names_that(options, "alike"),
+            patience_s=options.start_timeout,
+            world=self._next_world(),
+            stream=None if progress else io.StringIO(),
+            begin_with=None if self._fitted is None else self._begin_with,
+        )
+        self._take(run)
+        return summary
+
+    def load(self, run: str) -> None:
+        """Take the weights of a run that a Pipeline like this one has trained.
+
+        Args:
+            run: its folder, or that of one of its snapshots, or ``RUN/snapshots/best``.
+
+        Raises:
+            UserError: there are none, or they do not fit.
+        """
+        world = self._next_world()
+        found = read_weights(Path(run), tell)
+        if found is None:
+            raise UserError(
+                f"{run} holds no weights: give the folder of a run that took snapshots, or ended"
+            )
+        info = Description.read(found.chosen.run).info
+        blueprint = self._draw(info).cut_at(found.chosen.manifest.cut)
+        placement = place(blueprint.stages, world.size, self._replicas(blueprint))
+        device = world.device(self._options.device)
+        stages = []
+        for number in placement.seat(world.rank).block.stages:
+            stage = blueprint.build_stage(number, device=device, total_steps=1)
+            cut, state = blueprint.cuts[number - 1], found.states[number - 1]
+            load_stage_weights(blueprint.chain, cut, stage, state)
+            stages.append(stage)
+        self._fitted = (blueprint, stages)
+
+    def evaluate(self, loader: Loader) -> dict[str, Any]:
+        """How well every stage's head does on some data; on every rank together.
+
+        Args:
+            loader: yields ``(x, target)``.
+
+        Returns:
+            ``loss`` and the task's metrics, such as ``accuracy``, of the last head, the same on every
+            rank; ``ensemble_accuracy`` of all heads together; and ``stages``, a list of the same figures
+            for each stage.
+        """
+        world = self._next_world()
+        batches = partial(LoaderBatches, None, loader, seed=self._recipe.seed)
+        blueprint, stages = self._fitted or (None, None)
+        result = evaluate_stages(
+            lambda info: blueprint or self._draw(info),
+            stages,
+            batches,
+            info=self._info_of(batches),
+            options=self._options,
+            world=world,
+        )
+        self._fitted = (result.blueprint, result.stages)
+        return result.figures
+
+    def module(self) -> nn.Module:
+        """The whole plain model with the trained weights, on the CPU, on every rank that calls it together.
+
+        Raises:
+            UserError: nothing was trained yet, and the model's shape is not known.
+        """
+        world = self._next_world()
+        if self._fitted is None:
+            self._fitted = (self._draw(self._known_info()), [])
+        blueprint, stages = self._fitted
+        return gather_model(blueprint, stages, world, replicas=self._options)
+
+    def step(self, x: Tensor, target: Tensor) -> dict[str, Any]:
+        """Train all stages on one batch, in this process, at the optimizers' own learning rates.
+
+        Args:
+            x: samples ``[B, ...]``.
+            target: their classes, int64 ``[B]`` or ``[B, T]``.
+
+        Returns:
+            ``loss`` and ``accuracy`` of the last head on this batch, before the update, and the same for
+            every stage in ``stages``.
+
+        Raises:
+            UserError: there are several ranks, of which each would train for itself.
+        """
+        world = self._next_world()
+        if world.size > 1:
+            raise UserError(
+                f"step() trains all stages in one process, and {world.size} ranks were started: use fit(), "
+                f"or start it without torchrun"
+            )
+        stages = self._local_stages(x, target)
+        blueprint, steps = self._blueprint, stages[0].steps
+        every = self._recipe.objective.reconcile_every
+        delta: Tensor | None = None
+        reconciles = every is not None and steps % every == 0
+        device = next(stages[0].body.parameters(), x).device
+        x, target = x.to(device), target.to(device)
+        figures = []
+        for stage in stages:
+            wanted = delta if reconciles and stage.wants_delta else None
+            result = stage.step(x, target, wanted)
+            metrics = result.metrics
+            figures.append(
+                {
+                    "loss": float(metrics.loss),
+                    "accuracy": float(metrics.correct) / metrics.predictions,
+                }
+            )
+            x, delta = result.output, blueprint.summary(stage.number).encode(result.output_gradient)
+        return {**figures[-1], "stages": figures}
+
+    # What stands behind them.
+
+    @property
+    def _blueprint(self) -> Blueprint:
+        assert self._fitted is not None
+        return self._fitted[0]
+
+    def _replicas(self, blueprint: Blueprint) -> list[int]:
+        return self._options.replica_counts(blueprint.stages) or [1]
+
+    def _local_stages(self, x: Tensor, target: Tensor) -> list[Stage]:
+        """All stages, built when they are first asked for."""
+        if self._fitted is None:
+            info = DataInfo(
+                name="own",
+                sample_shape=tuple(x.shape[1:]),
+                classes=self._recipe.task.classes or 1,
+                target_shape=tuple(target.shape[1:]),
+                sample_dtype=x.dtype,
+            )
+            self._fitted = (self._draw(info), [])
+        blueprint, stages = self._fitted
+        if len(stages) < blueprint.stages:
+            device = World.alone().device(self._options.device)
+            plain = replace(blueprint, recipe=replace(blueprint.recipe, schedule=None))
+            stages = [
+                plain.build_stage(
+                    number, device=device, total_steps=1, accumulate=self._options.accumulate
+                )
+                for number in range(1, blueprint.stages + 1)
+            ]
+            self._fitted = (blueprint, stages)
+        return stages
+
+    def _spec(
+        self,
+        options: RunOptions,
+        text: Mapping[str, Any],
+        train: Loader,
+        test: Loader | None,
+        out: str | None,
+        callbacks: tuple[Callback, ...],
+    ) -> Spec:
+        opened: list[LoaderBatches] = []
+
+        def batches() -> LoaderBatches:
+            if not opened:
+                opened.append(LoaderBatches(train, test, seed=self._recipe.seed))
+            return opened[0]
+
+        return Spec(
+            recipe=replace(self._recipe, compute=options),
+            options=options,
+            cut=self._cut,
+            chain=self._chain,
+            info=self._info_of(batches),
+            batches=batches,
+            describe_model=_describe_model,
+            text=text,
+            defaults=text,
+            references={},
+            named=frozenset(),
+            anywhere=names_that(options, "of_the_bits") | ANYWHERE,
+            own=names_that(options, "alike"),
+            out=out,
+            keeps=out is not None,
+            callbacks=callbacks,
+        )
+
+    def _written(self, options: RunOptions, train: Loader) -> dict[str, Any]:
+        """What a run folder says of a run; it cannot be made again from that alone."""
+        model = self._model
+        return {
+            "python": True,
+            "model": type(model).__name__,
+            "data": type(getattr(train, "dataset", train)).__name__,
+            "batch_size": getattr(train, "batch_size", None),
+            **self._text,
+            **asdict(options),
+        }
+
+    def _info_of(self, batches: Callable[[], LoaderBatches]) -> Callable[[], DataInfo]:
+        return lambda: batches().info(self._recipe.task.classes)
+
+    def _known_info(self) -> DataInfo:
+        shape = self._model.input_shape if isinstance(self._model, Chain) else self._input_shape
+        if shape is None:
+            raise UserError(
+                "the model's input shape is not known before it has seen data: give Pipeline(input_shape=)"
+            )
+        dtype = self._model.input_dtype if isinstance(self._model, Chain) else torch.float32
+        return DataInfo(name="own", sample_shape=shape, classes=1, sample_dtype=dtype)
+
+    def _chain(self, info: DataInfo) -> Chain:
+        """The model for samples like these."""
+        if isinstance(self._model, Chain):
+            if self._model.input_shape != info.sample_shape:
+                raise UserError(
+                    f"the model is made for samples {list(self._model.input_shape)}, and the data has "
+                    f"{list(info.sample_shape)}: give Chain.from_module(input_shape={info.sample_shape})"
+                )
+            return self._model
+        if not isinstance(self._model, nn.Sequential):
+            raise UserError(
+                f"model: {type(self._model).__name__} is no nn.Sequential: give "
+                f"pipelocal.Chain.from_module(model, units=[...], input_shape={info.sample_shape}), with the "
+                f"names of the submodules that are called in a row"
+            )
+        if self._input_shape not in (None, info.sample_shape):
+            raise UserError(
+                f"input_shape={self._input_shape}, and the data has {info.sample_shape}: leave it out"
+            )
+        return Chain.from_sequential(
+            self._model, input_shape=info.sample_shape, input_dtype=info.sample_dtype
+        )
+
+    def _draw(self, info: DataInfo) -> Blueprint:
+        """The model, cut; a cut that is to be measured is one of equal numbers of units until then."""
+        chain = self._chain(info)
+        cuts = self._cut.first(chain, uncut=self._recipe.uncut)
+        return Blueprint.of(chain, self._recipe, target_shape=info.target_shape).cut_into(cuts)
+
+    def _take(self, run: Run) -> None:
+        self._fitted = (run.blueprint, run.stages)
+
+    def _begin_with(self, stage: Stage) -> None:
+        """Give a new stage the weights of the old one of its number, if that is here."""
+        assert self._fitted is not None
+        blueprint, stages = self._fitted
+        old = next((old for old in stages if old.number == stage.number), None)
+        if old is not None:
+            chain, cut = blueprint.chain, blueprint.cuts[stage.number - 1]
+            load_stage_weights(chain, cut, stage, stage_state(chain, cut, old))
+
+    def _next_world(self) -> World:
+        """The ranks, with a part of their store for what comes now alone."""
+        if self._world is None:
+            self._world = World.from_environment(start_timeout_s=self._options.start_timeout)
+            if self._world.size > 1:
+                end_plainly(self._world.rank)
+        self._runs += 1
+        return self._world.part(f"run/{self._runs}")
+
+
+def _sgd(named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+    """As the command line's defaults have it."""
+    parameters = [parameter for _, parameter in named]
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
+def _options_of(given: Mapping[str, Any]) -> RunOptions:
+    """Further arguments of a Pipeline.
+
+    Raises:
+        UserError: one is unknown or out of range.
+    """
+    known = [each.name for each in fields(RunOptions) if each.name not in NOT_HERE]
+    for name in given:
+        if name not in known:
+            raise UserError(
+                f"Pipeline takes no argument '{name}': further ones are {', '.join(known)}"
+            )
+    replicas = given.get("replicas", "1")
+    options = RunOptions(**{**given, "replicas": str(replicas)})
+    check_values(options)
+    return options
+
+
+def _cut_of(
+    stages: int | None,
+    cut: Sequence[str] | None,
+    balance: str | Partitioner,
+    memory_limit: int | None,
+    speeds: Sequence[float] | None,
+) -> CutRequest:
+    """Where the model is to be cut.
+
+    Raises:
+        UserError: both of ``stages`` and ``cut`` are given, or neither.
+    """
+    if (stages is None) == (cut is None):
+        raise UserError(
+            "Pipeline: give either stages, how many there shall be, or cut, where they begin"
+        )
+    if isinstance(cut, str):
+        raise UserError(f"cut={cut!r}: give a list of units' names, such as ['layer2', 'layer3']")
+    name = balance if isinstance(balance, str) else described(balance)
+    return CutRequest(
+        stages=stages or len(cut or ()) + 1,
+        cut=None if cut is None else tuple(cut),
+        partitioner=PARTITIONERS.get(balance) if isinstance(balance, str) else balance,
+        name=name,
+        measured=balance != "count",
+        memory_limit=memory_limit,
+        speeds=None if speeds is None else tuple(speeds),
+    )
+
+
+def _describe_model(chain: Chain) -> ModelDescription:
+    return ModelDescription(units=fingerprint(chain))

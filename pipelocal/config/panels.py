@@ -1,0 +1,111 @@
+"""The options of ``pipelocal train`` in panels, as ``--help`` shows them; flat on the command line."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from dataclasses import asdict, field, fields, make_dataclass
+from functools import cache
+from typing import Annotated, Any, get_type_hints
+
+import tyro
+
+from pipelocal.checkpoint.options import SnapshotOptions
+from pipelocal.config.train import (
+    CutOptions,
+    DataOptions,
+    FolderOptions,
+    ModelOptions,
+    ObjectiveOptions,
+    OptimizerOptions,
+    TrainConfig,
+)
+from pipelocal.options import choices
+from pipelocal.pipeline.options import LengthOptions
+from pipelocal.replicas.options import ReplicaOptions
+from pipelocal.stage.options import ComputeOptions
+from pipelocal.telemetry.options import SeeingOptions
+from pipelocal.transport.options import TransportOptions
+
+PANELS: dict[str, type] = {
+    "model": ModelOptions,
+    "data": DataOptions,
+    "length": LengthOptions,
+    "heads and objective": ObjectiveOptions,
+    "optimizer": OptimizerOptions,
+    "cut": CutOptions,
+    "replicas": ReplicaOptions,
+    "speed and memory": ComputeOptions,
+    "transport": TransportOptions,
+    "snapshots": SnapshotOptions,
+    "seeing": SeeingOptions,
+    "folder": FolderOptions,
+}
+"""By title, in the order in which they are shown."""
+
+
+@cache
+def panels(*, everything: bool) -> Any:
+    """The class that the command line is parsed into: a group of options a panel.
+
+    Args:
+        everything: whether to show the options too that few need.
+    """
+    groups: list[tuple[str, Any, Any]] = []
+    for title, group in PANELS.items():
+        shown = _shown(group, everything=everything)
+        kind: Any = Annotated[shown, tyro.conf.OmitArgPrefixes]
+        groups.append((title.replace(" ", "_"), kind, field(default_factory=shown)))
+    made = make_dataclass("TrainPanels", groups, frozen=True, kw_only=True)
+    made.__doc__ = (TrainConfig.__doc__ or "") + (
+        "" if everything else " Options that few need are shown by --help-all."
+    )
+    return made
+
+
+def in_panels(config: TrainConfig, *, everything: bool = False) -> Any:
+    """A training's options as panels."""
+    flat, made = asdict(config), panels(everything=everything)
+    values = {}
+    for each in fields(made):
+        group: Any = each.default_factory
+        values[each.name] = group(**{one.name: flat[one.name] for one in fields(group)})
+    return made(**values)
+
+
+def out_of_panels(parsed: Any) -> TrainConfig:
+    """The inverse of :func:`in_panels`."""
+    return TrainConfig(**{k: v for group in asdict(parsed).values() for k, v in group.items()})
+
+
+def _shown(group: type, *, everything: bool) -> type:
+    """A class with a group's options and their help, each of which is one paragraph."""
+    hints, texts = get_type_hints(group), _help_of(group)
+    options: list[tuple[str, Any, Any]] = []
+    for each in fields(group):
+        hint, words = hints[each.name], choices(hints[each.name])
+        metavar = None
+        if words is not None:  # which all ranks look at, and say in one line what is wrong
+            hint, metavar = (str | None if each.default is None else str), "|".join(words)
+        marks: list[Any] = [tyro.conf.arg(help=texts[each.name], metavar=metavar)]
+        if each.metadata.get("seldom") and not everything:
+            marks.append(tyro.conf.Suppress)
+        kind: Any = Annotated.__class_getitem__((hint, *marks))  # type: ignore[attr-defined]
+        options.append((each.name, kind, field(default=each.default)))
+    made = make_dataclass(group.__name__, options, frozen=True, kw_only=True)
+    made.__doc__ = group.__doc__
+    return made
+
+
+def _help_of(group: type) -> dict[str, str]:
+    """The text under each field, by its name."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(group))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for here, below in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(here, ast.AnnAssign) and isinstance(below, ast.Expr):
+            assert isinstance(here.target, ast.Name)
+            assert isinstance(below.value, ast.Constant)
+            found[here.target.id] = " ".join(str(below.value.value).split())
+    return found

@@ -1,0 +1,218 @@
+"""From names to objects: what the options of a training stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from functools import partial
+from typing import cast
+
+import torch
+from torch import nn
+
+from pipelocal.checkpoint.description import ModelDescription
+from pipelocal.config.named import REGISTRIES, plain_references, references
+from pipelocal.config.train import TrainConfig
+from pipelocal.data import DataInfo, data_info, load_dataset
+from pipelocal.data.batches import BatchStream
+from pipelocal.data.dataset import ArrayDataset
+from pipelocal.errors import UserError
+from pipelocal.heads import HEADS
+from pipelocal.models import Chain, build_chain
+from pipelocal.objective import OBJECTIVES, SGR, Objective, ObjectiveRecipe, Place, as_recipe
+from pipelocal.objective.greedy import EachStage
+from pipelocal.options import names_that
+from pipelocal.partition.partitioners import PARTITIONERS
+from pipelocal.references import returned, users_code
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.costs import CutRequest
+from pipelocal.run.spec import Spec
+from pipelocal.stage.freezing import Freezing, parse_freezing
+from pipelocal.stage.lr_schedule import LR_SCHEDULES, scheduled
+from pipelocal.stage.optimizers import OPTIMIZERS
+from pipelocal.stage.recipe import Recipe
+from pipelocal.system.quantities import parse_bytes, parse_speeds, parse_weights
+from pipelocal.tasks import Classification
+
+
+def spec_of(config: TrainConfig, *, info: DataInfo | None = None) -> Spec:
+    """What a run is made of; the options are known to be valid.
+
+    Args:
+        config: the options.
+        info: what the model is fed; by default what ``--data`` holds.
+    """
+    return Spec(
+        recipe=recipe_of(config),
+        options=config,
+        cut=cut_of(config),
+        chain=partial(chain_of, config),
+        info=partial(info_of, config) if info is None else info,
+        batches=partial(open_data, config),
+        describe_model=partial(ModelDescription.of, config.model),
+        text=text_of(config),
+        defaults=text_of(TrainConfig()),
+        references=references(config),
+        named=frozenset(REGISTRIES),
+        anywhere=names_that(config, "of_the_bits"),
+        own=own_names(config),
+        out=config.out,
+    )
+
+
+def text_of(config: TrainConfig) -> dict[str, object]:
+    """The options as plain values, as a run folder keeps them."""
+    return {name: value for name, value in asdict(config).items() if name != "config"}
+
+
+def compared_text(config: TrainConfig) -> dict[str, object]:
+    """The same as ranks compare it, wherever their files lie."""
+    return {**text_of(config), **plain_references(config)}
+
+
+def own_names(config: TrainConfig) -> frozenset[str]:
+    """The options in which ranks may differ."""
+    return names_that(config, "alike")
+
+
+def recipe_of(config: TrainConfig) -> Recipe:
+    """What every stage is made of."""
+    factor = LR_SCHEDULES.get(config.schedule)
+    return Recipe(
+        task=Classification(),
+        head=HEADS.later(config.head),
+        objective=objective_of(config),
+        optimizer=partial(optimizer_of, config),
+        schedule=partial(scheduled, factor=factor, warmup_steps=config.warmup_steps),
+        counts_batches=True,
+        clip=config.clip_norm,
+        ema=config.ema,
+        freezing=partial(freezing_of, config),
+        seed=config.seed,
+        compute=config,
+    )
+
+
+def optimizer_of(
+    config: TrainConfig, named: Iterable[tuple[str, nn.Parameter]]
+) -> torch.optim.Optimizer:
+    """A stage's optimizer."""
+    build = OPTIMIZERS.get(config.optimizer)
+    fused = {"fused": True} if config.fused else {}
+    parameters = [parameter for _, parameter in named]
+    with users_code("optimizer", config.optimizer):
+        made = build(parameters, config.lr, config.weight_decay, config.momentum, **fused)
+        return returned(made, torch.optim.Optimizer)
+
+
+def objective_of(config: TrainConfig) -> ObjectiveRecipe:
+    """What stages are trained by; a class of the registry is given the options of reconciliation."""
+    found = OBJECTIVES.get(config.objective)
+    if found is not SGR:
+        recipe = as_recipe(found)
+        if isinstance(recipe, EachStage):  # whose failures are the user's own code's
+            later = cast(Callable[[Place], Objective], OBJECTIVES.later(config.objective))
+            return replace(recipe, make=later)
+        return recipe
+    text = config.reconcile_weight
+    weights = parse_weights("--reconcile-weight", text, text.count(",") + 1)
+    return SGR(
+        weight=weights[0] if len(weights) == 1 else tuple(weights),
+        every=config.reconcile_every,
+        distance=config.distance,
+        form=config.reconcile,
+        fraction=config.reconcile_fraction,
+        schedule=config.reconcile_schedule,
+        delta=config.delta,
+        delta_size=config.delta_size,
+    )
+
+
+def freezing_of(config: TrainConfig, stages: int) -> dict[int, Freezing]:
+    """What says when a stage is frozen, by its number.
+
+    Raises:
+        UserError: the option is no list of stages and batches, or names a stage there is not.
+    """
+    if config.freeze_stage is None:
+        return {}
+    return parse_freezing(config.freeze_stage, stages=stages, patience=config.freeze_patience)
+
+
+def cut_of(config: TrainConfig) -> CutRequest:
+    """Where the model is to be cut."""
+    limit, speeds = config.memory_limit, config.device_speeds
+    return CutRequest(
+        stages=config.stages,
+        cut=config.cut,
+        partitioner=PARTITIONERS.later(config.balance),
+        name=config.balance,
+        measured=config.balance != "count",
+        memory_limit=None if limit is None else parse_bytes("--memory-limit", limit),
+        speeds=None
+        if speeds is None
+        else tuple(parse_speeds("--device-speeds", speeds, config.stages)),
+    )
+
+
+def chain_of(config: TrainConfig, info: DataInfo) -> Chain:
+    """The model for data like this.
+
+    Raises:
+        UserError: it cannot be made, or is for data of another kind.
+    """
+    chain = build_chain(
+        config.model, input_shape=info.sample_shape, classes=info.classes, seed=config.seed
+    )
+    _check_sample_dtype(chain, config.model, info)
+    if chain.classes is None:
+        chain.classes = info.classes
+    return chain
+
+
+def blueprint_of(config: TrainConfig, *, info: DataInfo | None = None) -> Blueprint:
+    """The model as the options cut it, before anything is measured; holds no parameters.
+
+    Args:
+        config: the options.
+        info: what the model is fed; by default what ``--data`` holds.
+
+    Raises:
+        UserError: the model cannot be made for this data, or not be cut like that.
+    """
+    info = info_of(config) if info is None else info
+    return spec_of(config, info=info).draw(info)
+
+
+def info_of(config: TrainConfig) -> DataInfo:
+    """What the data is like."""
+    return data_info(config.data, root=config.data_root, seed=config.seed)
+
+
+def open_dataset(config: TrainConfig) -> ArrayDataset:
+    """The data set that the options name, or so much of it."""
+    dataset = load_dataset(config.data, root=config.data_root, seed=config.seed)
+    return dataset if config.train_samples is None else dataset.first(config.train_samples)
+
+
+def open_data(config: TrainConfig) -> BatchStream:
+    """Its batches."""
+    return BatchStream(
+        open_dataset(config),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        drop_last=config.drop_last,
+    )
+
+
+def _check_sample_dtype(chain: Chain, model: str, info: DataInfo) -> None:
+    """A model of the registry says what it takes; a user's own is given what the data has."""
+    if ":" in model:
+        chain.input_dtype = info.sample_dtype
+    elif chain.input_dtype != info.sample_dtype:
+        kinds = {torch.int64: "tokens", torch.float32: "images or vectors"}
+        fitting = "gpt, lstm or gru" if info.tokens else "mlp or a resnet"
+        raise UserError(
+            f"model '{model}' takes {kinds.get(chain.input_dtype, chain.input_dtype)}, but data set "
+            f"'{info.name}' holds {kinds[info.sample_dtype]}: choose a model such as {fitting}"
+        )

@@ -1,0 +1,116 @@
+"""The local loss alone, which is also what objectives of one's own begin with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pipelocal.errors import UserError
+from pipelocal.models.chain import Shape
+from pipelocal.objective.delta_encoding import Summary, whole_delta
+from pipelocal.objective.local import LocalPass, Objective, ObjectiveRecipe, Place
+from pipelocal.objective.residual import Residual
+
+
+class Greedy:
+    """The local loss alone. With a single stage this is ordinary back-propagation.
+
+    Also the base of objectives of one's own: one that also inherits ``nn.Module`` may own parameters,
+    which its stage's optimizer trains; :meth:`loss` may add to the task's loss what it wants of the
+    batch, and put figures of its own into :attr:`figures`. Of an object every stage has a copy; a class
+    is called for each stage, with its :class:`Place`.
+    """
+
+    wants_delta = False
+    reconcile_every: int | None = None
+    figure_names: tuple[str, ...] = ()
+    """Of what :meth:`loss` puts into :attr:`figures` for every batch."""
+    _delta: Tensor | None = None
+
+    def for_stage(self, place: Place) -> Objective:
+        """See :class:`ObjectiveRecipe`."""
+        del place
+        return copy.deepcopy(self)
+
+    def delta_encoding(self, shape: Shape, seed: int) -> Summary:
+        """See :class:`ObjectiveRecipe`; delta as it is."""
+        del seed
+        return whole_delta(shape)
+
+    def loss(self, local: LocalPass, out: Tensor) -> Tensor:
+        """See :class:`Objective`.
+
+        Args:
+            local: the batch: input, target, head, and ``task_loss``.
+            out: output of the body ``[B, ...]``, of which the loss's gradient is delta.
+        """
+        assert local.task_loss is not None
+        return local.task_loss(out)
+
+    @property
+    def figures(self) -> dict[str, Tensor]:
+        """Scalars of the batch by name, which :meth:`loss` sets; reported as means."""
+        found: dict[str, Tensor] = self.__dict__.setdefault("_figures", {})
+        return found
+
+    def head_backward(self, local: LocalPass) -> tuple[Tensor, Tensor]:
+        """See :class:`Objective`."""
+        feature = local.out.detach().requires_grad_()
+        loss = self.loss(local, feature)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert feature.grad is not None
+        self._delta = feature.grad
+        return loss.detach(), feature.grad
+
+    def body_backward(self, local: LocalPass, previous_delta: Tensor | None) -> Residual | None:
+        """See :class:`Objective`."""
+        assert previous_delta is None, "greedy stages do not ask for delta"
+        delta, self._delta = self._delta, None
+        if local.out.requires_grad:
+            local.out.backward(delta)  # type: ignore[no-untyped-call]
+        return None
+
+
+class BackPropagation(Greedy):
+    """Ordinary back-propagation through the uncut model, in one process: the baseline."""
+
+
+@dataclass(frozen=True)
+class EachStage:
+    """A recipe from what makes the objective of a stage, such as a class."""
+
+    make: Callable[[Place], Objective]
+    reconcile_every: int | None
+
+    def for_stage(self, place: Place) -> Objective:
+        """See :class:`~pipelocal.objective.local.ObjectiveRecipe`."""
+        return self.make(place)
+
+    def delta_encoding(self, shape: Shape, seed: int) -> Summary:
+        """See :class:`~pipelocal.objective.local.ObjectiveRecipe`; delta as it is."""
+        del seed
+        return whole_delta(shape)
+
+
+def as_recipe(objective: Any) -> ObjectiveRecipe:
+    """What a user gives as an objective: a recipe, an objective to copy, a class, or a function.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if not isinstance(objective, type) and hasattr(objective, "for_stage"):
+        recipe: ObjectiveRecipe = objective
+        return recipe
+    if not callable(objective):
+        raise UserError(
+            f"objective: {type(objective).__name__} is none: give pipelocal.Greedy(), pipelocal.SGR(), or a "
+            f"class or function that is called with a stage's Place and returns its objective"
+        )
+    every = getattr(objective, "reconcile_every", None)
+    if every is None and getattr(objective, "wants_delta", False):
+        every = 1
+    return EachStage(objective, every)

@@ -1,0 +1,51 @@
+"""Whether a stage can do what a run asks of it, found out before anything is trained."""
+
+from __future__ import annotations
+
+import torch
+
+from pipelocal.objective import ExactReconciliation, FirstOrderReconciliation, Objective
+from pipelocal.objective.probe import check_double_backward, check_one_row, random_input
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.spec import Spec
+from pipelocal.stage.purity import Demands, check_extra_state, check_purity
+from pipelocal.stage.stage import Stage
+
+
+def check_stage_fits(
+    stage: Stage, blueprint: Blueprint, spec: Spec, *, replicas: int, smallest_batch: int
+) -> None:
+    """Try copies of a stage's parts.
+
+    Args:
+        stage: as it begins.
+        blueprint: the model.
+        spec: the run.
+        replicas: how many the stage has.
+        smallest_batch: rows of the smallest training batch.
+
+    Raises:
+        UserError: it cannot; names the unit and what to do.
+    """
+    number, x_shape = stage.number, blueprint.output_shape(stage.number - 1)
+    if smallest_batch == 1 and number > 1:
+        check_one_row(stage.body, stage.head, x_shape, stage=number)
+    if isinstance(stage.objective, ExactReconciliation):
+        check_double_backward(stage.body, stage.head, x_shape, stage=number)
+    check_extra_state(stage.body, stage.head, replicas=replicas, stage=number)
+    demands = _demands(spec, stage.objective, replicas)
+    dtype = blueprint.chain.input_dtype if number == 1 else torch.float32
+    x = random_input(stage.body, stage.head, (2, *x_shape), dtype)
+    check_purity(stage.body, stage.head, x, demands, stage=number)
+
+
+def _demands(spec: Spec, objective: Objective, replicas: int) -> Demands:
+    """What a run asks of a stage with this objective and so many replicas."""
+    options = spec.options
+    reasons = {
+        f"--objective {spec.text['objective']}": isinstance(objective, FirstOrderReconciliation),
+        "--checkpoint-activations": options.checkpoint_activations is not None,
+        "--measure-bp-gap": options.measure_bp_gap is not None,
+    }
+    again = next((option for option, there in reasons.items() if there), None)
+    return Demands(again=again, saved=spec.takes_snapshots, replicas=replicas > 1)

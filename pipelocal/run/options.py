@@ -1,0 +1,49 @@
+"""The options that a run takes as they are, whatever is trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pipelocal.checkpoint.options import SnapshotOptions
+from pipelocal.partition.replicas import parse_replicas
+from pipelocal.pipeline.options import LengthOptions
+from pipelocal.replicas.options import ReplicaOptions
+from pipelocal.stage.options import ComputeOptions
+from pipelocal.telemetry.options import SeeingOptions
+from pipelocal.transport.options import TransportOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(
+    SeeingOptions,
+    SnapshotOptions,
+    TransportOptions,
+    ComputeOptions,
+    ReplicaOptions,
+    LengthOptions,
+):
+    """How long, on what, and how carefully is trained; a flat group of the rooms' own groups."""
+
+    def replica_counts(self, stages: int) -> list[int] | None:
+        """The replicas of every stage; None if they are yet to be chosen.
+
+        Raises:
+            UserError: they are no numbers above 0, or not as many as stages.
+        """
+        return parse_replicas("--replicas", self.replicas, stages)
+
+    @property
+    def together(self) -> int:
+        """Batches that all stages' replicas share out evenly, the least number of them."""
+        return batches_of_a_round(self.replicas)
+
+    @property
+    def batches_an_update(self) -> int:
+        """Whichever replicas meet them."""
+        return self.accumulate * self.together
+
+
+def batches_of_a_round(replicas: str) -> int:
+    """Batches that all stages' replicas share out evenly, the least number of them; from ``--replicas``."""
+    return 1 if replicas == "auto" else math.lcm(*map(int, replicas.split(",")))

@@ -1,0 +1,123 @@
+"""A stage's state by the names of the whole model, so that it fits wherever the model is cut."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipelocal.errors import StageError, UserError
+from pipelocal.models import Chain
+from pipelocal.models.state import versions_of, with_versions
+from pipelocal.partition import Cut
+from pipelocal.stage.finite import HEAD, OBJECTIVE, first_nonfinite
+from pipelocal.stage.stage import Stage
+
+
+def trained_names(
+    chain: Chain, cut: Cut, body: nn.Sequential, head: nn.Module, objective: nn.Module | None
+) -> list[tuple[str, nn.Parameter]]:
+    """What a stage trains, by name: the body's in the model's order, then the head's and the objective's."""
+    named = zip(
+        chain.whole_names(body, cut.start, cut.stop),
+        (p for p in body.parameters() if p.requires_grad),
+        strict=True,
+    )
+    rest = [(HEAD, head)] if objective is None else [(HEAD, head), (OBJECTIVE, objective)]
+    return [
+        *named,
+        *(
+            (prefix + name, parameter)
+            for prefix, module in rest
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        ),
+    ]
+
+
+def parameter_names(chain: Chain, cut: Cut, stage: Stage) -> list[str]:
+    """The names of what the stage's optimizer trains, in the optimizer's order."""
+    named = trained_names(chain, cut, stage.body, stage.head, stage.own_objective)
+    names = {id(parameter): name for name, parameter in named}
+    groups = stage.optimizer.param_groups
+    return [names[id(p)] for group in groups for p in group["params"] if id(p) in names]
+
+
+def stage_state(chain: Chain, cut: Cut, stage: Stage) -> dict[str, Any]:
+    """A stage's state with its body under the whole model's names.
+
+    ``body``, ``head`` and ``objective`` are state dicts (None of an objective without parameters),
+    ``optimizer`` and ``steps`` the training's state; ``averaged`` holds the averaged ``body`` and
+    ``head``, and the number of its ``updates``, or is None.
+
+    Raises:
+        StageError: the training diverged: a weight is NaN or infinite. Such a state is never saved.
+    """
+    averaged = None
+
+    def whole_body() -> dict[str, Tensor]:
+        return chain.whole_state(stage.body, cut.start, cut.stop)
+
+    if stage.average is not None:
+        with stage.average.in_place():
+            weights = {"body": whole_body(), "head": stage.head.state_dict()}
+            averaged = copy.deepcopy(weights) | {"updates": stage.average.updates}
+    state = stage.state_dict() | {"body": whole_body(), "averaged": averaged}
+    whole: dict[str, Any] = stage.replicas.whole(state)
+    if (bad := first_nonfinite(whole, parameter_names(chain, cut, stage))) is not None:
+        raise StageError(
+            f"after {stage.steps} batches {bad} is NaN or infinite: lower --lr, add --warmup-steps, or "
+            f"look at the data",
+            stage=stage.number,
+        )
+    return whole
+
+
+def load_weights(
+    chain: Chain, cut: Cut, number: int, body: nn.Sequential, head: nn.Module, state: dict[str, Any]
+) -> None:
+    """Body and head of a stage from :func:`stage_state`.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    chain.load_whole_state(body, cut.start, cut.stop, state["body"])
+    _load(head, state["head"], f"the head of stage {number}")
+
+
+def load_stage_weights(chain: Chain, cut: Cut, stage: Stage, state: dict[str, Any]) -> None:
+    """All weights of a stage from :func:`stage_state`, the averaged ones where it has them.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    load_weights(chain, cut, stage.number, stage.body, stage.head, state)
+    own = stage.own_objective
+    if own is not None and state.get("objective") is not None:
+        _load(own, state["objective"], f"the objective of stage {stage.number}")
+    if stage.average is not None and (averaged := state["averaged"]) is not None:
+        with stage.average.in_place():
+            load_weights(chain, cut, stage.number, stage.body, stage.head, averaged)
+        stage.average.updates = averaged["updates"]
+
+
+def plain_state(chain: Chain, stages: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
+    """The whole model's state dict from all stages' :func:`stage_state`, in order.
+
+    Auxiliary heads are left out; the last stage's head is the model's classifier.
+    """
+    states = list(stages)
+    classifier, head = chain.classifier, states[-1]["head"]
+    own = {classifier.whole_name(name): value for name, value in head.items()}
+    last = with_versions(own, classifier.whole_versions(versions_of(head)))
+    return chain.joined_state([*(state["body"] for state in states), last])
+
+
+def _load(module: nn.Module, state: dict[str, Any], what: str) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{what} cannot be loaded: {reason}") from error
