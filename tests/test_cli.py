@@ -154,7 +154,7 @@ BAD_OPTIONS = {
     ),
     "momentum of one": (["--momentum", "1"], "--momentum 1.0"),
     "unknown edge": (["--edge", "smoke"], "--edge smoke: choose one of auto, device, host"),
-    "unknown device": (["--device", "tpu"], "--device tpu: choose one of auto, cpu, cuda"),
+    "unknown device": (["--device", "tpu"], "--device tpu: choose auto, cpu or cuda"),
     "no data root": (["--data", "cifar10"], "--data-root"),
     "no data there": (["--data", "fashion-mnist", "--data-root", "/nowhere"], "/nowhere"),
     "no such file": (["--model", "none.py:f"], "'none.py:f' cannot be imported.*none.py"),

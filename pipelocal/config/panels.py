@@ -21,7 +21,6 @@ from pipelocal.config.train import (
     OptimizerOptions,
     TrainConfig,
 )
-from pipelocal.options import choices
 from pipelocal.pipeline.options import LengthOptions
 from pipelocal.replicas.options import ReplicaOptions
 from pipelocal.stage.options import ComputeOptions
@@ -84,14 +83,10 @@ def _shown(group: type, *, everything: bool) -> type:
     hints, texts = get_type_hints(group), _help_of(group)
     options: list[tuple[str, Any, Any]] = []
     for each in fields(group):
-        hint, words = hints[each.name], choices(hints[each.name])
-        metavar = None
-        if words is not None:  # which all ranks look at, and say in one line what is wrong
-            hint, metavar = (str | None if each.default is None else str), "|".join(words)
-        marks: list[Any] = [tyro.conf.arg(help=texts[each.name], metavar=metavar)]
+        marks: list[Any] = [tyro.conf.arg(help=texts[each.name])]
         if each.metadata.get("seldom") and not everything:
             marks.append(tyro.conf.Suppress)
-        kind: Any = Annotated.__class_getitem__((hint, *marks))  # type: ignore[attr-defined]
+        kind: Any = Annotated.__class_getitem__((hints[each.name], *marks))  # type: ignore[attr-defined]
         options.append((each.name, kind, field(default=each.default)))
     made = make_dataclass(group.__name__, options, frozen=True, kw_only=True)
     made.__doc__ = group.__doc__
