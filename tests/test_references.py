@@ -16,6 +16,7 @@ from pipelocal import cli
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import TrainConfig
 from pipelocal.config.named import REGISTRIES, references
+from pipelocal.config.saved import options_of
 from pipelocal.references import imported
 from tests.interrupted import train_until
 from tests.launching import launch, run_ranks
@@ -245,7 +246,7 @@ def test_ranks_and_one_process_alike_and_what_is_done_with_the_run(
     assert err == capsys.readouterr().err == ""
     more = ["train", "--resume", run, "--epochs", "2", "--max-steps", "4", "--out", "more"]
     assert cli.run([*more, "--plain"]) == 0
-    assert RunFolder("more").config().head == f"{moved}/parts.py:Head"
+    assert options_of(RunFolder("more")).head == f"{moved}/parts.py:Head"
     assert _imports(moved / "parts.py") == 4
 
 
