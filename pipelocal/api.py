@@ -42,7 +42,7 @@ from pipelocal.stage.stage import Stage
 from pipelocal.stage.state import load_stage_weights, stage_state
 from pipelocal.system.describing import described
 from pipelocal.system.streams import tell
-from pipelocal.tasks import Classification, Task
+from pipelocal.tasks import Classification, Loss, Task
 
 Fitted = tuple[Blueprint, list[Stage]]
 
@@ -67,6 +67,7 @@ class Pipeline:
         memory_limit: bytes that no stage may exceed, with ``balance`` time or memory.
         speeds: relative speed of each stage's device, with ``balance="time"``.
         task: what is learnt; classification into as many classes as the model's output is wide by default.
+        loss: of outputs and targets, in place of the task's cross entropy: a scalar, mean over the batch.
         head: name of an auxiliary head, or a function that makes one.
         objective: ``Greedy()``, ``SGR()`` (the default), or one of your own.
         optimizer: called with the stage's ``(name, parameter)`` pairs, and with its
@@ -96,6 +97,7 @@ class Pipeline:
         memory_limit: int | None = None,
         speeds: Sequence[float] | None = None,
         task: Task | None = None,
+        loss: Loss | None = None,
         head: str | HeadBuilder = "linear",
         objective: ObjectiveRecipe | Callable[..., Any] | None = None,
         optimizer: OptimizerBuilder | None = None,
@@ -114,6 +116,7 @@ class Pipeline:
             "cut": None if cut is None else ",".join(cut),
             "balance": balance if isinstance(balance, str) else described(balance),
             "task": described(task),
+            "loss": described(loss),
             "head": head if isinstance(head, str) else described(head),
             "objective": described(objective),
             "optimizer": described(optimizer),
@@ -128,7 +131,7 @@ class Pipeline:
         if isinstance(schedule, str):
             schedule = partial(scheduled, factor=LR_SCHEDULES.get(schedule))
         self._recipe = Recipe(
-            task=Classification() if task is None else task,
+            task=_task_of(task, loss),
             head=HEADS.later(head) if isinstance(head, str) else head,
             objective=objective,
             optimizer=_sgd if optimizer is None else optimizer,
@@ -459,6 +462,19 @@ def _sgd(named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
     """As the command line's defaults have it."""
     parameters = [parameter for _, parameter in named]
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
+def _task_of(task: Task | None, loss: Loss | None) -> Task:
+    """What is learnt.
+
+    Raises:
+        UserError: both are given.
+    """
+    if loss is None:
+        return Classification() if task is None else task
+    if task is not None:
+        raise UserError("Pipeline: give loss, or a task that has one, not both")
+    return Classification(loss_function=loss)
 
 
 def _options_of(given: Mapping[str, Any]) -> RunOptions:

@@ -79,9 +79,9 @@ def load(root, seed):
 ENTRY = DatasetEntry(INFO, load)
 
 
-def adam(parameters, lr, weight_decay, momentum):
+def adam(named, lr, weight_decay):
     USED.add("optimizer")
-    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+    return torch.optim.Adam([p for _, p in named], lr=lr, weight_decay=weight_decay)
 
 
 def falling(done):
@@ -300,7 +300,7 @@ def test_what_is_wrong_with_a_reference(
         ("head", "def f(shape, classes): pass", "head 'f.py:f': returned NoneType: return Module"),
         ("data", "def f(root, seed): return 3", "data set 'f.py:f': returned int: return ArrayD"),
         ("data", "def f(root, seed): raise KeyError(3)", "data set 'f.py:f': KeyError: 3 ("),
-        ("optimizer", "def f(a, b, c, d): pass", "'f.py:f': returned NoneType: return Optimizer"),
+        ("optimizer", "def f(named): pass", "'f.py:f': returned NoneType: return Optimizer"),
         ("balance", "def f(request): return 1 / 0", "partitioner 'f.py:f': ZeroDivisionError"),
         ("objective", "def f(*a, **b): 1 / 0", "objective 'f.py:f': ZeroDivisionError"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
@@ -30,7 +31,7 @@ from pipelocal.run.spec import Spec
 from pipelocal.stage.freezing import Freezing, parse_freezing
 from pipelocal.stage.lr_schedule import LR_SCHEDULES, scheduled
 from pipelocal.stage.optimizers import OPTIMIZERS
-from pipelocal.stage.recipe import Recipe
+from pipelocal.stage.recipe import Recipe, takes_two
 from pipelocal.system.quantities import parse_bytes, parse_speeds, parse_weights
 from pipelocal.tasks import Classification
 
@@ -77,14 +78,17 @@ def own_names(config: TrainConfig) -> frozenset[str]:
 
 def recipe_of(config: TrainConfig) -> Recipe:
     """What every stage is made of."""
-    factor = LR_SCHEDULES.get(config.schedule)
+    schedule = LR_SCHEDULES.get(config.schedule)
+    of_batches = not takes_two(schedule)
     return Recipe(
         task=Classification(),
         head=HEADS.later(config.head),
         objective=objective_of(config),
         optimizer=partial(optimizer_of, config),
-        schedule=partial(scheduled, factor=factor, warmup_steps=config.warmup_steps),
-        counts_batches=True,
+        schedule=partial(scheduled, factor=schedule, warmup_steps=config.warmup_steps)
+        if of_batches
+        else schedule,
+        counts_batches=of_batches,
         clip=config.clip_norm,
         ema=config.ema,
         freezing=partial(freezing_of, config),
@@ -98,10 +102,10 @@ def optimizer_of(
 ) -> torch.optim.Optimizer:
     """A stage's optimizer."""
     build = OPTIMIZERS.get(config.optimizer)
-    fused = {"fused": True} if config.fused else {}
-    parameters = [parameter for _, parameter in named]
+    asked = inspect.signature(build).parameters
+    offered = {name: getattr(config, name) for name in ("lr", "weight_decay", "momentum", "fused")}
     with users_code("optimizer", config.optimizer):
-        made = build(parameters, config.lr, config.weight_decay, config.momentum, **fused)
+        made = build(named, **{name: offered[name] for name in offered.keys() & asked.keys()})
         return returned(made, torch.optim.Optimizer)
 
 

@@ -110,7 +110,8 @@ class Worker:
         """
         started, waited = time.perf_counter(), self._waited_s()
         try:
-            with self._action("receive", self._number + 1) as receiving:
+            self._number += 1  # unless its header says otherwise
+            with self._action("receive") as receiving:
                 batch = self.incoming.receive()
                 receiving.batch = self._number = batch.header.number
             header = batch.header

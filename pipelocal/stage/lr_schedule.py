@@ -12,7 +12,9 @@ from pipelocal.registry import Registry
 Schedule = Callable[[float], float]
 """Maps the finished part of the training, 0 to 1, to a factor of the learning rate."""
 
-LR_SCHEDULES: Registry[Schedule] = Registry("schedule", takes="done")
+LR_SCHEDULES: Registry[Callable[..., Any]] = Registry("schedule", takes=None)
+"""Each is a :data:`Schedule`; or it is called with an optimizer and the total number of updates, and makes a
+scheduler that is stepped behind each."""
 
 
 @LR_SCHEDULES.register("constant")

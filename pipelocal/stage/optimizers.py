@@ -1,62 +1,47 @@
 """Optimizers by name."""
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from pipelocal.registry import Registry
 
+NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
-class OptimizerBuilder(Protocol):
-    """Makes an optimizer."""
-
-    def __call__(
-        self,
-        parameters: Iterable[nn.Parameter],
-        lr: float,
-        weight_decay: float,
-        momentum: float,
-        /,
-        *,
-        fused: bool = False,
-    ) -> torch.optim.Optimizer:
-        """Over some parameters, all on one device; fused: by one kernel for all that a step does."""
-
-
-OPTIMIZERS: Registry[OptimizerBuilder] = Registry(
-    "optimizer", takes="parameters, lr, weight_decay, momentum, fused="
+OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
+    "optimizer", takes="named, lr=, weight_decay=, momentum=, fused="
 )
+"""Each is called with pairs of name and parameter, and with those of the options that it has a parameter
+for; fused: by one kernel for all that a step does."""
 
 
 @OPTIMIZERS.register("sgd")
 def _sgd(
-    parameters: Iterable[nn.Parameter],
-    lr: float,
-    weight_decay: float,
-    momentum: float,
-    *,
-    fused: bool = False,
+    named: NamedParameters, *, lr: float, weight_decay: float, momentum: float, fused: bool = False
 ) -> torch.optim.Optimizer:
     return torch.optim.SGD(
-        parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused or None
+        _parameters(named),
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        fused=fused or None,
     )
 
 
 @OPTIMIZERS.register("adamw")
 def _adamw(
-    parameters: Iterable[nn.Parameter],
-    lr: float,
-    weight_decay: float,
-    momentum: float,
-    *,
-    fused: bool = False,
+    named: NamedParameters, *, lr: float, weight_decay: float, momentum: float, fused: bool = False
 ) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
-        parameters,
+        _parameters(named),
         lr=lr,
         betas=(momentum, 0.999),
         weight_decay=weight_decay,
         fused=fused or None,
     )
+
+
+def _parameters(named: NamedParameters) -> list[Any]:
+    return [parameter for _, parameter in named]

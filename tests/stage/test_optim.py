@@ -8,6 +8,8 @@ from pipelocal.errors import UserError
 from pipelocal.stage.lr_schedule import LR_SCHEDULES, learning_rate_factor
 from pipelocal.stage.optimizers import OPTIMIZERS
 
+WEIGHT = [("w", nn.Parameter(torch.zeros(1)))]
+
 
 def _factors(name: str, *, total: int, warmup: int) -> list[float]:
     factor = learning_rate_factor(LR_SCHEDULES.get(name), total_steps=total, warmup_steps=warmup)
@@ -51,7 +53,9 @@ def test_past_the_end_the_schedule_stays_there() -> None:
 
 
 def test_through_the_scheduler() -> None:
-    optimizer = OPTIMIZERS.get("sgd")([nn.Parameter(torch.zeros(1))], 0.4, 0.0, 0.0)
+    optimizer = OPTIMIZERS.get("sgd")(
+        [("w", nn.Parameter(torch.zeros(1)))], lr=0.4, weight_decay=0.0, momentum=0.0
+    )
     factor = learning_rate_factor(LR_SCHEDULES.get("cosine"), total_steps=6, warmup_steps=2)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     rates = []
@@ -65,14 +69,18 @@ def test_through_the_scheduler() -> None:
 
 
 def test_sgd() -> None:
-    optimizer = OPTIMIZERS.get("sgd")([nn.Parameter(torch.zeros(1))], 0.3, 0.01, 0.8)
+    optimizer = OPTIMIZERS.get("sgd")(
+        [("w", nn.Parameter(torch.zeros(1)))], lr=0.3, weight_decay=0.01, momentum=0.8
+    )
     assert type(optimizer) is torch.optim.SGD
     group = optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.3, 0.01, 0.8)
 
 
 def test_adamw() -> None:
-    optimizer = OPTIMIZERS.get("adamw")([nn.Parameter(torch.zeros(1))], 0.3, 0.01, 0.8)
+    optimizer = OPTIMIZERS.get("adamw")(
+        [("w", nn.Parameter(torch.zeros(1)))], lr=0.3, weight_decay=0.01, momentum=0.8
+    )
     assert type(optimizer) is torch.optim.AdamW
     group = optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"], group["betas"]) == (0.3, 0.01, (0.8, 0.999))
@@ -90,7 +98,9 @@ def test_a_fused_step_is_the_same_step_up_to_rounding_and_repeats_itself(name: s
     def trained(*, fused: bool) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
         weight = nn.Parameter(torch.randn(7, 9, generator=generator))
-        optimizer = OPTIMIZERS.get(name)([weight], 0.1, 0.01, 0.9, fused=fused)
+        optimizer = OPTIMIZERS.get(name)(
+            [("w", weight)], lr=0.1, weight_decay=0.01, momentum=0.9, fused=fused
+        )
         for _ in range(5):
             weight.grad = torch.randn(7, 9, generator=generator)
             optimizer.step()
