@@ -498,6 +498,39 @@ def test_a_rule_of_one_s_own_alone_and_on_ranks(tmp_path: Path) -> None:
     assert ends_of(script, ranks=2) == alone
 
 
+def test_ranks_with_other_weights_do_not_train_together(tmp_path: Path) -> None:
+    """Each would train its stages of another network, and nobody would see it."""
+    text = """
+import os
+import pipelocal as pl, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+torch.manual_seed(int(os.environ["RANK"]))
+net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3))
+data = DataLoader(TensorDataset(torch.zeros(20, 6), torch.zeros(20, dtype=torch.int64)), 10)
+pl.Pipeline(net, stages=2).fit(data, epochs=1, progress=False)
+"""
+    done = on_two_ranks(text, tmp_path)
+    assert done.returncode == 1
+    for rank in (0, 1):
+        assert f"pipelocal (rank {rank}): error: " in done.stderr
+    assert "another model than on rank 0: its first weights" in done.stderr
+    assert "with torch.manual_seed(...) before it" in done.stderr
+
+
+def on_two_ranks(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "script.py").write_text(text)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*command, "--nproc-per-node", "2", "script.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
 def test_an_error_ends_every_rank_with_one_line(tmp_path: Path) -> None:
     """torch.distributed's own hook collects what an exception says, to show it behind that."""
     text = """
@@ -509,19 +542,11 @@ class Data(Dataset):
     def __getitem__(self, index):
         if index == 33: raise KeyError("sample 33 is missing")
         return torch.zeros(6), index % 3
+torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3))
 pl.Pipeline(net, stages=2).fit(DataLoader(Data(), 10), epochs=2, progress=False)
 """
-    (tmp_path / "bad.py").write_text(text)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*command, "--nproc-per-node", "2", "bad.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    done = on_two_ranks(text, tmp_path)
     assert done.returncode == 1
     for rank in (0, 1):
         assert re.search(

@@ -66,6 +66,8 @@ class ModelDescription(CodeDescription):
 
     units: str
     """Fingerprint of the names of units and parameters, and of shapes and dtypes."""
+    first_weights: str | None = None
+    """Of a module that was given with its weights, what ranks compare of them; None of a recipe."""
 
     @classmethod
     def of(cls, name: str, chain: Chain) -> Self:

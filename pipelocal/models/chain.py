@@ -77,6 +77,7 @@ class Chain:
         whole: makes the uncut model as its author wrote it, where that is not simply the units in a
             row; its state dict has the same names.
         versions: of the uncut model's modules, as its state dict notes them; None for those of the units'.
+        given: the module with whose weights the units begin; None where each draws its own.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Chain:
         input_dtype: torch.dtype = torch.float32,
         whole: Callable[[], nn.Module] | None = None,
         versions: Versions | None = None,
+        given: nn.Module | None = None,
     ) -> None:
         if not units:
             raise UserError("the model has no units before its classifier: nothing can be cut")
@@ -108,6 +110,7 @@ class Chain:
         self.classes = classes
         self._whole = whole
         self._versions = versions
+        self.given = given
 
     @classmethod
     def from_sequential(
@@ -154,6 +157,7 @@ class Chain:
             classes=classes,
             input_dtype=input_dtype,
             versions=versions_of(model.state_dict()),
+            given=model,
         )
 
     @classmethod
@@ -202,6 +206,7 @@ class Chain:
             input_dtype=input_dtype,
             whole=partial(copy.deepcopy, model),
             versions=versions_of(saved),
+            given=model,
         )
 
     def build(self, start: int, stop: int, *, seed: int) -> nn.Sequential:

@@ -55,13 +55,11 @@ def check_same_model(model: ModelDescription, control: ControlPlane) -> None:
         UserError: says what of the model differs.
     """
     parts = {"its parameters": model.units[:12], "its code": (model.code or "pipelocal's")[:12]}
-    _compare(
-        control,
-        "model",
-        parts,
-        what="another model than on rank 0",
-        mend="copy the same file to every node",
-    )
+    mend = "copy the same file to every node"
+    if model.first_weights is not None:
+        parts["its first weights"] = model.first_weights
+        mend = "make the same on every rank, with torch.manual_seed(...) before it"
+    _compare(control, "model", parts, what="another model than on rank 0", mend=mend)
 
 
 def check_same_code(code: Mapping[str, CodeDescription], control: ControlPlane) -> None:

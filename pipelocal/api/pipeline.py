@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelocal.checkpoint.description import Description, ModelDescription
+from pipelocal.api.arguments import (
+    cut_of,
+    default_optimizer,
+    described_model,
+    options_of,
+    task_of,
+)
+from pipelocal.checkpoint.description import Description
 from pipelocal.checkpoint.pick_snapshot import read_weights
 from pipelocal.data.dataset import DataInfo
 from pipelocal.data.loader import Loader, LoaderBatches
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS, HeadBuilder
 from pipelocal.models import Chain
-from pipelocal.models.fingerprint import fingerprint
 from pipelocal.objective import SGR, ObjectiveRecipe, as_recipe
 from pipelocal.options import check_values, names_that
-from pipelocal.partition.partitioners import PARTITIONERS, Partitioner
+from pipelocal.partition.partitioners import Partitioner
 from pipelocal.pipeline.callbacks import Callback
 from pipelocal.pipeline.placement import place
 from pipelocal.ranks.script import end_plainly
 from pipelocal.ranks.world import World
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.combinations import check_combinations
-from pipelocal.run.costs import CutRequest
 from pipelocal.run.evaluation import evaluate_stages
 from pipelocal.run.gather import gather_model
 from pipelocal.run.options import RunOptions
@@ -42,12 +47,10 @@ from pipelocal.stage.stage import Stage
 from pipelocal.stage.state import load_stage_weights, stage_state
 from pipelocal.system.describing import described
 from pipelocal.system.streams import tell
-from pipelocal.tasks import Classification, Loss, Task
+from pipelocal.tasks import Loss, Task
 
 Fitted = tuple[Blueprint, list[Stage]]
 
-NOT_HERE = ("epochs", "max_steps", "evaluate_every", "accept_changes", "resume")
-"""Options of a run that are arguments of :meth:`Pipeline.fit`, or make no sense without names."""
 
 ANYWHERE = frozenset({"stages", "cut", "balance", "memory_limit", "speeds", "out"})
 """What is written of a pipeline and does not change the bits, as with the options of the same names."""
@@ -110,7 +113,7 @@ class Pipeline:
     ) -> None:
         self._model = model
         self._input_shape = None if input_shape is None else tuple(input_shape)
-        self._options = _options_of(options)
+        self._options = options_of(options)
         self._text: dict[str, Any] = {
             "stages": stages,
             "cut": None if cut is None else ",".join(cut),
@@ -126,15 +129,15 @@ class Pipeline:
             "seed": seed,
         }
         objective = as_recipe(SGR() if objective is None else objective)
-        self._cut = _cut_of(stages, cut, balance, memory_limit, speeds)
+        self._cut = cut_of(stages, cut, balance, memory_limit, speeds)
         named = isinstance(schedule, str)
         if isinstance(schedule, str):
             schedule = partial(scheduled, factor=LR_SCHEDULES.get(schedule))
         self._recipe = Recipe(
-            task=_task_of(task, loss),
+            task=task_of(task, loss),
             head=HEADS.later(head) if isinstance(head, str) else head,
             objective=objective,
-            optimizer=_sgd if optimizer is None else optimizer,
+            optimizer=default_optimizer if optimizer is None else optimizer,
             schedule=schedule,
             counts_batches=named,
             clip=clip_norm,
@@ -371,7 +374,7 @@ class Pipeline:
             chain=self._chain,
             info=self._info_of(batches),
             batches=batches,
-            describe_model=_describe_model,
+            describe_model=described_model,
             text=text,
             defaults=text,
             references={},
@@ -456,74 +459,3 @@ class Pipeline:
                 end_plainly(self._world.rank)
         self._runs += 1
         return self._world.part(f"run/{self._runs}")
-
-
-def _sgd(named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-    """As the command line's defaults have it."""
-    parameters = [parameter for _, parameter in named]
-    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
-
-
-def _task_of(task: Task | None, loss: Loss | None) -> Task:
-    """What is learnt.
-
-    Raises:
-        UserError: both are given.
-    """
-    if loss is None:
-        return Classification() if task is None else task
-    if task is not None:
-        raise UserError("Pipeline: give loss, or a task that has one, not both")
-    return Classification(loss_function=loss)
-
-
-def _options_of(given: Mapping[str, Any]) -> RunOptions:
-    """Further arguments of a Pipeline.
-
-    Raises:
-        UserError: one is unknown or out of range.
-    """
-    known = [each.name for each in fields(RunOptions) if each.name not in NOT_HERE]
-    for name in given:
-        if name not in known:
-            raise UserError(
-                f"Pipeline takes no argument '{name}': further ones are {', '.join(known)}"
-            )
-    replicas = given.get("replicas", "1")
-    options = RunOptions(**{**given, "replicas": str(replicas)})
-    check_values(options)
-    return options
-
-
-def _cut_of(
-    stages: int | None,
-    cut: Sequence[str] | None,
-    balance: str | Partitioner,
-    memory_limit: int | None,
-    speeds: Sequence[float] | None,
-) -> CutRequest:
-    """Where the model is to be cut.
-
-    Raises:
-        UserError: both of ``stages`` and ``cut`` are given, or neither.
-    """
-    if (stages is None) == (cut is None):
-        raise UserError(
-            "Pipeline: give either stages, how many there shall be, or cut, where they begin"
-        )
-    if isinstance(cut, str):
-        raise UserError(f"cut={cut!r}: give a list of units' names, such as ['layer2', 'layer3']")
-    name = balance if isinstance(balance, str) else described(balance)
-    return CutRequest(
-        stages=stages or len(cut or ()) + 1,
-        cut=None if cut is None else tuple(cut),
-        partitioner=PARTITIONERS.get(balance) if isinstance(balance, str) else balance,
-        name=name,
-        measured=balance != "count",
-        memory_limit=memory_limit,
-        speeds=None if speeds is None else tuple(speeds),
-    )
-
-
-def _describe_model(chain: Chain) -> ModelDescription:
-    return ModelDescription(units=fingerprint(chain))

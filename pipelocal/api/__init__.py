@@ -1,0 +1,5 @@
+"""The Python interface."""
+
+from pipelocal.api.pipeline import Pipeline
+
+__all__ = ["Pipeline"]

@@ -1,0 +1,102 @@
+"""The arguments of a Pipeline, as its parts take them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelocal.checkpoint.description import ModelDescription
+from pipelocal.errors import UserError
+from pipelocal.models import Chain
+from pipelocal.models.fingerprint import fingerprint
+from pipelocal.options import check_values
+from pipelocal.partition.partitioners import PARTITIONERS, Partitioner
+from pipelocal.run.costs import CutRequest
+from pipelocal.run.options import RunOptions
+from pipelocal.system.describing import described
+from pipelocal.tasks import Classification, Loss, Task
+
+NOT_HERE = ("epochs", "max_steps", "evaluate_every", "accept_changes", "resume")
+"""Options of a run that are arguments of :meth:`Pipeline.fit`, or make no sense without names."""
+
+
+def default_optimizer(named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+    """As the command line's defaults have it."""
+    parameters = [parameter for _, parameter in named]
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
+def task_of(task: Task | None, loss: Loss | None) -> Task:
+    """What is learnt.
+
+    Raises:
+        UserError: both are given.
+    """
+    if loss is None:
+        return Classification() if task is None else task
+    if task is not None:
+        raise UserError("Pipeline: give loss, or a task that has one, not both")
+    return Classification(loss_function=loss)
+
+
+def options_of(given: Mapping[str, Any]) -> RunOptions:
+    """Further arguments of a Pipeline.
+
+    Raises:
+        UserError: one is unknown or out of range.
+    """
+    known = [each.name for each in fields(RunOptions) if each.name not in NOT_HERE]
+    for name in given:
+        if name not in known:
+            raise UserError(
+                f"Pipeline takes no argument '{name}': further ones are {', '.join(known)}"
+            )
+    replicas = given.get("replicas", "1")
+    options = RunOptions(**{**given, "replicas": str(replicas)})
+    check_values(options)
+    return options
+
+
+def cut_of(
+    stages: int | None,
+    cut: Sequence[str] | None,
+    balance: str | Partitioner,
+    memory_limit: int | None,
+    speeds: Sequence[float] | None,
+) -> CutRequest:
+    """Where the model is to be cut.
+
+    Raises:
+        UserError: both of ``stages`` and ``cut`` are given, or neither.
+    """
+    if (stages is None) == (cut is None):
+        raise UserError(
+            "Pipeline: give either stages, how many there shall be, or cut, where they begin"
+        )
+    if isinstance(cut, str):
+        raise UserError(f"cut={cut!r}: give a list of units' names, such as ['layer2', 'layer3']")
+    name = balance if isinstance(balance, str) else described(balance)
+    return CutRequest(
+        stages=stages or len(cut or ()) + 1,
+        cut=None if cut is None else tuple(cut),
+        partitioner=PARTITIONERS.get(balance) if isinstance(balance, str) else balance,
+        name=name,
+        measured=balance != "count",
+        memory_limit=memory_limit,
+        speeds=None if speeds is None else tuple(speeds),
+    )
+
+
+def described_model(chain: Chain) -> ModelDescription:
+    """What ranks compare of a model, and a run remembers: of a module also the weights that it has."""
+    first = None
+    if chain.given is not None:
+        values = (v for v in chain.given.state_dict().values() if isinstance(v, Tensor))
+        sums = [(float(v.double().sum()), float(v.double().abs().sum())) for v in values]
+        first = hashlib.sha256(repr(sums).encode()).hexdigest()[:12]
+    return ModelDescription(units=fingerprint(chain), first_weights=first)
