@@ -130,6 +130,11 @@ class Stage:
         units = compute.checkpoint_activations
         self._recomputed = RecomputedBody(body, units) if units else None
         self._early = EarlyStep(optimizer, self._trained()) if compute.step_early else None
+        places = {id(p): place for place, p in enumerate(self._trained())}
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        self.order = [places[id(p)] for p in held if id(p) in places]
+        """Which of the trained parameters of body, head and objective is where in the optimizer; noted here,
+        as sharded replicas have others in their place later."""
         disable_inplace(body)
         disable_inplace(head)
         self._train_mode: bool | None = None

@@ -38,11 +38,11 @@ def trained_names(
 
 
 def parameter_names(chain: Chain, cut: Cut, stage: Stage) -> list[str]:
-    """The names of what the stage's optimizer trains, in the optimizer's order."""
+    """The names of what the stage's optimizer trains, in the optimizer's order; none once it is frozen."""
+    if stage.frozen:
+        return []
     named = trained_names(chain, cut, stage.body, stage.head, stage.own_objective)
-    names = {id(parameter): name for name, parameter in named}
-    groups = stage.optimizer.param_groups
-    return [names[id(p)] for group in groups for p in group["params"] if id(p) in names]
+    return [named[place][0] for place in stage.order]
 
 
 def stage_state(chain: Chain, cut: Cut, stage: Stage) -> dict[str, Any]:
