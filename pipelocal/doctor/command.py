@@ -84,7 +84,7 @@ def _from_all(control: ControlPlane, what: str) -> list[Any]:
 
 def _measured(world: World, size: int, control: ControlPlane) -> tuple[list[Link], Clock]:
     def measure() -> tuple[list[Link], Clock]:
-        store = dist.PrefixStore("group", world.store)
+        store = world.store_of_group()
         dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size)
         return measure_links(size), measure_clock()
 

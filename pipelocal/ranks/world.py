@@ -84,6 +84,15 @@ class World:
             restarted=_number("TORCHELASTIC_RESTART_COUNT", 0) > 0,
         )
 
+    def store_of_group(self) -> dist.Store:
+        """A part of the store for a process group, by a connection of its own.
+
+        By the same one, a group that waits for a rank that is gone would keep the control plane from the
+        store, and so from the reason why.
+        """
+        own: dist.Store = self.store.clone()  # type: ignore[attr-defined]
+        return dist.PrefixStore("group", own)
+
     def part(self, name: str) -> World:
         """The same ranks, with a part of the stores for themselves, such as for one run of several."""
         return replace(

@@ -96,7 +96,7 @@ def joined(world: World, control: ControlPlane, patience_s: float) -> Iterator[N
 def _join(world: World) -> None:
     dist.init_process_group(
         "gloo",
-        store=dist.PrefixStore("group", world.store),
+        store=world.store_of_group(),
         rank=world.rank,
         world_size=world.size,
     )
