@@ -38,7 +38,8 @@ def identity(spec: Spec, text: Mapping[str, Any] | None = None) -> dict[str, Any
     together = batches_of_a_round(options["replicas"])
     found["accumulate"] = options["accumulate"] * together
     # Wherever their files lie; their code is looked at apart.
-    found |= {name: plain_name(options[name]) for name in spec.named if options[name] is not None}
+    for name in spec.named & found.keys():
+        found[name] = None if found[name] is None else plain_name(found[name])
     rounds_matter = spec.recipe.objective.reconcile_every is not None or options["sync_batchnorm"]
     found["replicas"] = together if rounds_matter else 1
     return found

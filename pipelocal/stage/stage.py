@@ -349,7 +349,7 @@ class Stage:
         return {
             "body": self.body.state_dict(),
             "head": self.head.state_dict(),
-            "objective": None if own is None else own.state_dict(),
+            **({} if own is None else {"objective": own.state_dict()}),
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
             "frozen_at": self.frozen_at,

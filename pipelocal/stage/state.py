@@ -48,7 +48,7 @@ def parameter_names(chain: Chain, cut: Cut, stage: Stage) -> list[str]:
 def stage_state(chain: Chain, cut: Cut, stage: Stage) -> dict[str, Any]:
     """A stage's state with its body under the whole model's names.
 
-    ``body``, ``head`` and ``objective`` are state dicts (None of an objective without parameters),
+    ``body``, ``head`` and, of one that has parameters, ``objective`` are state dicts,
     ``optimizer`` and ``steps`` the training's state; ``averaged`` holds the averaged ``body`` and
     ``head``, and the number of its ``updates``, or is None.
 
