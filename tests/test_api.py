@@ -222,6 +222,24 @@ def test_callbacks_are_told_of_every_stage() -> None:
     ]
 
 
+def test_torch_is_left_as_it_was() -> None:
+    """Threads and generators; a script or a notebook goes on behind a training."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    pipe = pl.Pipeline(layers(), stages=2, optimizer=sgd)
+    torch.manual_seed(5)
+    quiet(pipe, loader(shuffle=True), loader(), epochs=1)
+    pipe.step(X, Y)
+    pipe.evaluate(loader())
+    found = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    assert found == 2
+    assert torch.equal(torch.rand(3), expected)
+
+
 # Rules of one's own.
 
 

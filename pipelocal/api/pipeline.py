@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from pipelocal.run.options import RunOptions
 from pipelocal.run.run import Run
 from pipelocal.run.spec import Spec
 from pipelocal.run.train import run_training
+from pipelocal.seeding import seeded, undone
 from pipelocal.stage.lr_schedule import LR_SCHEDULES, scheduled
 from pipelocal.stage.recipe import OptimizerBuilder, Recipe, ScheduleBuilder
 from pipelocal.stage.stage import Stage
@@ -54,6 +55,21 @@ Fitted = tuple[Blueprint, list[Stage]]
 
 ANYWHERE = frozenset({"stages", "cut", "balance", "memory_limit", "speeds", "out"})
 """What is written of a pipeline and does not change the bits, as with the options of the same names."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def leaving_torch_as_it_was(method: Callable[P, R]) -> Callable[P, R]:
+    """Generators, the number of threads and torch's defaults are the caller's again behind the method."""
+
+    @wraps(method)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with undone(), seeded(0, "pipeline"):
+            return method(*args, **kwargs)
+
+    return wrapped
 
 
 class Pipeline:
@@ -150,6 +166,7 @@ class Pipeline:
         self._runs = 0
         self._fitted: Fitted | None = None
 
+    @leaving_torch_as_it_was
     def fit(
         self,
         train: Loader,
@@ -212,6 +229,7 @@ class Pipeline:
         self._take(run)
         return summary
 
+    @leaving_torch_as_it_was
     def load(self, run: str) -> None:
         """Take the weights of a run that a Pipeline like this one has trained.
 
@@ -239,6 +257,7 @@ class Pipeline:
             stages.append(stage)
         self._fitted = (blueprint, stages)
 
+    @leaving_torch_as_it_was
     def evaluate(self, loader: Loader) -> dict[str, Any]:
         """How well every stage's head does on some data; on every rank together.
 
@@ -264,6 +283,7 @@ class Pipeline:
         self._fitted = (result.blueprint, result.stages)
         return result.figures
 
+    @leaving_torch_as_it_was
     def module(self) -> nn.Module:
         """The whole plain model with the trained weights, on the CPU, on every rank that calls it together.
 
@@ -276,6 +296,7 @@ class Pipeline:
         blueprint, stages = self._fitted
         return gather_model(blueprint, stages, world, replicas=self._options)
 
+    @leaving_torch_as_it_was
     def step(self, x: Tensor, target: Tensor) -> dict[str, Any]:
         """Train all stages on one batch, in this process, at the optimizers' own learning rates.
 
