@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipelocal.errors import UserError
@@ -130,6 +131,7 @@ def _given(options: Any) -> Iterator[tuple[str, Any]]:
             yield one.name, value
 
 
+@cache
 def _choices(kind: type) -> dict[str, tuple[str, ...]]:
     """The words of options that take fixed ones, by name."""
     hints = get_type_hints(kind)
