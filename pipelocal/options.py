@@ -111,8 +111,10 @@ def check_values(options: Any) -> None:
     Raises:
         UserError: names option, value, and what is wanted.
     """
+    kind: Any = type(options)
+    words = _choices(kind)
     for name, value in _given(options):
-        kinds = _choices(type(options)).get(name)
+        kinds = words.get(name)
         if kinds is not None and value not in kinds:
             raise UserError(f"{option_name(name)} {value}: choose one of {', '.join(kinds)}")
     for name, limits in limits_of(options).items():
