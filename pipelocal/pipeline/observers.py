@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 from torch import Tensor
 
@@ -15,6 +15,8 @@ from pipelocal.stage.stage import Stage, StepMetrics
 from pipelocal.telemetry.memory import SavedBytes
 from pipelocal.transport.edge import IncomingBatch
 
+NOTHING = nullcontext()
+
 
 class Observer:
     """Is told of every training batch of a stage, in this order; does nothing by itself."""
@@ -22,10 +24,9 @@ class Observer:
     def begin(self, batch: IncomingBatch) -> None:
         """The batch is there, and nothing was computed yet."""
 
-    @contextmanager
-    def passes(self) -> Iterator[None]:
+    def passes(self) -> AbstractContextManager[None]:
         """Around the stage's forward and backward passes."""
-        yield
+        return NOTHING
 
     def gradients(self, batch: IncomingBatch, delta: Tensor | None) -> None:
         """All gradients are there, and the update comes next; without delta, of a stage that is frozen."""
@@ -47,15 +48,12 @@ class PeakMemory(Observer):
         self._records = records
         self._counter: SavedBytes | None = None
 
-    @contextmanager
-    def passes(self) -> Iterator[None]:
+    def passes(self) -> AbstractContextManager[None]:
         """See :class:`Observer`."""
         if self._records.peak_memory_bytes is not None:
-            yield
-            return
+            return NOTHING
         self._counter = SavedBytes(model_tensors(self._stage))
-        with self._counter.counting():
-            yield
+        return self._counter.counting()
 
     def trained(self, batch: IncomingBatch, metrics: StepMetrics) -> None:  # noqa: ARG002
         """See :class:`Observer`."""
@@ -146,34 +144,44 @@ class Telling(Observer):
 
 
 class Observers(Observer):
-    """Several, each told in turn.
+    """Several, each told in turn; a batch costs no call of what does nothing.
 
     Args:
         observers: in order.
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = observers
+        self._begin = [o.begin for o in observers if type(o).begin is not Observer.begin]
+        self._passes = [o.passes for o in observers if type(o).passes is not Observer.passes]
+        self._gradients = [
+            o.gradients for o in observers if type(o).gradients is not Observer.gradients
+        ]
+        self._trained = [o.trained for o in observers if type(o).trained is not Observer.trained]
 
     def begin(self, batch: IncomingBatch) -> None:
         """See :class:`Observer`."""
-        for observer in self._observers:
-            observer.begin(batch)
+        for begin in self._begin:
+            begin(batch)
 
-    @contextmanager
-    def passes(self) -> Iterator[None]:
+    def passes(self) -> AbstractContextManager[None]:
         """See :class:`Observer`."""
-        with ExitStack() as stack:
-            for observer in self._observers:
-                stack.enter_context(observer.passes())
-            yield
+        around = [context for passes in self._passes if (context := passes()) is not NOTHING]
+        return _all_of(around) if around else NOTHING
 
     def gradients(self, batch: IncomingBatch, delta: Tensor | None) -> None:
         """See :class:`Observer`."""
-        for observer in self._observers:
-            observer.gradients(batch, delta)
+        for gradients in self._gradients:
+            gradients(batch, delta)
 
     def trained(self, batch: IncomingBatch, metrics: StepMetrics) -> None:
         """See :class:`Observer`."""
-        for observer in self._observers:
-            observer.trained(batch, metrics)
+        for trained in self._trained:
+            trained(batch, metrics)
+
+
+@contextmanager
+def _all_of(contexts: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield

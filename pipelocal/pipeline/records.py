@@ -44,11 +44,14 @@ class Records:
         self._log_every = log_every
         # Reading a loss makes the host wait for a CUDA device, so there it is done rarely.
         self._looks_always = device.type == "cpu"
+        metrics = stage.task.metrics[1:]
+        figures = getattr(stage.objective, "figure_names", ())
+        self._further = bool(metrics or figures)
         self._tally = Tally(
             device,
             windows=2,
-            metrics=stage.task.metrics[1:],
-            figures=getattr(stage.objective, "figure_names", ()),
+            metrics=metrics,
+            figures=figures,
             each=lambda values: stage.replicas.each(values),
         )
         self._reported = 0
@@ -66,7 +69,7 @@ class Records:
             correct=metrics.correct,
             predictions=metrics.predictions,
             residual=metrics.residual,
-            further={**metrics.further, **metrics.figures},
+            further={**metrics.further, **metrics.figures} if self._further else None,
         )
         if self._looks_always or self._due:
             self._check_finite(x, metrics)

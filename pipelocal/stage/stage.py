@@ -37,6 +37,7 @@ from pipelocal.stage.update import Update
 from pipelocal.tasks import Classification, Task
 
 CLASSIFICATION, PLAIN = Classification(), ComputeOptions()
+NONE: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,9 @@ class Stage:
         """Batches of the run before the next one; with replicas, not all of them were met here."""
         self.kept_bytes = 0
         """What the last batch kept for its backward pass and autograd did not, as it is counted elsewhere."""
+        self._further: tuple[str, ...] = tuple(task.metrics[1:])
+        self._figure_names: tuple[str, ...] = getattr(objective, "figure_names", ())
+        self._head_takes_input = takes_input(head)
         self._seed = seed
         self._autocast = compute.autocast_dtype
         self._channels_last = compute.channels_last
@@ -269,8 +273,8 @@ class Stage:
             correct=correct,
             predictions=target.numel(),
             residual=self._residual,
-            further=dict(zip(self.task.metrics[1:], further, strict=True)),
-            figures={} if self.frozen else self._figures(),
+            further=dict(zip(self._further, further, strict=True)) if further else NONE,
+            figures=self._figures() if self._figure_names and not self.frozen else NONE,
         )
 
     def _figures(self) -> dict[str, Tensor]:
@@ -279,9 +283,7 @@ class Stage:
         Raises:
             StageError: it is not what the objective had announced.
         """
-        names: tuple[str, ...] = getattr(self.objective, "figure_names", ())
-        if not names:
-            return {}
+        names = self._figure_names
         said: dict[str, Tensor] = getattr(self.objective, "figures", {})
         if said.keys() != set(names):
             raise StageError(
@@ -400,7 +402,7 @@ class Stage:
             full: whether to leave autocast out.
         """
         self._seed_for("head")
-        second = () if x is None or not takes_input(self.head) else (x,)
+        second = () if x is None or not self._head_takes_input else (x,)
 
         def run(out: Tensor) -> Tensor:
             return replay(self.head, out, *second, before=self._begun(self.head))
@@ -420,10 +422,9 @@ class Stage:
 
     def _run_head(self, out: Tensor, x: Tensor) -> Tensor:
         """The head's logits, under autocast if so wanted."""
-        return self._run(partial(self._call_head, x=x), out)
-
-    def _call_head(self, out: Tensor, x: Tensor) -> Tensor:
-        return call_head(self.head, out, x)
+        if not self._head_takes_input:
+            return self._run(self.head, out)
+        return self._run(lambda out: call_head(self.head, out, x), out)
 
     def _add_gradients_at(self, x: Tensor, rows: Tensor | None, factor: Tensor) -> None:
         """See :data:`~pipelocal.objective.local.AddGradientsAt`."""
