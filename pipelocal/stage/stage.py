@@ -129,6 +129,7 @@ class Stage:
         self._logits: Tensor | None = None
         self._loss: Tensor | None = None
         self._residual: Residual | None = None
+        self._figures: Mapping[str, Tensor] = NONE
         self._before: dict[nn.Module, Buffers] = {}
         """What body and head began this batch with, where they may be run again on it."""
         units = compute.checkpoint_activations
@@ -250,6 +251,8 @@ class Stage:
             raise in_place from error
         if local.out._version != version:
             raise in_place
+        if self._figure_names:  # now: the objective may run again on other inputs
+            self._figures = self._said_figures()
         return self._laid_out(delta)
 
     @torch.no_grad()
@@ -274,10 +277,10 @@ class Stage:
             predictions=target.numel(),
             residual=self._residual,
             further=dict(zip(self._further, further, strict=True)) if further else NONE,
-            figures=self._figures() if self._figure_names and not self.frozen else NONE,
+            figures=self._figures,
         )
 
-    def _figures(self) -> dict[str, Tensor]:
+    def _said_figures(self) -> dict[str, Tensor]:
         """What the objective said of this batch.
 
         Raises:
@@ -291,9 +294,7 @@ class Stage:
                 f"figure_names: make both the same",
                 stage=self.number,
             )
-        found = {name: said[name].detach() for name in names}
-        said.clear()
-        return found
+        return {name: said[name].detach() for name in names}
 
     def average_gradients(self, due: int) -> None:
         """Before :meth:`update`, with replicas: what of it waits for the others.
@@ -312,6 +313,9 @@ class Stage:
         self._update.batch_done(self.steps + 1, due)
         self.steps = self._update.done
         self._pass = self._target = self._logits = self._loss = self._residual = None
+        if self._figures:
+            self._figures = NONE
+            getattr(self.objective, "figures", {}).clear()  # with what they hold of the batch
         self._before.clear()
 
     def complete_update(self, steps: int | None = None) -> None:
