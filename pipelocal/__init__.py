@@ -10,7 +10,7 @@ The command line is in :mod:`pipelocal.cli`. Wherever it takes a name, it takes 
 
 from importlib.metadata import version
 
-from pipelocal import tasks
+from pipelocal import heads, tasks
 from pipelocal.api import Pipeline
 from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig
 from pipelocal.config.training import train
@@ -43,6 +43,7 @@ __all__ = [
     "Chain",
     "Unit",
     "tasks",
+    "heads",
     "Greedy",
     "SGR",
     "BackPropagation",

@@ -41,6 +41,12 @@ def quiet(pipe: pl.Pipeline, *data: DataLoader[Any], epochs: int = 2, **rest: An
     return pipe.fit(*data, epochs=epochs, progress=False, **rest)
 
 
+def parts_of(pipe: pl.Pipeline) -> list[pl.Stage]:
+    """The stages that a pipeline has built."""
+    assert pipe._fitted is not None
+    return pipe._fitted[1]
+
+
 def assert_same(one: nn.Module, other: nn.Module) -> None:
     left, right = one.state_dict(), other.state_dict()
     assert left.keys() == right.keys()
@@ -155,12 +161,8 @@ def test_groups_and_a_rate_for_each_stage() -> None:
 
     class Look(pl.Callback):
         def on_batch_end(self, event: pl.BatchEnd) -> None:
-            stage = pipe_stages()[event.stage - 1]
+            stage = parts_of(pipe)[event.stage - 1]
             rates.setdefault(event.stage, set()).add(stage.optimizer.param_groups[0]["lr"])
-
-    def pipe_stages() -> list[pl.Stage]:
-        assert pipe._fitted is not None
-        return pipe._fitted[1]
 
     pipe = pl.Pipeline(layers(), stages=2, optimizer=optimizer)
     pipe.step(X, Y)
@@ -172,7 +174,7 @@ def test_groups_and_a_rate_for_each_stage() -> None:
         "head/linear.weight",
         "head/linear.bias",
     ]
-    assert [stage.optimizer.param_groups[0]["lr"] for stage in pipe_stages()] == [0.1, 0.05]
+    assert [stage.optimizer.param_groups[0]["lr"] for stage in parts_of(pipe)] == [0.1, 0.05]
     quiet(pipe, loader(), epochs=1, callbacks=[Look()])
     assert rates.keys() == {1, 2}
 
@@ -261,8 +263,7 @@ def test_an_objective_s_parameters_are_trained_by_the_gradient_of_what_it_adds()
     net = layers(1)
     plain = nn.Linear(6, 6)
     pipe.step(X, Y)
-    assert pipe._fitted is not None
-    (stage,) = pipe._fitted[1]
+    (stage,) = parts_of(pipe)
     assert isinstance(stage.objective, Rebuilding)
     decoder = stage.objective.decoder
     before = pl.Pipeline(layers(1), stages=1, objective=Rebuilding, optimizer=sgd)
@@ -286,8 +287,7 @@ def _first_decoder() -> dict[str, Tensor]:
         optimizer=lambda named: torch.optim.SGD([p for _, p in named], lr=0.0),
     )
     pipe.step(X, Y)
-    assert pipe._fitted is not None
-    objective = pipe._fitted[1][0].objective
+    objective = parts_of(pipe)[0].objective
     assert isinstance(objective, Rebuilding)
     return objective.decoder.state_dict()
 
@@ -324,6 +324,11 @@ def test_a_run_that_fails_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     loaded = pipe()
     loaded.load(str(tmp_path / "broken"))
     assert_same(loaded.module(), whole.module())
+    for stage, other in zip(parts_of(loaded), parts_of(whole), strict=True):
+        assert_same(stage.head, other.head)
+        assert isinstance(stage.objective, Rebuilding)
+        assert isinstance(other.objective, Rebuilding)
+        assert_same(stage.objective, other.objective)
     with pytest.raises(pl.UserError, match=r"trained from Python, by a Pipeline of Sequential"):
         pl.load(str(tmp_path / "broken"))
 

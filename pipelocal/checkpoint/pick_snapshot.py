@@ -25,6 +25,8 @@ from pipelocal.errors import UserError
 
 BEST = "best"
 """In place of a snapshot's name: the best one."""
+WEIGHTS = ("body", "head", "averaged")
+"""Of a stage's state, what is kept of it: not what its optimizer knows."""
 ATTEMPTS = 5
 """To read a snapshot of a run that goes on, and drops it meanwhile for a newer one."""
 
@@ -154,7 +156,12 @@ def _read(run: Path, folder: Path) -> Weights:
         content = read_checked(folder, file)
         try:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            states.append({name: state[name] for name in ("body", "head", "averaged")})
+            states.append({name: state[name] for name in WEIGHTS} | _own(state))
         except (RuntimeError, pickle.UnpicklingError, KeyError) as error:
             raise BadSnapshot(f"{folder} holds no stage's state ({error})") from error
     return Weights(chosen=Chosen(run=run, folder=folder, manifest=manifest), states=states)
+
+
+def _own(state: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of an objective, which few have."""
+    return {"objective": state["objective"]} if "objective" in state else {}
