@@ -52,7 +52,7 @@ __all__ = [
     "BatchEnd",
     "EpochEnd",
     "EvaluationEnd",
-    # parts of one's own
+    # user-defined parts
     "LocalPass",
     "Objective",
     "Place",

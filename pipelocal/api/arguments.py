@@ -1,4 +1,4 @@
-"""The arguments of a Pipeline, as its parts take them."""
+"""Converts the arguments of a Pipeline to what its parts take."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from pipelocal.system.describing import described
 from pipelocal.tasks import Classification, Loss, Task
 
 NOT_HERE = ("epochs", "max_steps", "evaluate_every", "accept_changes", "resume")
-"""Options of a run that are arguments of :meth:`Pipeline.fit`, or make no sense without names."""
+"""Run options that a Pipeline refuses: arguments of :meth:`Pipeline.fit`, or meaningless without names."""
 
 
 def default_optimizer(named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-    """As the command line's defaults have it."""
+    """Make the optimizer that the command line uses by default."""
     parameters = [parameter for _, parameter in named]
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
 def task_of(task: Task | None, loss: Loss | None) -> Task:
-    """What is learnt.
+    """Return the task: the one given, or classification with the given loss.
 
     Raises:
-        UserError: both are given.
+        UserError: both a task and a loss are given.
     """
     if loss is None:
         return Classification() if task is None else task
@@ -45,7 +45,7 @@ def task_of(task: Task | None, loss: Loss | None) -> Task:
 
 
 def options_of(given: Mapping[str, Any]) -> RunOptions:
-    """Further arguments of a Pipeline.
+    """Check a Pipeline's further keyword arguments and return them as run options.
 
     Raises:
         UserError: one is unknown or out of range.
@@ -69,7 +69,7 @@ def cut_of(
     memory_limit: int | None,
     speeds: Sequence[float] | None,
 ) -> CutRequest:
-    """Where the model is to be cut.
+    """Return the request for where to cut the model.
 
     Raises:
         UserError: both of ``stages`` and ``cut`` are given, or neither.
@@ -93,7 +93,7 @@ def cut_of(
 
 
 def described_model(chain: Chain) -> ModelDescription:
-    """What ranks compare of a model, and a run remembers: of a module also the weights that it has."""
+    """Describe a model for comparison between ranks and runs; a module's weights are included."""
     first = None
     if chain.given is not None:
         values = (v for v in chain.given.state_dict().values() if isinstance(v, Tensor))

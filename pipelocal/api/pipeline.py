@@ -1,4 +1,4 @@
-"""The Python interface: a network of one's own, trained in stages, alone or on every rank of torchrun."""
+"""The Python interface: trains a user's network in stages, in one process or on every torchrun rank."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Fitted = tuple[Blueprint, list[Stage]]
 
 
 ANYWHERE = frozenset({"stages", "cut", "balance", "memory_limit", "speeds", "out"})
-"""What is written of a pipeline and does not change the bits, as with the options of the same names."""
+"""Recorded arguments that do not change the bits, like the command-line options of the same names."""
 
 
 P = ParamSpec("P")
@@ -62,7 +62,7 @@ R = TypeVar("R")
 
 
 def leaving_torch_as_it_was(method: Callable[P, R]) -> Callable[P, R]:
-    """Generators, the number of threads and torch's defaults are the caller's again behind the method."""
+    """Restore torch's generators, thread count and defaults after a call of the method."""
 
     @wraps(method)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -78,32 +78,32 @@ class Pipeline:
     Args:
         model: an ``nn.Sequential`` whose last child is the classifier, or a
             :class:`~pipelocal.models.chain.Chain` (``Chain.from_module`` makes one of any module). All
-            ranks must make it with the same weights: seed torch before.
-        stages: number of stages, of equally many units unless ``balance`` says otherwise.
-        cut: in its place, the names of the units with which the second stage and those after it begin.
+            ranks must build it with the same weights: seed torch first.
+        stages: number of stages, with equal numbers of units unless ``balance`` says otherwise.
+        cut: instead of ``stages``, the name of the first unit of each stage after the first.
         balance: ``count``, ``time`` or ``memory``, or a function of a
             :class:`~pipelocal.partition.partitioners.PartitionRequest`.
         memory_limit: bytes that no stage may exceed, with ``balance`` time or memory.
         speeds: relative speed of each stage's device, with ``balance="time"``.
-        task: what is learnt; classification into as many classes as the model's output is wide by default.
-        loss: of outputs and targets, in place of the task's cross entropy: a scalar, mean over the batch.
-        head: name of an auxiliary head, or a function that makes one.
-        objective: ``Greedy()``, ``SGR()`` (the default), or one of your own.
+        task: what is learnt; by default classification, with one class per model output.
+        loss: function of outputs and targets that replaces cross entropy: a scalar, mean over the batch.
+        head: name of an auxiliary head, or a function that builds one.
+        objective: ``Greedy()``, ``SGR()`` (the default), or your own.
         optimizer: called with the stage's ``(name, parameter)`` pairs, and with its
-            :class:`~pipelocal.objective.local.Place` where it takes a second argument; SGD with a rate of
-            0.1, momentum 0.9 and weight decay 5e-4 by default.
-        schedule: called with a stage's optimizer and the total number of updates, and stepped after each;
-            or ``"cosine"``; constant by default.
-        clip_norm: greatest L2 norm of a stage's gradient in an update.
-        ema: weight of the average so far in an average of the weights, which is kept beside them.
-        input_shape: of one sample; by default as the data shows it.
-        seed: of heads, data order, augmentation and dropout.
-        options: those of the command line that say how a run is done, such as ``window=4``,
+            :class:`~pipelocal.objective.local.Place` if it takes a second argument; by default SGD with
+            learning rate 0.1, momentum 0.9 and weight decay 5e-4.
+        schedule: called with a stage's optimizer and the total number of updates; its result is stepped
+            after each update. Or ``"cosine"``. Constant by default.
+        clip_norm: maximum L2 norm of a stage's gradient in an update.
+        ema: decay of an exponential moving average of the weights, kept alongside them.
+        input_shape: shape of one sample; by default taken from the data.
+        seed: seed for heads, data order, augmentation and dropout.
+        options: command-line options that say how to run, such as ``window=4``,
             ``autocast="bf16"``, ``replicas="2"`` or ``accumulate=4``;
             see :class:`~pipelocal.run.options.RunOptions`.
 
     Raises:
-        UserError: an argument is unknown or out of range, or two exclude each other.
+        UserError: an argument is unknown or out of range, or two are mutually exclusive.
     """
 
     def __init__(
@@ -181,29 +181,29 @@ class Pipeline:
         accept_changes: bool = False,
         progress: bool = True,
     ) -> dict[str, Any]:
-        """Train; on every rank together. Again, it goes on with the weights that there are.
+        """Train; all ranks call it together. Another call continues from the current weights.
 
         Args:
             train: yields ``(x, target)``; only the ranks of the first stage read it.
-            test: the same; None for no evaluation.
+            test: yields the same for evaluation; None for no evaluation.
             epochs: passes over the training data.
-            max_steps: stop after this many batches, also within an epoch.
-            out: run folder to make, or to go on in where it holds this very run, unfinished; None to write
-                nothing.
-            resume: ``auto`` (go on with an unfinished run in ``out``), ``never``, or the folder of a run, or
-                of one of its snapshots, to begin from.
-            evaluate_every: evaluate after every so many epochs; the end is always evaluated.
-            callbacks: are told what the stages of this rank have done.
-            accept_changes: go on with a run although its model or data are not what they were.
-            progress: show it on rank 0's standard output.
+            max_steps: stop after this many batches, even within an epoch.
+            out: run folder to create, or to continue in if it holds this same run, unfinished; None to
+                write nothing.
+            resume: ``auto`` (continue an unfinished run in ``out``), ``never``, or the folder of a run or
+                of one of its snapshots to start from.
+            evaluate_every: epochs between evaluations; the end is always evaluated.
+            callbacks: called with what the stages of this rank have done.
+            accept_changes: continue a run even though its model or data have changed.
+            progress: whether rank 0 shows progress on standard output.
 
         Returns:
-            The summary, the same on every rank: ``steps``, ``seconds``, ``eval_accuracy`` and what
-            ``summary.json`` holds more.
+            The summary, the same on every rank: ``steps``, ``seconds``, ``eval_accuracy`` and
+            everything else in ``summary.json``.
 
         Raises:
             UserError: the arguments, the data or the folder cannot be used.
-            StageError: a stage of this rank could not go on.
+            StageError: a stage of this rank cannot continue.
             Interrupted: another rank failed.
         """
         options = replace(
@@ -231,13 +231,13 @@ class Pipeline:
 
     @leaving_torch_as_it_was
     def load(self, run: str) -> None:
-        """Take the weights of a run that a Pipeline like this one has trained.
+        """Load the weights of a run that a Pipeline like this one trained.
 
         Args:
-            run: its folder, or that of one of its snapshots, or ``RUN/snapshots/best``.
+            run: the run's folder, one of its snapshot folders, or ``RUN/snapshots/best``.
 
         Raises:
-            UserError: there are none, or they do not fit.
+            UserError: there are no weights, or they do not fit.
         """
         world = self._next_world()
         found = read_weights(Path(run), tell)
@@ -259,15 +259,15 @@ class Pipeline:
 
     @leaving_torch_as_it_was
     def evaluate(self, loader: Loader) -> dict[str, Any]:
-        """How well every stage's head does on some data; on every rank together.
+        """Evaluate every stage's head on some data; all ranks call it together.
 
         Args:
             loader: yields ``(x, target)``.
 
         Returns:
-            ``loss`` and the task's metrics, such as ``accuracy``, of the last head, the same on every
-            rank; ``ensemble_accuracy`` of all heads together; and ``stages``, a list of the same figures
-            for each stage.
+            ``loss`` and the task's metrics, such as ``accuracy``, of the last head, identical on every
+            rank; ``ensemble_accuracy`` of all heads together; and ``stages``, a list with the same
+            figures for each stage.
         """
         world = self._next_world()
         batches = partial(LoaderBatches, None, loader, seed=self._recipe.seed)
@@ -285,10 +285,10 @@ class Pipeline:
 
     @leaving_torch_as_it_was
     def module(self) -> nn.Module:
-        """The whole plain model with the trained weights, on the CPU, on every rank that calls it together.
+        """Return the whole plain model with the trained weights, on the CPU; all ranks call it together.
 
         Raises:
-            UserError: nothing was trained yet, and the model's shape is not known.
+            UserError: nothing has been trained yet, and the model's input shape is unknown.
         """
         world = self._next_world()
         if self._fitted is None:
@@ -302,14 +302,14 @@ class Pipeline:
 
         Args:
             x: samples ``[B, ...]``.
-            target: their classes, int64 ``[B]`` or ``[B, T]``.
+            target: the samples' classes, int64 ``[B]`` or ``[B, T]``.
 
         Returns:
-            ``loss`` and ``accuracy`` of the last head on this batch, before the update, and the same for
-            every stage in ``stages``.
+            ``loss`` and ``accuracy`` of the last head on this batch before the update, and the same
+            for every stage in ``stages``.
 
         Raises:
-            UserError: there are several ranks, of which each would train for itself.
+            UserError: there are several ranks, and each would train on its own.
         """
         world = self._next_world()
         if world.size > 1:
@@ -338,7 +338,7 @@ class Pipeline:
             x, delta = result.output, blueprint.summary(stage.number).encode(result.output_gradient)
         return {**figures[-1], "stages": figures}
 
-    # What stands behind them.
+    # Implementation.
 
     @property
     def _blueprint(self) -> Blueprint:
@@ -349,7 +349,7 @@ class Pipeline:
         return self._options.replica_counts(blueprint.stages) or [1]
 
     def _local_stages(self, x: Tensor, target: Tensor) -> list[Stage]:
-        """All stages, built when they are first asked for."""
+        """Return all stages, building them on the first call."""
         if self._fitted is None:
             info = DataInfo(
                 name="own",
@@ -408,7 +408,7 @@ class Pipeline:
         )
 
     def _written(self, options: RunOptions, train: Loader) -> dict[str, Any]:
-        """What a run folder says of a run; it cannot be made again from that alone."""
+        """Describe a run for its folder; this alone is not enough to recreate the run."""
         model = self._model
         return {
             "python": True,
@@ -432,7 +432,7 @@ class Pipeline:
         return DataInfo(name="own", sample_shape=shape, classes=1, sample_dtype=dtype)
 
     def _chain(self, info: DataInfo) -> Chain:
-        """The model for samples like these."""
+        """Return the model for samples like these."""
         if isinstance(self._model, Chain):
             if self._model.input_shape != info.sample_shape:
                 raise UserError(
@@ -455,7 +455,7 @@ class Pipeline:
         )
 
     def _draw(self, info: DataInfo) -> Blueprint:
-        """The model, cut; a cut that is to be measured is one of equal numbers of units until then."""
+        """Return the cut model; a cut that has yet to be measured has equal numbers of units for now."""
         chain = self._chain(info)
         cuts = self._cut.first(chain, uncut=self._recipe.uncut)
         return Blueprint.of(chain, self._recipe, target_shape=info.target_shape).cut_into(cuts)
@@ -464,7 +464,7 @@ class Pipeline:
         self._fitted = (run.blueprint, run.stages)
 
     def _begin_with(self, stage: Stage) -> None:
-        """Give a new stage the weights of the old one of its number, if that is here."""
+        """Give a new stage the weights of the old stage with its number, if this rank holds that."""
         assert self._fitted is not None
         blueprint, stages = self._fitted
         old = next((old for old in stages if old.number == stage.number), None)
@@ -473,7 +473,7 @@ class Pipeline:
             load_stage_weights(chain, cut, stage, stage_state(chain, cut, old))
 
     def _next_world(self) -> World:
-        """The ranks, with a part of their store for what comes now alone."""
+        """Return the ranks, with a part of their store reserved for the coming call."""
         if self._world is None:
             self._world = World.from_environment(start_timeout_s=self._options.start_timeout)
             if self._world.size > 1:

@@ -1,4 +1,4 @@
-"""What is learnt: what an output and a target are, the loss between them, and what is counted."""
+"""Tasks: what outputs and targets mean, the loss between them, and the metrics."""
 
 from pipelocal.tasks.classification import Classification
 from pipelocal.tasks.task import Loss, Metric, Task

@@ -1,4 +1,4 @@
-"""One class for each sample, or for each token of it."""
+"""Classification: one class for each sample, or for each token of a sample."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pipelocal.tasks.task import Loss, Metric
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """Cross entropy of logits ``[B, ..., classes]`` and labels ``[B, ...]``, int64; counts right answers.
+    """Cross entropy of logits ``[B, ..., classes]`` and labels ``[B, ...]``, int64; counts correct predictions.
 
     Args:
-        classes: number of classes, labels being ``0 .. classes - 1``; by default as many as the
-            model's own output is wide.
-        label_smoothing: of the cross entropy, from 0 to below 1.
-        loss_function: in its place, such as ``nn.CrossEntropyLoss(weight)`` or a function of your own:
-            called with logits and labels, gives a scalar that is a mean over the batch.
-        further_metrics: functions of logits and labels by name, each of which gives a sum over all
-            predictions; they are reported as means, beside ``accuracy``.
+        classes: number of classes, with labels ``0 .. classes - 1``; by default the width of the
+            model's own output.
+        label_smoothing: label smoothing of the cross entropy, from 0 to below 1.
+        loss_function: replaces cross entropy, such as ``nn.CrossEntropyLoss(weight)`` or your own
+            function: called with logits and labels, it returns a scalar, the mean over the batch.
+        further_metrics: functions of logits and labels by name, each of which returns a sum over all
+            predictions; reported as means, next to ``accuracy``.
 
     Raises:
-        UserError: a value is out of range, or both a smoothing and a loss are given.
+        UserError: a value is out of range, or both label smoothing and a loss are given.
     """
 
     classes: int | None = None
@@ -65,15 +65,15 @@ class Classification:
         return (right, *(metric(output, target) for metric in self.further_metrics.values()))
 
     def votes(self, output: Tensor) -> Tensor:
-        """The classes' probabilities."""
+        """Return the class probabilities."""
         return output.softmax(-1)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross entropy; logits ``[..., classes]``, target int64 ``[...]``."""
+    """Compute the mean cross entropy; logits ``[..., classes]``, target int64 ``[...]``."""
     return F.cross_entropy(logits.flatten(0, -2), target.flatten(), label_smoothing=label_smoothing)
 
 
 def count_correct(logits: Tensor, target: Tensor) -> Tensor:
-    """Number of right predictions as a scalar; logits ``[..., classes]``, target ``[...]``."""
+    """Count the correct predictions, as a scalar; logits ``[..., classes]``, target ``[...]``."""
     return (logits.argmax(-1) == target).sum()

@@ -1,4 +1,4 @@
-"""What every task says."""
+"""The interface of a task."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Protocol
 from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Called with outputs and targets; a scalar, mean over the batch."""
+"""Called with outputs and targets; returns a scalar, the mean over the batch."""
 
 Metric = Callable[[Tensor, Tensor], Tensor]
-"""Called with outputs and targets; a scalar, the sum over all predictions of the batch."""
+"""Called with outputs and targets; returns a scalar, the sum over all predictions of the batch."""
 
 
 class Task(Protocol):
@@ -19,17 +19,17 @@ class Task(Protocol):
 
     @property
     def classes(self) -> int | None:
-        """Width of an output's last dimension; None for that of the model's own output."""
+        """Width of an output's last dimension; None for the width of the model's own output."""
 
     @property
     def metrics(self) -> Sequence[str]:
-        """Names of what is counted beside the loss; the first says which snapshot is the best."""
+        """Names of the metrics besides the loss; the first decides which snapshot is best."""
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """What a head is trained by, and evaluated: a scalar, mean over the batch."""
+        """Compute the loss that trains and evaluates a head: a scalar, the mean over the batch."""
 
     def counts(self, output: Tensor, target: Tensor) -> Sequence[Tensor]:
-        """One scalar for each of :attr:`metrics`: a sum over all predictions of the batch."""
+        """Return one scalar for each of :attr:`metrics`: a sum over all predictions of the batch."""
 
     def votes(self, output: Tensor) -> Tensor:
-        """What the heads' ensemble sums over all heads, of the output's shape."""
+        """Return what the ensemble sums over all heads, with the shape of the output."""
