@@ -1,7 +1,7 @@
-"""All ranks compare what they were started with, before anything is trained.
+"""Checks before training that all ranks were started with the same options, model, code and data.
 
-Rank 0 publishes, every other rank compares and, where something differs, says what and both values. That
-becomes every rank's reason to end.
+Rank 0 publishes its values; every other rank compares and reports any difference with both values. That
+error ends every rank.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def check_same_options(
     """Refuse ranks that were started with other options or versions than rank 0.
 
     Args:
-        text: the options by name; references without the place of their files.
+        text: the options by name; references without their files' paths.
         control: the control plane.
-        own: names of those in which ranks may differ: where a rank computes, where its files lie (what is
-            in them is compared), what it shows.
+        own: names of options in which ranks may differ: where a rank computes, where its files are (their
+            contents are compared), what it shows.
 
     Raises:
-        UserError: names the options, or the packages, and both values.
+        UserError: options or package versions differ; names them and both values.
     """
     options = {k: v for k, v in text.items() if k not in own}
     _compare(
@@ -49,10 +49,10 @@ def check_same_options(
 
 
 def check_same_model(model: ModelDescription, control: ControlPlane) -> None:
-    """Refuse ranks whose model is not that of rank 0, such as those with another copy of its file.
+    """Refuse ranks whose model differs from rank 0's, for example because their copy of its file does.
 
     Raises:
-        UserError: says what of the model differs.
+        UserError: the models differ; says in what.
     """
     parts = {"its parameters": model.units[:12], "its code": (model.code or "pipelocal's")[:12]}
     mend = "copy the same file to every node"
@@ -63,14 +63,14 @@ def check_same_model(model: ModelDescription, control: ControlPlane) -> None:
 
 
 def check_same_code(code: Mapping[str, CodeDescription], control: ControlPlane) -> None:
-    """Refuse ranks that have other code of the user's own than rank 0; one may lack what it does not need.
+    """Refuse ranks whose user code differs from rank 0's; a rank may lack code that it does not need.
 
     Args:
-        code: of what options name by reference, by option.
+        code: description of the code that each option refers to, by option.
         control: the control plane.
 
     Raises:
-        UserError: names the options.
+        UserError: the code differs; names the options.
     """
     _compare(
         control,
@@ -84,10 +84,10 @@ def check_same_code(code: Mapping[str, CodeDescription], control: ControlPlane) 
 
 
 def check_same_data(fingerprint: str, own: str) -> None:
-    """Refuse a replica of the first stage that reads other data than rank 0.
+    """Refuse a replica of the first stage whose data differs from rank 0's.
 
     Raises:
-        UserError: they differ.
+        UserError: the fingerprints differ.
     """
     if fingerprint != own:
         raise UserError(
@@ -109,7 +109,7 @@ def _compare(
     world = control.world
     if world.size == 1:
         return
-    # As text: JSON has one for every value, and a NaN equals itself.
+    # Compare as JSON text, in which NaN equals itself.
     ours = {key: json.dumps(value) for key, value in own.items()}
     if world.rank == 0:
         control.put(f"alike/{about}", ours)

@@ -1,4 +1,4 @@
-"""Joins stages and edges: gives every stage of a rank its worker."""
+"""Connects stages and edges: builds a worker for each stage of a rank."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from pipelocal.transport.replicated import CollectingReceiver, DealingSender
 
 
 class Assembly:
-    """Makes the edges and the workers of one rank.
+    """Builds the edges and the workers of one rank.
 
     Args:
-        options: of the run.
+        options: the run's options.
         blueprint: the cut model.
         device: this rank's device.
-        batch_size: rows of the largest batch.
-        callbacks: are told what stages have done.
-        report: takes the records of the stages.
-        recorder: takes what stages and edges do, and when; None for nobody.
+        batch_size: number of rows in the largest batch.
+        callbacks: called with what stages have done.
+        report: receives the records of the stages.
+        recorder: receives what stages and edges do, and when; None to record nothing.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Assembly:
         self._freezing: dict[int, Freezing] = blueprint.recipe.freezing(blueprint.stages)
         edges = [self._contract(source, votes=True) for source in range(1, blueprint.stages)]
         self.votes = Votes.of(options.votes, edges)
-        """Whether the heads' votes travel."""
+        """Whether the heads' votes are sent over the edges."""
 
     def contract(self, source: int) -> Contract:
-        """The contract of the edge from stage ``source`` to the next."""
+        """Return the contract of the edge from stage ``source`` to the next."""
         return self._contract(source, votes=self.votes.travel)
 
     def _contract(self, source: int, *, votes: bool) -> Contract:
@@ -98,14 +98,14 @@ class Assembly:
         save: Save | None = None,
         reports: bool = True,
     ) -> list[Worker]:
-        """A worker per stage, with in-process edges between them.
+        """Build a worker per stage, with in-process edges between them.
 
         Args:
             stages: the rank's stages, in order.
-            incoming: what feeds the first of them.
-            outgoing: where the last one sends; None at the end of the network.
-            save: keeps a stage's snapshot; None where none will be taken.
-            reports: whether these workers report; of several replicas one does, for all.
+            incoming: what feeds the first stage.
+            outgoing: where the last stage sends; None at the end of the network.
+            save: saves a stage's snapshot; None if no snapshots are taken.
+            reports: whether these workers report; one of several replicas reports for all.
         """
         every = self._options.measure_bp_gap
         gap = None if every is None else BackPropagationGap(stages)
@@ -134,12 +134,12 @@ class Assembly:
     def remote_edges(
         self, world: World, control: ControlPlane, placement: Placement
     ) -> tuple[Receiver | None, Sender | None, ReplicaGroup | None]:
-        """What comes from the ranks before this one, what goes to those after it, and its replicas.
+        """Open the edges from the previous ranks and to the next ranks, and the group of replicas.
 
         Args:
             world: the ranks.
-            control: for the agreement on the contracts, and to learn of failures.
-            placement: who holds what.
+            control: used to agree on the contracts and to learn of failures.
+            placement: which rank holds which stages.
         """
         rank, options, seat = world.rank, self._options, placement.seat(world.rank)
         incoming, outgoing = self._links(placement, seat)
@@ -196,7 +196,7 @@ class Assembly:
     def _links(
         self, placement: Placement, seat: Seat
     ) -> tuple[dict[int, tuple[Link, Deal]], dict[int, tuple[Link, Deal]]]:
-        """The edges from the block before and to the next, by the replica there; with what they carry."""
+        """Return the edges to the previous and next blocks, by the replica there, with their contracts."""
         blocks, own = placement.blocks, seat.block.ranks[seat.replica]
         incoming: dict[int, tuple[Link, Deal]] = {}
         outgoing: dict[int, tuple[Link, Deal]] = {}
@@ -239,5 +239,5 @@ def _dealt(senders: dict[int, RemoteSender], placement: Placement, seat: Seat) -
 
 
 def edge_patience(timeout_s: float) -> float:
-    """How long an end of an edge waits, so that who hangs is known within ``--timeout``."""
+    """Return the seconds that an end of an edge waits, so that ``--timeout`` can name the hung rank."""
     return timeout_s - min(CAUSE_PATIENCE_S, timeout_s / 2)

@@ -1,4 +1,4 @@
-"""A cut model and the recipe of its stages: makes each stage, which a rank does for its own alone."""
+"""A cut model and the recipe for its stages, from which each rank builds its own stages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipelocal.stage.state import trained_names
 
 @dataclass(frozen=True, kw_only=True)
 class Blueprint:
-    """The cut model, of which a rank builds only its own stages."""
+    """A cut model; a rank builds only its own stages from it."""
 
     chain: Chain
     cuts: list[Cut]
@@ -38,15 +38,15 @@ class Blueprint:
 
     @classmethod
     def of(cls, chain: Chain, recipe: Recipe, *, target_shape: Shape = ()) -> Blueprint:
-        """An uncut model; holds no parameters.
+        """Make the blueprint of an uncut model; it holds no parameters.
 
         Args:
             chain: the model.
-            recipe: what its stages are made of.
+            recipe: how to build its stages.
             target_shape: shape of the labels of one sample.
 
         Raises:
-            UserError: a unit cannot be run.
+            UserError: a unit fails to run.
         """
         chain, shapes = chain.tried()
         wanted = recipe.task.classes
@@ -75,43 +75,43 @@ class Blueprint:
         return len(self.cuts)
 
     def cut_into(self, cuts: Sequence[Cut]) -> Blueprint:
-        """The same chain, cut otherwise."""
+        """Return the same chain with other cuts."""
         return replace(self, cuts=list(cuts))
 
     def cut_at(self, names: Sequence[str]) -> Blueprint:
-        """The same chain, cut before the units with these names."""
+        """Return the same chain, cut before the units with these names."""
         return self.cut_into(from_names(self.chain, names, what="a cut"))
 
     @property
     def cut_names(self) -> list[str]:
-        """The cuts as :meth:`cut_at` takes them."""
+        """The cuts in the form that :meth:`cut_at` takes."""
         return names_of(self.chain, self.cuts)
 
     @property
     def cut_text(self) -> str:
-        """The cuts as ``--cut`` takes them."""
+        """The cuts in the form that ``--cut`` takes."""
         return to_text(self.chain, self.cuts)
 
     def output_shape(self, stage: int) -> Shape:
-        """Shape of one row of a stage's output; of the samples for stage 0."""
+        """Return the shape of one row of a stage's output; for stage 0, of one sample."""
         return self.shapes[self.cuts[stage - 1].stop - 1] if stage else self.chain.input_shape
 
     def units(self, stage: int) -> str:
-        """The names of a stage's first and last unit."""
+        """Return the names of a stage's first and last unit, as text."""
         return self.cuts[stage - 1].describe(self.chain)
 
     def unit_names(self, stage: int) -> list[str]:
-        """The names of a stage's units."""
+        """Return the names of a stage's units."""
         cut = self.cuts[stage - 1]
         return [unit.name for unit in self.chain.units[cut.start : cut.stop]]
 
     def summary(self, source: int) -> Summary:
-        """How delta travels from stage ``source`` to the next."""
+        """Return how delta is encoded on the edge from stage ``source`` to the next."""
         seed = derive_seed(self.recipe.seed, "delta", source)
         return self.recipe.objective.delta_encoding(self.output_shape(source), seed)
 
     def place(self, number: int, *, total_steps: int = 1) -> Place:
-        """Where a stage stands."""
+        """Return a stage's place in the network."""
         return Place(
             number=number,
             stages=self.stages,
@@ -122,7 +122,7 @@ class Blueprint:
         )
 
     def head(self, stop: int, *, input_shape: Shape | None = None) -> nn.Module:
-        """The auxiliary head of a stage that ends before unit ``stop``."""
+        """Build the auxiliary head of a stage that ends before unit ``stop``."""
         chain = self.chain
         return build_head(
             self.recipe.head,
@@ -138,7 +138,7 @@ class Blueprint:
         )
 
     def build_parts(self, number: int, *, device: torch.device) -> tuple[nn.Sequential, nn.Module]:
-        """Build body and head of one stage, which depend on the seed and the units alone.
+        """Build the body and head of one stage; they depend only on the seed and the units.
 
         Raises:
             UserError: the head does not fit features and labels.
@@ -189,18 +189,18 @@ class Blueprint:
         total_updates: int | None = None,
         accumulate: int = 1,
     ) -> Stage:
-        """Build one stage with fresh parameters that depend on the seed and the units alone.
+        """Build one stage with fresh parameters that depend only on the seed and the units.
 
         Args:
-            number: of the stage, from 1.
-            device: where it computes.
+            number: the stage's number, from 1.
+            device: where the stage computes.
             total_steps: training batches of the run.
-            total_updates: updates of the run; by default as many.
-            accumulate: batches an update.
+            total_updates: updates of the run; by default one per batch.
+            accumulate: batches per update.
 
         Raises:
             UserError: the stage has nothing to train, its head does not fit features and labels, or
-                it has no closed form where ``--bp-free`` wants one.
+                it lacks the closed form that ``--bp-free`` needs.
         """
         recipe, compute = self.recipe, self.recipe.compute
         body, head = self.build_parts(number, device=device)

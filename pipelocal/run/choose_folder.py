@@ -1,4 +1,4 @@
-"""Which folder a run is written to: a new one, or that of a run to go on with."""
+"""Chooses the folder of a run: a new one, or that of a run to continue."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pipelocal.system.paths import check_path
 
 
 def choose_folder(spec: Spec, model: ModelDescription, *, earlier: str | None = None) -> RunFolder:
-    """The folder of a new run, which is not made yet, or that of the run to go on with.
+    """Return the folder of a new run, not yet created, or the folder of the run to continue.
 
     Args:
         spec: the run.
-        model: what its model is now.
-        earlier: folder of an attempt of this very run that failed; None on the first attempt.
+        model: the current description of its model.
+        earlier: folder of a failed attempt at this same run; None on the first attempt.
 
     Raises:
-        UserError: there is something already.
+        UserError: the folder already holds something else.
     """
     if spec.out is None and earlier is None:
         return _default(spec, model)
@@ -46,7 +46,7 @@ def choose_folder(spec: Spec, model: ModelDescription, *, earlier: str | None = 
 
 
 def _default(spec: Spec, model: ModelDescription) -> RunFolder:
-    """Without ``--out``: this very run, if it began and did not end, or the next free number."""
+    """Return the folder without ``--out``: that of this run if unfinished, or the next free number."""
     words = spec.text
     name = "-".join(_short(words[each]) for each in ("model", "data", "objective"))
     taken = [path for path in Path("runs").glob(f"{name}*") if _number_of(path, name)]
@@ -62,7 +62,7 @@ def _default(spec: Spec, model: ModelDescription) -> RunFolder:
 
 
 def _is_of(folder: RunFolder, spec: Spec, model: ModelDescription) -> bool:
-    """Whether a folder holds an unfinished run like this, whose code has not changed."""
+    """Return whether a folder holds this same run, unfinished and with unchanged code."""
     if not folder.unfinished:
         return False
     try:
@@ -99,7 +99,7 @@ def _how_to_train_more(folder: RunFolder, spec: Spec) -> str:
 
 
 def _number_of(path: Path, name: str) -> int:
-    """Of a path that :func:`_numbered` gives; 0 of another one."""
+    """Return the number in a path made by :func:`_numbered`; 0 for any other path."""
     if path.name == name:
         return 1
     match = re.fullmatch(re.escape(name) + r"-(\d+)", path.name)
@@ -107,5 +107,5 @@ def _number_of(path: Path, name: str) -> int:
 
 
 def _short(name: str) -> str:
-    """A name as a part of a folder's: of a reference, the file's or the package's."""
+    """Shorten a name for use in a folder's name: a reference becomes its file or package name."""
     return Path(name.partition(":")[0]).stem if is_reference(name) else name

@@ -1,4 +1,4 @@
-"""Options that exclude each other: one clear line each, before anything is started."""
+"""Refuses mutually exclusive options before anything is started, with one clear line each."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pipelocal.tasks import Classification
 
 
 def check_combinations(options: RunOptions, recipe: Recipe) -> None:
-    """Refuse what cannot go together.
+    """Refuse options that cannot be combined.
 
     Args:
-        options: of the run.
-        recipe: of its stages.
+        options: the run's options.
+        recipe: how to build its stages.
 
     Raises:
-        UserError: says what, and what to leave out.
+        UserError: options conflict; says which, and which to leave out.
     """
     _check_bp_free(options, recipe)
     _check_compile(options, recipe)
@@ -152,5 +152,5 @@ def _check_bp_free(options: RunOptions, recipe: Recipe) -> None:
 
 
 def exact(recipe: Recipe) -> bool:
-    """Whether stages differentiate twice."""
+    """Return whether stages differentiate twice."""
     return isinstance(recipe.objective, SGR) and recipe.objective.exact

@@ -1,4 +1,4 @@
-"""All connections of a rank, opened at once."""
+"""Opens all connections of a rank."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from pipelocal.transport.edge import Receiver, Sender
 from pipelocal.transport.groups import ReplicaGroup
 
 CONNECT_GRACE_S = 10.0
-"""Seconds that all connections together may take longer than the wait for one rank."""
+"""Seconds that opening all connections may take beyond the wait for one rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edges:
-    """What a rank is connected to."""
+    """The connections of a rank."""
 
     before: Receiver | None = None
-    """The rank, or ranks, before this one."""
+    """The edge from the previous rank or ranks."""
     after: Sender | None = None
-    """Those behind it."""
+    """The edge to the next rank or ranks."""
     group: ReplicaGroup | None = None
-    """The replicas of its stage."""
+    """The replicas of this rank's stage."""
 
 
 def connected(
@@ -45,35 +45,35 @@ def connected(
     patience_s: float,
     trace: bool = False,
 ) -> tuple[Edges, float]:
-    """Open the edges; a wait for a library that never ends is broken off.
+    """Open the edges; abort if a library call never returns.
 
     Args:
-        assembly: makes them.
-        placement: who holds what.
+        assembly: builds the edges.
+        placement: which rank holds which stages.
         world: the ranks.
         control: the control plane.
-        device: this rank's.
-        patience_s: how long to wait for one rank.
-        trace: whether to compare clocks, too.
+        device: this rank's device.
+        patience_s: seconds to wait for one rank.
+        trace: whether to compare clocks as well.
 
     Returns:
-        The edges, and the seconds that this rank's clock is behind that of rank 0.
+        The edges, and the seconds by which this rank's clock lags behind rank 0's.
 
     Raises:
-        UserError: the ranks do not reach each other.
+        UserError: the ranks cannot reach each other.
     """
     if world.size == 1:
         return Edges(), 0.0
 
     def open_all() -> tuple[Edges, float]:
-        if device.type == "cuda":  # every thread has a current device of its own
+        if device.type == "cuda":  # each thread has its own current device
             torch.cuda.set_device(device)
         _join(world)
         behind_s = seconds_behind_rank_0() if trace else 0.0
         before, after, group = assembly.remote_edges(world, control, placement)
         return Edges(before=before, after=after, group=group), behind_s
 
-    # What waits in it for a certain rank has the same patience, begins later, and tells more.
+    # Inner waits for a single rank have the same patience, start later and give a better error.
     timeout_s = patience_s + CONNECT_GRACE_S
     try:
         return breakable(open_all, check=control.check, timeout_s=timeout_s)
@@ -86,7 +86,7 @@ def connected(
 
 @contextmanager
 def joined(world: World, control: ControlPlane, patience_s: float) -> Iterator[None]:
-    """A process group of all ranks, for the time of a block."""
+    """Provide a process group of all ranks for the duration of a block."""
     timeout_s = patience_s + CONNECT_GRACE_S
     breakable(lambda: _join(world), check=control.check, timeout_s=timeout_s)
     yield
@@ -103,6 +103,6 @@ def _join(world: World) -> None:
 
 
 def disconnect(world: World) -> None:
-    """Give up what :func:`connected` opened, when all edges are closed."""
+    """Release what :func:`connected` opened, after all edges are closed."""
     if world.size > 1:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What the units and heads of a model cost in a run, and the cut that follows from it."""
+"""Measures what a model's units and heads cost in a run, and cuts the model accordingly."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class CutRequest:
     """Where the user wants the cut.
 
     Args:
-        stages: how many, where it is not said where.
-        cut: names of the units with which stages begin, or text as of ``--cut``; None if it is for the
-            partitioner.
-        partitioner: chooses it.
-        name: the partitioner's, for errors.
-        measured: whether the partitioner measures, so that another time it may choose otherwise.
+        stages: number of stages, if ``cut`` is not given.
+        cut: names of the units with which stages begin, or text as for ``--cut``; None to let the
+            partitioner choose.
+        partitioner: chooses the cut.
+        name: the partitioner's name, for errors.
+        measured: whether the partitioner measures, so that its choice may vary between runs.
         memory_limit: bytes that no stage may exceed; None for no limit.
         speeds: relative speed of each stage's device; None if they are equal.
     """
@@ -42,10 +42,10 @@ class CutRequest:
     speeds: tuple[float, ...] | None = None
 
     def first(self, chain: Chain, *, uncut: bool) -> list[Cut]:
-        """The cut that is known before anything is measured; equal numbers of units without a better one.
+        """Return the cut known before anything is measured; by default equal numbers of units.
 
         Raises:
-            UserError: the model cannot be cut like that.
+            UserError: the model cannot be cut that way.
         """
         if uncut:
             return by_count(chain, 1)
@@ -62,16 +62,16 @@ def partitioned(
     options: RunOptions,
     measure: Callable[[], CostModel],
 ) -> Blueprint:
-    """The blueprint, cut as the partitioner says; as it is where the user has said where.
+    """Cut the blueprint as the partitioner chooses; return it unchanged if the user gave the cut.
 
     Args:
-        blueprint: with the number of stages that is wanted.
-        request: what is wanted.
-        options: those of the run; replicas make a stage faster.
-        measure: finds out what units and heads cost, if somebody asks.
+        blueprint: the model, with the requested number of stages.
+        request: where the user wants the cut.
+        options: the run's options; replicas make a stage faster.
+        measure: measures what units and heads cost, when first asked.
 
     Raises:
-        UserError: no cut keeps the memory limit, or a partitioner of the user's own returns no cut.
+        UserError: no cut keeps within the memory limit, or a user's partitioner returns no cut.
     """
     if request.cut is not None or blueprint.recipe.uncut:
         return blueprint
@@ -90,16 +90,16 @@ def partitioned(
 def cost_model(
     blueprint: Blueprint, options: RunOptions, meter: Meter, *, batch_size: int
 ) -> CostModel:
-    """Cost every unit and every head that a cut could need.
+    """Measure the cost of every unit and of every head that a cut could need.
 
     Args:
         blueprint: the model.
-        options: those of the run; the window and the form of outputs matter.
-        meter: says how long things take.
-        batch_size: rows of a training batch.
+        options: the run's options; the window and the encoding of outputs matter.
+        meter: measures durations.
+        batch_size: number of rows in a training batch.
 
     Raises:
-        UserError: a unit or a head cannot be differentiated twice, as exact reconciliation wants it.
+        UserError: a unit or a head cannot be differentiated twice, as exact reconciliation requires.
     """
     recipe, chain = blueprint.recipe, blueprint.chain
     objective = recipe.objective

@@ -1,4 +1,4 @@
-"""An evaluation by itself: some data through all stages, wherever they are."""
+"""Stand-alone evaluation: runs data through all stages, wherever they are."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from pipelocal.stage.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """What came of an evaluation."""
+    """The result of an evaluation."""
 
     figures: dict[str, Any]
-    """Of the last head; ``stages`` has those of each."""
+    """Figures of the last head; ``stages`` holds those of each stage."""
     blueprint: Blueprint
     stages: list[Stage]
-    """Those of this rank."""
+    """This rank's stages."""
 
 
 def evaluate_stages(
@@ -50,11 +50,11 @@ def evaluate_stages(
     """Evaluate all heads; all ranks call it together.
 
     Args:
-        draw: the cut model, for data like this.
-        stages: those of this rank; None for new ones.
-        batches: opens the data, whose test part is met.
-        info: what the data is like; called by rank 0.
-        options: how tensors move and where is computed.
+        draw: returns the cut model for data like this.
+        stages: this rank's stages; None to build new ones.
+        batches: opens the data, whose test part is used.
+        info: returns the description of the data; called by rank 0.
+        options: how tensors are sent and where to compute.
         world: the ranks.
 
     Raises:
@@ -111,7 +111,7 @@ def evaluate_stages(
 def _shared(
     workers: list[Worker], blueprint: Blueprint, control: ControlPlane, *, writes: bool
 ) -> dict[str, Any]:
-    """Every stage's figures, the same on every rank."""
+    """Return every stage's figures, identical on every rank."""
     own = {}
     for worker in workers:
         reading = worker.evaluation.reading

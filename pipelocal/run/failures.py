@@ -1,4 +1,4 @@
-"""What a rank does when it, or another one, cannot go on: every rank ends and says the same reason."""
+"""Handles failures: when any rank cannot continue, every rank ends with the same reason."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from pipelocal.telemetry.actions import Recorder
 
 
 class RunUnderWay(Protocol):
-    """What of a run is needed to tell of its end."""
+    """The parts of a run that are needed to report its failure."""
 
     control: ControlPlane
 
     @property
     def recorder(self) -> Recorder:
-        """What this rank has done."""
+        """The record of what this rank has done."""
 
     @property
     def folder(self) -> RunFolder | None:
-        """That of the run, if it is made yet."""
+        """The run's folder, once it exists."""
 
     def trouble(self) -> StageError | None:
-        """What this rank knows to be wrong with its neighbours."""
+        """The known failure of a neighbouring rank, if any."""
 
 
 @contextmanager
 def failures_told(run: RunUnderWay) -> Iterator[None]:
-    """Make one rank's failure known to all; where another rank was first, raise its account."""
+    """Report this rank's failure to all ranks; if another rank failed first, raise its report."""
     try:
         yield
     except Interrupted as interrupted:
@@ -45,7 +45,7 @@ def failures_told(run: RunUnderWay) -> Iterator[None]:
         account, own = run.control.fail(error)
         _tell_last_actions(run, account)
         _keep_traceback(run, raised)
-        # What was given to all ranks alike, each of them can say by itself.
+        # An error in what all ranks were given is raised by each rank itself.
         same = isinstance(error, UserError) and account.endswith(str(error))
         if not own and not same:
             raise run.control.interruption(account) from raised
@@ -57,7 +57,7 @@ def failures_told(run: RunUnderWay) -> Iterator[None]:
 
 
 def _reason_behind(terminated: Terminated, run: RunUnderWay) -> BaseException:
-    """Torchrun sends SIGTERM when a rank is lost: then the lost connection tells the user more."""
+    """Return the cause of a SIGTERM: torchrun sends it when a rank is lost, so prefer that error."""
     patience = Patience(CAUSE_PATIENCE_S)
     while not patience.over() and run.control.failure() is None:
         if (trouble := run.trouble()) is not None:
@@ -67,7 +67,7 @@ def _reason_behind(terminated: Terminated, run: RunUnderWay) -> BaseException:
 
 
 def _tell_last_actions(run: RunUnderWay, account: str) -> None:
-    """On a stall, what this rank did last: who waits for whom."""
+    """Print this rank's last actions after a stall, to show who waits for whom."""
     if STALLED in account:
         lines = [f"pipelocal (rank {run.control.world.rank}): last actions, the newest last"]
         lines += [f"  {line}" for line in run.recorder.last_actions()]
@@ -75,9 +75,9 @@ def _tell_last_actions(run: RunUnderWay, account: str) -> None:
 
 
 def _keep_traceback(run: RunUnderWay, error: BaseException) -> None:
-    """Write down where an unforeseen error came from; the user sees one line of it."""
+    """Save the traceback of an unexpected error; the user sees one line of it."""
     cause = error.__cause__ if isinstance(error, PipelocalError) else error
     foreseen = PipelocalError | OSError | KeyboardInterrupt | Terminated
     if run.folder is not None and cause is not None and not isinstance(cause, foreseen):
-        with suppress(OSError):  # the error itself counts more
+        with suppress(OSError):  # the error itself matters more
             run.folder.write_traceback(run.control.world.rank, error)

@@ -1,4 +1,4 @@
-"""Whether a stage can do what a run asks of it, found out before anything is trained."""
+"""Checks before training that a stage supports what the run asks of it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pipelocal.stage.stage import Stage
 def check_stage_fits(
     stage: Stage, blueprint: Blueprint, spec: Spec, *, replicas: int, smallest_batch: int
 ) -> None:
-    """Try copies of a stage's parts.
+    """Try out copies of a stage's parts.
 
     Args:
-        stage: as it begins.
+        stage: the stage in its initial state.
         blueprint: the model.
         spec: the run.
-        replicas: how many the stage has.
-        smallest_batch: rows of the smallest training batch.
+        replicas: number of replicas of the stage.
+        smallest_batch: number of rows in the smallest training batch.
 
     Raises:
-        UserError: it cannot; names the unit and what to do.
+        UserError: the stage does not support the run; names the unit and the remedy.
     """
     number, x_shape = stage.number, blueprint.output_shape(stage.number - 1)
     if smallest_batch == 1 and number > 1:
@@ -40,7 +40,7 @@ def check_stage_fits(
 
 
 def _demands(spec: Spec, objective: Objective, replicas: int) -> Demands:
-    """What a run asks of a stage with this objective and so many replicas."""
+    """Return what a run asks of a stage with this objective and number of replicas."""
     options = spec.options
     reasons = {
         f"--objective {spec.text['objective']}": isinstance(objective, FirstOrderReconciliation),

@@ -1,4 +1,4 @@
-"""The whole model on every rank, from the stages that lie on each."""
+"""Gathers the whole model on every rank from the stages of all ranks."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from pipelocal.stage.state import plain_state
 def gather_model(
     blueprint: Blueprint, stages: Sequence[Stage], world: World, *, replicas: RunOptions
 ) -> nn.Module:
-    """The uncut model with the weights of all stages, on the CPU; all ranks call it together.
+    """Return the uncut model with all stages' weights, on the CPU; all ranks call it together.
 
     Args:
         blueprint: the cut model.
-        stages: those of this rank; none if nothing was trained yet.
+        stages: this rank's stages; empty if nothing has been trained yet.
         world: the ranks.
-        replicas: how many ranks each stage has.
+        replicas: number of ranks of each stage.
 
     Raises:
-        UserError: a module keeps extra state that is no tensor, which does not travel.
+        UserError: a module has extra state that is not a tensor and cannot be sent.
         Interrupted: another rank failed.
     """
     own = {stage.number: stage for stage in stages}
@@ -63,7 +63,7 @@ def _numbers(blueprint: Blueprint) -> range:
 def _weights(
     blueprint: Blueprint, number: int, own: dict[int, Stage]
 ) -> dict[str, dict[str, Tensor]]:
-    """Body and head of a stage by the whole model's names; of another rank's, tensors to be filled."""
+    """Return a stage's weights by the whole model's names; empty tensors for another rank's stage."""
     cut, cpu = blueprint.cuts[number - 1], torch.device("cpu")
     if number in own:
         body, head = own[number].body, own[number].head

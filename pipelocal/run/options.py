@@ -1,4 +1,4 @@
-"""The options that a run takes as they are, whatever is trained."""
+"""Options of a run that do not depend on what is trained."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RunOptions(
 
     @property
     def batches_an_update(self) -> int:
-        """Whichever replicas meet them."""
+        """Batches per update, summed over the replicas."""
         return self.accumulate * self.together
 
 

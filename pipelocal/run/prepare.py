@@ -1,4 +1,4 @@
-"""Before a run: rank 0 chooses the folder, reads the data and finds where to begin; the others are told."""
+"""Prepares a run: rank 0 chooses the folder, opens the data, finds the start and tells the other ranks."""
 
 from __future__ import annotations
 
@@ -29,41 +29,41 @@ from pipelocal.run.recovery import Start, find_start, forget_what_comes_again
 from pipelocal.run.spec import Spec
 
 FOLDER = "folder"
-"""Key of the run's folder, for the other ranks and for the attempts that follow."""
+"""Key of the run's folder, read by the other ranks and by later attempts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What rank 0 finds out and the others are told."""
+    """What rank 0 finds out and tells the other ranks."""
 
     folder: str
     steps_per_epoch: int = 0
     batch_size: int = 0
-    """Rows of the largest batch."""
+    """Number of rows in the largest batch."""
     smallest_batch: int = 0
-    """Rows of the smallest training batch."""
+    """Number of rows in the smallest training batch."""
     cut: list[str] = field(default_factory=list)
     """Names of the units with which the stages after the first begin."""
     replicas: list[int] = field(default_factory=list)
-    """Of every stage."""
+    """Number of replicas of every stage."""
     start: dict[str, Any] = field(default_factory=dict)
-    """Of :class:`~pipelocal.run.recovery.Start`."""
+    """Fields of :class:`~pipelocal.run.recovery.Start`."""
     data: str = ""
     """Fingerprint of the data that rank 0 reads."""
     finished: bool = False
-    """Whether an earlier attempt had come to its end, and lost a rank only then."""
+    """Whether an earlier attempt had finished before it lost a rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What a rank begins with."""
+    """What a rank starts with."""
 
     findings: Findings
     folder: RunFolder
     batches: Batches | None = None
-    """On rank 0; None on the others, and if nothing is left to do."""
+    """The data, on rank 0; None on other ranks, and if nothing is left to do."""
     description: Description | None = None
-    """Likewise."""
+    """The run's description, on rank 0; None on other ranks, and if nothing is left to do."""
 
 
 def prepare(
@@ -74,10 +74,10 @@ def prepare(
     world: World,
     control: ControlPlane,
 ) -> Prepared:
-    """Find out on rank 0, or wait until it has.
+    """Prepare the run on rank 0, or wait for rank 0 to do so.
 
     Raises:
-        UserError: the folder, the data or the snapshot to go on from cannot be used.
+        UserError: the folder, the data or the snapshot to continue from cannot be used.
         Interrupted: another rank failed.
     """
     if world.rank > 0:
@@ -103,8 +103,8 @@ def prepare(
         blueprint = blueprint.cut_at(cut)
         counts = _choose_replicas(spec, blueprint, costs, folder, world.size)
         spec = spec.resolved(replicas=replicas_text(counts))
-        check_combinations(spec.options, spec.recipe)  # of what was chosen, which nobody told
-        place(blueprint.stages, world.size, counts)  # which refuses ranks that do not fit
+        check_combinations(spec.options, spec.recipe)  # includes the replicas chosen here
+        place(blueprint.stages, world.size, counts)  # refuses a number of ranks that does not fit
         start = find_start(folder, spec, blueprint, cut, description, batches.steps_per_epoch)
         facts = Findings(
             folder=str(folder.path),
@@ -121,12 +121,12 @@ def prepare(
 
 
 def _earlier_folder(world: World) -> str | None:
-    """Where the attempt before this one was, if torchrun has started all ranks anew."""
+    """Return the folder of the previous attempt, if torchrun has restarted all ranks."""
     return world.lasting.get(FOLDER).decode() if world.lasting.check([FOLDER]) else None
 
 
 def _finished_before(spec: Spec, earlier: str | None, world: World) -> RunFolder | None:
-    """This very run, if it had come to its end when a rank was lost, so that torchrun began anew."""
+    """Return this run's folder if the run had finished before a lost rank made torchrun restart."""
     path = spec.out or earlier
     if path is None or not world.restarted:
         return None
@@ -137,10 +137,10 @@ def _finished_before(spec: Spec, earlier: str | None, world: World) -> RunFolder
 
 
 def begin(prepared: Prepared, spec: Spec, start: Start, control: ControlPlane) -> RunFolder:
-    """Make the folder on rank 0, or go on in it; without ``--out`` its number may be another one by now.
+    """Create or reopen the folder on rank 0; without ``--out`` its number may have changed by now.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: the folder cannot be created.
         Interrupted: another rank failed.
     """
     folder = prepared.folder
@@ -157,9 +157,9 @@ def begin(prepared: Prepared, spec: Spec, start: Start, control: ControlPlane) -
 def _choose_cut(
     spec: Spec, blueprint: Blueprint, costs: Callable[[], CostModel], folder: RunFolder
 ) -> list[str]:
-    """Where to cut, for all ranks: measured by this one where the options ask for it."""
+    """Choose the cut for all ranks, measuring on this rank if the options ask for it."""
     if spec.cut.measured and folder.goes_on:
-        before = folder.options().get("cut")  # another measurement need not come out the same
+        before = folder.options().get("cut")  # a new measurement may give another cut
         if before is not None:
             return names_of(blueprint.chain, from_text(blueprint.chain, before))
     return partitioned(blueprint, spec.cut, spec.options, costs).cut_names
@@ -172,12 +172,12 @@ def _choose_replicas(
     folder: RunFolder,
     ranks: int,
 ) -> list[int]:
-    """The replicas of every stage: as the options say, or by measured times for the ranks there are."""
+    """Choose every stage's replicas: as the options say, or by measured times for the available ranks."""
     counts = spec.options.replica_counts(blueprint.stages)
     if counts is not None:
         return counts
     if folder.goes_on:
-        text = folder.options().get("replicas", "1")  # another measurement may differ
+        text = folder.options().get("replicas", "1")  # a new measurement may differ
         before = parse_replicas("--replicas", text, blueprint.stages)
         if before is not None and (sum(before) == ranks or ranks == 1):
             return before

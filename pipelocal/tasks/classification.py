@@ -14,7 +14,7 @@ from pipelocal.tasks.task import Loss, Metric
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """Cross entropy of logits ``[B, ..., classes]`` and labels ``[B, ...]``, int64; counts correct predictions.
+    """Cross entropy of logits ``[B, ..., classes]`` and labels ``[B, ...]``, int64, with accuracy.
 
     Args:
         classes: number of classes, with labels ``0 .. classes - 1``; by default the width of the
