@@ -426,6 +426,12 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fit_of(stages=2, input_shape=(7,)),
         "input_shape=(7,), and the data has (6,)",
     ),
+    "dtype": (
+        lambda: pl.Pipeline(pl.Chain.from_sequential(layers(), input_shape=(6,)), stages=2).fit(
+            DataLoader(TensorDataset(X.long(), Y), 10), epochs=1
+        ),
+        "the model takes torch.float32, and the data has torch.int64",
+    ),
     "not known": (lambda: pl.Pipeline(layers(), stages=2).module(), "give Pipeline(input_shape=)"),
     "loss and task": (
         lambda: pl.Pipeline(layers(), stages=2, task=pl.tasks.Classification(), loss=nn.NLLLoss()),

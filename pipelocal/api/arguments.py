@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from pipelocal.options import check_values
 from pipelocal.partition.partitioners import PARTITIONERS, Partitioner
 from pipelocal.run.costs import CutRequest
 from pipelocal.run.options import RunOptions
+from pipelocal.stage.lr_schedule import LR_SCHEDULES, scheduled
+from pipelocal.stage.recipe import ScheduleBuilder
 from pipelocal.system.describing import described
 from pipelocal.tasks import Classification, Loss, Task
 
@@ -29,6 +32,13 @@ def default_optimizer(named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.
     """Make the optimizer that the command line uses by default."""
     parameters = [parameter for _, parameter in named]
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
+def schedule_of(schedule: ScheduleBuilder | str | None) -> ScheduleBuilder | None:
+    """Return what builds learning-rate schedules; a name stands for a ready one."""
+    if not isinstance(schedule, str):
+        return schedule
+    return partial(scheduled, factor=LR_SCHEDULES.get(schedule))
 
 
 def task_of(task: Task | None, loss: Loss | None) -> Task:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from pipelocal.api.arguments import (
     cut_of,
     default_optimizer,
-    described_model,
     options_of,
+    schedule_of,
     task_of,
 )
+from pipelocal.api.definition import Definition
 from pipelocal.checkpoint.description import Description
 from pipelocal.checkpoint.pick_snapshot import read_weights
 from pipelocal.data.dataset import DataInfo
@@ -37,12 +37,9 @@ from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.combinations import check_combinations
 from pipelocal.run.evaluation import evaluate_stages
 from pipelocal.run.gather import gather_model
-from pipelocal.run.options import RunOptions
 from pipelocal.run.run import Run
-from pipelocal.run.spec import Spec
 from pipelocal.run.train import run_training
 from pipelocal.seeding import seeded, undone
-from pipelocal.stage.lr_schedule import LR_SCHEDULES, scheduled
 from pipelocal.stage.recipe import OptimizerBuilder, Recipe, ScheduleBuilder
 from pipelocal.stage.stage import Stage
 from pipelocal.stage.state import load_stage_weights, stage_state
@@ -51,10 +48,6 @@ from pipelocal.system.streams import tell
 from pipelocal.tasks import Loss, Task
 
 Fitted = tuple[Blueprint, list[Stage]]
-
-
-ANYWHERE = frozenset({"stages", "cut", "balance", "memory_limit", "speeds", "out"})
-"""Recorded arguments that do not change the bits, like the command-line options of the same names."""
 
 
 P = ParamSpec("P")
@@ -127,41 +120,41 @@ class Pipeline:
         seed: int = 0,
         **options: Any,
     ) -> None:
-        self._model = model
-        self._input_shape = None if input_shape is None else tuple(input_shape)
-        self._options = options_of(options)
-        self._text: dict[str, Any] = {
-            "stages": stages,
-            "cut": None if cut is None else ",".join(cut),
-            "balance": balance if isinstance(balance, str) else described(balance),
-            "task": described(task),
-            "loss": described(loss),
-            "head": head if isinstance(head, str) else described(head),
-            "objective": described(objective),
-            "optimizer": described(optimizer),
-            "schedule": described(schedule),
-            "clip_norm": clip_norm,
-            "ema": ema,
-            "seed": seed,
-        }
-        objective = as_recipe(SGR() if objective is None else objective)
-        self._cut = cut_of(stages, cut, balance, memory_limit, speeds)
-        named = isinstance(schedule, str)
-        if isinstance(schedule, str):
-            schedule = partial(scheduled, factor=LR_SCHEDULES.get(schedule))
-        self._recipe = Recipe(
+        chosen = options_of(options)
+        recipe = Recipe(
             task=task_of(task, loss),
             head=HEADS.later(head) if isinstance(head, str) else head,
-            objective=objective,
+            objective=as_recipe(SGR() if objective is None else objective),
             optimizer=default_optimizer if optimizer is None else optimizer,
-            schedule=schedule,
-            counts_batches=named,
+            schedule=schedule_of(schedule),
+            counts_batches=isinstance(schedule, str),
             clip=clip_norm,
             ema=ema,
             seed=seed,
-            compute=self._options,
+            compute=chosen,
         )
-        check_combinations(self._options, self._recipe)
+        check_combinations(chosen, recipe)
+        self._given = Definition(
+            model=model,
+            input_shape=None if input_shape is None else tuple(input_shape),
+            recipe=recipe,
+            cut=cut_of(stages, cut, balance, memory_limit, speeds),
+            options=chosen,
+            text={
+                "stages": stages,
+                "cut": None if cut is None else ",".join(cut),
+                "balance": described(balance),
+                "task": described(task),
+                "loss": described(loss),
+                "head": described(head),
+                "objective": described(objective),
+                "optimizer": described(optimizer),
+                "schedule": described(schedule),
+                "clip_norm": clip_norm,
+                "ema": ema,
+                "seed": seed,
+            },
+        )
         self._world: World | None = None
         self._runs = 0
         self._fitted: Fitted | None = None
@@ -207,18 +200,18 @@ class Pipeline:
             Interrupted: another rank failed.
         """
         options = replace(
-            self._options,
+            self._given.options,
             epochs=epochs,
             max_steps=max_steps,
             evaluate_every=evaluate_every,
             resume=resume,
             accept_changes=accept_changes,
-            keep_snapshots=self._options.keep_snapshots if out is not None else 0,
+            keep_snapshots=self._given.options.keep_snapshots if out is not None else 0,
         )
         check_values(options)
-        text = self._written(options, train)
+        text = self._given.written(options, train)
         run, summary = run_training(
-            partial(self._spec, options, text, train, test, out, tuple(callbacks)),
+            partial(self._given.spec, options, text, train, test, out, tuple(callbacks)),
             text=text,
             own=names_that(options, "alike"),
             patience_s=options.start_timeout,
@@ -246,9 +239,9 @@ class Pipeline:
                 f"{run} holds no weights: give the folder of a run that took snapshots, or ended"
             )
         info = Description.read(found.chosen.run).info
-        blueprint = self._draw(info).cut_at(found.chosen.manifest.cut)
+        blueprint = self._given.draw(info).cut_at(found.chosen.manifest.cut)
         placement = place(blueprint.stages, world.size, self._replicas(blueprint))
-        device = world.device(self._options.device)
+        device = world.device(self._given.options.device)
         stages = []
         for number in placement.seat(world.rank).block.stages:
             stage = blueprint.build_stage(number, device=device, total_steps=1)
@@ -270,14 +263,14 @@ class Pipeline:
             figures for each stage.
         """
         world = self._next_world()
-        batches = partial(LoaderBatches, None, loader, seed=self._recipe.seed)
+        batches = partial(LoaderBatches, None, loader, seed=self._given.recipe.seed)
         blueprint, stages = self._fitted or (None, None)
         result = evaluate_stages(
-            lambda info: blueprint or self._draw(info),
+            lambda info: blueprint or self._given.draw(info),
             stages,
             batches,
-            info=self._info_of(batches),
-            options=self._options,
+            info=self._given.info_of(batches),
+            options=self._given.options,
             world=world,
         )
         self._fitted = (result.blueprint, result.stages)
@@ -292,9 +285,9 @@ class Pipeline:
         """
         world = self._next_world()
         if self._fitted is None:
-            self._fitted = (self._draw(self._known_info()), [])
+            self._fitted = (self._given.draw(self._given.known_info()), [])
         blueprint, stages = self._fitted
-        return gather_model(blueprint, stages, world, replicas=self._options)
+        return gather_model(blueprint, stages, world, replicas=self._given.options)
 
     @leaving_torch_as_it_was
     def step(self, x: Tensor, target: Tensor) -> dict[str, Any]:
@@ -319,7 +312,7 @@ class Pipeline:
             )
         stages = self._local_stages(x, target)
         blueprint, steps = self._blueprint, stages[0].steps
-        every = self._recipe.objective.reconcile_every
+        every = self._given.recipe.objective.reconcile_every
         delta: Tensor | None = None
         reconciles = every is not None and steps % every == 0
         device = next(stages[0].body.parameters(), x).device
@@ -346,7 +339,7 @@ class Pipeline:
         return self._fitted[0]
 
     def _replicas(self, blueprint: Blueprint) -> list[int]:
-        return self._options.replica_counts(blueprint.stages) or [1]
+        return self._given.options.replica_counts(blueprint.stages) or [1]
 
     def _local_stages(self, x: Tensor, target: Tensor) -> list[Stage]:
         """Return all stages, building them on the first call."""
@@ -354,111 +347,23 @@ class Pipeline:
             info = DataInfo(
                 name="own",
                 sample_shape=tuple(x.shape[1:]),
-                classes=self._recipe.task.classes or 1,
+                classes=self._given.recipe.task.classes or 1,
                 target_shape=tuple(target.shape[1:]),
                 sample_dtype=x.dtype,
             )
-            self._fitted = (self._draw(info), [])
+            self._fitted = (self._given.draw(info), [])
         blueprint, stages = self._fitted
         if len(stages) < blueprint.stages:
-            device = World.alone().device(self._options.device)
+            device = World.alone().device(self._given.options.device)
             plain = replace(blueprint, recipe=replace(blueprint.recipe, schedule=None))
             stages = [
                 plain.build_stage(
-                    number, device=device, total_steps=1, accumulate=self._options.accumulate
+                    number, device=device, total_steps=1, accumulate=self._given.options.accumulate
                 )
                 for number in range(1, blueprint.stages + 1)
             ]
             self._fitted = (blueprint, stages)
         return stages
-
-    def _spec(
-        self,
-        options: RunOptions,
-        text: Mapping[str, Any],
-        train: Loader,
-        test: Loader | None,
-        out: str | None,
-        callbacks: tuple[Callback, ...],
-    ) -> Spec:
-        opened: list[LoaderBatches] = []
-
-        def batches() -> LoaderBatches:
-            if not opened:
-                opened.append(LoaderBatches(train, test, seed=self._recipe.seed))
-            return opened[0]
-
-        return Spec(
-            recipe=replace(self._recipe, compute=options),
-            options=options,
-            cut=self._cut,
-            chain=self._chain,
-            info=self._info_of(batches),
-            batches=batches,
-            describe_model=described_model,
-            text=text,
-            defaults=text,
-            references={},
-            named=frozenset(),
-            anywhere=names_that(options, "of_the_bits") | ANYWHERE,
-            own=names_that(options, "alike"),
-            out=out,
-            keeps=out is not None,
-            callbacks=callbacks,
-        )
-
-    def _written(self, options: RunOptions, train: Loader) -> dict[str, Any]:
-        """Describe a run for its folder; this alone is not enough to recreate the run."""
-        model = self._model
-        return {
-            "python": True,
-            "model": type(model).__name__,
-            "data": type(getattr(train, "dataset", train)).__name__,
-            "batch_size": getattr(train, "batch_size", None),
-            **self._text,
-            **asdict(options),
-        }
-
-    def _info_of(self, batches: Callable[[], LoaderBatches]) -> Callable[[], DataInfo]:
-        return lambda: batches().info(self._recipe.task.classes)
-
-    def _known_info(self) -> DataInfo:
-        shape = self._model.input_shape if isinstance(self._model, Chain) else self._input_shape
-        if shape is None:
-            raise UserError(
-                "the model's input shape is not known before it has seen data: give Pipeline(input_shape=)"
-            )
-        dtype = self._model.input_dtype if isinstance(self._model, Chain) else torch.float32
-        return DataInfo(name="own", sample_shape=shape, classes=1, sample_dtype=dtype)
-
-    def _chain(self, info: DataInfo) -> Chain:
-        """Return the model for samples like these."""
-        if isinstance(self._model, Chain):
-            if self._model.input_shape != info.sample_shape:
-                raise UserError(
-                    f"the model is made for samples {list(self._model.input_shape)}, and the data has "
-                    f"{list(info.sample_shape)}: give Chain.from_module(input_shape={info.sample_shape})"
-                )
-            return self._model
-        if not isinstance(self._model, nn.Sequential):
-            raise UserError(
-                f"model: {type(self._model).__name__} is no nn.Sequential: give "
-                f"pipelocal.Chain.from_module(model, units=[...], input_shape={info.sample_shape}), with the "
-                f"names of the submodules that are called in a row"
-            )
-        if self._input_shape not in (None, info.sample_shape):
-            raise UserError(
-                f"input_shape={self._input_shape}, and the data has {info.sample_shape}: leave it out"
-            )
-        return Chain.from_sequential(
-            self._model, input_shape=info.sample_shape, input_dtype=info.sample_dtype
-        )
-
-    def _draw(self, info: DataInfo) -> Blueprint:
-        """Return the cut model; a cut that has yet to be measured has equal numbers of units for now."""
-        chain = self._chain(info)
-        cuts = self._cut.first(chain, uncut=self._recipe.uncut)
-        return Blueprint.of(chain, self._recipe, target_shape=info.target_shape).cut_into(cuts)
 
     def _take(self, run: Run) -> None:
         self._fitted = (run.blueprint, run.stages)
@@ -475,7 +380,7 @@ class Pipeline:
     def _next_world(self) -> World:
         """Return the ranks, with a part of their store reserved for the coming call."""
         if self._world is None:
-            self._world = World.from_environment(start_timeout_s=self._options.start_timeout)
+            self._world = World.from_environment(start_timeout_s=self._given.options.start_timeout)
             if self._world.size > 1:
                 end_plainly(self._world.rank)
         self._runs += 1

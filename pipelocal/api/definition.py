@@ -1,0 +1,160 @@
+"""What a Pipeline was given, and the models and runs that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelocal.api.arguments import described_model
+from pipelocal.data.dataset import DataInfo
+from pipelocal.data.loader import Loader, LoaderBatches
+from pipelocal.errors import UserError
+from pipelocal.models import Chain
+from pipelocal.options import names_that
+from pipelocal.pipeline.callbacks import Callback
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.costs import CutRequest
+from pipelocal.run.options import RunOptions
+from pipelocal.run.spec import Spec
+from pipelocal.stage.recipe import Recipe
+
+ANYWHERE = frozenset({"stages", "cut", "balance", "memory_limit", "speeds", "out"})
+"""Recorded arguments that do not change the bits, like the command-line options of the same names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Definition:
+    """The arguments of a Pipeline; holds no ranks and nothing trained.
+
+    Args:
+        model: the network.
+        input_shape: shape of one sample; None to take it from the data.
+        recipe: what every stage is made of.
+        cut: where the network is to be cut.
+        options: options of all runs.
+        text: the arguments as plain values.
+    """
+
+    model: nn.Sequential | Chain
+    input_shape: tuple[int, ...] | None
+    recipe: Recipe
+    cut: CutRequest
+    options: RunOptions
+    text: Mapping[str, Any]
+
+    def spec(
+        self,
+        options: RunOptions,
+        text: Mapping[str, Any],
+        train: Loader,
+        test: Loader | None,
+        out: str | None,
+        callbacks: tuple[Callback, ...],
+    ) -> Spec:
+        """Describe one training run.
+
+        Args:
+            options: options of this run.
+            text: what the run folder records, from :meth:`written`.
+            train: training data.
+            test: test data; None for no evaluation.
+            out: run folder; None to write nothing.
+            callbacks: called on this rank.
+        """
+        opened: list[LoaderBatches] = []
+
+        def batches() -> LoaderBatches:
+            if not opened:
+                opened.append(LoaderBatches(train, test, seed=self.recipe.seed))
+            return opened[0]
+
+        return Spec(
+            recipe=replace(self.recipe, compute=options),
+            options=options,
+            cut=self.cut,
+            chain=self.chain,
+            info=self.info_of(batches),
+            batches=batches,
+            describe_model=described_model,
+            text=text,
+            defaults=text,
+            references={},
+            named=frozenset(),
+            anywhere=names_that(options, "of_the_bits") | ANYWHERE,
+            own=names_that(options, "alike"),
+            out=out,
+            keeps=out is not None,
+            callbacks=callbacks,
+        )
+
+    def written(self, options: RunOptions, train: Loader) -> dict[str, Any]:
+        """Describe a run for its folder; this alone is not enough to recreate the run."""
+        model = self.model
+        return {
+            "python": True,
+            "model": type(model).__name__,
+            "data": type(getattr(train, "dataset", train)).__name__,
+            "batch_size": getattr(train, "batch_size", None),
+            **self.text,
+            **asdict(options),
+        }
+
+    def info_of(self, batches: Callable[[], LoaderBatches]) -> Callable[[], DataInfo]:
+        """Return a function that describes one sample of the data."""
+        return lambda: batches().info(self.recipe.task.classes)
+
+    def known_info(self) -> DataInfo:
+        """Describe one sample without data.
+
+        Raises:
+            UserError: nobody has given its shape.
+        """
+        shape = self.model.input_shape if isinstance(self.model, Chain) else self.input_shape
+        if shape is None:
+            raise UserError(
+                "the model's input shape is not known before it has seen data: give Pipeline(input_shape=)"
+            )
+        dtype = self.model.input_dtype if isinstance(self.model, Chain) else torch.float32
+        return DataInfo(name="own", sample_shape=shape, classes=1, sample_dtype=dtype)
+
+    def chain(self, info: DataInfo) -> Chain:
+        """Return the model for samples like these.
+
+        Raises:
+            UserError: the model is for other samples, or cannot be cut.
+        """
+        if isinstance(self.model, Chain):
+            if self.model.input_shape != info.sample_shape:
+                raise UserError(
+                    f"the model is made for samples {list(self.model.input_shape)}, and the data has "
+                    f"{list(info.sample_shape)}: give Chain.from_module(input_shape={info.sample_shape})"
+                )
+            if self.model.input_dtype != info.sample_dtype:
+                raise UserError(
+                    f"the model takes {self.model.input_dtype}, and the data has {info.sample_dtype}: give "
+                    f"Chain.from_module(input_dtype={info.sample_dtype})"
+                )
+            return self.model
+        if not isinstance(self.model, nn.Sequential):
+            raise UserError(
+                f"model: {type(self.model).__name__} is no nn.Sequential: give "
+                f"pipelocal.Chain.from_module(model, units=[...], input_shape={info.sample_shape}), with the "
+                f"names of the submodules that are called in a row"
+            )
+        if self.input_shape not in (None, info.sample_shape):
+            raise UserError(
+                f"input_shape={self.input_shape}, and the data has {info.sample_shape}: leave it out"
+            )
+        return Chain.from_sequential(
+            self.model, input_shape=info.sample_shape, input_dtype=info.sample_dtype
+        )
+
+    def draw(self, info: DataInfo) -> Blueprint:
+        """Return the cut model; a cut that has yet to be measured has equal numbers of units for now."""
+        chain = self.chain(info)
+        cuts = self.cut.first(chain, uncut=self.recipe.uncut)
+        return Blueprint.of(chain, self.recipe, target_shape=info.target_shape).cut_into(cuts)
