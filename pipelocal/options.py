@@ -10,7 +10,7 @@ its use: bounds, and what a run and its ranks may differ in, are said where the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -37,8 +37,13 @@ class Limits:
     why: str = ""
     """Where the most comes from, if it is not plain."""
 
-    def check(self, name: str, value: float) -> None:
+    def check(self, name: str, value: float, *, given: str | None = None) -> None:
         """Refuse a value, NaN included.
+
+        Args:
+            name: of the option's field.
+            value: of it, or a part of it.
+            given: all of it, as it was given, where the value is a part.
 
         Raises:
             UserError: names option, value and bound.
@@ -52,7 +57,8 @@ class Limits:
             text = f"must be at least {self.least}"
         else:
             text = f"must be at most {self.most}"
-        raise UserError(f"{option_name(name)} {value}: {text}{self.why and f' ({self.why})'}")
+        shown = value if given is None else given
+        raise UserError(f"{option_name(name)} {shown}: {text}{self.why and f' ({self.why})'}")
 
 
 def positive(most: float, why: str = "") -> Limits:
@@ -63,6 +69,53 @@ def positive(most: float, why: str = "") -> Limits:
 BATCHES = Limits(1, MOST_BATCHES)
 SHARE = Limits(POSITIVE, 1, "a number above 0, to 1")
 PATIENCE = positive(1e6, "seconds: eleven days")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that may stand behind a name, as 4 in ``powersgd=4``."""
+
+    default: float
+    """Without one; a whole number if the others are too."""
+    limits: Limits
+
+
+def without_number(text: str) -> str:
+    """The name in front of ``=`` and a number; ``=`` in the path of a reference is a part of it."""
+    place, colon, name = text.rpartition(":")
+    return place + colon + name.partition("=")[0]
+
+
+def numbers_of(name: str, text: str | None, known: Mapping[str, Number]) -> dict[str, float]:
+    """What text such as ``powersgd=4`` says of all that take a number, the rest at their defaults.
+
+    Args:
+        name: of the option's field.
+        text: a name with a number behind it, or none.
+        known: the numbers, by the names that take one.
+
+    Raises:
+        UserError: names the option and what is wanted.
+    """
+    numbers = {each: number.default for each, number in known.items()}
+    chosen = without_number(text or "")
+    if text is None or chosen == text:
+        return numbers
+    given = text[len(chosen) + 1 :]
+    if chosen not in known:
+        such = " and ".join(known)
+        raise UserError(f"{option_name(name)} {text}: a number is for {such} alone: give {chosen}")
+    whole = isinstance(known[chosen].default, int)
+    try:
+        value = int(given) if whole else float(given)
+    except ValueError:
+        kind = "a whole number" if whole else "a number"
+        example = f"{chosen}={known[chosen].default}"
+        raise UserError(
+            f"{option_name(name)} {text}: give {kind} behind {chosen}=, such as {example}"
+        ) from None
+    known[chosen].limits.check(name, value, given=text)
+    return {**numbers, chosen: value}
 
 
 def option(

@@ -54,7 +54,7 @@ def methods(shares: Sequence[float], ranks: Sequence[int]) -> list[Method]:
         *(
             Method(
                 name=f"powersgd, rank {rank}",
-                options=("--compress", "powersgd", "--compress-rank", str(rank)),
+                options=("--compress", f"powersgd={rank}"),
             )
             for rank in ranks
         ),
@@ -62,7 +62,7 @@ def methods(shares: Sequence[float], ranks: Sequence[int]) -> list[Method]:
         *(
             Method(
                 name=f"sparse-sign {share:g}",
-                options=("--compress", "sparse-sign", "--compress-share", f"{share:g}"),
+                options=("--compress", f"sparse-sign={share:g}"),
             )
             for share in shares
         ),

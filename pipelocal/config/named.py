@@ -10,10 +10,12 @@ from pipelocal.heads import HEADS
 from pipelocal.models import MODELS
 from pipelocal.objective import DISTANCES, OBJECTIVES, WEIGHT_SCHEDULES
 from pipelocal.objective.delta_encoding import SUMMARIES
+from pipelocal.options import Number, numbers_of, without_number
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.references import is_reference, plain_name
 from pipelocal.registry import Registry
 from pipelocal.replicas.compression import COMPRESSIONS
+from pipelocal.replicas.options import NUMBERS as COMPRESSION_NUMBERS
 from pipelocal.stage.lr_schedule import LR_SCHEDULES
 from pipelocal.stage.optimizers import OPTIMIZERS
 from pipelocal.transport.packing import PACKINGS
@@ -34,6 +36,9 @@ REGISTRIES: dict[str, Registry[Any]] = {
 }
 """What knows the names, by option."""
 
+NUMBERS: dict[str, dict[str, Number]] = {"compress": COMPRESSION_NUMBERS}
+"""The options in which a number may stand behind a name."""
+
 WHERE_NEEDED = {"model", "head", "balance"}
 """Options whose references are imported only where they are needed: the model when the data are known, a
 head by no rank of the last stage alone, a partitioner by rank 0."""
@@ -49,6 +54,10 @@ def check_names(config: TrainConfig) -> None:
         name = getattr(config, option)
         if name is None:
             continue
+        if option in NUMBERS:
+            registry.check(without_number(name))
+            numbers_of(option, name, NUMBERS[option])
+            name = without_number(name)
         if option in WHERE_NEEDED:
             registry.check(name)
         else:

@@ -8,12 +8,8 @@ from typing import Any
 
 from pipelocal.config.train import TrainConfig
 from pipelocal.errors import UserError
+from pipelocal.run.earlier import TAKEN_AWAY, as_of_now
 from pipelocal.system import toml as system_toml
-
-TAKEN_AWAY = {
-    "rank_order": "ranks hold the stages in order",
-}
-"""Options of earlier versions, and what holds in their place. The run folders of those versions name them."""
 
 
 def load_toml(path: str, *, what: str = "--config ") -> TrainConfig:
@@ -27,12 +23,14 @@ def read_toml(path: str, *, what: str = "--config ") -> dict[str, Any]:
     Args:
         path: of the file.
         what: stands before its path in errors: the option that names it, or nothing for a run folder's
-            own, in which options that were taken away are passed over.
+            own, which may be of an earlier version.
 
     Raises:
         UserError: no such file, no valid TOML, an unknown name or a value of the wrong type.
     """
     values = system_toml.read_toml(path, what=what)
+    if not what:
+        values = as_of_now(values)
     known = {field.name: field for field in fields(TrainConfig)}
     del known["config"]  # a file names no further one
     options: dict[str, Any] = {}
@@ -43,8 +41,6 @@ def read_toml(path: str, *, what: str = "--config ") -> dict[str, Any]:
                 f"{what}{path}: options stand in no table such as [{key}]: leave its heading out"
             )
         if name in TAKEN_AWAY:
-            if not what:
-                continue
             raise UserError(
                 f"{what}{path}: there is no option '{key}' any more ({TAKEN_AWAY[name]}): leave it out"
             )

@@ -6,6 +6,7 @@ from functools import partial
 
 from torch.nn.parallel import DistributedDataParallel
 
+from pipelocal.options import without_number
 from pipelocal.replicas.averaging import DataParallel
 from pipelocal.replicas.compression import compress
 from pipelocal.replicas.hook import Compression
@@ -52,11 +53,12 @@ def _register(
     how: ReplicaOptions, group: ReplicaGroup, seed: int, ddp: DistributedDataParallel
 ) -> Compression:
     assert how.compress is not None
+    numbers = how.compress_numbers
     return compress(
         ddp,
-        how.compress,
+        without_number(how.compress),
         group.device,
         seed=seed,
-        share=how.compress_share,
-        rank=how.compress_rank,
+        share=numbers["sparse-sign"],
+        rank=int(numbers["powersgd"]),
     )

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelocal.options import SHARE, Limits, option
+from pipelocal.options import SHARE, Limits, Number, numbers_of, option
+
+NUMBERS = {"sparse-sign": Number(0.1, SHARE), "powersgd": Number(2, Limits(1, 10**6))}
+"""What ``--compress`` takes behind a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +24,17 @@ class ReplicaOptions:
     shares the optimizer's state out over them)."""
     compress: str | None = None
     """What replicas send each other of their gradients, with ddp: bf16 (over gloo gathered, which saves
-    with 2 or 3 replicas only), powersgd, sign or sparse-sign; all but bf16 lose much and save much."""
-    compress_share: float = option(0.1, limits=SHARE, seldom=True)
-    """Of sparse-sign: share of the coordinates whose sign is sent; at a byte each below 0.24, else at two
-    bits for every coordinate."""
-    compress_rank: int = option(2, limits=Limits(1, 10**6), seldom=True)
-    """Of powersgd: rank of what stands for each gradient."""
+    with 2 or 3 replicas only), powersgd (of rank 2; powersgd=4 for another), sign or sparse-sign (a tenth
+    of the signs; sparse-sign=0.05 for another share); all but bf16 lose much and save much."""
     sync_batchnorm: bool = False
     """Let BatchNorm take its statistics of all replicas' batches. They then keep step in every batch, and
     the rest of an epoch that they cannot share out evenly is left out."""
+
+    @property
+    def compress_numbers(self) -> dict[str, float]:
+        """Rank of ``powersgd`` and share of ``sparse-sign``, by these names.
+
+        Raises:
+            UserError: ``--compress`` has a number that it does not take.
+        """
+        return numbers_of("compress", self.compress, NUMBERS)

@@ -91,6 +91,7 @@ def _check_replicas(options: RunOptions, recipe: Recipe) -> None:
         raise UserError(
             "--replicas is for stages, and --objective bp has none: leave one of them out"
         )
+    _ = options.compress_numbers  # a Pipeline's are looked at here only
     if options.compress is not None and options.replicate != "ddp":
         raise UserError(
             f"--compress {options.compress} is for --replicate ddp: leave one of them out"

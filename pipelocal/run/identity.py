@@ -11,6 +11,7 @@ from pipelocal.checkpoint.description import Description, changed_code, data_dif
 from pipelocal.errors import UserError
 from pipelocal.options import option_name
 from pipelocal.references import plain_name
+from pipelocal.run.earlier import as_of_now
 from pipelocal.run.options import batches_of_a_round
 from pipelocal.run.spec import Spec
 
@@ -31,7 +32,7 @@ def identity(spec: Spec, text: Mapping[str, Any] | None = None) -> dict[str, Any
         text: those of another run, as its folder has them; None for this one's.
     """
     known = {**spec.defaults, **spec.text}
-    options = known if text is None else {**spec.defaults, **text}
+    options = known if text is None else {**spec.defaults, **as_of_now(text)}
     options = {name: options.get(name) for name in known}  # an older run may have had others
     found = {name: value for name, value in options.items() if name not in spec.anywhere}
     # Replicas count by how many batches make an update (the same up to rounding), and a round.
@@ -132,7 +133,8 @@ def check_unchanged(
 def differences(theirs: dict[str, Any], spec: Spec) -> dict[str, str]:
     """The options on which the bits depend that differ, by name: what they are, there and here."""
     # Through JSON, as a manifest's went.
-    before, now = (json.loads(json.dumps(options)) for options in (theirs, identity(spec)))
+    both = (as_of_now(theirs), identity(spec))
+    before, now = (json.loads(json.dumps(options)) for options in both)
     return {
         name: f"{option_name(name)} ({before.get(name)} there, {now.get(name)} here)"
         for name in sorted(before.keys() | now.keys())

@@ -158,7 +158,7 @@ def test_what_is_at_its_bound_trains(tmp_path: Path) -> None:
     """The bounds are no promises: all at once, where they do not contradict each other, on two ranks."""
     at_most = (
         *("epochs", "warmup_steps", "evaluate_every", "seed", "freeze_patience", "delta_size"),
-        *("reconcile_every", "compress_rank", "window", "timeout", "start_timeout", "log_every"),
+        *("reconcile_every", "window", "timeout", "start_timeout", "log_every"),
         *("checkpoint_activations", "snapshot_minutes", "keep_snapshots"),
     )
     options = [

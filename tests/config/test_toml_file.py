@@ -8,8 +8,8 @@ from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import TrainConfig, read_toml
 from pipelocal.config.resolve import text_of
 from pipelocal.config.saved import options_of
-from pipelocal.config.toml_file import TAKEN_AWAY
 from pipelocal.errors import UserError
+from pipelocal.run.earlier import TAKEN_AWAY
 from pipelocal.system.toml import to_toml
 
 
@@ -24,3 +24,12 @@ def test_a_run_folder_of_an_earlier_version_names_options_that_were_taken_away(
     assert options_of(RunFolder.open(str(tmp_path))) == config
     with pytest.raises(UserError, match=f"--config {file}: there is no option '{name}' any more"):
         read_toml(str(file))
+
+
+def test_a_run_folder_of_an_earlier_version_says_what_is_now_said_in_one(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(
+        'model = "mlp"\ncompress = "powersgd"\ncompress_share = 0.1\ncompress_rank = 4\n'
+    )
+    then = options_of(RunFolder.open(str(tmp_path)))
+    assert then == TrainConfig(model="mlp", compress="powersgd=4")
