@@ -1,6 +1,6 @@
-"""What a stage trains for: its local loss, alone or with a reconciliation term.
+"""Objectives: what a stage minimises, its local loss alone or with a reconciliation term.
 
-The names of ``--objective``::
+The values of ``--objective``::
 
     greedy  every stage minimises its local loss
     sgr     every stage but the first also reconciles its input gradient with the output gradient
@@ -18,7 +18,7 @@ from pipelocal.objective.sgr import SGR
 from pipelocal.registry import Registry
 
 OBJECTIVES: Registry[object] = Registry("objective", takes=None)
-"""Of each a recipe, or the class of one; see :func:`~pipelocal.objective.greedy.as_recipe`."""
+"""Each is a recipe or the class of one; see :func:`~pipelocal.objective.greedy.as_recipe`."""
 
 OBJECTIVES.register("greedy")(Greedy())
 OBJECTIVES.register("sgr")(SGR)

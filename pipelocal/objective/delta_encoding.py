@@ -1,16 +1,16 @@
-"""What travels of the output gradient: delta whole, in fewer bits, or a summary of it.
+"""Encodings of the output gradient for sending: delta in full, in fewer bits, or summarised.
 
 A summary is made at the sending stage and read at the receiving one. Where it cannot be turned back
-into a gradient (``sketch``), the receiver reduces its own input gradient alike, and the two
+into a gradient (``sketch``), the receiver reduces its own input gradient the same way, and the two
 reductions are compared.
 
-| name | bytes a sample for F numbers | |
+| name | bytes per sample of F numbers | |
 | --- | --- | --- |
 | ``full`` | 4 F | |
 | ``bf16`` | 2 F | 8 bits of mantissa |
-| ``int8`` | F + 4 | one scale a sample |
+| ``int8`` | F + 4 | one scale per sample |
 | ``pooled`` | 4 F / (places) | mean over space or tokens: exact for a pooled linear head |
-| ``sketch`` | 4 r | each coordinate with a random sign to one of r sums |
+| ``sketch`` | 4 r | each coordinate is added with a random sign to one of r sums |
 """
 
 from __future__ import annotations
@@ -27,24 +27,23 @@ from pipelocal.transport.packing import PACKINGS, Packing, Shape
 
 
 class Summary(Packing, Protocol):
-    """How delta travels over one edge: a packing, whose message need not decode to delta itself."""
+    """How delta is sent over one edge: a packing whose message need not decode to delta itself."""
 
     def reduce(self, eta: Tensor) -> Tensor:
-        """The receiver's own gradient ``[B, ...]`` in the same form; linear, row by row."""
+        """Reduce the receiver's own gradient ``[B, ...]`` the same way; linear, row by row."""
 
 
 SummaryBuilder = Callable[[Shape, int, int], Summary]
-"""Called with the shape of one feature, the numbers that a sketch may have, and a seed that both ends
-of the edge share."""
+"""Called with the shape of one feature, the size of a sketch, and a seed shared by both ends of the edge."""
 
 SUMMARIES: Registry[SummaryBuilder] = Registry("form of delta", takes="feature_shape, size, seed")
 
 
 class Itself:
-    """delta itself, in one of the forms in which the outputs travel too.
+    """delta itself, in one of the packings that outputs also use.
 
     Args:
-        packing: how its numbers are written.
+        packing: how its numbers are packed.
     """
 
     def __init__(self, packing: Packing) -> None:
@@ -59,10 +58,10 @@ class Itself:
 
 
 class Pooled:
-    """Mean over all places of an image, or over all tokens, spread evenly again by the receiver.
+    """Mean over all positions of an image or all tokens, which the receiver spreads evenly again.
 
     Args:
-        shape: of one feature: ``[C, ...]``, or tokens ``[T, C]``.
+        shape: shape of one feature: ``[C, ...]``, or tokens ``[T, C]``.
     """
 
     dtype = torch.float32
@@ -93,15 +92,15 @@ class Pooled:
 
 
 class Sketch:
-    """A random projection: every coordinate is added, with a random sign, to one of some sums.
+    """A random projection: every coordinate is added, with a random sign, to one of a few sums.
 
-    It keeps inner products in the mean, as any random projection does (count sketch, Charikar et
-    al. 2002), at the cost of one addition a coordinate.
+    It preserves inner products in expectation, like any random projection (count sketch, Charikar et
+    al. 2002), at the cost of one addition per coordinate.
 
     Args:
-        shape: of one feature.
-        size: numbers that travel for a sample.
-        seed: both ends must have the same.
+        shape: shape of one feature.
+        size: numbers sent per sample.
+        seed: must be the same at both ends.
     """
 
     dtype = torch.float32
@@ -110,7 +109,7 @@ class Sketch:
         numbers = prod(shape)
         self.shape = (min(size, numbers),)
         generator = torch.Generator().manual_seed(seed)
-        # With a sum for each there is nothing to project, and nothing to lose.
+        # With one sum per coordinate there is nothing to project.
         self._sum_of = (
             torch.randint(size, (numbers,), generator=generator)
             if size < numbers
@@ -136,7 +135,7 @@ class Sketch:
 
 
 def whole_delta(shape: Shape) -> Summary:
-    """delta as it is."""
+    """Return the encoding that sends delta unchanged."""
     return Itself(PACKINGS.get("float32")(shape))
 
 

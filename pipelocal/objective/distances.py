@@ -1,9 +1,9 @@
 """Distances between a stage's input gradient and the output gradient of the stage before it.
 
 Each takes per-sample gradients of the per-sample loss, ``eta`` and ``delta``, both ``[B, F]``, and
-returns one distance as a scalar, the same for a batch given twice over. Per-sample means that a
-batch-mean loss's gradients were multiplied by B first: otherwise a squared distance would carry 1/B²
-and its weight would depend on the batch size.
+returns one scalar distance, which duplicating the batch does not change. Per-sample means that the
+gradients of a batch-mean loss were multiplied by B first: otherwise a squared distance would scale with
+1/B² and its weight would depend on the batch size.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,17 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 DISTANCES: Registry[Distance] = Registry("distance", takes="eta, delta")
 
 SMALLEST_NORM = 1e-12
-"""A gradient that is shorter is none: there is nothing to reconcile, and no quotient of zeros."""
+"""Norm below which a gradient counts as zero, to avoid dividing by zero: nothing is reconciled."""
 
 SHORTEST = 0.1
-"""In ``cosine``, a gradient counts as no shorter than this share of the batch's typical delta."""
+"""In ``cosine``, the least length of a gradient, as a share of the batch's typical delta."""
 
 
 def power_of_two(values: Tensor) -> Tensor:
-    """A scalar that brings the largest of some values to between 1/2 and 1, by division.
+    """Return a scalar that, as a divisor, brings the largest value to between 1/2 and 1.
 
-    A power of two, so that what is divided and multiplied again is the same to the last bit; but squares
-    of float32 numbers beyond 1e19, or below 1e-23, are no longer infinite, or nothing. 1 for zeros.
+    It is a power of two, so that dividing and multiplying again is exact, while squares of float32 numbers
+    beyond 1e19, or below 1e-23, no longer overflow or underflow. It is 1 for zeros.
     """
     largest = torch.linalg.vector_norm(values.detach(), inf)
     exponent = torch.frexp(largest).exponent.clamp(-100, 100)
@@ -37,49 +37,49 @@ def power_of_two(values: Tensor) -> Tensor:
 
 
 def length(values: Tensor) -> Tensor:
-    """L2 norm of all values, a scalar, for which no square is too large or too small."""
+    """Compute the L2 norm of all values, a scalar, without overflow or underflow of the squares."""
     scale = power_of_two(values)
     norm: Tensor = torch.linalg.vector_norm(values / scale) * scale
     return norm
 
 
 def row_cosines(eta: Tensor, delta: Tensor, *, shortest: float = 0.0) -> Tensor:
-    """The cosine between each row of two gradients ``[B, F]``: ``[B]``, 0 where one of them is none.
+    """Compute the cosines between rows of two gradients ``[B, F]``: ``[B]``, 0 where one is zero.
 
     Args:
-        eta: of the input.
-        delta: of the output of the stage before.
-        shortest: share of the root mean square of the deltas' lengths that every length counts as at least.
+        eta: gradient at the input.
+        delta: gradient at the output of the stage before.
+        shortest: lower bound of every length, as a share of the root mean square of the deltas' lengths.
     """
     own, other = power_of_two(eta), power_of_two(delta)
-    eta, delta = eta / own, delta / other  # the cosine does not mind, and squares stay finite
+    eta, delta = eta / own, delta / other  # does not change the cosine, and keeps squares finite
     eta_norm, delta_norm = (torch.linalg.vector_norm(each, dim=1) for each in (eta, delta))
     least = shortest * delta_norm.square().mean().sqrt()
     ratio = (other / own).clamp_max(1 / SMALLEST_NORM**2)
     eta_norm = eta_norm.clamp_min(torch.maximum(least * ratio, SMALLEST_NORM / own))
     delta_norm = delta_norm.clamp_min(torch.maximum(least, SMALLEST_NORM / other))
-    # Divided at the end, and not each gradient by its length: nothing more of their size is kept.
+    # Divide the dot products, not the gradients, to keep no further tensors of their size.
     cosines: Tensor = (eta * delta).sum(1) / eta_norm / delta_norm
     return cosines
 
 
 @DISTANCES.register("cosine")
 def cosine(eta: Tensor, delta: Tensor) -> Tensor:
-    """One minus the cosine, from 0 (same direction) to 2; the mean over the samples.
+    """Compute one minus the cosine, from 0 (same direction) to 2, averaged over the samples.
 
-    Its gradient at eta grows as 1 / length. So that samples that are learned, or a classifier that
-    begins at zero, do not rule the batch, lengths below a tenth of the root mean square of the
-    batch's deltas count as that. Free of both lengths but for that, and of a common scale.
+    Its gradient at eta grows as 1 / length. To keep samples already learned, or a classifier
+    initialised to zero, from dominating the batch, lengths are clamped to at least a tenth of the root
+    mean square of the batch's deltas. Apart from that, it depends on neither length.
     """
     return (1 - row_cosines(eta, delta, shortest=SHORTEST)).mean()
 
 
 @DISTANCES.register("relative")
 def relative(eta: Tensor, delta: Tensor) -> Tensor:
-    """Squared L2 distance over delta's squared length, both summed over the batch.
+    """Compute the squared L2 distance over delta's squared length, both summed over the batch.
 
-    Not sample by sample: a sample that the stage before has learned has next to no delta, and
-    would rule the mean with a ratio without bound. 0 where the whole batch has no delta.
+    The ratio is not taken per sample: a sample that the stage before has learned has almost no delta,
+    and its unbounded ratio would dominate the mean. The result is 0 if delta is zero for the whole batch.
     """
     difference = eta - delta
     of_difference, of_delta = power_of_two(difference), power_of_two(delta)
@@ -91,5 +91,5 @@ def relative(eta: Tensor, delta: Tensor) -> Tensor:
 
 @DISTANCES.register("squared")
 def squared(eta: Tensor, delta: Tensor) -> Tensor:
-    """Squared L2 distance of the per-sample gradients."""
+    """Compute the squared L2 distance of the per-sample gradients."""
     return (eta - delta).square().sum(1).mean()

@@ -13,8 +13,8 @@ from pipelocal.objective.residual import Residual
 class ExactReconciliation(Greedy):
     """Successive Gradient Reconciliation by double backward (Yang et al. 2024, arXiv 2406.05222).
 
-    ``L = l + weight * D(eta, delta of the stage before)``, differentiated exactly: eta is itself
-    computed as a graph. Roughly doubles the time and the memory of a step.
+    ``L = l + weight * D(eta, delta of the stage before)``, differentiated exactly: eta itself
+    is computed with a graph. This roughly doubles the time and the memory of a step.
 
     Args:
         reconciliation: distance, weight and schedule.

@@ -1,4 +1,4 @@
-"""The local loss alone, which is also what objectives of one's own begin with."""
+"""The local loss alone, which is also the base of user-defined objectives."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pipelocal.objective.residual import Residual
 class Greedy:
     """The local loss alone. With a single stage this is ordinary back-propagation.
 
-    Also the base of objectives of one's own: one that also inherits ``nn.Module`` may own parameters,
-    which its stage's optimizer trains; :meth:`loss` may add to the task's loss what it wants of the
-    batch, and put figures of its own into :attr:`figures`. Of an object every stage has a copy; a class
-    is called for each stage, with its :class:`Place`.
+    This is also the base class of user-defined objectives. One that also inherits ``nn.Module`` may own
+    parameters, which its stage's optimizer trains; :meth:`loss` may add terms to the task's loss, and may
+    set :attr:`figures` to report. Each stage gets a copy of an objective given as an object; a class is
+    called for each stage, with its :class:`Place`.
     """
 
     wants_delta = False
     reconcile_every: int | None = None
     figure_names: tuple[str, ...] = ()
-    """Of what :meth:`loss` puts into :attr:`figures` for every batch."""
+    """Names of the :attr:`figures` that :meth:`loss` sets on every batch."""
     _delta: Tensor | None = None
 
     def for_stage(self, place: Place) -> Objective:
@@ -37,7 +37,7 @@ class Greedy:
         return copy.deepcopy(self)
 
     def delta_encoding(self, shape: Shape, seed: int) -> Summary:
-        """See :class:`ObjectiveRecipe`; delta as it is."""
+        """See :class:`ObjectiveRecipe`; sends delta unchanged."""
         del seed
         return whole_delta(shape)
 
@@ -46,14 +46,14 @@ class Greedy:
 
         Args:
             local: the batch: input, target, head, and ``task_loss``.
-            out: output of the body ``[B, ...]``, of which the loss's gradient is delta.
+            out: output of the body ``[B, ...]``; the loss's gradient there is delta.
         """
         assert local.task_loss is not None
         return local.task_loss(out)
 
     @property
     def figures(self) -> dict[str, Tensor]:
-        """Scalars of the batch by name, which :meth:`loss` sets; reported as means."""
+        """Scalars of the batch by name, set by :meth:`loss` and reported as means."""
         found: dict[str, Tensor] = self.__dict__.setdefault("_figures", {})
         return found
 
@@ -81,7 +81,7 @@ class BackPropagation(Greedy):
 
 @dataclass(frozen=True)
 class EachStage:
-    """A recipe from what makes the objective of a stage, such as a class."""
+    """A recipe that calls a function or class to make each stage's objective."""
 
     make: Callable[[Place], Objective]
     reconcile_every: int | None
@@ -91,13 +91,13 @@ class EachStage:
         return self.make(place)
 
     def delta_encoding(self, shape: Shape, seed: int) -> Summary:
-        """See :class:`~pipelocal.objective.local.ObjectiveRecipe`; delta as it is."""
+        """See :class:`~pipelocal.objective.local.ObjectiveRecipe`; sends delta unchanged."""
         del seed
         return whole_delta(shape)
 
 
 def as_recipe(objective: Any) -> ObjectiveRecipe:
-    """What a user gives as an objective: a recipe, an objective to copy, a class, or a function.
+    """Make a recipe of a user's objective: a recipe, an objective to copy, a class, or a function.
 
     Raises:
         UserError: it is none of these.

@@ -1,12 +1,12 @@
-"""What a stage minimises: its local loss, and what an objective of one's own adds to it.
+"""The interface of objectives: what a stage minimises, and how it computes the gradients.
 
 Notation for stage k, with input ``x``, output ``out`` and local loss ``l``::
 
-    delta = d l / d out     the output gradient; it travels forward with the output
+    delta = d l / d out     the output gradient; it is sent forward with the output
     eta   = d l / d x       the input gradient; it stays on the stage
 
-An objective works in two steps, because a stage sends ``delta`` on before it does the rest:
-:meth:`Objective.head_backward` finds ``delta``, :meth:`Objective.body_backward` completes the
+An objective works in two steps, because a stage sends ``delta`` before it does the rest:
+:meth:`Objective.head_backward` computes ``delta``, :meth:`Objective.body_backward` completes the
 gradients of all parameters.
 """
 
@@ -23,13 +23,12 @@ from pipelocal.objective.delta_encoding import Summary
 from pipelocal.objective.residual import Residual
 
 AddGradientsAt = Callable[[Tensor, Tensor | None, Tensor], None]
-"""Adds to the parameters' ``.grad`` a factor, a scalar, times the gradient of the local loss at an input
-``[b, ...]``. With rows ``[b]`` of the batch, whose labels are meant, or None for all. Called with input,
-rows and factor. Random numbers are the batch's own, and no buffer moves, such as BatchNorm's running
-statistics."""
+"""Called with an input ``[b, ...]``, rows ``[b]`` and a scalar factor; adds the factor times the local loss's
+gradient at that input to the parameters' ``.grad``. The rows select the batch's labels; None selects all.
+It uses the batch's own random numbers, and updates no buffer, such as BatchNorm's running statistics."""
 
 LossOf = Callable[[Tensor], Tensor]
-"""The task's loss, a scalar mean over the batch, as a function of the body's output."""
+"""Called with the body's output; returns the task's loss, a scalar mean over the batch."""
 
 
 @dataclass(kw_only=True)
@@ -37,84 +36,84 @@ class LocalPass:
     """A stage's forward pass on one batch."""
 
     x: Tensor
-    """Input ``[B, ...]``, a leaf; requires a gradient where the objective wants eta."""
+    """Input ``[B, ...]``, a leaf; requires a gradient if the objective needs eta."""
     out: Tensor
     """Output ``[B, ...]`` of the body, still attached to its graph."""
     add_gradients_at: AddGradientsAt
-    """Gradients of the local loss at another input."""
+    """Adds gradients of the local loss at another input."""
     parameters: Callable[[], Iterable[nn.Parameter]]
-    """Those of body, head and objective."""
+    """Yields the parameters of body, head and objective."""
     step: int
-    """Batches that the stage was trained on before."""
+    """Number of batches that the stage trained on before."""
     seed: int
-    """For what the objective draws on this batch."""
+    """Seed for the objective's random numbers on this batch."""
     mixed: bool = False
     """Whether the pass ran under autocast; ``add_gradients_at`` never does."""
     target: Tensor | None = None
-    """What the batch is to be answered by, from :meth:`Objective.head_backward` on."""
+    """The batch's targets; available from :meth:`Objective.head_backward` on."""
     head: nn.Module | None = None
-    """The stage's head, likewise."""
+    """The stage's head; available from :meth:`Objective.head_backward` on."""
     task_loss: LossOf | None = None
-    """Head and task's loss, as a function of the body's output, likewise."""
+    """Applies head and task loss to an output; available from :meth:`Objective.head_backward` on."""
 
     @property
     def reconciled(self) -> bool:
-        """Whether delta of the stage before will come."""
+        """Whether delta of the stage before will be received."""
         return self.x.requires_grad
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a stage stands, which is all that an objective need know when it is made."""
+    """A stage's place in the network: all that an objective needs when it is made."""
 
     number: int
-    """From 1."""
+    """Number of the stage, from 1."""
     stages: int
     input_shape: Shape
-    """Of one row, without the batch dimension."""
+    """Shape of one input row, without the batch dimension."""
     output_shape: Shape
     total_steps: int
-    """Training batches of the run."""
+    """Number of training batches in the run."""
     previous_delta: Summary | None = None
-    """How delta of the stage before travels."""
+    """How delta of the stage before is encoded."""
 
 
 class Objective(Protocol):
-    """What one stage minimises, and how."""
+    """The objective of one stage: what it minimises, and how."""
 
     wants_delta: bool
     """Whether the stage before must send its output gradient along."""
 
     def loss(self, local: LocalPass, out: Tensor) -> Tensor:
-        """What is minimised, a scalar: the task's loss at an output of the body, and what is added to it."""
+        """Compute the scalar to minimise: the task's loss at an output of the body, plus any added terms."""
 
     def head_backward(self, local: LocalPass) -> tuple[Tensor, Tensor]:
-        """The loss (scalar) and delta ``[B, ...]``, both detached."""
+        """Return the loss (scalar) and delta ``[B, ...]``, both detached."""
 
     def body_backward(self, local: LocalPass, previous_delta: Tensor | None) -> Residual | None:
-        """Complete the parameters' gradients; what is left to reconcile, if delta was given.
+        """Complete the parameters' gradients; return the residual if delta was given.
 
         Args:
-            local: what :meth:`head_backward` was given.
-            previous_delta: output gradient ``[B, ...]`` of the stage before, of x's shape; None on a
+            local: the pass given to :meth:`head_backward`.
+            previous_delta: output gradient ``[B, ...]`` of the stage before, with x's shape; None on a
                 batch that is not reconciled.
         """
 
 
 class ObjectiveRecipe(Protocol):
-    """Makes every stage's objective; what a whole network is trained by."""
+    """Makes the objective of every stage of a network."""
 
     @property
     def reconcile_every(self) -> int | None:
-        """In every so many batches stages send their output gradients along; None for never."""
+        """Interval, in batches, at which stages also send their output gradients; None for never."""
 
     def for_stage(self, place: Place) -> Objective:
-        """A new one, of the stage that stands there."""
+        """Make a new objective for the stage at this place."""
 
     def delta_encoding(self, shape: Shape, seed: int) -> Summary:
-        """How the output gradient of a stage travels.
+        """Return how the output gradient of a stage is encoded.
 
         Args:
-            shape: of one row of the stage's output.
-            seed: both ends of the edge have the same.
+            shape: shape of one row of the stage's output.
+            seed: the same at both ends of the edge.
         """

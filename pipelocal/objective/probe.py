@@ -1,4 +1,4 @@
-"""Finds out before training whether a stage can be differentiated twice, as exact SGR needs."""
+"""Checks before training that a stage can be differentiated twice, as exact SGR needs."""
 
 import copy
 from collections.abc import Callable
@@ -25,11 +25,11 @@ def check_double_backward(
         stage: number of the stage, for the error.
 
     Raises:
-        UserError: a unit's or the head's gradient cannot be differentiated; names it and what to do.
+        UserError: a unit's or the head's gradient cannot be differentiated; names it and the remedy.
     """
     x = first = random_input(body, head, (2, *x_shape))
     with seeded(0, "probe"):
-        # Copies: a probe must move neither gradients nor BatchNorm's running statistics.
+        # Copies: a probe must change neither gradients nor BatchNorm's running statistics.
         parts = [(f"unit '{name}'", unit) for name, unit in copy.deepcopy(body).named_children()]
         for what, part in [*parts, ("the head", copy.deepcopy(head))]:
             part.train()
@@ -49,10 +49,10 @@ def check_double_backward(
 def check_one_row(
     body: nn.Sequential, head: nn.Module, x_shape: tuple[int, ...], *, stage: int
 ) -> None:
-    """Run a copy of the stage on a batch of one sample; arguments as above.
+    """Run a copy of the stage on a batch of one sample; arguments as for :func:`check_double_backward`.
 
     Raises:
-        UserError: it cannot train on one sample, as with BatchNorm over flat features.
+        UserError: the stage cannot train on one sample, for example because of BatchNorm on flat features.
     """
     x = random_input(body, head, (1, *x_shape))
     try:
@@ -68,7 +68,7 @@ def check_one_row(
 def random_input(
     body: nn.Module, head: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """An input where the modules are: normal numbers, or zeros where they are whole ones."""
+    """Make an input on the modules' device: normal random numbers, or zeros for integer dtypes."""
     parameter = next(iter([*body.parameters(), *head.parameters()]), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     if not dtype.is_floating_point:

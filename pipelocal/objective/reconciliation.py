@@ -1,4 +1,4 @@
-"""How one stage reconciles: distance, weight, and which batches and rows."""
+"""Settings of one stage's reconciliation: distance, weight, and which batches and rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelocal.objective.distances import Distance, cosine
 from pipelocal.registry import Registry
 
 WeightFactor = Callable[[float], float]
-"""From the progress of the training, 0 to 1, to a factor of the weight."""
+"""Maps the progress of the training, 0 to 1, to a factor of the weight."""
 
 WEIGHT_SCHEDULES: Registry[WeightFactor] = Registry("reconciliation schedule", takes="progress")
 
@@ -22,37 +22,37 @@ RAMP = 0.1
 
 @WEIGHT_SCHEDULES.register("constant")
 def constant(_progress: float) -> float:
-    """The weight itself."""
+    """Keep the weight constant."""
     return 1.0
 
 
 @WEIGHT_SCHEDULES.register("warmup")
 def warmup(progress: float) -> float:
-    """From zero, linearly over the first tenth of the training."""
+    """Raise the weight linearly from zero over the first tenth of the training."""
     return min(1.0, progress / RAMP)
 
 
 @WEIGHT_SCHEDULES.register("decay")
 def decay(progress: float) -> float:
-    """Linearly to zero at the end of the training."""
+    """Lower the weight linearly to zero at the end of the training."""
     return 1.0 - progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconciliation:
-    """Of one stage.
+    """How one stage reconciles.
 
     Args:
         distance: D, on per-sample gradients.
         weight: lambda, before the schedule.
         schedule: factor of the weight over the training.
         total_steps: training batches in all.
-        every: reconcile in every so many batches, with so many times the weight: the mean over
-            batches is the same.
-        fraction: first-order: share of the rows, drawn anew each time.
-        step: first-order: length of the displacement as a share of the input's; None for one that
-            fits the dtype.
-        summary: how delta of the stage before travels; None for as it is.
+        every: interval in batches; the weight is multiplied by it, so that the mean over batches
+            stays the same.
+        fraction: first-order: share of the rows used, redrawn each time.
+        step: first-order: length of the displacement relative to the input's; None for a value that
+            suits the dtype.
+        summary: how delta of the stage before is encoded; None for unchanged.
     """
 
     distance: Distance = cosine
@@ -65,17 +65,17 @@ class Reconciliation:
     summary: Summary | None = None
 
     def comparable(self, eta: Tensor, message: Tensor) -> tuple[Tensor, Tensor]:
-        """Both gradients per sample, in one form, as ``[B, F]``.
+        """Return both gradients per sample, in comparable form, as ``[B, F]``.
 
         Args:
             eta: gradient of the batch's mean loss at the input, ``[B, ...]``.
-            message: what came of delta, which is of a mean loss too, ``[B, ...]``.
+            message: what was received of delta, also of the mean loss, ``[B, ...]``.
         """
-        rows = len(eta)  # turns gradients of the batch mean into per-sample gradients
+        rows = len(eta)  # converts gradients of the batch mean to per-sample gradients
         if self.summary is not None:
             eta, message = self.summary.reduce(eta), self.summary.decode(message)
         return (eta * rows).flatten(1), (message * rows).flatten(1)
 
     def weight_at(self, step: int) -> float:
-        """The weight in a batch that is reconciled, from the number of those before it."""
+        """Return the weight in a reconciled batch, given the number of batches before it."""
         return self.weight * self.every * self.schedule(min(1.0, step / self.total_steps))

@@ -1,4 +1,4 @@
-"""How far a stage's input gradient and the output gradient of the stage before it are apart."""
+"""Measures the gap between a stage's input gradient and the previous stage's output gradient."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pipelocal.objective.distances import SMALLEST_NORM, length, row_cosines
 
 @dataclass(frozen=True, kw_only=True)
 class Residual:
-    """How far eta and delta are apart on a batch; scalars."""
+    """The gap between eta and delta on a batch; scalars."""
 
     distance: Tensor
-    """What is minimised."""
+    """The distance that is minimised."""
     cosine: Tensor
-    """Mean over the rows of the cosine between the two, 1 where they agree."""
+    """Cosine between the two, averaged over the rows; 1 if they agree."""
     relative: Tensor
-    """Length of the difference over delta's, of the whole batch; 0 where they agree, or delta is none."""
+    """Length of the difference over that of delta, for the whole batch; 0 if they agree or delta is zero."""
 
     @classmethod
     def of(cls, distance: Tensor, eta: Tensor, delta: Tensor) -> Residual:
-        """From the distance and the gradients, both ``[B, F]`` at the same scale."""
+        """Make a residual from the distance and the gradients, both ``[B, F]`` at the same scale."""
         eta = eta.detach()
         of_delta = length(delta)
         relative = length(eta - delta) / of_delta.clamp_min(SMALLEST_NORM)

@@ -19,24 +19,25 @@ from pipelocal.objective.reconciliation import WEIGHT_SCHEDULES, Reconciliation,
 
 @dataclass(frozen=True, kw_only=True)
 class SGR:
-    """Every stage but the first also reconciles its input gradient with the output gradient sent along.
+    """Successive Gradient Reconciliation: stages also reconcile eta with the previous stage's delta.
 
-    What takes a function takes the name of a ready one as well.
+    Arguments that take a function also take the name of a built-in one. The first stage only minimises
+    its local loss.
 
     Args:
-        weight: of the distance against the local loss (lambda); or one for each stage but the first.
-        every: reconcile in every so many batches, with so many times the weight; delta travels with
-            these only.
-        distance: between per-sample gradients ``[B, F]``; or ``cosine``, ``relative``, ``squared``.
+        weight: weight of the distance relative to the local loss (lambda); or one per stage after the first.
+        every: interval in batches; the weight is multiplied by it, and delta is sent only with
+            reconciled batches.
+        distance: distance between per-sample gradients ``[B, F]``; or ``cosine``, ``relative``, ``squared``.
         form: ``first-order`` (one more ordinary pass) or ``exact`` (double backward).
-        fraction: first-order: share of the rows, drawn anew each time.
-        schedule: factor of the weight, from the progress of the training, 0 to 1; or ``constant``,
+        fraction: first-order: share of the rows used, redrawn each time.
+        schedule: maps the progress of the training, 0 to 1, to a factor of the weight; or ``constant``,
             ``warmup``, ``decay``.
-        delta: how delta travels; or ``full``, ``bf16``, ``int8``, ``pooled``, ``sketch``.
-        delta_size: numbers of a sketch, per sample.
+        delta: how delta is encoded; or ``full``, ``bf16``, ``int8``, ``pooled``, ``sketch``.
+        delta_size: numbers per sample of a sketch.
 
     Raises:
-        UserError: a value is out of range, or there is nothing of that name.
+        UserError: a value is out of range, or a name is unknown.
     """
 
     weight: float | Sequence[float] = 0.01
@@ -68,7 +69,7 @@ class SGR:
 
     @property
     def exact(self) -> bool:
-        """Whether it differentiates twice."""
+        """Whether the objective differentiates twice."""
         return self.form == "exact"
 
     @property
@@ -77,10 +78,10 @@ class SGR:
         return self.every
 
     def weight_of(self, stage: int, stages: int) -> float:
-        """lambda of a stage, from the second on.
+        """Return lambda of a stage, from the second on.
 
         Raises:
-            UserError: there are not as many weights as stages but the first.
+            UserError: there is not one weight per stage after the first.
         """
         if isinstance(self.weight, int | float):
             return self.weight
@@ -93,7 +94,7 @@ class SGR:
 
     def for_stage(self, place: Place) -> Objective:
         """See :class:`~pipelocal.objective.local.ObjectiveRecipe`."""
-        if place.number == 1:  # there is none before it to reconcile with
+        if place.number == 1:  # no stage before it to reconcile with
             return Greedy()
         schedule = self.schedule
         reconciliation = Reconciliation(

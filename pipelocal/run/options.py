@@ -26,16 +26,16 @@ class RunOptions(
     """How long, on what, and how carefully is trained; a flat group of the rooms' own groups."""
 
     def replica_counts(self, stages: int) -> list[int] | None:
-        """The replicas of every stage; None if they are yet to be chosen.
+        """Return the number of replicas of every stage; None if they are yet to be chosen.
 
         Raises:
-            UserError: they are no numbers above 0, or not as many as stages.
+            UserError: they are not positive numbers, or not one per stage.
         """
         return parse_replicas("--replicas", self.replicas, stages)
 
     @property
     def together(self) -> int:
-        """Batches that all stages' replicas share out evenly, the least number of them."""
+        """The least number of batches that every stage's replicas can share evenly."""
         return batches_of_a_round(self.replicas)
 
     @property
@@ -45,5 +45,5 @@ class RunOptions(
 
 
 def batches_of_a_round(replicas: str) -> int:
-    """Batches that all stages' replicas share out evenly, the least number of them; from ``--replicas``."""
+    """Return the least number of batches that every stage's replicas share evenly, from ``--replicas``."""
     return 1 if replicas == "auto" else math.lcm(*map(int, replicas.split(",")))

@@ -1,4 +1,4 @@
-"""Where a run begins: anew, or from a snapshot, and how its stages come to be what they were."""
+"""Finds where a run starts, from scratch or from a snapshot, and restores its stages."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ from pipelocal.system.streams import tell
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a run begins."""
+    """Where a run starts."""
 
     step: int = 0
-    """Training batches before the snapshot to go on from; 0 to begin anew."""
+    """Training batches before the snapshot to continue from; 0 to start from scratch."""
     snapshot: str = ""
-    """Its folder."""
+    """The snapshot's folder."""
     cut: list[str] = field(default_factory=list)
-    """Where the model was cut in that snapshot: names of the units with which stages begin."""
+    """The cut in that snapshot: names of the units with which stages begin."""
     evaluated: bool = False
-    """Whether the evaluation behind that batch, if there is one, has been."""
+    """Whether the evaluation after that batch, if any, has been done."""
     epochs_before: int = 0
     """See :class:`~pipelocal.checkpoint.snapshot.Epochs`."""
     steps_before: int = 0
@@ -62,20 +62,20 @@ def find_start(
     description: Description,
     steps_per_epoch: int,
 ) -> Start:
-    """The newest good snapshot of an unfinished run, or that which ``--resume`` names.
+    """Find the newest good snapshot of an unfinished run, or the one that ``--resume`` names.
 
-    Rank 0 asks. Says on standard error what it found.
+    Rank 0 calls this; it reports what it found on standard error.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         spec: the run.
         blueprint: the model.
-        cut: names of the units before which it will be cut.
-        description: what the options stand for now.
-        steps_per_epoch: batches that the data set yields in an epoch.
+        cut: names of the units before which the model will be cut.
+        description: what the options refer to now.
+        steps_per_epoch: batches per epoch of the data set.
 
     Raises:
-        UserError: the run is another one, or still goes on; or the snapshot named cannot be used.
+        UserError: the folder holds another run or one still in progress, or the snapshot is unusable.
     """
     chosen, own = None, folder.goes_on
     if own:
@@ -130,7 +130,7 @@ def find_start(
 
 
 def _more(options: RunOptions, plan: Timetable, manifest: Manifest) -> str:
-    """What to give to train further."""
+    """Return the option that would train further."""
     epochs, steps = plan.epoch_of_last(manifest.step) + 1, manifest.step
     more = []
     if epochs >= options.epochs:
@@ -141,10 +141,10 @@ def _more(options: RunOptions, plan: Timetable, manifest: Manifest) -> str:
 
 
 def _epochs(manifest: Manifest, spec: Spec, steps_per_epoch: int) -> Epochs:
-    """Which batches make the epochs to come: as before, or from here on those of other options.
+    """Return how batches form the coming epochs: as before, or from here on by the new options.
 
     Raises:
-        UserError: other options would tear an epoch of which a part is over.
+        UserError: the new options would split an epoch that is partly done.
     """
     old = manifest.epochs
     now = spec.timetable(steps_per_epoch).steps_per_epoch
@@ -167,7 +167,7 @@ def _epochs(manifest: Manifest, spec: Spec, steps_per_epoch: int) -> Epochs:
 
 
 def forget_what_comes_again(folder: RunFolder, start: Start) -> None:
-    """Drop the records and the snapshots of a run behind where it goes on; nobody writes any yet."""
+    """Delete a run's records and snapshots past the starting point, before anything writes new ones."""
     folder.cut_metrics(start.step, evaluated=start.evaluated)
     snapshots = SnapshotFolder(folder.path)
     if Path(start.snapshot) != snapshots.end:
@@ -200,7 +200,7 @@ def _listed(ends: list[str]) -> str:
 def load_snapshot(
     blueprint: Blueprint, worker: Worker, start: Start, *, replica: int = 0, replicas: int = 1
 ) -> None:
-    """Bring a stage and its worker to where they were when the marker came, or its units were.
+    """Restore a stage and its worker from a snapshot, also one with other cuts.
 
     Raises:
         UserError: a stage's file cannot be read or does not fit.
@@ -230,7 +230,7 @@ def _load(start: Start, number: int) -> dict[str, Any]:
 
 
 def _from_other_cut(blueprint: Blueprint, stage: Stage, start: Start) -> dict[str, Any]:
-    """A stage's state from those of other stages."""
+    """Assemble a stage's state from the states of differently cut stages."""
     saved = []
     for number, old in enumerate(_cuts(blueprint, start.cut), start=1):
         units = tuple(unit.name for unit in blueprint.chain.units[old.start : old.stop])

@@ -1,4 +1,4 @@
-"""One rank's part of a run: joins what is computed, how it moves and in what order."""
+"""One rank's part of a run: brings together stages, transport and schedule."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from pipelocal.telemetry.trace import merge_parts, write_part
 from pipelocal.telemetry.view import make_view
 
 BeginWith = Callable[[Stage], None]
-"""Gives a stage that was just built the weights that it is to begin with."""
+"""Gives a newly built stage its initial weights."""
 
 
 class Run:
@@ -54,7 +54,7 @@ class Run:
         spec: what is trained, and how; every option is valid by itself.
         world: the ranks.
         control: the control plane.
-        begin_with: gives fresh stages other weights; None to begin with those that are drawn.
+        begin_with: gives new stages other weights; None to keep their random ones.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class Run:
         self.folder: RunFolder | None = None
         self.wishes = Wishes()
         self.stopped_at: int | None = None
-        """Training batches after which a signal ended the stream; None if it came to its end."""
+        """Training batches after which a signal ended the stream; None if it ran to its end."""
         self.stages: list[Stage] = []
-        """This rank's, as soon as they are built."""
+        """This rank's stages, once they are built."""
         self.workers: list[Worker] = []
         options = spec.options
         self.recorder = Recorder(trace=options.trace, print_transfers=options.debug_transfers)
@@ -81,7 +81,7 @@ class Run:
         self._clock_offset_s = 0.0
 
     def execute(self, stream: TextIO) -> dict[str, Any] | None:
-        """Set up, train, save, and leave together.
+        """Set up, train and save, in step with the other ranks.
 
         Returns:
             The summary, on every rank; None if a signal ended the run before its end.
@@ -126,17 +126,17 @@ class Run:
         return summary
 
     def trouble(self) -> StageError | None:
-        """What this rank knows to be wrong with its neighbours."""
+        """Return the known failure of a neighbouring rank, if any."""
         edges = (worker.trouble() for worker in self.workers)
         return next(filter(None, (self.control.lost, *edges)), None)
 
-    # Before anything is trained.
+    # Setup.
 
     def _draw(self) -> ModelDescription:
-        """Draw the model and see that it is every rank's; choose where this one computes.
+        """Build the blueprint, check that all ranks have the same model, and choose this rank's device.
 
         Raises:
-            UserError: it cannot be made, or not be trained by so many ranks.
+            UserError: the model cannot be built, or not be trained by this many ranks.
         """
         spec, world, options = self.spec, self.world, self.spec.options
         use_interface(options.interface)
@@ -159,7 +159,7 @@ class Run:
         return model
 
     def _info(self) -> DataInfo:
-        """What the data is like, as rank 0 finds it where that is not known beforehand."""
+        """Return the description of the data; rank 0 finds it if it is not known beforehand."""
         info = self.spec.info
         if isinstance(info, DataInfo):
             return info
@@ -171,7 +171,7 @@ class Run:
         return DataInfo.from_json(told)
 
     def _settle(self, found: Findings) -> None:
-        """Take over what rank 0 chose; the resolved options name what was measured."""
+        """Adopt what rank 0 chose; the resolved options record what was measured."""
         if self.spec.options.replicas == "auto":
             self.spec = self.spec.resolved(replicas=replicas_text(found.replicas))
         self.blueprint = self.blueprint.cut_at(found.cut)
@@ -181,11 +181,11 @@ class Run:
 
     @property
     def seat(self) -> Seat:
-        """This rank's place."""
+        """This rank's place among stages and replicas."""
         return self.placement.seat(self.world.rank)
 
     def _data_of_this_rank(self, opened: Batches | None, found: Findings) -> Batches | None:
-        """The data where a replica of the first stage is: each reads its own batches."""
+        """Open the data on replicas of the first stage; each reads its own batches."""
         if opened is not None or self.seat.index > 0:
             return opened
         batches = self.spec.batches()
@@ -266,7 +266,7 @@ class Run:
         edges: Edges,
         snapshots: Snapshots | None,
     ) -> Source | None:
-        """The start of the stream, where a replica of the first stage is."""
+        """Return the start of the stream, on replicas of the first stage."""
         if batches is None:
             return None
         options, markers = self.spec.options, None
@@ -307,7 +307,7 @@ class Run:
         )
 
     def _go_on_from(self, start: Start, edges: Edges) -> None:
-        """Bring the stages to where a snapshot was, and to their replicas."""
+        """Restore the stages from a snapshot and join them with their replicas."""
         for worker in self.workers:
             if start.step:
                 replica, replicas = self.seat.replica, self.seat.block.replicas
@@ -316,7 +316,7 @@ class Run:
                 seed = self.spec.recipe.seed
                 join_replicas(worker.stage, edges.group, self.spec.options, seed=seed)
 
-    # The stream, and what comes behind it.
+    # The stream, and what follows it.
 
     def _train(self, snapshots: Snapshots | None) -> None:
         heard = self.wishes.heard() if self.spec.takes_snapshots else nullcontext()
@@ -327,7 +327,7 @@ class Run:
 
     @contextmanager
     def _traced(self) -> Iterator[None]:
-        """Keep this rank's part of a trace, if one is wanted, whatever comes."""
+        """Write this rank's part of a trace, if requested, even after a failure."""
         try:
             yield
         finally:
@@ -342,7 +342,7 @@ class Run:
         snapshots: Snapshots | None,
         no_ensemble: str | None,
     ) -> dict[str, Any]:
-        """Save the end and tell it; the summary."""
+        """Save and report the final state; return the summary."""
         for worker in self.workers:
             if snapshots is not None:
                 snapshots.save_end(worker)
@@ -364,7 +364,7 @@ class Run:
         return summary
 
     def _leave_finished(self, folder: RunFolder, stream: TextIO) -> dict[str, Any]:
-        """Nothing is left to do: its summary again."""
+        """Leave a run that was already finished; return its summary."""
         summary = folder.summary()
         if self.world.rank == 0:
             stream.write(f"it was finished before: {describe(summary, folder.path)}\n")
@@ -394,7 +394,7 @@ class Run:
         )
 
     def _finals(self, reporter: Reporter) -> list[dict[str, Any]]:
-        """All stages' last records, one of each replica, as soon as every stage is saved."""
+        """Return the last records of all stages, one per replica, once every stage is saved."""
         count = sum(len(block.stages) * block.replicas for block in self.placement.blocks)
         while len(reporter.finals) < count:
             self.control.check()  # raises when one of them cannot
@@ -403,7 +403,7 @@ class Run:
 
 
 def _check_alone(spec: Spec, world: World) -> None:
-    """Refuse several ranks where what was asked for wants one process."""
+    """Refuse several ranks for a run that needs a single process."""
     if world.size == 1:
         return
     if spec.recipe.uncut:
@@ -419,7 +419,7 @@ def _check_alone(spec: Spec, world: World) -> None:
 
 
 def _listed(ranks: Sequence[int]) -> str:
-    """Such as ``3``, or ``1,2`` for two replicas."""
+    """Format ranks such as ``3``, or ``1,2`` for two replicas."""
     return ",".join(map(str, ranks))
 
 

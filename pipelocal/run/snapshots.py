@@ -1,4 +1,4 @@
-"""Joins snapshots to stages: what is saved when a marker comes, and at the end."""
+"""Saves stages in snapshots, when a marker comes and at the end of a run."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from pipelocal.stage.state import parameter_names, stage_state
 
 
 class Snapshots:
-    """What one rank does about snapshots: those on the way, and that of the end.
+    """Writes one rank's part of the snapshots, during the run and at its end.
 
     Args:
         blueprint: the cut model.
         spec: the run.
-        folder: the run's.
+        folder: the run's folder.
         control: tells the other ranks what was written.
         own: numbers of this rank's stages.
         plan: how long the run trains.
-        writes: whether this rank writes what it has; of several replicas one does.
+        writes: whether this rank writes its stages; only one of several replicas does.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Snapshots:
 
     @property
     def price(self) -> float:
-        """Seconds that the last one has cost; infinite while one is written, and elsewhere than on rank 0."""
+        """Seconds that the last snapshot took; infinite while one is being written, and off rank 0."""
         known = self._control.world.rank == 0 and self._writer.idle
         return self._writer.seconds if known else math.inf
 
@@ -80,11 +80,11 @@ class Snapshots:
             self._writer.save(stage.steps, stage.number, state, _evaluated(worker))
 
     def close(self) -> None:
-        """Wait until all is written."""
+        """Wait until everything is written."""
         self._writer.close()
 
     def save_end(self, worker: Worker) -> None:
-        """Write a stage as it is at the end."""
+        """Write the final state of a stage."""
         state = self._state(worker)
         if self._writes:
             number = worker.stage.number
@@ -93,7 +93,7 @@ class Snapshots:
             self._control.put(f"snapshot/end/{number}", asdict(part))
 
     def complete_end(self, step: int) -> None:
-        """On rank 0: make the end count, and drop what is not needed any more."""
+        """On rank 0, mark the final snapshot as complete and delete what is no longer needed."""
         numbers = range(1, self._blueprint.stages + 1)
         parts = [Part.of_json(self._control.take(f"snapshot/end/{number}")) for number in numbers]
         self._folder.complete_end(self._manifest(step, parts), keep=self._keep)
@@ -112,14 +112,14 @@ class Snapshots:
         )
 
     def _state(self, worker: Worker) -> dict[str, Any]:
-        """All that it takes to go on; all replicas give it together."""
+        """Return everything needed to resume; all replicas call it together."""
         stage = worker.stage
         training = stage.training_state()
         chain, cut = self._blueprint.chain, self._blueprint.cuts[stage.number - 1]
         state = stage_state(chain, cut, stage)
         state["optimizer"] = training.pop("optimizer")
         state |= {"training": training, "worker": worker.state_dict()}
-        # Of a stage that is trained no more there is nothing to be found by them.
+        # A frozen stage has no optimizer state to look up by name.
         state["names"] = [] if stage.frozen else parameter_names(chain, cut, stage)
         return state
 

@@ -1,4 +1,4 @@
-"""All that a run is told: what is trained, on what data, where it is cut, and how."""
+"""The specification of a run: model, data, cut and options."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from pipelocal.stage.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What :class:`~pipelocal.run.run.Run` is made of; whoever makes it has resolved all names."""
+    """What a :class:`~pipelocal.run.run.Run` executes, with all names already resolved to objects."""
 
     recipe: Recipe
     options: RunOptions
     cut: CutRequest
     chain: Callable[[DataInfo], Chain]
-    """The model, for samples like these."""
+    """Builds the model for samples like these."""
     info: Callable[[], DataInfo] | DataInfo
-    """What the data is like; a function is called by rank 0 alone, which tells the others."""
+    """The description of the data; a function is called on rank 0 only, which tells the other ranks."""
     batches: Callable[[], Batches]
-    """Opens the data; called where a replica of the first stage is."""
+    """Opens the data; called on replicas of the first stage."""
     describe_model: Callable[[Chain], ModelDescription]
     text: Mapping[str, Any]
-    """What was asked for, as plain values by the options' names; becomes ``config.toml``."""
+    """The requested options, as plain values by name; written to ``config.toml``."""
     defaults: Mapping[str, Any]
-    """The same where nothing is asked for: what an older run's folder does not say."""
+    """Default values by option name, used for options that an older run's folder lacks."""
     references: Mapping[str, str]
-    """Of ``text`` what names code of the user's own."""
+    """Entries of ``text`` that refer to user code."""
     named: frozenset[str]
-    """Names of ``text`` that may do so."""
+    """Keys of ``text`` whose values may refer to user code."""
     anywhere: frozenset[str]
-    """Names of ``text`` on which the result does not depend."""
+    """Keys of ``text`` that do not affect the result."""
     own: frozenset[str]
-    """Names of ``text`` in which ranks may differ."""
+    """Keys of ``text`` in which ranks may differ."""
     out: str | None = None
-    """The folder; None for one that is chosen."""
+    """The run's folder; None to choose one."""
     keeps: bool = True
-    """Whether there is a folder at all."""
+    """Whether the run has a folder at all."""
     callbacks: tuple[Callback, ...] = field(default=())
 
     @property
     def title(self) -> str:
-        """Model, data and objective in a line."""
+        """Model, data and objective in one line."""
         closed = ", bp-free" if self.recipe.compute.bp_free else ""
         return f"{self.text['model']} on {self.text['data']}, {self.text['objective']}{closed}"
 
@@ -64,10 +64,10 @@ class Spec:
     def timetable(
         self, steps_per_epoch: int, *, epochs_before: int = 0, steps_before: int = 0
     ) -> Timetable:
-        """How long is trained.
+        """Return how long the run trains.
 
         Raises:
-            UserError: replicas that must keep step would have no batch.
+            UserError: there are too few batches for replicas that must stay in step.
         """
         return Timetable.of(
             self.options,
@@ -80,17 +80,17 @@ class Spec:
         )
 
     def draw(self, info: DataInfo) -> Blueprint:
-        """The model, cut as far as is known before anything is measured.
+        """Build the model's blueprint, cut as far as is known before anything is measured.
 
         Raises:
-            UserError: it cannot be made for this data, or not be cut like that.
+            UserError: the model cannot be built for this data, or not be cut that way.
         """
         chain = self.chain(info)
         cuts = self.cut.first(chain, uncut=self.recipe.uncut)
         return Blueprint.of(chain, self.recipe, target_shape=info.target_shape).cut_into(cuts)
 
     def resolved(self, **values: Any) -> Spec:
-        """With what rank 0 chose in place of what was left to it, such as the number of replicas."""
+        """Return a copy with the values that rank 0 chose, such as the number of replicas."""
         known = {name: value for name, value in values.items() if name in asdict(self.options)}
         return replace(
             self,

@@ -1,4 +1,4 @@
-"""What a run comes to: the stages' last records and ``summary.json``."""
+"""Summarises a run: the stages' last records and ``summary.json``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelocal.telemetry.memory import device_peak_bytes
 
 
 def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, Any]:
-    """A stage's last record: training means over the last epoch, memory in bytes, fractions 0 to 1."""
+    """Return a stage's last record: training means over the last epoch, memory in bytes, fractions 0 to 1."""
     records = worker.records
     train, evaluation = records.last_epoch, worker.evaluation.reading
     return {
@@ -23,7 +23,7 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
         "stage": worker.stage.number,
         "rank": rank,
         "replica": worker.stage.replicas.index,
-        # A body's module names hold no dots, the model's own may.
+        # Module names in a body cannot contain dots; the model's own unit names may.
         "units": [name.replace("/", ".") for name, _ in worker.stage.body.named_children()],
         "loss": train and train.loss,
         "accuracy": train and train.accuracy,
@@ -58,19 +58,19 @@ def summarise(
     *,
     no_ensemble: str | None = None,
 ) -> dict[str, Any]:
-    """The content of ``summary.json``.
+    """Return the content of ``summary.json``.
 
     Args:
         text: the run's options, as plain values.
         world_size: number of ranks.
-        finals: every stage's :func:`final_record`, in any order; of every replica if there are any.
-        no_ensemble: why nobody knows the ensemble's accuracy; None if it is known.
+        finals: every stage's :func:`final_record`, in any order; one per replica if there are any.
+        no_ensemble: why the ensemble's accuracy is unknown; None if it is known.
 
-    Of replicas, rates and bytes are sums, the busy fraction is a mean, peaks are the greatest, and the rest
-    is of the first, which is the same on all; ``replicas`` holds what each one had.
+    Over replicas, rates and bytes are summed, the busy fraction is averaged, peaks are maxima, and the rest,
+    identical on all, is the first replica's; ``replicas`` holds each one's own values.
 
-    ``seconds`` are those of the slowest stage's whole stream, evaluations included;
-    ``samples_per_second`` is of training alone, at the last stage.
+    ``seconds`` is the duration of the slowest stage's whole stream, evaluations included;
+    ``samples_per_second`` counts training only, at the last stage.
     """
     numbers = sorted({int(record["stage"]) for record in finals})
     stages = [_of_all([final for final in finals if final["stage"] == n]) for n in numbers]
@@ -99,7 +99,7 @@ OF_EACH = ("rank", "busy_fraction", *SUMS, *PEAKS)
 
 
 def _of_all(finals: list[dict[str, Any]]) -> dict[str, Any]:
-    """One record of a stage from those of its replicas."""
+    """Merge the records of a stage's replicas into one."""
     finals = sorted(finals, key=lambda record: int(record["replica"]))
     whole = dict(finals[0])
     if len(finals) == 1:
@@ -114,7 +114,7 @@ def _of_all(finals: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def describe(summary: dict[str, Any], folder: Path | None) -> str:
-    """A line for the user, and a second one where the ensemble is not known."""
+    """Return a line for the user, and a second one if the ensemble's accuracy is unknown."""
     last, ensemble = summary["eval_accuracy"], summary["ensemble_accuracy"]
     accuracy = (
         "not evaluated"
@@ -130,5 +130,5 @@ def describe(summary: dict[str, Any], folder: Path | None) -> str:
 
 
 def known(accuracy: float | None) -> str:
-    """Such as ``0.9944``; "-" for one that is not known."""
+    """Format an accuracy such as ``0.9944``; "-" if it is unknown."""
     return UNKNOWN if accuracy is None else f"{accuracy:.4f}"

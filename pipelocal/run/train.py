@@ -1,4 +1,4 @@
-"""A run on this rank, with its failures told to all ranks."""
+"""Executes a run on this rank and reports its failures to all ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelocal.telemetry.actions import Recorder
 
 
 class Attempt:
-    """What of a run is there from the first moment on, so that its failure can be told.
+    """The parts of a run that exist from the very start, so that any failure can be reported.
 
     Args:
         control: the control plane.
@@ -33,16 +33,16 @@ class Attempt:
 
     @property
     def recorder(self) -> Recorder:
-        """What this rank has done."""
+        """The record of what this rank has done."""
         return Recorder() if self.run is None else self.run.recorder
 
     @property
     def folder(self) -> RunFolder | None:
-        """That of the run, as soon as it is made."""
+        """The run's folder, once it exists."""
         return None if self.run is None else self.run.folder
 
     def trouble(self) -> StageError | None:
-        """What this rank knows to be wrong with its neighbours."""
+        """Return the known failure of a neighbouring rank, if any."""
         return None if self.run is None else self.run.trouble()
 
 
@@ -62,11 +62,11 @@ def run_training(
     Sets the process's number of CPU threads, and draws from torch's default generators.
 
     Args:
-        make: what is trained; a user error of its making is told when the ranks have met.
-        text: what was asked for, as plain values by the options' names.
-        own: names of those in which ranks may differ.
-        patience_s: how long to wait for the other ranks.
-        world: the ranks; by default as torchrun describes them, or this process alone.
+        make: makes the specification; a user error in it is reported once the ranks have met.
+        text: the requested options, as plain values by name.
+        own: names of options in which ranks may differ.
+        patience_s: seconds to wait for the other ranks.
+        world: the ranks; by default those of torchrun, or this process alone.
         stream: where progress is shown (rank 0); standard output by default.
         begin_with: see :class:`~pipelocal.run.run.Run`.
 
@@ -75,9 +75,9 @@ def run_training(
 
     Raises:
         UserError: the options, the data or the run folder cannot be used.
-        StageError: a stage of this rank could not go on.
+        StageError: a stage of this rank cannot continue.
         Interrupted: another rank failed.
-        Terminated: a signal ended the run; a snapshot is there to go on from.
+        Terminated: a signal ended the run; a snapshot exists to continue from.
     """
     spec, refused = None, None
     try:
@@ -87,7 +87,7 @@ def run_training(
     world = world or World.from_environment(start_timeout_s=patience_s)
     attempt = Attempt(ControlPlane(world))
     with failures_told(attempt):
-        # First: where options differ, that is the reason to name.
+        # First, so that differing options are named as the cause of any further error.
         check_same_options(text, attempt.control, own=own)
         if refused is not None:
             raise refused

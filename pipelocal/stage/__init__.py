@@ -1,1 +1,1 @@
-"""One gradient-isolated stage: what is computed, and knows no ranks."""
+"""One gradient-isolated stage: the computation alone, without knowledge of ranks."""

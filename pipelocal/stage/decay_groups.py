@@ -12,15 +12,15 @@ from torch import nn
 def decay_groups(
     named: Iterable[tuple[str, nn.Parameter]], weight_decay: float, *, skip: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: biases, norms and what is named are not decayed.
+    """Return two parameter groups: biases, norms and the named parameters are not decayed.
 
-    What has at most one dimension, or is called ``bias``, is not, as is the custom (timm's
+    Parameters with at most one dimension, or called ``bias``, are not decayed, as is customary (timm's
     ``param_groups_weight_decay``).
 
     Args:
         named: pairs of name and parameter, as an ``optimizer`` of a Pipeline is called with.
-        weight_decay: of the others.
-        skip: names, or patterns such as ``*pos_embedding``, that are not decayed either.
+        weight_decay: weight decay of the other parameters.
+        skip: further names, or patterns such as ``*pos_embedding``, that are not decayed.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []

@@ -1,7 +1,7 @@
-"""``--step-early``: each parameter is updated as soon as its gradient is there, which is then let go.
+"""``--step-early``: updates each parameter as soon as its gradient is ready, then frees the gradient.
 
-So a stage's gradients need not all live at once. The optimizer stays one, and with it its state dict:
-its step passes over parameters without a gradient, and here one at a time has one.
+So a stage's gradients need not all exist at once. There is still one optimizer with one state dict: its
+step skips parameters without a gradient, and here only one parameter at a time has one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 
 class EarlyStep:
-    """Steps an optimizer during backward passes, while it is switched on.
+    """Steps an optimizer during backward passes, while :attr:`on` is set.
 
     Args:
-        optimizer: over the parameters; elementwise, so that a parameter alone is updated as among others.
-        parameters: those that are trained.
+        optimizer: over the parameters; elementwise, so that updating them one by one changes nothing.
+        parameters: the trained parameters.
     """
 
     def __init__(

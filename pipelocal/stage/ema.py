@@ -1,6 +1,6 @@
-"""``--ema``: an exponential moving average of a stage's weights, beside those that are trained.
+"""``--ema``: an exponential moving average of a stage's weights, kept alongside the trained ones.
 
-Every stage averages its own, after each of its updates, by
+Every stage averages its own weights after each update, with
 :func:`torch.optim.swa_utils.get_ema_multi_avg_fn`; nothing about it crosses an edge.
 """
 
@@ -15,15 +15,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Average:
-    """Averages what state dicts hold: parameters and buffers of fractions; other buffers are copied.
+    """Averages parameters and floating-point buffers; other buffers are copied.
 
-    What a module keeps as extra state is no part of it.
+    A module's extra state is not averaged.
 
-    The first update copies, so that the first weights, which are random, have no part in it.
+    The first update copies, so that the random initial weights do not contribute.
 
     Args:
-        modules: what is averaged.
-        decay: weight of the average so far against the newest weights, between 0 and 1.
+        modules: the modules to average.
+        decay: weight of the previous average relative to the newest weights, between 0 and 1.
     """
 
     def __init__(self, modules: Sequence[nn.Module], decay: float) -> None:
@@ -34,7 +34,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now."""
+        """Add the current weights to the average."""
         pairs = list(zip(self._kept, self._live(), strict=True))
         blended = [(kept, live) for kept, live in pairs if _averaged(kept)]
         if self.updates > 0 and blended:
@@ -47,7 +47,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within this block the modules hold the average; what is loaded there becomes the average."""
+        """Put the average into the modules within a block; weights loaded there become the average."""
         self._swap()
         try:
             yield
@@ -66,7 +66,7 @@ class Average:
             value
             for module in self._modules
             for name, value in module.state_dict().items()
-            if not name.endswith("_extra_state")  # by get_extra_state(), which may make it anew
+            if not name.endswith("_extra_state")  # from get_extra_state(), which may create it anew
         ]
 
 

@@ -1,4 +1,4 @@
-"""Looks whether what a stage is to be saved with are numbers."""
+"""Checks that the state to be saved of a stage is finite."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 
 HEAD = "head/"
-"""Before the names of a head's parameters; no name of a model begins so."""
+"""Prefix of the names of a head's parameters; no name in a model begins with it."""
 OBJECTIVE = "objective/"
-"""Likewise of an objective's."""
+"""Prefix of the names of an objective's parameters."""
 
 STATISTICS = ("running_mean", "running_var")
-"""Last parts of the names of the buffers that are looked at; others may hold -inf, such as masks."""
+"""Last name components of the buffers that are checked; others, such as masks, may hold -inf."""
 
 
 @torch.no_grad()
 def first_nonfinite(state: Mapping[str, Any], trained: Sequence[str]) -> str | None:
-    """The first of a stage's tensors that is NaN or infinite somewhere; None if all are numbers.
+    """Name the first of a stage's tensors with a NaN or an infinity; None if all are finite.
 
-    Looked at are trained parameters, running statistics of norms, the averages of both, and what the
-    optimizer keeps of each parameter. It takes one reduction a tensor, and the device is waited for once.
+    Checks trained parameters, running statistics of norms, the averages of both, and the optimizer's state
+    for each parameter. This takes one reduction per tensor and a single wait for the device.
 
     Args:
-        state: ``body``, ``head``, ``averaged`` and ``optimizer``, as of
+        state: ``body``, ``head``, ``averaged`` and ``optimizer``, as made by
             :func:`~pipelocal.stage.state.stage_state`.
         trained: names of the parameters in the optimizer's order; the head's begin with ``head/``.
     """
@@ -33,7 +33,7 @@ def first_nonfinite(state: Mapping[str, Any], trained: Sequence[str]) -> str | N
     if not looked_at:
         return None
     device = looked_at[0][1].device
-    # NaN and infinity show in a sum, the cheapest of reductions; so do numbers that are merely large.
+    # A sum, the cheapest reduction, reveals NaN and infinity, but also flags merely large numbers.
     sums = torch.stack([tensor.sum().double().to(device) for _, tensor in looked_at])
     for (name, tensor), fine in zip(looked_at, torch.isfinite(sums).tolist(), strict=True):
         if not fine and not bool(torch.isfinite(tensor).all()):

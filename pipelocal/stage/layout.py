@@ -1,4 +1,4 @@
-"""How tensors lie in memory: contiguous, or images with their channels last."""
+"""Memory layout of tensors: contiguous, or channels last for images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 def laid_out(tensor: Tensor, *, channels_last: bool) -> Tensor:
-    """The tensor itself or a copy: ``[B, C, H, W]`` with the channels last if so wanted.
+    """Return the tensor or a copy in the wanted layout: ``[B, C, H, W]`` channels last, or contiguous.
 
     Args:
-        tensor: of any shape and dtype; what is no batch of images is made contiguous.
+        tensor: of any shape and dtype; anything but a batch of images is made contiguous.
         channels_last: whether C is to vary fastest in memory.
     """
     if channels_last and tensor.dim() == 4:
@@ -19,13 +19,13 @@ def laid_out(tensor: Tensor, *, channels_last: bool) -> Tensor:
 
 
 def put_channels_last(module: nn.Module) -> None:
-    """Lay out the weights of two-dimensional convolutions so; what is in them stays."""
+    """Put the weights of two-dimensional convolutions in channels-last layout; values stay the same."""
     for parameter in module.parameters():
         parameter.data = laid_out(parameter.data, channels_last=True)
 
 
 def own_memory(out: Tensor, x: Tensor, *, channels_last: bool = False) -> Tensor:
-    """Laid out, and apart from the input, whose memory is used again while ``out`` travels."""
+    """Lay out ``out``, in memory apart from the input's, which is reused while ``out`` is being sent."""
     out = laid_out(out, channels_last=channels_last)
     shared = out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     return out.clone() if shared else out

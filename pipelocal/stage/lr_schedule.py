@@ -1,4 +1,4 @@
-"""Learning-rate schedules by name: a factor of the peak, from the first step to the last."""
+"""Learning-rate schedules by name: a factor of the peak rate, from the first step to the last."""
 
 import math
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from pipelocal.registry import Registry
 
 Schedule = Callable[[float], float]
-"""Maps the finished part of the training, 0 to 1, to a factor of the learning rate."""
+"""Maps the completed share of the training, 0 to 1, to a factor of the learning rate."""
 
 LR_SCHEDULES: Registry[Callable[..., Any]] = Registry("schedule", takes=None)
-"""Each is a :data:`Schedule`; or it is called with an optimizer and the total number of updates, and makes a
-scheduler that is stepped behind each."""
+"""Each is a :data:`Schedule`, or is called with an optimizer and the total number of updates and returns a
+scheduler that is stepped after each update."""
 
 
 @LR_SCHEDULES.register("constant")
@@ -28,10 +28,10 @@ def _cosine(done: float) -> float:
 
 
 class BatchLR(LambdaLR):
-    """A factor of the learning rate for every batch, however many of them make an update."""
+    """A learning-rate schedule per batch, regardless of how many batches make an update."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after so many batches, with this optimizer's own learning rates."""
+        """Continue after the saved number of batches, with this optimizer's own learning rates."""
         base = self.base_lrs
         super().load_state_dict(state_dict)
         self.base_lrs = base
@@ -43,9 +43,9 @@ class BatchLR(LambdaLR):
 def learning_rate_factor(
     schedule: Schedule, *, total_steps: int, warmup_steps: int
 ) -> Callable[[int], float]:
-    """Factor of the learning rate as a function of the step, for ``LambdaLR``.
+    """Return the factor of the learning rate as a function of the step, for ``LambdaLR``.
 
-    Rises linearly over ``warmup_steps``, then follows ``schedule`` to the end.
+    The factor rises linearly over ``warmup_steps``, then follows ``schedule`` to the end.
     """
 
     def factor(step: int) -> float:
@@ -59,6 +59,6 @@ def learning_rate_factor(
 def scheduled(
     optimizer: torch.optim.Optimizer, total_steps: int, *, factor: Schedule, warmup_steps: int = 0
 ) -> BatchLR:
-    """A schedule of an optimizer's learning rates, over so many batches."""
+    """Make a schedule of an optimizer's learning rates over the given number of batches."""
     rises = learning_rate_factor(factor, total_steps=total_steps, warmup_steps=warmup_steps)
     return BatchLR(optimizer, rises)

@@ -1,4 +1,4 @@
-"""How many bytes a stage holds beside its activations."""
+"""Counts the bytes that a stage holds besides its activations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelocal.telemetry.memory import tensor_bytes
 
 
 def resident_bytes(stage: Stage) -> int:
-    """Bytes of parameters, buffers, optimizer state and, once trained, gradients at their peak."""
+    """Count the bytes of parameters, buffers, optimizer state and, once trained, gradients at their peak."""
     state = [
         value
         for values in stage.optimizer.state.values()
@@ -21,7 +21,7 @@ def resident_bytes(stage: Stage) -> int:
 
 
 def model_tensors(stage: Stage) -> list[Tensor]:
-    """Parameters and buffers of body and head."""
+    """Return the parameters and buffers of body and head."""
     return [
         tensor for module in stage.modules for tensor in (*module.parameters(), *module.buffers())
     ]

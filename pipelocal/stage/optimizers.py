@@ -13,8 +13,8 @@ NamedParameters = Iterable[tuple[str, nn.Parameter]]
 OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
     "optimizer", takes="named, lr=, weight_decay=, momentum=, fused="
 )
-"""Each is called with pairs of name and parameter, and with those of the options that it has a parameter
-for; fused: by one kernel for all that a step does."""
+"""Each is called with ``(name, parameter)`` pairs, and with the options that it has a parameter for; a
+fused optimizer does a whole step in one kernel."""
 
 
 @OPTIMIZERS.register("sgd")

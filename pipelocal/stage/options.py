@@ -10,7 +10,7 @@ import torch
 from pipelocal.options import BATCHES, Limits, option
 
 AUTOCAST = {"bf16": torch.bfloat16}
-"""What --autocast takes."""
+"""The dtypes that --autocast accepts, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,5 +41,5 @@ class ComputeOptions:
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """What ``autocast`` says."""
+        """Return the dtype that ``autocast`` names; None without autocast."""
         return None if self.autocast is None else AUTOCAST[self.autocast]

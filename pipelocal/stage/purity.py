@@ -1,8 +1,8 @@
-"""Finds out before training whether a stage may be run twice on one batch, and saved.
+"""Checks before training that a stage can be run twice on one batch, and be saved.
 
 Reconciliation, recomputation and the comparison with back-propagation run a module again on a batch that it
-has met. With seeded generators and the buffers of the first time it then makes the same, unless it keeps
-something elsewhere, such as a count in a plain attribute; and that no snapshot would hold either.
+has already seen. With seeded generators and the buffers of the first pass it gives the same output, unless it
+keeps state elsewhere, such as a count in a plain attribute, which no snapshot would contain either.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from pipelocal.seeding import seeded
 from pipelocal.stage.replay import copies_of_buffers
 
 TOLERANCE = 1e-3
-"""Of the largest entry: what sums in another order may come to on a GPU."""
+"""Allowed difference on a GPU, where the order of sums varies, relative to the largest entry."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demands:
-    """What a run asks of its modules beyond one forward pass a batch."""
+    """What a run asks of its modules beyond one forward pass per batch."""
 
     again: str | None
-    """The option that runs them again on a batch; None for none."""
+    """The option that makes modules run again on a batch; None if there is none."""
     saved: bool
-    """Whether there are snapshots to go on from."""
+    """Whether the run takes snapshots."""
     replicas: bool
-    """Whether a stage has several."""
+    """Whether a stage has several replicas."""
 
     @property
     def any(self) -> bool:
-        """Whether there is something to look at."""
+        """Whether there is anything to check."""
         return self.again is not None or self.saved or self.replicas
 
 
 def check_purity(
     body: nn.Module, head: nn.Module, x: Tensor, demands: Demands, *, stage: int
 ) -> None:
-    """Run copies of the stage's units and head on the same input again and again.
+    """Run copies of the stage's units and head repeatedly on the same input.
 
     Args:
         body: the stage's units, by name.
@@ -55,8 +55,8 @@ def check_purity(
         stage: number of the stage, for the error.
 
     Raises:
-        UserError: one of them keeps something where neither a buffer nor a seeded generator does;
-            names it and the mend.
+        UserError: one of them keeps state outside its buffers and the seeded generators; names it
+            and the remedy.
     """
     if not demands.any:
         return
@@ -84,16 +84,16 @@ def check_purity(
 
 
 def check_extra_state(body: nn.Module, head: nn.Module, *, replicas: int, stage: int) -> None:
-    """See that what modules give as extra state can be saved, and read again without trusting the file.
+    """Check that modules' extra state can be saved, and loaded without trusting the file.
 
     Args:
         body: the stage's units, by name.
         head: its head.
-        replicas: how many the stage has.
-        stage: its number, for the error.
+        replicas: number of replicas of the stage.
+        stage: number of the stage, for the error.
 
     Raises:
-        UserError: it cannot; names the unit.
+        UserError: the extra state cannot be saved or loaded; names the unit.
     """
     parts = [(f"unit '{name.replace('/', '.')}'", unit) for name, unit in body.named_children()]
     for what, part in [*parts, ("the head", head)]:
@@ -127,11 +127,11 @@ def _why(demands: Demands) -> str:
 
 
 def _run_again(module: nn.Module, x: Tensor, first: Tensor) -> tuple[str | None, bool, Tensor]:
-    """The name of a number that each pass changes; whether two outputs are equal; and the output."""
+    """Return the name of a number that each pass changes, whether outputs are equal, and the output."""
     outs: list[Tensor] = []
     numbers: list[dict[str, Any]] = []
     buffers = None
-    for _ in range(3):  # the first one makes what is made once, such as a mask
+    for _ in range(3):  # the first pass may create state once, such as a mask
         if buffers is not None:
             with torch.no_grad():
                 for name, buffer in module.named_buffers():
@@ -148,7 +148,7 @@ def _run_again(module: nn.Module, x: Tensor, first: Tensor) -> tuple[str | None,
 
 
 def _numbers(module: nn.Module) -> dict[str, Any]:
-    """All plain numbers among the attributes of a module and its parts, by dotted name."""
+    """Return all plain numbers among the attributes of a module and its children, by dotted name."""
     return {
         f"{path}.{name}" if path else name: value
         for path, part in module.named_modules()

@@ -1,4 +1,4 @@
-"""What every stage of a network is made of."""
+"""The recipe from which every stage of a network is built."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from pipelocal.tasks import Task
 Named = tuple[str, nn.Parameter]
 
 OptimizerBuilder = Callable[..., torch.optim.Optimizer]
-"""Called with the stage's parameters as pairs of name and parameter (the model's own names; those of a head
-begin with ``head/``, those of an objective with ``objective/``), in the model's order; and with the stage's
-:class:`~pipelocal.objective.local.Place` where it takes a second argument."""
+"""Called with the stage's ``(name, parameter)`` pairs in the model's order (the model's own names; a head's
+begin with ``head/``, an objective's with ``objective/``), and with the stage's
+:class:`~pipelocal.objective.local.Place` if it takes a second argument."""
 
 ScheduleBuilder = Callable[[torch.optim.Optimizer, int], LRScheduler]
-"""Called with a stage's optimizer and the total number of updates. Stepped once behind every update, but a
-:class:`~pipelocal.stage.lr_schedule.BatchLR` once for every batch."""
+"""Called with a stage's optimizer and the total number of updates. Its result is stepped
+once after every update, but a :class:`~pipelocal.stage.lr_schedule.BatchLR` once for every batch."""
 
 FreezingOf = Callable[[int], dict[int, Freezing]]
-"""Called with the number of stages; what says when a stage is frozen, by its number."""
+"""Called with the number of stages; returns what decides when a stage is frozen, by stage number."""
 
 
 def never_frozen(_stages: int) -> dict[int, Freezing]:
-    """No stage is frozen."""
+    """Freeze no stage."""
     return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Objects of which every stage makes its own; knows no ranks and no cut.
+    """Builders of the parts of every stage; independent of ranks and cuts.
 
     Args:
-        task: what is learnt.
-        head: makes the auxiliary heads.
+        task: what the network learns.
+        head: builds the auxiliary heads.
         objective: makes the objectives.
         optimizer: makes the optimizers.
         schedule: makes the learning-rate schedules; None for constant rates.
-        clip: greatest L2 norm of a stage's gradient in an update; None for any.
-        ema: weight of the average so far in an average of the weights; None for none.
-        freezing: what freezes stages.
-        seed: of all that is drawn.
+        clip: maximum L2 norm of a stage's gradient in an update; None for no limit.
+        ema: decay of a moving average of the weights; None for no average.
+        freezing: decides when stages are frozen.
+        seed: seed of all random numbers.
         compute: how stages compute.
     """
 
@@ -61,7 +61,7 @@ class Recipe:
     optimizer: OptimizerBuilder
     schedule: ScheduleBuilder | None = None
     counts_batches: bool = False
-    """Whether ``schedule`` is called with the number of batches, and not of updates."""
+    """Whether ``schedule`` is called with the number of batches instead of updates."""
     clip: float | None = None
     ema: float | None = None
     freezing: FreezingOf = field(default=never_frozen)
@@ -70,14 +70,14 @@ class Recipe:
 
     @property
     def uncut(self) -> bool:
-        """Whether the model is trained whole, in one process."""
+        """Whether the model is trained as a whole, in one process."""
         return isinstance(self.objective, BackPropagation)
 
     def make_optimizer(self, named: Iterable[Named], place: Place) -> torch.optim.Optimizer:
-        """A stage's optimizer.
+        """Make a stage's optimizer.
 
         Raises:
-            UserError: what was given makes none, or one that leaves parameters out.
+            UserError: the builder returns no optimizer, or one that omits parameters.
         """
         named = list(named)
         optimizer: Any = (
@@ -104,10 +104,10 @@ class Recipe:
 
 
 def check_schedule(scheduler: object) -> None:
-    """Refuse what cannot be stepped behind every update.
+    """Refuse a scheduler that cannot be stepped after every update.
 
     Raises:
-        UserError: it is no learning-rate scheduler, or one that wants a metric.
+        UserError: it is not a learning-rate scheduler, or it needs a metric.
     """
     if isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
         return
@@ -118,7 +118,7 @@ def check_schedule(scheduler: object) -> None:
 
 
 def takes_two(function: Callable[..., Any]) -> bool:
-    """Whether a function has a second positional parameter without a default."""
+    """Return whether a function has a second positional parameter without a default."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

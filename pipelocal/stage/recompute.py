@@ -1,4 +1,4 @@
-"""``--checkpoint-activations``: keep few activations, and compute the others again for the backward pass.
+"""``--checkpoint-activations``: keep few activations and recompute the others for the backward pass.
 
 ::
 
@@ -6,8 +6,8 @@
     backward                        [group 2] again, its gradients        then kept: x, x2, all of group 2
                [group 1] again, its gradients                             then kept: x, all of group 1
 
-What is computed again begins with the random numbers and the buffers of the first time, and moves no
-buffer, such as BatchNorm's running statistics. So the bits of training do not change.
+A recomputation starts from the random state and the buffers of the first pass, and updates no buffer, such
+as BatchNorm's running statistics. So the bits of training do not change.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class RecomputedBody:
 
     Args:
         body: the units, in order.
-        units: how many make a group. The last group is not computed again: it is needed first.
+        units: units per group. The last group is not recomputed: the backward pass needs it first.
     """
 
     def __init__(self, body: nn.Sequential, units: int) -> None:
-        # Slices of the body, so that each keeps its names in it.
+        # Slices of the body, so that modules keep their names.
         self._groups = [body[first : first + units] for first in range(0, len(body), units)]
         self._again = False
         self.kept_bytes = 0
-        """At most this the backward pass holds at a time: the groups' inputs, and what the group that
-        makes most makes. Counted on the first batch, by one more forward pass of copies."""
+        """Peak bytes that the backward pass holds: the groups' inputs, and the activations of the
+        largest group. Measured on the first batch, by an extra forward pass of copies."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The body's output."""
+        """Compute the body's output."""
         if self.kept_bytes == 0:
             self.kept_bytes = self._count(x)
         return self._run(x, None)
@@ -52,7 +52,7 @@ class RecomputedBody:
         return self._run(x, before)
 
     def _run(self, x: Tensor, before: Buffers | None) -> Tensor:
-        """With buffers of its own, or with the body's, which move."""
+        """Run with the given copies of buffers, or with the body's own, which are updated."""
 
         def run(group: nn.Module, x: Tensor, buffers: Buffers) -> Tensor:
             if before is not None or self._again:
@@ -66,12 +66,12 @@ class RecomputedBody:
         return run(last, x, before or {})
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        states = other_generators()  # checkpoint sees to torch's
+        states = other_generators()  # checkpoint takes care of torch's
 
         @contextmanager
         def computing_again() -> Iterator[None]:
             self._again = True
-            # Left so: whatever draws next in a stage is seeded anew first.
+            # Not restored: a stage reseeds before it draws again.
             set_other_generators(states)
             try:
                 yield
@@ -93,12 +93,12 @@ class RecomputedBody:
 
 
 def _made_bytes(group: nn.Module, x: Tensor) -> tuple[int, Tensor]:
-    """Bytes that autograd would keep of a group, without the parameters; and the group's output."""
+    """Return the bytes that autograd keeps of a group, without parameters, and the group's output."""
     saved: dict[int, torch.UntypedStorage] = {}
     own = {id(parameter.untyped_storage()) for parameter in group.parameters()}
 
     def note(tensor: Tensor) -> None:
-        # The memory, not the tensor: a hook that holds a node's own output keeps both for ever.
+        # Keep the storage, not the tensor: a hook that holds its node's output leaks both.
         storage = tensor.untyped_storage()
         saved[id(storage)] = storage
 

@@ -1,7 +1,7 @@
-"""A module run once more on a batch that it has met: from the buffers it had then, and moving none.
+"""Runs a module again on a batch that it has seen, from its buffers of then, without updating any.
 
-A buffer may decide what a module makes: a count of batches, the vectors of spectral norm. So what is
-computed again must begin where the first pass began, and not where that one left off.
+A module's output may depend on a buffer: a count of batches, the vectors of spectral norm. So a replay must
+start from the buffers with which the first pass started, not those with which it ended.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from torch.func import functional_call
 from pipelocal.errors import UserError
 
 Buffers = dict[str, Tensor]
-"""Copies, by name."""
+"""Copies of a module's buffers, by name."""
 
 
 def copies_of_buffers(module: nn.Module) -> Buffers:
-    """What a module's buffers hold now."""
+    """Copy a module's buffers."""
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
 def replay(module: nn.Module, *inputs: Tensor, before: Buffers | None = None) -> Tensor:
-    """Run a module; what it does to its buffers is done to copies.
+    """Run a module on copies of its buffers, so that its own do not change.
 
     Args:
-        module: may be a part of the one that ``before`` is of, with the names it has there.
-        inputs: ``[B, ...]``; a head may have two.
-        before: the buffers to begin with; None for those that it has now.
+        module: the module; ``before`` may also hold the buffers of a larger one with the same names.
+        inputs: ``[B, ...]``; a head may take two.
+        before: the buffers to start from; None for the module's current ones.
     """
     now = dict(module.named_buffers())
     begin = now if before is None else {name: before[name] for name in now}
@@ -36,10 +36,10 @@ def replay(module: nn.Module, *inputs: Tensor, before: Buffers | None = None) ->
 
 
 def leaving_input(units: nn.Module, x: Tensor) -> Tensor:
-    """Run units that must leave their input as it is.
+    """Run units, and check that they leave their input unchanged.
 
     Raises:
-        UserError: they have changed it.
+        UserError: the units changed their input.
     """
     version = x._version
     out: Tensor = units(x)

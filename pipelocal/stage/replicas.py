@@ -1,4 +1,4 @@
-"""What a stage knows of its replicas: how many there are, and what they do together. No ranks here."""
+"""A stage's view of its replicas: their number, and what they do together; knows no ranks."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from torch import Tensor
 class Replicas(Protocol):
     """The replicas of a stage, seen from one of them.
 
-    All of them call the same methods in the same order; each call waits for the others.
+    All replicas call the same methods in the same order; each call waits for the others.
     """
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of replicas."""
 
     @property
     def index(self) -> int:
-        """Which one this is, from 0."""
+        """Index of this replica, from 0."""
 
     @property
     def sent_bytes(self) -> int:
-        """What this one has had to send of its gradients so far, in bytes of payload."""
+        """Bytes of gradient payload that this replica has sent so far."""
 
     @property
     def waited_s(self) -> float:
         """Seconds spent in these calls so far."""
 
     def average(self) -> None:
-        """Make the parameters' gradients, and the floating-point buffers, the means over the replicas.
+        """Replace gradients and floating-point buffers by their means over the replicas.
 
-        A parameter without a gradient counts as one of zeros.
+        A missing gradient counts as zeros.
         """
 
     def updated(self) -> None:
-        """The optimizer has made its step."""
+        """Tell the replicas that the optimizer has made its step."""
 
     def each(self, values: Tensor) -> Tensor:
-        """What each replica gives, ``[count, ...]`` in order; on the CPU, of one shape and dtype."""
+        """Gather a tensor per replica, ``[count, ...]`` in order; on the CPU, all of one shape and dtype."""
 
     def whole(self, state: Any) -> Any:
-        """A state of nested dicts and lists in which no tensor is shared out over the replicas."""
+        """Return a state of nested dicts and lists with any tensors sharded over the replicas gathered."""
 
 
 class Alone:

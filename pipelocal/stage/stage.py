@@ -1,10 +1,10 @@
 """One gradient-isolated stage: body, head, objective and optimizer.
 
-A stage knows nothing of ranks. It meets each batch in four steps, which :meth:`Stage.step` runs in
-a row and a pipeline runs with its transfers in between::
+A stage knows nothing of ranks. It processes each batch in four steps, which :meth:`Stage.step` runs in
+sequence and a pipeline interleaves with its transfers::
 
-    forward(x)               -> out      body only; out can leave at once
-    output_gradient(target)  -> delta    head and local loss, then back to out; delta can leave
+    forward(x)               -> out      body only; out can be sent at once
+    output_gradient(target)  -> delta    head and local loss, then back to out; delta can be sent
     reconcile(delta of the stage before) the rest of the backward pass
     update()                             optimizer and schedule
 """
@@ -42,28 +42,28 @@ NONE: Mapping[str, Tensor] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """What one batch showed; scalars on the stage's device, means over the batch."""
+    """The metrics of one batch; scalars on the stage's device, means over the batch unless noted."""
 
     loss: Tensor
     correct: Tensor
-    """Number of right predictions."""
+    """Number of correct predictions."""
     predictions: int
     residual: Residual | None
-    """Between eta and delta; None on a batch that was not reconciled."""
+    """The residual between eta and delta; None on a batch that was not reconciled."""
     further: Mapping[str, Tensor]
     """The task's further metrics, as sums over the predictions."""
     figures: Mapping[str, Tensor]
-    """What an objective of one's own reports, as means over the batch."""
+    """Figures that a user's objective reports, as means over the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """A stage's answer to one batch."""
+    """A stage's result for one batch."""
 
     output: Tensor
-    """Detached and contiguous, or channels last, ``[B, ...]``: the next stage's input."""
+    """The next stage's input, ``[B, ...]``: detached, and contiguous or channels last."""
     output_gradient: Tensor
-    """delta, of the output's shape and dtype."""
+    """delta, with the output's shape and dtype."""
     metrics: StepMetrics
 
 
@@ -73,19 +73,19 @@ class Stage:
     Args:
         number: position in the network, from 1.
         body: the units, in order.
-        head: makes logits ``[B, ..., classes]`` from the body's output.
-        objective: what is minimised.
-        optimizer: over the parameters of body, head and objective.
-        task: says what the loss is, and what is counted.
-        scheduler: of the learning rate; None for a constant one.
-        accumulate: batches whose mean gradient makes an update.
-        clip: greatest L2 norm of an update's gradient; None for any.
-        average: of the weights of body and head; None for none.
-        seed: the run's seed. Dropout and the like draw from a seed made of this, the stage and the
-            step, so they do not depend on what else the process does.
-        compute: what of these matters here: autocast (parameters, outputs, logits, loss and delta are
-            float32 either way), channels_last (as the modules' weights must then be),
-            checkpoint_activations, step_early.
+        head: maps the body's output to logits ``[B, ..., classes]``.
+        objective: what the stage minimises.
+        optimizer: updates the parameters of body, head and objective.
+        task: defines the loss and the metrics.
+        scheduler: learning-rate scheduler; None for a constant rate.
+        accumulate: batches whose gradients are averaged for one update.
+        clip: maximum L2 norm of an update's gradient; None for no limit.
+        average: moving average of the weights of body and head; None for none.
+        seed: the run's seed. Dropout and the like are seeded from this, the stage and the step, so
+            they do not depend on what else the process does.
+        compute: how to compute; used here are autocast (parameters, outputs, logits, loss and delta
+            are float32 regardless), channels_last (the modules' weights must already have that
+            layout), checkpoint_activations and step_early.
     """
 
     def __init__(
@@ -109,15 +109,15 @@ class Stage:
         self.head = head
         self.objective = objective
         self.own_objective = own_parameters(objective)
-        """The objective, if it has parameters of its own."""
+        """The objective, if it has parameters."""
         self.optimizer = optimizer
         self.average = average
         self.task = task
         self._update = Update(optimizer, scheduler, every=accumulate, average=average, clip=clip)
         self.steps = 0
-        """Batches of the run before the next one; with replicas, not all of them were met here."""
+        """Batches of the run so far; with replicas, not all of them were processed here."""
         self.kept_bytes = 0
-        """What the last batch kept for its backward pass and autograd did not, as it is counted elsewhere."""
+        """Bytes kept for the last batch's backward pass outside autograd, which are counted elsewhere."""
         self._further: tuple[str, ...] = tuple(task.metrics[1:])
         self._figure_names: tuple[str, ...] = getattr(objective, "figure_names", ())
         self._head_takes_input = takes_input(head)
@@ -131,30 +131,30 @@ class Stage:
         self._residual: Residual | None = None
         self._figures: Mapping[str, Tensor] = NONE
         self._before: dict[nn.Module, Buffers] = {}
-        """What body and head began this batch with, where they may be run again on it."""
+        """Buffers of body and head at the start of this batch, if they may be run again on it."""
         units = compute.checkpoint_activations
         self._recomputed = RecomputedBody(body, units) if units else None
         self._early = EarlyStep(optimizer, self._trained()) if compute.step_early else None
         places = {id(p): place for place, p in enumerate(self._trained())}
         held = [p for group in optimizer.param_groups for p in group["params"]]
         self.order = [places[id(p)] for p in held if id(p) in places]
-        """Which of the trained parameters of body, head and objective is where in the optimizer; noted here,
-        as sharded replicas have others in their place later."""
+        """Position in the optimizer of each trained parameter of body, head and objective; recorded now
+        because sharded replicas replace them later."""
         disable_inplace(body)
         disable_inplace(head)
         self._train_mode: bool | None = None
         self.frozen_at: int | None = None
-        """Batches after which the stage was frozen; None while it trains."""
+        """Number of batches after which the stage was frozen; None while it trains."""
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
-        """Body, head, and the objective if it has parameters."""
+        """Return body, head, and the objective if it has parameters."""
         own = self.own_objective
         return (self.body, self.head) if own is None else (self.body, self.head, own)
 
     @property
     def frozen(self) -> bool:
-        """Whether the stage only feeds the next one: nothing of it changes any more."""
+        """Whether the stage has stopped training and only feeds the next one."""
         return self.frozen_at is not None
 
     @property
@@ -163,10 +163,10 @@ class Stage:
         return self.objective.wants_delta and not self.frozen
 
     def freeze(self) -> None:
-        """Stop training, for good: from now on the stage runs as in evaluation.
+        """Stop training permanently: from now on the stage runs as in evaluation.
 
-        With replicas, right behind an update, so that all stop at the same batch. Its optimizer's memory
-        is given back. The output gradient can still be asked for: the next stage may reconcile with it.
+        With replicas, call it right after an update, so that all stop at the same batch. The optimizer's
+        memory is freed. The output gradient is still available: the next stage may reconcile with it.
         """
         self.frozen_at = self.updated_at
         for parameter in self._parameters():
@@ -179,7 +179,7 @@ class Stage:
         Args:
             x: input ``[B, ...]``.
             target: labels ``[B]`` (or ``[B, T]``), int64.
-            delta: output gradient of the stage before, of x's shape, if the batch is to be
+            delta: output gradient of the stage before, with x's shape, if the batch is to be
                 reconciled; only if :attr:`wants_delta`.
         """
         output = self.forward(x, reconciled=delta is not None)
@@ -190,11 +190,11 @@ class Stage:
         return StepResult(output=output, output_gradient=output_gradient, metrics=metrics)
 
     def forward(self, x: Tensor, *, reconciled: bool = False) -> Tensor:
-        """Run the body; the detached output, which must not be changed until :meth:`update`.
+        """Run the body and return its detached output, which must not be modified until :meth:`update`.
 
         Args:
             x: input ``[B, ...]``.
-            reconciled: whether :meth:`reconcile` will be given delta.
+            reconciled: whether :meth:`reconcile` will receive delta.
         """
         assert not (reconciled and self.frozen), "a frozen stage has nothing to reconcile"
         self._set_train_mode(not self.frozen)
@@ -220,13 +220,13 @@ class Stage:
         return own_memory(out.detach(), x, channels_last=self._channels_last)
 
     def output_gradient(self, target: Tensor) -> Tensor:
-        """Local loss and its gradient at the output (delta, per batch mean)."""
+        """Compute the local loss and return its gradient at the output (delta, of the batch mean)."""
         local = self._require_pass()
         self._target = target
         if local.reconciled:
             self._before[self.head] = copies_of_buffers(self.head)
 
-        x = local.x  # not the pass itself, which would keep itself alive by what it holds of this
+        x = local.x  # capturing the pass itself would create a reference cycle
 
         def loss_of(out: Tensor) -> Tensor:
             logits = self._run_head(out, x)
@@ -234,7 +234,7 @@ class Stage:
             return self.task.loss(logits, target)
 
         local.target, local.head, local.task_loss = target, self.head, loss_of
-        # Again, so that what others draw while the output leaves does not change the head's dropout.
+        # Reseed: draws by others while the output is sent must not change the head's dropout.
         self._seed_for("head")
         version = local.out._version
         in_place = StageError(
@@ -245,7 +245,7 @@ class Stage:
         try:
             self._loss, delta = self.objective.head_backward(local)
         except RuntimeError as error:
-            # Where the objective hands the head a leaf, autograd refuses before anything is changed.
+            # If the objective passes the head a leaf, autograd refuses before anything changes.
             if local.out._version == version and "in-place operation" not in str(error):
                 raise
             raise in_place from error
@@ -257,17 +257,17 @@ class Stage:
 
     @torch.no_grad()
     def local_loss(self, target: Tensor) -> None:
-        """Of a frozen stage whose output gradient nobody wants, the loss alone, for :meth:`metrics`."""
+        """Compute only the loss, for :meth:`metrics` of a frozen stage whose delta is not needed."""
         local = self._require_pass()
         logits = self._run_head(local.out, local.x)
         self._logits, self._loss = logits, self.task.loss(logits, target)
 
     def reconcile(self, delta: Tensor | None) -> None:
-        """Complete the gradients of all parameters, with delta of the stage before if wanted."""
+        """Complete the gradients of all parameters, using the previous stage's delta if given."""
         self._residual = self.objective.body_backward(self._require_pass(), delta)
 
     def metrics(self, target: Tensor) -> StepMetrics:
-        """What this batch showed; after :meth:`reconcile`."""
+        """Return the metrics of this batch; call it after :meth:`reconcile`."""
         assert self._logits is not None
         assert self._loss is not None
         correct, *further = self.task.counts(self._logits, target)
@@ -281,10 +281,10 @@ class Stage:
         )
 
     def _said_figures(self) -> dict[str, Tensor]:
-        """What the objective said of this batch.
+        """Return the objective's figures for this batch.
 
         Raises:
-            StageError: it is not what the objective had announced.
+            StageError: the figures are not those that the objective declared.
         """
         names = self._figure_names
         said: dict[str, Tensor] = getattr(self.objective, "figures", {})
@@ -297,18 +297,18 @@ class Stage:
         return {name: said[name].detach() for name in names}
 
     def average_gradients(self, due: int) -> None:
-        """Before :meth:`update`, with replicas: what of it waits for the others.
+        """Run the part of :meth:`update` that waits for other replicas; call it before :meth:`update`.
 
         Args:
-            due: as there.
+            due: as in :meth:`update`.
         """
         self._update.average_gradients(self.steps + 1, due)
 
     def update(self, due: int | None = None) -> None:
-        """Optimizer and schedule, if due; then the batch is over and at most gradients are kept.
+        """Step optimizer and schedule if due, then end the batch; at most gradients are kept.
 
         Args:
-            due: batches of the run after which they are; None for every ``accumulate`` batches.
+            due: batch of the run after which the update is due; None for every ``accumulate`` batches.
         """
         self._update.batch_done(self.steps + 1, due)
         self.steps = self._update.done
@@ -322,35 +322,35 @@ class Stage:
         """Update with the batches since the last update, at the end of an epoch.
 
         Args:
-            steps: batches of the run so far, where some were met by replicas; None for :attr:`steps`.
+            steps: batches of the run so far, including those of replicas; None for :attr:`steps`.
         """
         self.steps = self.steps if steps is None else steps
         self._update.complete(self.steps)
 
     @property
     def replicas(self) -> Replicas:
-        """Those of this stage."""
+        """The replicas of this stage."""
         return self._update.replicas
 
     def join(self, replicas: Replicas) -> None:
-        """Train together with other replicas from now on, which are alike to the last bit."""
+        """Train together with other replicas from now on; they must be bit-identical."""
         self._update.replicas = replicas
 
     @property
     def updated_at(self) -> int:
-        """Batches of the run before the last update: where all replicas are alike."""
+        """Batches of the run up to the last update, the point at which all replicas are identical."""
         return self._update.last
 
     @torch.no_grad()
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output and the head's logits, in evaluation mode; nothing is trained."""
+        """Return the output and the head's logits in evaluation mode, without training."""
         self._set_train_mode(False)
         x = self._laid_out(x)
         out = self._run(self.body, x)
         return own_memory(out, x, channels_last=self._channels_last), self._run_head(out, x)
 
     def state_dict(self) -> dict[str, Any]:
-        """Body, head, objective, optimizer and step counts; loads with ``weights_only=True``."""
+        """Return body, head, objective, optimizer and step counts; loads with ``weights_only=True``."""
         own = self.own_objective
         return {
             "body": self.body.state_dict(),
@@ -362,18 +362,18 @@ class Stage:
         }
 
     def training_state(self) -> dict[str, Any]:
-        """Beside :meth:`state_dict`, what it takes to go on as if nothing had been."""
+        """Return what is needed, besides :meth:`state_dict`, to resume exactly."""
         return self._update.state_dict()
 
     def load_training_state(
         self, state: dict[str, Any], *, steps: int, frozen_at: int | None
     ) -> None:
-        """The inverse of :meth:`training_state`; body and head are loaded already.
+        """Load what :meth:`training_state` returned; body and head are already loaded.
 
         Args:
-            state: as it was given.
-            steps: batches that the stage had been trained on.
-            frozen_at: batches after which it was frozen; None if it was not.
+            state: the saved state.
+            steps: batches that the stage had trained on.
+            frozen_at: batches after which the stage was frozen; None if it was not.
         """
         if frozen_at is not None:
             self.freeze()
@@ -381,11 +381,11 @@ class Stage:
         self.steps, self.frozen_at = steps, frozen_at
 
     def replay_body(self, x: Tensor, *, full: bool = False) -> Tensor:
-        """The body's output for this step's random numbers and buffers, with its graph; moves none.
+        """Recompute the body's output, with its graph, from this step's seed and buffers; changes neither.
 
         Args:
             x: input ``[B, ...]``.
-            full: whether to leave autocast out.
+            full: whether to run without autocast.
         """
         self._set_train_mode(not self.frozen)
         self._seed_for("step")
@@ -397,13 +397,13 @@ class Stage:
     def replay_loss(
         self, out: Tensor, target: Tensor, *, x: Tensor | None = None, full: bool = False
     ) -> Tensor:
-        """The task's loss at an output of the body, likewise.
+        """Recompute the task's loss at an output of the body, from this step's seed and buffers.
 
         Args:
             out: ``[B, ...]``.
-            target: of its rows.
-            x: the input that it was made of, where the head sees that too.
-            full: whether to leave autocast out.
+            target: labels of its rows.
+            x: the input that it was computed from, for heads that see the input.
+            full: whether to run without autocast.
         """
         self._seed_for("head")
         second = () if x is None or not self._head_takes_input else (x,)
@@ -414,18 +414,18 @@ class Stage:
         return self.task.loss(run(out) if full else self._run(run, out), target)
 
     def _begun(self, module: nn.Module) -> Buffers:
-        """The buffers that body or head began this batch with."""
+        """Return the buffers of body or head at the start of this batch."""
         return self._before.get(module) or copies_of_buffers(module)
 
     def _run(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Body or head, under autocast if so wanted; what it makes is float32 again."""
+        """Run body or head, under autocast if requested; the output is float32."""
         if self._autocast is None:
             return module(x)
         with torch.autocast(x.device.type, self._autocast):
             return module(x).float()
 
     def _run_head(self, out: Tensor, x: Tensor) -> Tensor:
-        """The head's logits, under autocast if so wanted."""
+        """Compute the head's logits, under autocast if requested."""
         if not self._head_takes_input:
             return self._run(self.head, out)
         return self._run(lambda out: call_head(self.head, out, x), out)
@@ -445,7 +445,7 @@ class Stage:
             loss.backward()  # type: ignore[no-untyped-call]
 
     def _target_of(self, rows: Tensor | None) -> Tensor:
-        """This batch's labels, or those of some rows of it."""
+        """Return this batch's labels, or those of some of its rows."""
         assert self._target is not None, "output_gradient comes first"
         return self._target if rows is None else self._target[rows]
 
@@ -474,7 +474,7 @@ class Stage:
 
 
 def own_parameters(objective: Objective) -> nn.Module | None:
-    """An objective that has parameters; None for one that has none."""
+    """Return the objective as a module if it has parameters; None otherwise."""
     if not isinstance(objective, nn.Module):
         return None
     return objective if any(True for _ in objective.parameters()) else None

@@ -1,4 +1,4 @@
-"""A stage's state by the names of the whole model, so that it fits wherever the model is cut."""
+"""Converts a stage's state to and from the whole model's names, so that it fits any cut."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelocal.stage.stage import Stage
 def trained_names(
     chain: Chain, cut: Cut, body: nn.Sequential, head: nn.Module, objective: nn.Module | None
 ) -> list[tuple[str, nn.Parameter]]:
-    """What a stage trains, by name: the body's in the model's order, then the head's and the objective's."""
+    """Return a stage's parameters by name: the body's in the model's order, then head and objective."""
     named = zip(
         chain.whole_names(body, cut.start, cut.stop),
         (p for p in body.parameters() if p.requires_grad),
@@ -38,7 +38,7 @@ def trained_names(
 
 
 def parameter_names(chain: Chain, cut: Cut, stage: Stage) -> list[str]:
-    """The names of what the stage's optimizer trains, in the optimizer's order; none once it is frozen."""
+    """Return the names of the trained parameters in the optimizer's order; none once frozen."""
     if stage.frozen:
         return []
     named = trained_names(chain, cut, stage.body, stage.head, stage.own_objective)
@@ -46,11 +46,11 @@ def parameter_names(chain: Chain, cut: Cut, stage: Stage) -> list[str]:
 
 
 def stage_state(chain: Chain, cut: Cut, stage: Stage) -> dict[str, Any]:
-    """A stage's state with its body under the whole model's names.
+    """Return a stage's state, with its body under the whole model's names.
 
-    ``body``, ``head`` and, of one that has parameters, ``objective`` are state dicts,
-    ``optimizer`` and ``steps`` the training's state; ``averaged`` holds the averaged ``body`` and
-    ``head``, and the number of its ``updates``, or is None.
+    ``body``, ``head`` and, if the objective has parameters, ``objective`` are state dicts;
+    ``optimizer`` and ``steps`` are the state of the training; ``averaged`` is None, or holds the averaged
+    ``body`` and ``head`` and the number of ``updates``.
 
     Raises:
         StageError: the training diverged: a weight is NaN or infinite. Such a state is never saved.
@@ -78,7 +78,7 @@ def stage_state(chain: Chain, cut: Cut, stage: Stage) -> dict[str, Any]:
 def load_weights(
     chain: Chain, cut: Cut, number: int, body: nn.Sequential, head: nn.Module, state: dict[str, Any]
 ) -> None:
-    """Body and head of a stage from :func:`stage_state`.
+    """Load body and head of a stage from :func:`stage_state`.
 
     Raises:
         UserError: they do not fit.
@@ -88,7 +88,7 @@ def load_weights(
 
 
 def load_stage_weights(chain: Chain, cut: Cut, stage: Stage, state: dict[str, Any]) -> None:
-    """All weights of a stage from :func:`stage_state`, the averaged ones where it has them.
+    """Load all weights of a stage from :func:`stage_state`, the averaged ones if present.
 
     Raises:
         UserError: they do not fit.
@@ -104,7 +104,7 @@ def load_stage_weights(chain: Chain, cut: Cut, stage: Stage, state: dict[str, An
 
 
 def plain_state(chain: Chain, stages: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
-    """The whole model's state dict from all stages' :func:`stage_state`, in order.
+    """Return the whole model's state dict from all stages' :func:`stage_state`, in order.
 
     Auxiliary heads are left out; the last stage's head is the model's classifier.
     """

@@ -1,4 +1,4 @@
-"""When a stage's parameters change: optimizer and schedule, after every so many batches."""
+"""Updates a stage's parameters: steps optimizer and schedule after a number of batches."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pipelocal.stage.replicas import ALONE, Replicas
 class Update:
     """Steps the optimizer with the mean gradient of the batches since the last update.
 
-    With several batches an update, a batch is what others call a micro-batch: its activations are gone
-    before the next one comes, and only the gradients stay.
+    With several batches per update, a batch is what is elsewhere called a micro-batch: its activations are
+    freed before the next batch, and only the gradients remain.
 
     Args:
-        optimizer: over the parameters, whose ``.grad`` the batches add to.
-        scheduler: of the learning rate; None for a constant one.
-        clip: greatest L2 norm of an update's gradient, over all parameters; None for any.
-        every: batches an update, whichever replicas meet them.
-        average: of the weights, brought up to date after every update; None for none.
+        optimizer: updates the parameters, to whose ``.grad`` the batches add.
+        scheduler: learning-rate scheduler; None for a constant rate.
+        clip: maximum L2 norm of an update's gradient, over all parameters; None for no limit.
+        every: batches per update, summed over the replicas.
+        average: moving average of the weights, updated after every update; None for none.
     """
 
     def __init__(
@@ -42,31 +42,31 @@ class Update:
         self._clip = clip
         self.replicas: Replicas = ALONE
         self.done = 0
-        """Batches of the run that have been met, or passed over as another replica's."""
+        """Batches of the run so far, processed here or by another replica."""
         self.last = 0
-        """Batches of the run before the last update."""
+        """Batches of the run up to the last update."""
         self._own = 0
-        """Batches met here since then."""
+        """Batches processed here since the last update."""
         self._averaged = False
         self._frozen = False
 
     def average_gradients(self, done: int, due: int) -> None:
-        """The first part of an update of replicas, if that comes now: it waits for the others.
+        """Average the gradients over the replicas, which waits for the others, if an update is due.
 
         Args:
-            done: batches of the run up to this one, whose gradients are in.
-            due: those after which comes the update.
+            done: batches of the run up to this one, whose gradients have been added.
+            due: batch of the run after which the update is due.
         """
         if not self._frozen and self._comes(done, due):
             self.replicas.average()
             self._averaged = True
 
     def batch_done(self, done: int, due: int | None = None) -> None:
-        """The gradients of one more batch are in.
+        """Count one more batch, whose gradients have been added, and update if due.
 
         Args:
             done: batches of the run up to this one.
-            due: those after which comes the update; None to go by the batches that were met here.
+            due: batch of the run after which the update is due; None to count batches processed here.
         """
         self.done = done
         self._own += 1
@@ -77,11 +77,11 @@ class Update:
             self.complete(due)
 
     def _comes(self, done: int, due: int) -> bool:
-        """Whether the next batch of this replica would be behind the update."""
+        """Return whether this replica's next batch comes after the update."""
         return done + self.replicas.count > due
 
     def complete(self, done: int) -> None:
-        """Update with the batches there are, fewer than usual as they may be; if there are any.
+        """Update with the batches so far, possibly fewer than usual; do nothing if there are none.
 
         Args:
             done: batches of the run so far.
@@ -104,7 +104,7 @@ class Update:
         self.optimizer.zero_grad(set_to_none=True)
         self.replicas.updated()
         if self._scheduler is not None:
-            # A schedule of batches is one of those, whichever update they belong to.
+            # A schedule per batch advances by all batches of the update.
             for _ in range(batches if isinstance(self._scheduler, BatchLR) else 1):
                 self._scheduler.step()
         if self._average is not None:
@@ -112,7 +112,7 @@ class Update:
         self.last = done
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer, schedule, and what was gathered since the last update."""
+        """Return optimizer and schedule state, and the gradients accumulated since the last update."""
         return {
             "optimizer": self.replicas.whole(self.optimizer.state_dict()),
             "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
@@ -121,10 +121,10 @@ class Update:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, done: int) -> None:
-        """The inverse of :meth:`state_dict`, for the same parameters and ``done`` batches of the run.
+        """Load a :meth:`state_dict` for the same parameters, after ``done`` batches of the run.
 
-        Learning rate and other options stay this optimizer's own, should they differ; but those that a
-        schedule of the user's own has set are taken over with it.
+        Learning rate and other options remain this optimizer's own where they differ, except those set by
+        a user's schedule, which are restored with it.
         """
         own = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -142,7 +142,7 @@ class Update:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def forget(self) -> None:
-        """Update no more; drop the batches since the last update, and the optimizer's memory."""
+        """Stop updating; discard the batches since the last update and free the optimizer's memory."""
         self._frozen = True
         self.last, self._own = self.done, 0
         self.optimizer.zero_grad(set_to_none=True)
