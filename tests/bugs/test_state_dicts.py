@@ -39,8 +39,11 @@ def exported(run: str, to: Path) -> Path:
 @pytest.mark.parametrize(
     "kind",
     [
-        *("versioned", "tied", "extra_number", "extra_tensor", "renames", "complex"),
-        *("weight_norm", "spectral_norm", "orthogonal"),
+        *("versioned", "tied", "extra_tensor", "renames", "complex", "spectral_norm"),
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("extra_number", "weight_norm", "orthogonal")
+        ),
     ],
 )
 def test_what_was_exported_loads_into_the_author_s_own_class(tmp_path: Path, kind: str) -> None:

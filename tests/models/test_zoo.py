@@ -45,7 +45,6 @@ UNITS = {
 QUICK = [
     "mnasnet0_5",
     "densenet_small",
-    "squeezenet1_1",
     "shufflenet_v2_x0_5",
     "mobilenet_v3_small",
 ]
