@@ -1,11 +1,11 @@
 """Auxiliary heads: what turns a stage's output into logits for its local loss.
 
-A head is thrown away when the model is exported; the last stage has none of these but the model's
-own classifier.
+Auxiliary heads are dropped when the model is exported; the last stage uses the model's own classifier
+instead.
 
-The rank of a stage's output says what its dimensions mean::
+The number of dimensions of a stage's output determines their meaning::
 
-    [B, C]           one vector a sample
+    [B, C]           one vector per sample
     [B, T, C]        tokens (never channels over a length: give such a unit's output a fourth
                      dimension, or transpose it)
     [B, C, H, W]     channels over space
@@ -28,9 +28,9 @@ from pipelocal.models.trial import changes_input, shadow
 from pipelocal.registry import Registry
 
 HeadBuilder = Callable[..., nn.Module]
-"""Called with the shape of one feature (no batch dimension) and the number of classes; and with those of
-these that it has a parameter for: ``target_shape=`` (of one row of the labels), ``input_shape=`` (of one row
-of the stage's input), ``downstream=`` (a :class:`Downstream`)."""
+"""Called with the shape of one feature (no batch dimension) and the number of classes, and with any of these
+keywords that it has a parameter for: ``target_shape=`` (of one row of the labels), ``input_shape=`` (of one
+row of the stage's input), ``downstream=`` (a :class:`Downstream`)."""
 
 HEADS: Registry[HeadBuilder] = Registry(
     "head", takes="feature_shape, classes, target_shape=, input_shape=, downstream="
@@ -56,18 +56,18 @@ def build_head(
     input_shape: tuple[int, ...] | None = None,
     downstream: Downstream | None = None,
 ) -> nn.Module:
-    """A head in the form that fits the labels, and seen to fit them.
+    """Build a head for the labels, and check that it fits them.
 
     Args:
-        builder: makes it.
+        builder: builds the head.
         feature_shape: shape of one row of the stage's output.
         classes: number of classes.
         target_shape: shape of one row of the labels.
-        input_shape: shape of one row of the stage's input; None where that is not known yet.
-        downstream: what follows the cut; not needed by heads that do not ask for it.
+        input_shape: shape of one row of the stage's input; None if not known yet.
+        downstream: what follows the cut; needed only by heads that ask for it.
 
     Raises:
-        UserError: it does not fit features or labels, or wants an input that is not known.
+        UserError: the head does not fit features or labels, or needs an unknown input shape.
     """
     what = f"head '{HEADS.name_of(builder)}'"
     offered = {"target_shape": target_shape, "input_shape": input_shape, "downstream": downstream}
@@ -75,7 +75,7 @@ def build_head(
     head = builder(feature_shape, classes, **{k: v for k, v in offered.items() if k in asked})
     if not isinstance(head, nn.Module):
         raise UserError(f"{what}: returned {type(head).__name__}: return Module")
-    head.to(torch.get_default_device())  # units copied from a ready model stay on its device
+    head.to(torch.get_default_device())  # units copied from an existing model stay on its device
     mend = "choose --head linear"
     if target_shape and len(feature_shape) != 2:
         mend = f"labels {list(target_shape)} want a model that passes on tokens [T, C]"
@@ -87,17 +87,17 @@ def build_head(
 
 
 def takes_input(head: nn.Module) -> bool:
-    """Whether a head also sees its stage's input: a class says so by ``takes_input = True``."""
+    """Return whether a head also takes its stage's input, declared by ``takes_input = True``."""
     return bool(getattr(head, "takes_input", False))
 
 
 def call_head(head: Callable[..., Tensor], out: Tensor, x: Tensor) -> Tensor:
-    """A head's logits.
+    """Compute a head's logits.
 
     Args:
-        head: of a stage.
+        head: the head of a stage.
         out: output of its body ``[B, ...]``.
-        x: the stage's input ``[B, ...]``, which some heads see as their second argument.
+        x: the stage's input ``[B, ...]``, which some heads take as their second argument.
     """
     return head(out, x) if getattr(head, "takes_input", False) else head(out)
 
@@ -116,13 +116,13 @@ def check_logits(
     Args:
         head: makes logits from features.
         feature_shape: shape of one row of the features.
-        logits_shape: shape that one row of its logits must have.
+        logits_shape: required shape of one row of its logits.
         what: names the head in the error.
-        mend: what the user can do.
-        input_shape: shape of one row of the stage's input, for heads that see it.
+        mend: the remedy to suggest to the user.
+        input_shape: shape of one row of the stage's input, for heads that take it.
 
     Raises:
-        UserError: it does not take the features, or its logits have another shape.
+        UserError: the head does not accept the features, or its logits have another shape.
     """
     if takes_input(head) and input_shape is None:
         raise UserError(

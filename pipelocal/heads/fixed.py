@@ -1,8 +1,8 @@
 """Heads whose weights are drawn once and never trained.
 
-The body has to bring its features to where the head already looks for each class. The weights are
-buffers: they are saved and moved with the stage, and no optimizer, gradient or weight decay meets
-them. There is no bias, which would favour some classes for good.
+The body must learn features that match the head's fixed direction for each class. The weights are
+buffers: they are saved and moved with the stage, and no optimizer, gradient or weight decay touches
+them. There is no bias, which would permanently favour some classes.
 """
 
 import torch
@@ -13,13 +13,13 @@ from pipelocal.heads.token import pooled_features
 
 
 class FixedPooledLinear(nn.Module):
-    """Mean over everything behind the channels, then a fixed random linear map.
+    """Mean over all dimensions after the channels, then a fixed random linear map.
 
-    Features ``[B, C, ...]`` to logits ``[B, classes]``, float32; flat features ``[B, C]`` are not
-    pooled. Entries have the variance 1 / C, so that logits are about as large as features.
+    Maps features ``[B, C, ...]`` to logits ``[B, classes]``, float32; flat features ``[B, C]`` are not
+    pooled. Entries have variance 1 / C, so that logits are about as large as features.
 
     Args:
-        channels: C.
+        channels: number of channels C.
         classes: number of classes.
     """
 
@@ -35,9 +35,9 @@ class FixedPooledLinear(nn.Module):
 
 
 class FixedTokenMeanLinear(FixedPooledLinear):
-    """The same of tokens: their mean, normalised, as blocks with pre-norm leave it without a norm.
+    """Normalised mean over the tokens, as pre-norm blocks do not normalise, then a fixed random linear map.
 
-    Features ``[B, T, C]`` to logits ``[B, classes]``.
+    Maps features ``[B, T, C]`` to logits ``[B, classes]``.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class FixedTokenMeanLinear(FixedPooledLinear):
 
 
 def linear_fixed(feature_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """A fixed random linear map of the features' mean, over space or over tokens.
+    """Build a fixed random linear map of the features' mean, over space or over tokens.
 
     Args:
         feature_shape: ``[C, ...]``, or tokens ``[T, C]``.

@@ -1,4 +1,4 @@
-"""Heads that see one vector a sample: the features' mean over space or over tokens."""
+"""Heads that use one vector per sample: the features' mean over space or over tokens."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ from pipelocal.models.layers import PooledLinear, TokenLinear
 def linear(
     feature_shape: tuple[int, ...], classes: int, *, target_shape: tuple[int, ...] = ()
 ) -> nn.Module:
-    """A linear map of the features' mean, over space or over tokens: logits ``[B, classes]``.
+    """Build a linear map of the features' mean, over space or over tokens: logits ``[B, classes]``.
 
-    Where every token has a label of its own, a linear map of each token.
+    If every token has its own label, the linear map is applied to each token.
     """
     if len(feature_shape) != 2:
         return PooledLinear(feature_shape, classes)
@@ -23,7 +23,7 @@ def linear(
 def mlp(
     feature_shape: tuple[int, ...], classes: int, *, target_shape: tuple[int, ...] = ()
 ) -> nn.Module:
-    """One hidden layer before the linear map, likewise."""
+    """Build a head like :func:`linear`, with one hidden layer before the linear map."""
     per_token = target_shape and len(feature_shape) == 2
     return (TokenMLP if per_token else MLPHead)(feature_shape, classes)
 
@@ -31,10 +31,10 @@ def mlp(
 class ConvHead(nn.Module):
     """A 3x3 convolution with BatchNorm and ReLU before the pooled linear map.
 
-    Features ``[B, C, H, W]`` to logits ``[B, classes]``.
+    Maps features ``[B, C, H, W]`` to logits ``[B, classes]``.
 
     Raises:
-        UserError: the features are no images.
+        UserError: the features are not images.
     """
 
     def __init__(self, feature_shape: tuple[int, ...], classes: int) -> None:
@@ -54,9 +54,9 @@ class ConvHead(nn.Module):
 
 
 class MLPHead(nn.Module):
-    """The features' mean through one hidden layer of as many units as there are channels.
+    """Mean of the features, one hidden layer as wide as the channels, and a linear map.
 
-    Features ``[B, C]``, ``[B, T, C]`` or ``[B, C, H, W]`` to logits ``[B, classes]``.
+    Maps features ``[B, C]``, ``[B, T, C]`` or ``[B, C, H, W]`` to logits ``[B, classes]``.
     """
 
     def __init__(self, feature_shape: tuple[int, ...], classes: int) -> None:

@@ -1,6 +1,6 @@
-"""Heads for features ``[B, T, C]``: one answer for every token, or one for the whole sequence.
+"""Heads for features ``[B, T, C]``: one prediction per token, or one for the whole sequence.
 
-Blocks with pre-norm leave their output without a norm, so each of these begins with its own.
+Pre-norm blocks do not normalise their output, so each of these heads starts with its own norm.
 """
 
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ class TokenMeanLinear(nn.Module):
 
 
 def pooled_features(x: Tensor) -> Tensor:
-    """One vector a sample: ``[B, C]``, ``[B, T, C]`` or ``[B, C, ...]`` to ``[B, C]``."""
+    """Reduce to one vector per sample: ``[B, C]``, ``[B, T, C]`` or ``[B, C, ...]`` to ``[B, C]``."""
     if x.dim() == 2:
         return x
     return x.mean(1) if x.dim() == 3 else x.flatten(2).mean(2)

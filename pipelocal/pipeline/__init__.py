@@ -1,1 +1,1 @@
-"""In what order things happen: the stream of events and how each stage meets it."""
+"""The pipeline: the stream of events, and how each stage processes it."""

@@ -1,7 +1,7 @@
-"""How far local training is from back-propagation, measured where one process holds all stages.
+"""Measures the gap between local training and back-propagation, if one process holds all stages.
 
-With ``G_k`` the gradient that back-propagation of the last stage's loss gives at stage k's output,
-and ``e_j`` the difference of eta and delta on stage j (F1 in docs/how-it-works.md)::
+Let ``G_k`` be the gradient of the last stage's loss at stage k's output, by back-propagation, and
+``e_j`` the difference between eta and delta on stage j. Then (F1 in docs/how-it-works.md)::
 
     G_k - delta_k = sum over j > k of  J_{k+1}^T ... J_{j-1}^T e_j
 """
@@ -19,19 +19,19 @@ from pipelocal.stage.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """Of one stage on one batch."""
+    """The gap of one stage on one batch."""
 
     update_cosine: float
-    """Between the gradients that train the body, and those of back-propagation; 1 where they agree."""
+    """Cosine between the gradients that train the body and those of back-propagation; 1 if they agree."""
     residual_sum: float
-    """Length of ``G_k - delta_k``, the sum of F1, over that of ``G_k``; 0 on the last stage."""
+    """Length of ``G_k - delta_k``, the sum in F1, over that of ``G_k``; 0 on the last stage."""
 
 
 class BackPropagationGap:
-    """Runs back-propagation beside a batch of local training, and compares.
+    """Runs back-propagation alongside a batch of local training, and compares the gradients.
 
     Args:
-        stages: all of them, in order.
+        stages: all stages, in order.
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
@@ -39,7 +39,7 @@ class BackPropagationGap:
         self._expected: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def begin(self, x: Tensor, target: Tensor) -> None:
-        """Back-propagate a batch through all stages as they are now; trains nothing.
+        """Back-propagate a batch through all stages in their current state, without training.
 
         Args:
             x: the first stage's input ``[B, ...]``.
@@ -48,7 +48,7 @@ class BackPropagationGap:
         outputs, loss = [], None
         for stage in self._stages:
             x = stage.replay_body(x)
-            if not x.requires_grad:  # behind frozen stages
+            if not x.requires_grad:  # after frozen stages
                 x.requires_grad_()
             outputs.append(x)
         loss = self._stages[-1].replay_loss(x, target)
@@ -58,21 +58,21 @@ class BackPropagationGap:
                 continue
             parameters = [p for p in stage.body.parameters() if p.requires_grad]
             gradients: tuple[Tensor, ...] = ()
-            if parameters:  # a body may be one view
+            if parameters:  # a body may be a mere view
                 gradients = autograd.grad(
                     loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
                 )
             self._expected[stage.number] = (at_output.detach(), [g.detach() for g in gradients])
 
     def compare(self, stage: Stage, delta: Tensor) -> Gap | None:
-        """What a stage trains by, against back-propagation; between reconcile and update.
+        """Compare a stage's gradients with back-propagation; call it between reconcile and update.
 
         Args:
             stage: one of the stages, after :meth:`Stage.reconcile`.
-            delta: its output gradient.
+            delta: the stage's output gradient.
 
         Returns:
-            None if :meth:`begin` was not called for this batch, or the stage is frozen.
+            The gap; None if :meth:`begin` was not called for this batch, or the stage is frozen.
         """
         if stage.number not in self._expected:
             return None

@@ -1,4 +1,4 @@
-"""What a user's own code is told in the course of a training, stage by stage."""
+"""Callbacks through which user code follows the training of each stage."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class BatchEnd:
-    """A stage has trained on a batch."""
+    """The event that a stage has trained on a batch."""
 
     stage: int
-    """From 1."""
+    """Number of the stage, from 1."""
     epoch: int
-    """From 1."""
+    """Number of the epoch, from 1."""
     step: int
-    """Training batches of the run so far, this one included."""
+    """Training batches of the run so far, including this one."""
     loss: Tensor
-    """Of this batch, a scalar on the stage's device: reading it may make the host wait."""
+    """Loss of this batch, a scalar on the stage's device: reading it may make the host wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationEnd:
-    """A stage has met all test batches."""
+    """The event that a stage has evaluated all test batches."""
 
     stage: int
     epoch: int
@@ -35,27 +35,27 @@ class EvaluationEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochEnd:
-    """A stage has met all training batches of an epoch."""
+    """The event that a stage has trained on all batches of an epoch."""
 
     stage: int
     epoch: int
     step: int
     loss: float | None
-    """Mean over the epoch; None if the stage met no batch."""
+    """Mean loss over the epoch; None if the stage had no batch."""
 
 
 class Callback:
-    """Override what is of interest; each is called where the stage is, on that rank alone.
+    """Base class of callbacks: override the methods of interest; each runs on the stage's rank only.
 
-    What it raises ends the run with its reason. It must not communicate with other ranks: they need not
-    be there at the same time.
+    An exception ends the run, with the exception as its reason. A callback must not communicate with other
+    ranks: they need not call it at the same time.
     """
 
     def on_batch_end(self, event: BatchEnd) -> None:
-        """Behind every training batch of a stage."""
+        """Called after every training batch of a stage."""
 
     def on_evaluation_end(self, event: EvaluationEnd) -> None:
-        """Behind every evaluation of a stage."""
+        """Called after every evaluation of a stage."""
 
     def on_epoch_end(self, event: EpochEnd) -> None:
-        """Behind the last training batch of an epoch, before the evaluation."""
+        """Called after the last training batch of an epoch, before the evaluation."""

@@ -1,4 +1,4 @@
-"""What a stage does with the batches of an evaluation: its own head's accuracy, and the heads' votes."""
+"""Evaluates a stage on the batches of an evaluation: its head's accuracy, and the heads' votes."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from pipelocal.transport.edge import IncomingBatch
 
 
 class Evaluation:
-    """Evaluates one stage, again and again.
+    """Runs the evaluations of one stage.
 
     Args:
         stage: the stage.
-        device: where it computes.
-        last: whether it is the last one, which knows the ensemble of all heads.
-        votes: whether the heads' votes travel along, without which nobody knows it.
+        device: where the stage computes.
+        last: whether it is the last stage, which computes the ensemble of all heads.
+        votes: whether the heads' votes are sent along, which the ensemble needs.
     """
 
     def __init__(
         self, stage: Stage, device: torch.device, *, last: bool, votes: bool = True
     ) -> None:
         self.reading: Reading | None = None
-        """Of the last evaluation that came to its end; None before."""
+        """Reading of the last completed evaluation; None before."""
         self.ensemble_accuracy: float | None = None
-        """Likewise, on the last stage; None without votes."""
+        """Ensemble accuracy of the last completed evaluation, on the last stage; None without votes."""
         self.step: int | None = None
-        """Training batches before it."""
+        """Training batches before the last completed evaluation."""
         self._stage = stage
         self._votes = votes
         self._last = last
@@ -42,14 +42,14 @@ class Evaluation:
         self._ensemble = Tally(device, metrics=further, each=self._each)
 
     def meet(self, batch: IncomingBatch) -> dict[str, Tensor]:
-        """Evaluate a batch; the tensors for the next stage, in the order of the contract."""
+        """Evaluate a batch; return the tensors for the next stage, in the order of the contract."""
         x, target = batch.get("x"), batch.get("target")
         if self._stage.number > 1:
             self._bad_input |= ~torch.isfinite(x).all()
         output, logits = self._stage.evaluate(x)
         loss = self._stage.task.loss(logits, target)
         self._add(self._tally, batch, loss, logits, target)
-        # A copy: what came in lies in memory that is used again once this batch is over.
+        # A copy: the received tensor's memory is reused after this batch.
         found = {"target": target.clone(), "x": output}
         if self._votes:
             votes = self._stage.task.votes(logits)
@@ -61,11 +61,11 @@ class Evaluation:
         return found
 
     def finish(self, step: int) -> dict[str, Any]:
-        """The end of the evaluation after so many training batches; what its record says of it.
+        """End the evaluation after ``step`` training batches; return the figures for its record.
 
         Raises:
-            StageError: a loss is NaN or infinite. No label is right then, though one may look it: the first
-                is the greatest of logits that are no numbers.
+            StageError: a loss is NaN or infinite. The accuracy is then meaningless: the argmax of NaN logits
+                is the first class, which may look correct.
         """
         bad = self._tally.first_bad_batch()
         if bad is not None:
@@ -74,7 +74,7 @@ class Evaluation:
                 "the data",
                 stage=self._stage.number,
                 batch=bad,
-                # What came in bad was the fault of the stage before, which says so itself.
+                # A non-finite input is the previous stage's fault, which reports it itself.
                 symptom=bool(self._bad_input),
             )
         self.step = step
@@ -89,11 +89,11 @@ class Evaluation:
 
     @property
     def rows(self) -> int:
-        """Rows of the last evaluation that came to its end."""
+        """Number of rows in the last completed evaluation."""
         return 0 if self.reading is None else self.reading.rows
 
     def state_dict(self) -> dict[str, Any]:
-        """What the last evaluation came to."""
+        """Return the result of the last evaluation."""
         return {
             "step": self.step,
             "reading": None if self.reading is None else asdict(self.reading),
@@ -101,7 +101,7 @@ class Evaluation:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
+        """Load a :meth:`state_dict`."""
         self.step, self.ensemble_accuracy = state["step"], state["ensemble_accuracy"]
         self.reading = None if state["reading"] is None else Reading(**state["reading"])
 

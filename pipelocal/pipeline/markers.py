@@ -1,4 +1,4 @@
-"""When the source puts a marker on the stream, and when it stops before the end."""
+"""Decides when the source puts a marker on the stream, and when it stops early."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pipelocal.system.signals import Wishes
 Agree = Callable[[int], int]
 
 LEAST_S = 5.0
-"""Between two snapshots of which the second is taken for an evaluation's sake alone."""
+"""Least seconds before a snapshot that is taken only because of an evaluation."""
 WORTH = 100.0
-"""Or so many times what the last one cost, if that is more: a hundredth of the time at most."""
+"""Least time as a multiple of the last snapshot's cost: snapshots take a hundredth of the time at most."""
 ASK_S = 0.2
-"""About so often several sources agree."""
+"""Approximate seconds between agreements of several sources."""
 MANY = 1 << 16
 
 
 class Markers:
-    """Says where a snapshot is due.
+    """Decides when a snapshot is due.
 
     Args:
-        every: training batches between two snapshots; None for not by batches.
-        seconds: time between two.
-        wishes: what signals ask for.
-        done: training batches before the first that is asked about.
-        price: seconds that the last snapshot has cost; infinite while one is being written, and where it is
-            not known.
-        agree: with several sources, the greatest of what each one gives.
-        clock: seconds from any start.
+        every: training batches between two snapshots; None for no such interval.
+        seconds: time between two snapshots.
+        wishes: requests made by signals.
+        done: training batches before the stream starts.
+        price: seconds that the last snapshot took; infinite while one is being written, and if
+            unknown.
+        agree: with several sources, returns the maximum of their values.
+        clock: returns seconds from an arbitrary start.
     """
 
     def __init__(
@@ -54,22 +54,22 @@ class Markers:
         self._between = self._left = 1
         self._kept = False
         self.stop = False
-        """Whether the stream is to end here, behind a marker."""
+        """Whether the stream should end here, after a marker."""
 
     def due(self, done: int) -> bool:
-        """Whether a marker follows the batch after which ``done`` batches are trained on."""
+        """Return whether a marker follows the batch that completes ``done`` batches."""
         by_count = self._every is not None and done // self._every > self._done // self._every
         self._done = done
         wished = self._wished(self._passed() >= self._seconds)
         return self._noted(wished or by_count)
 
     def due_after_evaluation(self) -> bool:
-        """Whether one follows an evaluation, so that the best weights are there to be kept."""
+        """Return whether a marker follows an evaluation, so that the best weights can be kept."""
         worth = self._passed() >= max(LEAST_S, WORTH * self._price())
         return self._noted(self._wished(worth, now=True))
 
     def stopping(self) -> bool:
-        """Whether the stream is to end before the next batch of an evaluation; other wishes are kept."""
+        """Return whether to stop before the next evaluation batch; other requests stay pending."""
         self._kept = self._wished(False)
         return self.stop
 
@@ -82,11 +82,11 @@ class Markers:
         return due
 
     def _wished(self, own: bool, *, now: bool = False) -> bool:
-        """Whether any source wishes for a marker, for a reason of its own or because a signal asks."""
+        """Return whether any source wants a marker, for its own reasons or because of a signal."""
         if self._agree is None:
             self.stop = self._wishes.stop
             return self._wishes.take_snapshot() or self._take_kept() or own or self.stop
-        # Signals and clocks are each process's own, and an agreement takes time: not at each batch.
+        # Signals and clocks differ between processes, and agreeing takes time: not at every batch.
         self._left -= 1
         if self._left > 0 and not now:
             return self._take_kept()
@@ -101,7 +101,7 @@ class Markers:
         return kept
 
     def _next(self) -> int:
-        """After how many more questions to agree again, by how long the last ones took."""
+        """Return the number of calls until the next agreement, from how long the last calls took."""
         now = self._clock()
         took, self._asked = now - self._asked, now
         fitting = int(self._between * ASK_S / took) if took > 0 else MANY

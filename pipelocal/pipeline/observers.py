@@ -1,4 +1,4 @@
-"""What is found out about a stage's training batches; none of it changes what is trained or sent."""
+"""Observers of a stage's training batches; they never change what is trained or sent."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ NOTHING = nullcontext()
 
 
 class Observer:
-    """Is told of every training batch of a stage, in this order; does nothing by itself."""
+    """Base class whose methods are called in this order on every training batch; they do nothing."""
 
     def begin(self, batch: IncomingBatch) -> None:
-        """The batch is there, and nothing was computed yet."""
+        """Called when the batch has arrived, before anything is computed."""
 
     def passes(self) -> AbstractContextManager[None]:
-        """Around the stage's forward and backward passes."""
+        """Return a context for the stage's forward and backward passes."""
         return NOTHING
 
     def gradients(self, batch: IncomingBatch, delta: Tensor | None) -> None:
-        """All gradients are there, and the update comes next; without delta, of a stage that is frozen."""
+        """Called when all gradients are ready, before the update; delta is None on a frozen stage."""
 
     def trained(self, batch: IncomingBatch, metrics: StepMetrics) -> None:
-        """The update is done."""
+        """Called after the update."""
 
 
 class PeakMemory(Observer):
-    """What the first batch holds at its peak, by counting.
+    """Counts the peak activation memory of the first batch.
 
     Args:
         stage: the stage.
-        records: take the figure.
+        records: receive the figure.
     """
 
     def __init__(self, stage: Stage, records: Records) -> None:
@@ -59,18 +59,18 @@ class PeakMemory(Observer):
         """See :class:`Observer`."""
         counter, self._counter = self._counter, None
         if counter is not None:
-            # One after the other: a stage without autograd has it for the distance alone, at the end.
+            # The maximum, not the sum: a stage without autograd uses it only for the distance, at the end.
             activations = max(counter.peak_bytes, self._stage.kept_bytes)
             self._records.peak_memory_bytes = activations + resident_bytes(self._stage)
 
 
 class BpGap(Observer):
-    """Compares a stage's gradients with those of back-propagation, now and then.
+    """Compares a stage's gradients with those of back-propagation at intervals.
 
     Args:
         stage: the stage.
-        records: take the figures.
-        gap: of all stages, in this process.
+        records: receive the figures.
+        gap: the comparison for all stages, in this process.
         every: training batches between two comparisons.
     """
 
@@ -99,11 +99,11 @@ class BpGap(Observer):
 
 
 class Recording(Observer):
-    """Sums what batches showed, for the records.
+    """Adds the metrics of batches to the records.
 
     Args:
         stage: the stage.
-        records: take it.
+        records: receive the metrics.
     """
 
     def __init__(self, stage: Stage, records: Records) -> None:
@@ -120,11 +120,11 @@ class Recording(Observer):
 
 
 class Telling(Observer):
-    """Tells a user's callbacks.
+    """Calls the user's callbacks.
 
     Args:
         stage: the stage.
-        callbacks: those of this rank.
+        callbacks: this rank's callbacks.
     """
 
     def __init__(self, stage: Stage, callbacks: Sequence[Callback]) -> None:
@@ -144,10 +144,10 @@ class Telling(Observer):
 
 
 class Observers(Observer):
-    """Several, each told in turn; a batch costs no call of what does nothing.
+    """Several observers, called in turn; methods that do nothing are never called.
 
     Args:
-        observers: in order.
+        observers: the observers, in order.
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:

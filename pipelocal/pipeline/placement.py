@@ -1,6 +1,6 @@
-"""Which rank holds which stages, and which of their replicas.
+"""Assigns stages and their replicas to ranks.
 
-Four stages on four ranks; on two, two stages each; and uneven replicas on four (``--replicas 1,2,1``)::
+Examples: four stages on four ranks, on two ranks, and three with uneven replicas (``--replicas 1,2,1``)::
 
     blocks     1    2    3    4         1-2   3-4           1     2     3
     ranks      0    1    2    3          0     1            0    1,2    3
@@ -34,27 +34,27 @@ class Block:
 
     @property
     def replicas(self) -> int:
-        """How often the stages are there."""
+        """Number of replicas of the stages."""
         return len(self.ranks)
 
     def deal(self, replica: int) -> Deal:
-        """The batches of a replica."""
+        """Return which batches a replica gets."""
         return Deal(every=self.replicas, first=replica)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seat:
-    """A rank's place."""
+    """A rank's place in the pipeline."""
 
     index: int
-    """Of its block, from 0."""
+    """Index of its block, from 0."""
     block: Block
     replica: int
-    """From 0."""
+    """Index of its replica, from 0."""
 
     @property
     def deal(self) -> Deal:
-        """The batches that come here."""
+        """Which batches this rank gets."""
         return self.block.deal(self.replica)
 
 
@@ -65,14 +65,14 @@ class Placement:
     blocks: tuple[Block, ...]
 
     def seat(self, rank: int) -> Seat:
-        """The place of a rank."""
+        """Return the place of a rank."""
         for index, block in enumerate(self.blocks):
             if rank in block.ranks:
                 return Seat(index=index, block=block, replica=block.ranks.index(rank))
         raise AssertionError(f"rank {rank} has no place in {self}")
 
     def edges(self, index: int) -> Iterator[tuple[int, int, Deal]]:
-        """The edges behind a block: the replica that sends, the one that receives, and what goes there."""
+        """Yield the edges after a block: sending replica, receiving replica, and the batches that pass."""
         source, target = self.blocks[index], self.blocks[index + 1]
         for i in range(source.replicas):
             for j in range(target.replicas):
@@ -81,7 +81,7 @@ class Placement:
                     yield i, j, deal
 
     def pairs(self) -> list[Pair]:
-        """Sender and receiver of every edge between ranks, those behind every second block first."""
+        """Return sender and receiver of every edge between ranks, those after every other block first."""
         indices = range(len(self.blocks) - 1)
         return [
             (self.blocks[index].ranks[i], self.blocks[index + 1].ranks[j])
@@ -91,15 +91,15 @@ class Placement:
 
 
 def place(stages: int, ranks: int, replicas: Sequence[int] = (1,)) -> Placement:
-    """Contiguous blocks of stages, as even as can be, each with its replicas side by side.
+    """Place contiguous blocks of stages, as even as possible, each with its replicas on adjacent ranks.
 
     Args:
-        stages: how many there are.
-        ranks: how many there are. A single one has all stages, however often they are wanted.
-        replicas: of every stage; or one number for all.
+        stages: number of stages.
+        ranks: number of ranks. A single rank holds all stages, whatever the replicas.
+        replicas: number of replicas of every stage, or one number for all.
 
     Raises:
-        UserError: these ranks are too many, or not as many as the replicas ask for.
+        UserError: there are too many ranks, or not as many as the replicas need.
     """
     if ranks == 1:
         return Placement(blocks=(Block(first=1, last=stages, ranks=(0,)),))

@@ -1,4 +1,4 @@
-"""What a stage reports of its training, and when: for all of its replicas at once."""
+"""Reports a stage's training at intervals, for all of its replicas together."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ RECORD, EPOCH = 0, 1
 
 
 class Records:
-    """Sums what training batches showed, and reports it.
+    """Sums the metrics of training batches, and reports them.
 
     Args:
         stage: the stage.
-        device: where it computes.
-        report: takes the records.
+        device: where the stage computes.
+        report: receives the records.
         log_every: training batches between two records.
     """
 
@@ -36,13 +36,13 @@ class Records:
     ) -> None:
         self.throughput = Throughput()
         self.last_epoch: Reading | None = None
-        """Of the last epoch that came to its end; None before."""
+        """Reading of the last completed epoch; None before."""
         self.peak_memory_bytes: int | None = None
         self.learning_rate = 0.0
         self._stage = stage
         self._report = report
         self._log_every = log_every
-        # Reading a loss makes the host wait for a CUDA device, so there it is done rarely.
+        # Reading a loss makes the host wait for a CUDA device, so it is done rarely there.
         self._looks_always = device.type == "cpu"
         metrics = stage.task.metrics[1:]
         figures = getattr(stage.objective, "figure_names", ())
@@ -57,7 +57,7 @@ class Records:
         self._reported = 0
 
     def add(self, header: Header, metrics: StepMetrics, x: Tensor) -> None:
-        """A training batch is over; its input is looked at if something went wrong.
+        """Add the metrics of a training batch; its input is checked if something went wrong.
 
         Raises:
             StageError: a loss is NaN or infinite.
@@ -75,17 +75,17 @@ class Records:
             self._check_finite(x, metrics)
 
     def trained(self, header: Header) -> None:
-        """The time of a training batch is over too: report, if it is time."""
+        """Count a finished training batch, and report if due."""
         self.throughput.trained(header.rows)
         self.report_if_due(header.epoch)
 
     def report_if_due(self, epoch: int) -> None:
-        """Report, if it is time."""
+        """Report if a record is due."""
         if self._due:
             self._report_training(epoch)
 
     def end_epoch(self, header: Header) -> float | None:
-        """Report the rest of an epoch; its mean loss, None if there was no batch.
+        """Report the rest of an epoch; return its mean loss, None if there was no batch.
 
         Raises:
             StageError: a loss was NaN or infinite.
@@ -97,12 +97,12 @@ class Records:
         return self.last_epoch.loss
 
     def record(self, event: str, epoch: int, **figures: Any) -> None:
-        """Report something of this stage."""
+        """Report an event of this stage."""
         where = {"stage": self._stage.number, "epoch": epoch + 1, "step": self._stage.steps}
         self._report({"event": event, **where, **figures})
 
     def state_dict(self) -> dict[str, Any]:
-        """What is not reported yet, between two batches of training."""
+        """Return what is not reported yet; call it between two training batches."""
         return {
             "tally": self._tally.state_dict(),
             "reported": self._reported,
@@ -110,20 +110,20 @@ class Records:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, replica: int, replicas: int) -> None:
-        """The inverse of :meth:`state_dict`, for one of so many replicas."""
+        """Load a :meth:`state_dict` into one of ``replicas`` replicas."""
         self._tally.load_state_dict(state["tally"], replica=replica, replicas=replicas)
         self._reported = state["reported"]
         self.last_epoch = None if state["last_epoch"] is None else Reading(**state["last_epoch"])
 
     def continue_from(self, step: int) -> None:
-        """Go on after so many batches, with a stage that there was not before; its sums begin anew."""
+        """Continue after ``step`` batches with a stage that did not exist before; its sums start at zero."""
         self._reported = step
 
     @property
     def _due(self) -> bool:
         stage = self._stage
         if stage.replicas.count > 1 and stage.steps != stage.updated_at:
-            return False  # they report together, where they have all met what the record is of
+            return False  # replicas report together, once all have processed the record's batches
         return stage.steps // self._log_every > self._reported // self._log_every
 
     def _check_finite(self, x: Tensor | None, metrics: StepMetrics | None) -> None:
@@ -142,7 +142,7 @@ class Records:
                 reason,
                 stage=number,
                 batch=bad,
-                # What came in bad was the fault of the stage before, which says so itself.
+                # A non-finite input is the previous stage's fault, which reports it itself.
                 symptom=number > 1 and (x is None or not bool(torch.isfinite(x).all())),
             )
 

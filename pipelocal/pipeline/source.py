@@ -1,4 +1,4 @@
-"""The start of the stream: what the first stage receives, in place of a stage before it."""
+"""The start of the stream: feeds the first stage, in place of a previous stage."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pipelocal.transport.inprocess import HandedBatch
 
 
 class Source:
-    """Deals the batches of a data set as events.
+    """Yields the batches of a data set as events.
 
     Args:
         batches: the data.
         plan: how long to train; None to evaluate once and end.
         device: where the first stage computes.
-        start: training batches to leave out, for they were trained on before.
-        evaluated: whether the evaluation behind them has been, if there is one.
-        markers: says where markers stand; None for nowhere.
-        deal: the batches of this replica of the first stage; it is given these alone, and all markers.
+        start: number of training batches to skip because they were already trained on.
+        evaluated: whether the evaluation after those, if any, has been done.
+        markers: decides where to put markers; None for no markers.
+        deal: the batches of this replica of the first stage; it gets only these, and all markers.
     """
 
     waited_s = 0.0
@@ -55,7 +55,7 @@ class Source:
         return None
 
     def receive(self) -> HandedBatch:
-        """The next event; after the last batch, and for ever, the end of the stream."""
+        """Return the next event; after the last batch, always the end of the stream."""
         return next(self._events, None) or self._event(Kind.END, 0)
 
     def close(self) -> None:
@@ -76,8 +76,8 @@ class Source:
                         yield self._event(Kind.UPDATE, epoch)
                     yield self._event(Kind.EPOCH, epoch)
                 elif plan.together > 1 and self._done < plan.update_at(self._done - 1):
-                    continue  # replicas are alike behind an update only
-                # The end is saved behind its evaluation.
+                    continue  # replicas are identical only after an update
+                # The final state is saved after its evaluation.
                 if markers and self._done < total and markers.due(self._done):
                     yield self._event(Kind.SNAPSHOT, epoch)
                     if markers.stop:
@@ -93,7 +93,7 @@ class Source:
                     return
 
     def _evaluation(self, epoch: int) -> Generator[HandedBatch]:
-        """An evaluation, unless the stream is to end: then as far as it has come."""
+        """Yield the events of an evaluation, cut short if the stream is to end."""
         for make in self._batches.test_makers():
             if self._markers and self._markers.stopping():
                 return
@@ -101,7 +101,7 @@ class Source:
         yield self._event(Kind.EVALUATED, epoch)
 
     def _dealt(self, kind: Kind, epoch: int, make: Callable[[], Batch]) -> Generator[HandedBatch]:
-        """The event, if it is this replica's; others only count."""
+        """Yield the event if it is this replica's; otherwise only count it."""
         if self._deal.has(self._number):
             yield self._event(kind, epoch, make())
         else:
@@ -110,7 +110,7 @@ class Source:
     def _event(self, kind: Kind, epoch: int, batch: Batch | None = None) -> HandedBatch:
         rows = 0 if batch is None else len(batch.target)
         if not kind.dealt and self._plan is not None:
-            # So that the batches behind it begin with the first replica, whatever came before.
+            # So that the following batches start with the first replica again.
             self._number += -(self._number + 1) % self._plan.together
         header = Header(
             kind=kind,

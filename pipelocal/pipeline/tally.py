@@ -1,4 +1,4 @@
-"""Sums of what a stage's batches showed, kept on the device until somebody reads them."""
+"""Sums of a stage's metrics, kept on the device until they are read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,17 +9,17 @@ from torch import Tensor
 from pipelocal.objective.residual import Residual
 
 MEANS = 5
-"""Right predictions, loss, and three of reconciliation."""
+"""Number of means: correct predictions, loss, and three of reconciliation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Means over the rows that a tally saw; None where it saw none."""
+    """Means over the rows that a tally has added; None without any."""
 
     rows: int
     loss: float | None
     accuracy: float | None
-    """Fraction of right predictions, 0 to 1."""
+    """Fraction of correct predictions, 0 to 1."""
     reconciliation: float | None
     """Mean distance between eta and delta over the rows that were reconciled; None without any."""
     cosine: float | None
@@ -32,15 +32,15 @@ class Reading:
 
 
 class Tally:
-    """Adds up loss, right predictions and residuals, without reading the device.
+    """Adds up loss, correct predictions and residuals, without reading the device.
 
     Args:
         device: where the sums live; reading them waits for that device, adding does not.
-        windows: number of sums that are kept of the same batches and reset one by one.
+        windows: number of sums kept over the same batches, each reset on its own.
         metrics: names of the task's further metrics.
         figures: names of the objective's figures.
-        each: gives what the tallies of all replicas hold of what this one holds, ``[replicas, ...]``; they
-            read at the same time.
+        each: gathers this tally's values from all replicas, ``[replicas, ...]``; they all read at
+            the same time.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Tally:
         self._sums = torch.zeros(windows, columns, dtype=torch.float64, device=device)
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         self.rows = [0] * windows
-        """Rows of each window since its last reset."""
+        """Number of rows in each window since its last reset."""
         self._predictions = [0] * windows
         self._reconciled_rows = [0] * windows
 
@@ -73,17 +73,17 @@ class Tally:
         residual: Residual | None = None,
         further: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """One batch: mean ``loss``, number ``correct`` of ``predictions``; scalars.
+        """Add one batch: mean ``loss``, number ``correct`` of ``predictions``; scalars.
 
         Args:
-            batch: its number.
-            rows: of it.
-            loss: mean over the rows.
-            correct: right predictions.
-            predictions: how many there are.
-            residual: between eta and delta; None of a batch that was not reconciled.
-            further: by name, sums over the predictions of each metric, and means over the rows of each
-                figure; figures may be left out, as in evaluations.
+            batch: number of the batch.
+            rows: number of its rows.
+            loss: mean loss over the rows.
+            correct: number of correct predictions.
+            predictions: number of predictions.
+            residual: residual between eta and delta; None for a batch that was not reconciled.
+            further: by name, each metric summed over the predictions and each figure averaged over the
+                rows; figures may be omitted, as in evaluations.
         """
         sums = [correct.double(), rows * loss.double()]
         fine = torch.isfinite(loss)
@@ -103,14 +103,14 @@ class Tally:
         self._first_bad.masked_fill_(~fine & (self._first_bad < 0), batch)
 
     def state_dict(self) -> Tensor | None:
-        """The sums of all replicas, float64 ``[replicas, windows, columns]``; None of no batch."""
+        """Return the sums of all replicas, float64 ``[replicas, windows, columns]``; None without batches."""
         sums = self._each(self._own())
         return sums if sums.any() else None
 
     def load_state_dict(self, state: Tensor | None, *, replica: int = 0, replicas: int = 1) -> None:
-        """The inverse of :meth:`state_dict`.
+        """Load a :meth:`state_dict`.
 
-        With another number of replicas the first one takes the sums of all.
+        If the number of replicas has changed, the first one takes the sums of all.
         """
         if state is None:
             return
@@ -127,12 +127,12 @@ class Tally:
         return torch.cat([self._sums.cpu(), torch.tensor(counts, dtype=torch.float64).T], dim=1)
 
     def first_bad_batch(self) -> int | None:
-        """Number of the first batch whose loss or distance was not finite; waits for the device."""
+        """Return the number of the first batch with a non-finite loss or distance; waits for the device."""
         batch = int(self._first_bad.item())
         return None if batch < 0 else batch
 
     def read_and_reset(self, window: int = 0) -> Reading:
-        """The means since the last reset of a window; waits for the device."""
+        """Return the means since the last reset of a window, and reset it; waits for the device."""
         sums = self._each(self._own()[window]).sum(0)
         *means, rows, predictions, reconciled = sums.tolist()
         correct, loss, *residual = means[:MEANS]
