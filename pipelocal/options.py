@@ -1,7 +1,7 @@
-"""What an option is, beside its name, its type, its default and the help below it.
+"""Defines options: fields with limits and traits beyond name, type, default and help text.
 
-Options are fields of frozen dataclasses, which lie beside what they are for. One more costs its field and
-its use: bounds, and what a run and its ranks may differ in, are said where the field is::
+Options are fields of frozen dataclasses, kept next to the code that uses them. A new option takes only its
+field and its use: bounds, and whether runs and ranks may differ in it, are declared with the field::
 
     window: int = option(2, limits=Limits(1, 1024), of_the_bits=False)
     \"\"\"Most batches that a stage may have sent and the next one not yet taken.\"\"\"
@@ -18,24 +18,24 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from pipelocal.errors import UserError
 
 MOST_BATCHES = 10**12
-"""A thousand batches a second for thirty years; products of a few still fit in the stream's 64 bits."""
+"""A thousand batches per second for thirty years; small multiples still fit in the stream's 64 bits."""
 
 POSITIVE, BELOW_ONE = math.nextafter(0.0, 1.0), math.nextafter(1.0, 0.0)
 
 SCALE = 1e30
-"""Of weights and rates: beyond it float32 ends."""
+"""Largest weight or rate, safely within the range of float32."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The least and the most that an option may be: such that a machine could meet it."""
+    """The least and greatest values of an option that a machine could handle."""
 
     least: float
     most: float
     wanted: str = ""
-    """What to ask for in place of the two; of options that are no whole numbers."""
+    """Description of valid values to use instead of the two bounds, for non-integer options."""
     why: str = ""
-    """Where the most comes from, if it is not plain."""
+    """Reason for the upper bound, if it is not obvious."""
 
     def check(self, name: str, value: float, *, given: str | None = None) -> None:
         """Refuse a value, NaN included.
@@ -46,7 +46,7 @@ class Limits:
             given: all of it, as it was given, where the value is a part.
 
         Raises:
-            UserError: names option, value and bound.
+            UserError: the value is out of bounds; names option, value and bound.
         """
         if self.least <= value <= self.most:
             return
@@ -62,7 +62,7 @@ class Limits:
 
 
 def positive(most: float, why: str = "") -> Limits:
-    """Any number above 0, up to the most."""
+    """Return limits that allow any number above 0, up to ``most``."""
     return Limits(POSITIVE, most, "a number above 0", why)
 
 
@@ -126,43 +126,43 @@ def option(
     alike: bool = True,
     seldom: bool = False,
 ) -> Any:
-    """A field of a dataclass of options.
+    """Make a field of a dataclass of options.
 
     Args:
-        default: the value where none is given.
-        limits: of a number; every number has some.
-        of_the_bits: whether the result depends on it, so that a run goes on with the same value only.
-        alike: whether all ranks must be given the same.
-        seldom: whether so few need it that ``--help`` leaves it to ``--help-all``.
+        default: the default value.
+        limits: limits of a number; every numeric option has some.
+        of_the_bits: whether the result depends on it, so that a run continues only with the same value.
+        alike: whether all ranks must be given the same value.
+        seldom: whether it is so rarely needed that only ``--help-all`` shows it.
     """
     said = {"limits": limits, "of_the_bits": of_the_bits, "alike": alike, "seldom": seldom}
     return field(default=default, metadata=said)
 
 
 def option_name(name: str) -> str:
-    """A field's name as an option of the command line, such as ``--batch-size``."""
+    """Return a field's name as a command-line option, such as ``--batch-size``."""
     return f"--{name.replace('_', '-')}"
 
 
 def limits_of(options: Any) -> dict[str, Limits]:
-    """The limits of a dataclass of options, or of one of its objects, by the field's name."""
+    """Return the limits of a dataclass of options, or of an instance, by field name."""
     found = {field.name: field.metadata.get("limits") for field in fields(options)}
     return {name: limits for name, limits in found.items() if limits is not None}
 
 
 def names_that(options: Any, trait: str) -> frozenset[str]:
-    """The names of the options for which ``of_the_bits`` or ``alike`` was said to be false."""
+    """Return the names of the options whose ``of_the_bits`` or ``alike`` is false."""
     return frozenset(f.name for f in fields(options) if not f.metadata.get(trait, True))
 
 
 def check_values(options: Any) -> None:
-    """Refuse numbers out of their limits, and words that are no choice; None is passed over.
+    """Refuse numbers outside their limits, and words that are not a valid choice; None is skipped.
 
     Args:
         options: a dataclass of options.
 
     Raises:
-        UserError: names option, value, and what is wanted.
+        UserError: a value is invalid; names option, value, and what is valid.
     """
     kind: Any = type(options)
     words = _choices(kind)
@@ -188,12 +188,12 @@ def _given(options: Any) -> Iterator[tuple[str, Any]]:
 
 @cache
 def _choices(kind: type) -> dict[str, tuple[str, ...]]:
-    """The words of options that take fixed ones, by name."""
+    """Return the valid words of options that take fixed words, by name."""
     hints = get_type_hints(kind)
     return {name: words for name, hint in hints.items() if (words := choices(hint)) is not None}
 
 
 def choices(hint: Any) -> tuple[str, ...] | None:
-    """The words that a type such as ``Literal["a", "b"] | None`` allows; None of another kind of type."""
+    """Return the words that a type such as ``Literal["a", "b"] | None`` allows; None for other types."""
     parts = (hint,) if get_origin(hint) is Literal else get_args(hint)
     return next((get_args(part) for part in parts if get_origin(part) is Literal), None)

@@ -1,4 +1,4 @@
-"""How long a run trains, and what is done to which batch."""
+"""The timetable of a run: how long it trains, and what happens on which batch."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ class Timetable:
 
         T T T |  E E #  T T T |  E E #  end    T train, | epoch over, E evaluate, # evaluation over
 
-    and with a marker (*) behind every two batches, and behind the evaluation::
+    and with a marker (*) after every two batches, and after the evaluation::
 
         T T * T |  E E # *  T * T T |  E E #  end
 
-    With replicas, ``together`` batches are a round: of them every replica of a stage meets as many as the
-    others. What is done to a batch is the same within a round, and rounds begin anew with each epoch.
+    With replicas, ``together`` batches form a round, in which all replicas of a stage get equally many
+    batches. All batches of a round are treated alike, and rounds start afresh with each epoch.
     """
 
     epochs: int
     steps_per_epoch: int
     max_steps: int | None
-    """Stop after this many training batches, also in the middle of an epoch; None for no limit."""
+    """Stop after this many training batches, even in the middle of an epoch; None for no limit."""
     evaluate_every: int
-    """Evaluate after every so many epochs, and always at the end."""
+    """Epochs between evaluations; the end is always evaluated."""
     reconcile_every: int | None = None
-    """Let the stages reconcile in every so many rounds, the first included; None for never."""
+    """Interval, in rounds, at which stages reconcile, starting with the first; None for never."""
     together: int = 1
-    """Batches of a round: the least number that the replicas of every stage share out evenly."""
+    """Batches per round: the least number that every stage's replicas can share evenly."""
     update_every: int = 1
-    """Batches of an update; an epoch's last one takes what is left."""
+    """Batches per update; an epoch's last update takes the remaining batches."""
     epochs_before: int = 0
-    """Epochs that were over before epochs had so many batches, in a run that began with others."""
+    """Epochs completed before the number of batches per epoch changed, in a continued run."""
     steps_before: int = 0
-    """Training batches in them."""
+    """Training batches in those epochs."""
 
     @classmethod
     def of(
@@ -53,19 +53,19 @@ class Timetable:
         epochs_before: int = 0,
         steps_before: int = 0,
     ) -> Timetable:
-        """The plan of a run.
+        """Make the timetable of a run.
 
         Args:
-            options: its length.
-            steps_per_epoch: batches that the data yields in an epoch.
-            reconcile_every: as below.
-            together: as below.
-            whole_rounds: whether replicas keep step, so that the rest of an epoch is left out.
-            epochs_before: as below.
-            steps_before: as below.
+            options: the length of the run.
+            steps_per_epoch: batches that the data yields per epoch.
+            reconcile_every: see the attribute.
+            together: see the attribute.
+            whole_rounds: whether replicas stay in step, so that incomplete rounds are left out.
+            epochs_before: see the attribute.
+            steps_before: see the attribute.
 
         Raises:
-            UserError: replicas that must keep step would have no batch.
+            UserError: there are too few batches for replicas that must stay in step.
         """
         plan = cls(
             epochs=options.epochs,
@@ -82,33 +82,33 @@ class Timetable:
 
     @property
     def total_steps(self) -> int:
-        """Training batches in all."""
+        """Total number of training batches."""
         steps = self.steps_before + (self.epochs - self.epochs_before) * self.steps_per_epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     @property
     def epochs_begun(self) -> int:
-        """Epochs of which at least one batch is trained on."""
+        """Number of epochs with at least one training batch."""
         return self.epoch_of_last(self.total_steps) + 1
 
     def epoch_of_last(self, done: int) -> int:
-        """The epoch, from 0, of the last of so many training batches; 0 of none."""
+        """Return the epoch, from 0, of the last of ``done`` training batches; 0 if there are none."""
         behind = -(-(done - self.steps_before) // self.steps_per_epoch)
         return max(0, self.epochs_before + behind - 1)
 
     def first_of(self, epoch: int) -> int:
-        """Training batches before an epoch."""
+        """Return the number of training batches before an epoch."""
         return self.steps_before + (epoch - self.epochs_before) * self.steps_per_epoch
 
     def _place(self, done: int) -> tuple[int, int]:
-        """Epochs since the change, and batches within the epoch, before the batch after so many."""
+        """Return the epochs since the change, and the batches within the epoch, after ``done`` batches."""
         return divmod(done - self.steps_before, self.steps_per_epoch)
 
     def in_whole_rounds(self) -> Timetable:
-        """Without the rest of each epoch that is no whole round.
+        """Return a timetable without the incomplete round at the end of each epoch.
 
         Raises:
-            UserError: nothing would be left.
+            UserError: no batch would be left.
         """
         whole = self.steps_per_epoch - self.steps_per_epoch % self.together
         if whole == 0:
@@ -128,20 +128,20 @@ class Timetable:
 
     @property
     def total_updates(self) -> int:
-        """Updates in all: each epoch's last one takes what is left of it."""
+        """Total number of updates; each epoch's last one takes the remaining batches."""
         whole = -(-self.steps_per_epoch // self.update_every)
         epochs, rest = divmod(self.total_steps - self.steps_before, self.steps_per_epoch)
         before = -(-self.steps_before // self.update_every)
         return max(1, before + epochs * whole + -(-rest // self.update_every))
 
     def update_at(self, done: int) -> int:
-        """The training batches after which comes the update of the batch before which there were ``done``."""
+        """Return the number of batches after which the batch following ``done`` batches is updated."""
         _, step = self._place(done)
         end = min(step - step % self.update_every + self.update_every, self.steps_per_epoch)
         return min(done - step + end, self.total_steps)
 
     def reconciles(self, done: int) -> bool:
-        """Whether the stages reconcile in the batch before which there were ``done``."""
+        """Return whether the stages reconcile in the batch that follows ``done`` batches."""
         if self.reconcile_every is None:
             return False
         epoch, step = self._place(done)

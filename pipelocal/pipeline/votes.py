@@ -1,4 +1,4 @@
-"""Whether the heads' votes travel in evaluations, by which alone the last stage knows the ensemble."""
+"""Decides whether evaluations send the heads' votes, which the last stage needs for the ensemble."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pipelocal.transport.contract import Contract
 
 @dataclass(frozen=True, kw_only=True)
 class Votes:
-    """What holds for every edge of a run; shapes alone decide it, so that all ranks find the same."""
+    """The decision for all edges of a run; it depends only on shapes, so that all ranks agree."""
 
     travel: bool
     why_not: str | None = None
-    """One line where they do not."""
+    """One line that says why no votes are sent; None if they are."""
 
     @classmethod
     def of(cls, option: str, contracts: Sequence[Contract]) -> Votes:
-        """What ``--votes`` comes to.
+        """Decide from ``--votes``.
 
         Args:
             option: ``auto``, ``on`` or ``off``.
-            contracts: of all edges, first to last, with votes.
+            contracts: contracts of all edges, first to last, with votes.
         """
         if option == "off":
             return cls(travel=False, why_not="no ensemble: --votes off leaves its votes out")

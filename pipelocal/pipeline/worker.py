@@ -1,10 +1,10 @@
-"""One stage at work: takes the stream's events from one edge and passes them on to the next.
+"""Runs one stage: takes the stream's events from one edge and passes them on to the next.
 
-A training batch, from left to right in time; ``>`` marks what leaves for the next stage::
+A training batch, with time from left to right; ``>`` marks what is sent to the next stage::
 
     receive x | forward > target, ids, x | head backward > delta | receive delta, reconcile | update
 
-What a trace calls these: receive, forward, send, head, send, backward (or receive, reconcile), average
+Their names in a trace: receive, forward, send, head, send, backward (or receive, reconcile), average
 (with replicas), step.
 """
 
@@ -38,7 +38,7 @@ from pipelocal.transport.edge import Check, IncomingBatch, Receiver, Sender
 from pipelocal.transport.header import Header, Kind
 
 Save = Callable[["Worker"], None]
-"""Keeps a stage, and what its worker must know to go on with it."""
+"""Saves a stage, together with the worker's state needed to continue it."""
 
 
 class Worker:
@@ -46,19 +46,19 @@ class Worker:
 
     Args:
         stage: the stage.
-        device: where it computes.
+        device: where the stage computes.
         incoming: the edge from the stage before, or the source.
         outgoing: the edge to the next stage; None on the last.
-        encode_delta: makes of the output gradient what travels.
-        report: takes the records of this stage.
+        encode_delta: encodes the output gradient for sending.
+        report: receives the records of this stage.
         log_every: training batches between two records.
-        recorder: takes what is done, and when; None for nobody.
-        freezing: says when the stage stops training; None for never.
-        save: keeps what the stage is, when a marker comes; None where none will.
-        gap: compares the stages of this process with back-propagation; None for not at all.
+        recorder: receives what is done, and when; None to record nothing.
+        freezing: decides when the stage stops training; None for never.
+        save: saves the stage when a marker comes; None if no marker will come.
+        gap: compares the stages of this process with back-propagation; None for no comparison.
         gap_every: training batches between two comparisons.
-        votes: whether the heads' votes travel along in evaluations.
-        callbacks: are told what the stage has done.
+        votes: whether evaluations send the heads' votes along.
+        callbacks: called with what the stage has done.
     """
 
     def __init__(
@@ -103,10 +103,10 @@ class Worker:
         self._ended_loss: float | None = None
 
     def advance(self) -> bool:
-        """Meet one event; False after the end of the stream.
+        """Process one event; return False after the end of the stream.
 
         Raises:
-            StageError: the stage cannot go on; names stage and batch.
+            StageError: the stage cannot continue; names stage and batch.
         """
         started, waited = time.perf_counter(), self._waited_s()
         try:
@@ -165,7 +165,7 @@ class Worker:
             self.records.throughput.ended()
 
     def trouble(self) -> StageError | None:
-        """What is known to be wrong with this stage's edges."""
+        """Return the known failure of this stage's edges, if any."""
         after = self.outgoing.trouble() if self.outgoing is not None else None
         return self.incoming.trouble() or after
 
@@ -194,7 +194,7 @@ class Worker:
             if outgoing is not None:
                 with self._action("send"):
                     outgoing.begin(batch.header)
-                    # Copies: what came in lies in memory that is used again once this batch is over.
+                    # Copies: the memory of received tensors is reused after this batch.
                     outgoing.send("target", target.clone())
                     outgoing.send("ids", ids.clone())
                     outgoing.send("x", output)
@@ -234,7 +234,7 @@ class Worker:
         return self._recorder.begin(self._lane, name, self._number if batch is None else batch)
 
     def _complete_update(self, header: Header) -> None:
-        """For replicas that have met no batch behind which they would have known to."""
+        """Complete an update on replicas whose own batches did not trigger it."""
         if self.stage.updated_at < header.step:
             self._freeze_if_due()
         self.stage.complete_update(header.step)
@@ -251,7 +251,7 @@ class Worker:
         return {"stage": self.stage.number, "epoch": header.epoch + 1, "step": step}
 
     def _freeze_if_due(self) -> None:
-        """Before each batch or update: replicas find the same wherever they stand."""
+        """Freeze the stage if due; called before each batch or update, so that replicas agree."""
         stage, (ended, self._ended_loss) = self.stage, (self._ended_loss, None)
         if (
             self._freezing is not None
@@ -262,7 +262,7 @@ class Worker:
             self._report({"event": "freeze", "stage": stage.number, "step": stage.frozen_at})
 
     def state_dict(self) -> dict[str, Any]:
-        """What the worker knows beside its stage, between two batches of training."""
+        """Return the worker's state apart from its stage; call it between two training batches."""
         return {
             "records": self.records.state_dict(),
             "evaluation": self.evaluation.state_dict(),
@@ -273,7 +273,7 @@ class Worker:
     def load_state_dict(
         self, state: dict[str, Any], *, replica: int = 0, replicas: int = 1
     ) -> None:
-        """The inverse of :meth:`state_dict`, for one of so many replicas."""
+        """Load a :meth:`state_dict` into one of ``replicas`` replicas."""
         self.records.load_state_dict(state["records"], replica=replica, replicas=replicas)
         self.evaluation.load_state_dict(state["evaluation"])
         self._ended_loss = state["ended_loss"]
@@ -300,7 +300,7 @@ class Worker:
 
 
 def run_stream(workers: Sequence[Worker], check: Check) -> None:
-    """Let the stages of this rank take turns, one event each, until the stream ends."""
+    """Run the stages of this rank in turns, one event each, until the stream ends."""
     running = True
     while running:
         check()
