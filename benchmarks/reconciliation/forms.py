@@ -37,6 +37,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "weight falling": {**FIRST_ORDER, "reconcile_schedule": "decay"},
     "delta int8": {**FIRST_ORDER, "delta": "int8"},
     "delta pooled": {**FIRST_ORDER, "delta": "pooled"},
-    "delta sketch 64": {**FIRST_ORDER, "delta": "sketch", "delta_size": 64},
+    "delta sketch 64": {**FIRST_ORDER, "delta": "sketch=64"},
 }
 """Compared at one number of stages, with the first head."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelocal.config.train import TrainConfig
+from pipelocal.config.train import DELTA_NUMBERS, TrainConfig
 from pipelocal.data import DATASETS
 from pipelocal.heads import HEADS
 from pipelocal.models import MODELS
@@ -36,7 +36,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
 }
 """What knows the names, by option."""
 
-NUMBERS: dict[str, dict[str, Number]] = {"compress": COMPRESSION_NUMBERS}
+NUMBERS: dict[str, dict[str, Number]] = {"compress": COMPRESSION_NUMBERS, "delta": DELTA_NUMBERS}
 """The options in which a number may stand behind a name."""
 
 WHERE_NEEDED = {"model", "head", "balance"}

@@ -56,8 +56,6 @@ class PlanConfig:
     """As for train."""
     delta: str = shared("delta")
     """As for train."""
-    delta_size: int = shared("delta_size")
-    """As for train."""
     optimizer: str = shared("optimizer")
     """sgd or adamw."""
     wire: str = shared("wire")

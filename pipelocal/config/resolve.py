@@ -13,7 +13,7 @@ from torch import nn
 
 from pipelocal.checkpoint.description import ModelDescription
 from pipelocal.config.named import REGISTRIES, plain_references, references
-from pipelocal.config.train import TrainConfig
+from pipelocal.config.train import DELTA_NUMBERS, TrainConfig
 from pipelocal.data import DataInfo, data_info, load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.data.dataset import ArrayDataset
@@ -22,7 +22,7 @@ from pipelocal.heads import HEADS
 from pipelocal.models import Chain, build_chain
 from pipelocal.objective import OBJECTIVES, SGR, Objective, ObjectiveRecipe, Place, as_recipe
 from pipelocal.objective.greedy import EachStage
-from pipelocal.options import names_that
+from pipelocal.options import names_that, numbers_of, without_number
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.references import returned, users_code
 from pipelocal.run.blueprint import Blueprint
@@ -127,8 +127,8 @@ def objective_of(config: TrainConfig) -> ObjectiveRecipe:
         form=config.reconcile,
         fraction=config.reconcile_fraction,
         schedule=config.reconcile_schedule,
-        delta=config.delta,
-        delta_size=config.delta_size,
+        delta=without_number(config.delta),
+        delta_size=int(numbers_of("delta", config.delta, DELTA_NUMBERS)["sketch"]),
     )
 
 

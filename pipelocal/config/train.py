@@ -16,10 +16,14 @@ from pipelocal.options import (
     SCALE,
     SHARE,
     Limits,
+    Number,
     option,
     positive,
 )
 from pipelocal.run.options import RunOptions
+
+DELTA_NUMBERS = {"sketch": Number(256, Limits(1, 10**9))}
+"""What ``--delta`` takes behind a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +105,8 @@ class ObjectiveOptions:
     part; with 1 one pass on all, which needs more memory)."""
     delta: str = "full"
     """What travels of the output gradient that a reconciled batch brings along: full, bf16, int8, pooled
-    (over space or tokens), or sketch (a random projection to --delta-size numbers)."""
-    delta_size: int = option(256, limits=Limits(1, 10**9), seldom=True)
-    """Numbers of a sketch, per sample."""
+    (over space or tokens), or sketch (a random projection to 256 numbers a sample; sketch=512 for
+    another size)."""
     freeze_stage: str | None = None
     """Stages that stop training and then only feed the next one, each after so many batches or on a
     plateau of its training loss, such as 1:500,2:plateau."""

@@ -9,12 +9,14 @@ TAKEN_AWAY = {
     "rank_order": "ranks hold the stages in order",
     "compress_share": "--compress takes it, as in sparse-sign=0.05",
     "compress_rank": "--compress takes it, as in powersgd=4",
+    "delta_size": "--delta takes it, as in sketch=512",
 }
 """Options that there are no more, and what holds in their place."""
 
 NUMBERS = (
     ("compress_share", 0.1, "compress", "sparse-sign"),
     ("compress_rank", 2, "compress", "powersgd"),
+    ("delta_size", 256, "delta", "sketch"),
 )
 """Which of them was a number, its default, and the option and the name there that take it now."""
 

@@ -14,6 +14,7 @@ import pytest
 
 from pipelocal.config import DoctorConfig, EvaluateConfig, PlanConfig, TrainConfig
 from pipelocal.config.checks import validate
+from pipelocal.config.train import DELTA_NUMBERS
 from pipelocal.doctor.command import doctor
 from pipelocal.errors import UserError
 from pipelocal.options import check_values, limits_of
@@ -75,6 +76,12 @@ def test_extremes_are_taken_or_refused_by_name(command: Any) -> None:
         ({"timeout": 1e18}, "--timeout 1e+18: give a number above 0, at most 1e+06 (seconds"),
         ({"seed": 10**30}, f"--seed {10**30}: must be at most {2**63 - 1} (64 bits)"),
         ({"lr": math.nan}, "--lr nan: give a number above 0"),
+        ({"delta": "sketch=0"}, "--delta sketch=0: must be at least 1"),
+        ({"delta": "sketch=1000000001"}, "sketch=1000000001: must be at most 1000000000"),
+        ({"delta": "sketch=many"}, "give a whole number behind sketch=, such as sketch=256"),
+        ({"delta": "int8=4"}, "--delta int8=4: a number is for sketch alone: give int8"),
+        ({"delta": "a.py:b=4"}, "--delta a.py:b=4: a number is for sketch alone: give a.py:b"),
+        ({"delta": "skech=4"}, "unknown form of delta 'skech'"),
         ({"accumulate": 10**12, "replicas": "2"}, "an update of 2000000000000 batches never comes"),
     ],
 )
@@ -157,7 +164,7 @@ def test_threads_beyond_the_system_s_crashed_the_process(tmp_path: Path) -> None
 def test_what_is_at_its_bound_trains(tmp_path: Path) -> None:
     """The bounds are no promises: all at once, where they do not contradict each other, on two ranks."""
     at_most = (
-        *("epochs", "warmup_steps", "evaluate_every", "seed", "freeze_patience", "delta_size"),
+        *("epochs", "warmup_steps", "evaluate_every", "seed", "freeze_patience"),
         *("reconcile_every", "window", "timeout", "start_timeout", "log_every"),
         *("checkpoint_activations", "snapshot_minutes", "keep_snapshots"),
     )
@@ -169,7 +176,7 @@ def test_what_is_at_its_bound_trains(tmp_path: Path) -> None:
         "--max-steps",
         "2",
         "--delta",
-        "sketch",
+        f"sketch={DELTA_NUMBERS['sketch'].limits.most}",
         "--plain",
     ]
     for name in at_most:

@@ -14,7 +14,7 @@ from pipelocal.system.toml import read_toml, to_toml
 from tests.interrupted import BASE, EVERY, train_until
 from tests.test_transparency import assert_same_bits, train_alone
 
-OLD = {"compress_share": 0.1, "compress_rank": 2}
+OLD = {"compress_share": 0.1, "compress_rank": 2, "delta_size": 256}
 """As a version that had them wrote them, where nothing else was asked for."""
 
 
@@ -29,6 +29,9 @@ OLD = {"compress_share": 0.1, "compress_rank": 2}
         ({"compress": "a.py:b", "compress_rank": 4}, {"compress": "a.py:b=4"}),
         ({"compress": None, "compress_rank": 4}, {"compress": None}),
         ({"compress_rank": 4}, {}),
+        ({"delta": "sketch", "delta_size": 64}, {"delta": "sketch=64"}),
+        ({"delta": "sketch", "delta_size": 256}, {"delta": "sketch"}),
+        ({"delta": "full", "delta_size": 64}, {"delta": "full"}),
         ({"rank_order": "auto", "lr": 0.1}, {"lr": 0.1}),
     ],
     ids=str,
@@ -40,6 +43,7 @@ def test_options_of_then_and_now(then: dict[str, Any], now: dict[str, Any]) -> N
 
 MERGED = [
     (["--compress", "powersgd=4"], {"compress": "powersgd", "compress_rank": 4}),
+    (["--delta", "sketch=16"], {"delta": "sketch", "delta_size": 16}),
 ]
 
 
