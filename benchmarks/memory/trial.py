@@ -10,6 +10,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import statistics
 import sys
 import tempfile
@@ -147,12 +148,14 @@ def run(method: str, config: TrainConfig, micro_batches: int, found: list[float]
 
 def run_own(config: TrainConfig, found: list[float]) -> None:
     """The trainer itself, evaluation at the end included."""
-    with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
-        out = Path(scratch, "run")
-        train(replace(config, out=str(out)), stream=io.StringIO())
-        if int(os.environ.get("RANK", 0)):
-            return  # rank 0 alone takes the records
-        lines = (out / "metrics.jsonl").read_text().splitlines()
+    # One folder for all ranks, which compare their options.
+    run = os.environ.get("TORCHELASTIC_RUN_ID", str(os.getpid()))
+    out = Path(tempfile.gettempdir(), f"pipelocal-bench-{run}")
+    train(replace(config, out=str(out)), stream=io.StringIO())
+    if int(os.environ.get("RANK", 0)):
+        return  # rank 0 alone takes the records
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    shutil.rmtree(out)
     records = [json.loads(line) for line in lines]
     last = max(record["stage"] for record in records)
     rates = [
