@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TextIO
 
@@ -31,6 +30,7 @@ from pipelocal.run.connection import Edges, connected, disconnect
 from pipelocal.run.fitness import check_stage_fits
 from pipelocal.run.prepare import Findings, begin, prepare
 from pipelocal.run.recovery import Start, load_snapshot
+from pipelocal.run.reporting import all_finals, make_reporter
 from pipelocal.run.snapshots import Snapshots
 from pipelocal.run.spec import Spec
 from pipelocal.run.summary import describe, final_record, summarise
@@ -38,10 +38,8 @@ from pipelocal.stage.stage import Stage
 from pipelocal.system.signals import Wishes
 from pipelocal.system.streams import tell
 from pipelocal.telemetry.actions import Recorder
-from pipelocal.telemetry.progress import StageRow
 from pipelocal.telemetry.reporter import Reporter
 from pipelocal.telemetry.trace import merge_parts, write_part
-from pipelocal.telemetry.view import make_view
 
 BeginWith = Callable[[Stage], None]
 """Gives a newly built stage its initial weights."""
@@ -105,7 +103,17 @@ class Run:
         source = self._source(batches, plan, start, edges, snapshots)
         self._hire(assembly, source, edges, snapshots)
         self._go_on_from(start, edges)
-        reporter = self._reporter(plan, stream) if self.world.rank == 0 else None
+        reporter = None
+        if self.world.rank == 0:
+            reporter = make_reporter(
+                self.spec,
+                self.blueprint,
+                self.placement,
+                plan,
+                self.folder,
+                self.control,
+                stream,
+            )
         try:
             if reporter:
                 reporter.start()
@@ -349,7 +357,7 @@ class Run:
             self.control.post(final_record(worker, self.world.rank, self.device))
         if reporter is None:
             return dict(self.control.wait_for("summary"))
-        finals, folder = self._finals(reporter), self.folder
+        finals, folder = all_finals(reporter, self.placement, self.control), self.folder
         summary = summarise(self.spec.text, self.world.size, finals, no_ensemble=no_ensemble)
         if folder is not None and snapshots is not None:
             if self.spec.options.trace:  # by now every rank has written its part
@@ -371,36 +379,6 @@ class Run:
         self.control.leave()
         return summary
 
-    def _reporter(self, plan: Timetable, stream: TextIO) -> Reporter:
-        rows = [
-            StageRow(stage=stage, rank=_listed(block.ranks), units=self.blueprint.units(stage))
-            for block in self.placement.blocks
-            for stage in block.stages
-        ]
-        view, folder = make_view(stream, plain=self.spec.options.plain), self.folder
-        where = "nothing is kept" if folder is None else str(folder.path)
-        view.start(
-            f"{self.spec.title}: {len(rows)} stage(s) on {self.world.size} rank(s), "
-            f"{plan.total_steps} batches of {self.spec.text['batch_size']}, {where}"
-        )
-        return Reporter(
-            take=self.control.take_records,
-            on_error=self.control.fail,
-            metrics=None if folder is None else folder.metrics,
-            view=view,
-            rows=rows,
-            total_steps=plan.total_steps,
-            epochs=plan.epochs_begun,
-        )
-
-    def _finals(self, reporter: Reporter) -> list[dict[str, Any]]:
-        """Return the last records of all stages, one per replica, once every stage is saved."""
-        count = sum(len(block.stages) * block.replicas for block in self.placement.blocks)
-        while len(reporter.finals) < count:
-            self.control.check()  # raises when one of them cannot
-            time.sleep(0.01)
-        return reporter.finals
-
 
 def _check_alone(spec: Spec, world: World) -> None:
     """Refuse several ranks for a run that needs a single process."""
@@ -416,11 +394,6 @@ def _check_alone(spec: Spec, world: World) -> None:
             f"--measure-bp-gap needs all stages in one process, but {world.size} ranks were started: "
             f"start it without torchrun, or leave the option out"
         )
-
-
-def _listed(ranks: Sequence[int]) -> str:
-    """Format ranks such as ``3``, or ``1,2`` for two replicas."""
-    return ",".join(map(str, ranks))
 
 
 def _check_start(start: Start, plan: Timetable, *, alone: bool) -> None:
