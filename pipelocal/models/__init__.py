@@ -1,6 +1,6 @@
-"""Models as chains of named units, and the registry of the ready ones.
+"""Models as chains of named units, and the registry of built-in models.
 
-A user's own model is named ``package.module:function`` (or ``path/to/file.py:function``). The
+A user's model is named ``package.module:function`` (or ``path/to/file.py:function``). The
 function is called with ``(input_shape, classes)`` and returns a :class:`Chain` or an
 ``nn.Sequential`` whose last child is the classifier; :meth:`Chain.from_module` makes a chain from any
 other module.
@@ -24,7 +24,7 @@ from pipelocal.registry import Registry
 from pipelocal.seeding import seeded
 from pipelocal.system.torchvision import mend_torchvision
 
-mend_torchvision()  # a user's own file may import it as well
+mend_torchvision()  # a user's file may import it as well
 
 ModelBuilder = Callable[[Shape, int], Chain]
 """Called with the shape of one sample and the number of classes."""
@@ -50,16 +50,16 @@ MODELS.register("gru")(partial(recurrent, nn.GRU))
 
 
 def build_chain(name: str, *, input_shape: Shape, classes: int, seed: int) -> Chain:
-    """The chain called ``name`` in the registry, or made by the user's function ``module:function``.
+    """Build the chain called ``name`` in the registry, or by the user's function ``module:function``.
 
     Raises:
-        UserError: no such model, or the user's function cannot be imported or makes no chain.
+        UserError: there is no such model, or the user's function cannot be imported or returns no chain.
     """
     builder = MODELS.get(name)
     if not is_reference(name):
         return builder(input_shape, classes)
-    # A ready-made nn.Sequential draws its parameters here: every rank must draw the same, and so must a
-    # run that spells the path of the file otherwise.
+    # An nn.Sequential draws its parameters here: every rank must draw the same, and so must a run that
+    # spells the path of the file differently.
     with seeded(seed, "model", plain_name(name)), users_code("model", name):
         model: object = builder(input_shape, classes)
     if isinstance(model, nn.Sequential):
@@ -73,7 +73,7 @@ def build_chain(name: str, *, input_shape: Shape, classes: int, seed: int) -> Ch
 
 
 def source_of(name: str) -> Source | None:
-    """The code of a user's own model, named or registered; None for a model of pipelocal's."""
+    """Return the code of a user's model, named or registered; None for a built-in model."""
     return Source.of_name(name) if is_reference(name) else Source.of_builder(MODELS.get(name))
 
 

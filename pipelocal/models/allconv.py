@@ -7,7 +7,7 @@
     conv6..conv8  128 channels, quarter size
     classifier    mean over space, linear
 
-No pooling and no shortcuts: every unit is one 3x3 convolution with BatchNorm and ReLU, so that a
+There is no pooling and there are no shortcuts: every unit is one 3x3 convolution with BatchNorm and ReLU, so that a
 stage can be a single layer. Unlike the paper's, its convolutions are followed by BatchNorm, and the
 classifier is linear.
 """
@@ -23,13 +23,13 @@ WIDTHS = (32, 32, 64, 64, 64, 128, 128, 128)
 
 
 def _layer(inputs: int, outputs: int, *, stride: int) -> nn.Module:
-    """``[B, I, H, W]`` to ``[B, O, H/stride, W/stride]``."""
+    """Build a layer from ``[B, I, H, W]`` to ``[B, O, H/stride, W/stride]``."""
     conv = convolution(inputs, outputs, stride=stride)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 def allconv(input_shape: Shape, classes: int) -> Chain:
-    """Eight 3x3 convolutions, two of them with stride 2, and a pooled linear classifier."""
+    """Build eight 3x3 convolutions, two of them with stride 2, and a pooled linear classifier."""
     units = []
     inputs = input_shape[0]
     for i, outputs in enumerate(WIDTHS):

@@ -27,57 +27,57 @@ Shape = tuple[int, ...]
 class Unit:
     """One link of the chain: the smallest piece that a stage can hold.
 
-    Only a recipe, so that a rank builds the units of its own stages and no others.
+    A unit is only a recipe, so that a rank builds no units but those of its own stages.
     """
 
     name: str
-    """How users call it, such as ``layer1.0``."""
+    """Name of the unit for users, such as ``layer1.0``."""
     build: Callable[[], nn.Module]
-    """Makes the module, drawing its first parameters from torch's generator."""
+    """Builds the module, drawing its initial parameters from torch's generator."""
     prefix: str | None = None
-    """What stands before the unit's own names in the whole model's state dict; None for
+    """Prefix of the unit's own names in the whole model's state dict; None for
     ``"NAME."``. With ``""`` a unit can hold several parts of the model's top level."""
     in_place: bool = False
-    """Whether it is known to change its input; see :meth:`Chain.tried`."""
+    """Whether the unit is known to change its input; see :meth:`Chain.tried`."""
     layout: Layout | None = None
-    """What its state dict holds, where it is known; see :meth:`Chain.tried`."""
+    """Contents of its state dict, if known; see :meth:`Chain.tried`."""
 
     def make(self) -> nn.Module:
-        """The module, such that it leaves its input as it is."""
+        """Build the module so that it leaves its input unchanged."""
         module = self.build()
         if self.in_place:
             give_own_input(module)
         return module
 
     def whole_name(self, own_name: str) -> str:
-        """The name in the whole model's state dict of the unit's own parameter ``own_name``."""
+        """Return the name in the whole model's state dict of the unit's parameter ``own_name``."""
         return (f"{self.name}." if self.prefix is None else self.prefix) + own_name
 
     def whole_versions(self, own: Versions) -> Versions:
-        """The versions of the unit's modules, by their paths in the whole model.
+        """Return the versions of the unit's modules, by their paths in the whole model.
 
-        Without that of the unit itself where it is no module of the model.
+        The unit itself is left out if it is not a module of the model.
         """
         named = {self.whole_name(path).removesuffix("."): kept for path, kept in own.items()}
         return {path: kept for path, kept in named.items() if path}
 
 
 class Chain:
-    """A network ``unit_1, ..., unit_n, classifier``, each fed by the one before.
+    """A network ``unit_1, ..., unit_n, classifier``, each of which feeds the next.
 
-    The classifier is the model's own last piece. It is never cut off: it serves as the head of
-    the last stage, so that the bodies of all stages and this one head are the whole model.
+    The classifier is the model's own last part. It is never cut off: it serves as the head of the
+    last stage, so that the bodies of all stages and this head make up the whole model.
 
     Args:
-        units: the links in order; at least one.
-        classifier: makes logits from the last unit's output.
+        units: the units in order; at least one.
+        classifier: maps the last unit's output to logits.
         input_shape: shape of one sample, without the batch dimension.
-        classes: width of the logits, where the author says it; :meth:`tried` finds it otherwise.
+        classes: width of the logits, if given; otherwise :meth:`tried` finds it.
         input_dtype: dtype of the samples.
-        whole: makes the uncut model as its author wrote it, where that is not simply the units in a
-            row; its state dict has the same names.
-        versions: of the uncut model's modules, as its state dict notes them; None for those of the units'.
-        given: the module with whose weights the units begin; None where each draws its own.
+        whole: builds the uncut model as its author wrote it, if that is not simply the sequence of
+            units; its state dict has the same names.
+        versions: versions of the uncut model's modules, as in its state dict; None for the units' own.
+        given: the module whose weights the units start from; None if each draws its own.
     """
 
     def __init__(
@@ -121,20 +121,20 @@ class Chain:
         classes: int | None = None,
         input_dtype: torch.dtype = torch.float32,
     ) -> Chain:
-        """Any ``nn.Sequential``: each child is a unit, the last one the classifier.
+        """Make a chain of any ``nn.Sequential``: each child is a unit, the last one the classifier.
 
-        Parameters keep the values that they have in ``model``; state dict names are the model's own.
+        Parameters keep their values from ``model``; state-dict names are the model's own.
 
         Raises:
-            UserError: the model does more than to call its children in a row, has fewer than two,
-                or has a parameter in two of them, which two stages cannot share.
+            UserError: the model does more than call its children in sequence, has fewer than two,
+                or shares a parameter between two of them, which two stages cannot do.
         """
         if type(model).forward is not nn.Sequential.forward:
             raise UserError(
                 f"{type(model).__name__} has a forward of its own, which would be lost where the "
                 f"model is cut: return a plain nn.Sequential, or Chain.from_module(...)"
             )
-        # named_children() would leave out a module that occurs a second time, such as one nn.ReLU.
+        # named_children() would omit repeated occurrences of a module, such as a shared nn.ReLU.
         children = [
             (name, module)
             for name, module in model.named_modules(remove_duplicate=False)
@@ -148,7 +148,7 @@ class Chain:
                 f"a sequential model needs at least two children (a unit and the classifier), "
                 f"this one has {len(children)}"
             )
-        # Each build gives a copy, so that stages trained from one model never share parameters.
+        # Each build returns a copy, so that stages trained from one model never share parameters.
         units = [Unit(name=name, build=partial(copy.deepcopy, child)) for name, child in children]
         return cls(
             units[:-1],
@@ -170,24 +170,24 @@ class Chain:
         classes: int | None = None,
         input_dtype: torch.dtype = torch.float32,
     ) -> Chain:
-        """Any module whose forward calls some submodules in a row, with whatever lies between them.
+        """Make a chain of any module whose forward calls some submodules in sequence, with code between.
 
-        Code between two of them goes with the second, code behind the last one with that. It is
-        traced with ``torch.fx``; the submodules themselves are not, nor any that holds none of them.
-        Parameters keep the values and state-dict names that they have in ``model``.
+        Code between two of them becomes part of the second, code after the last part of the last. It is
+        traced with ``torch.fx``; the submodules themselves are not, nor modules that contain none of
+        them. Parameters keep their values and state-dict names from ``model``.
 
         Args:
-            model: takes one tensor, further arguments having defaults, and returns logits.
+            model: takes one tensor and returns logits; further arguments must have defaults.
             units: names of submodules, such as ``layer1.0``, in the order in which they are called;
                 the last one is the classifier.
             input_shape: shape of one sample, without the batch dimension.
-            classes: width of the logits, if it is to be checked.
+            classes: width of the logits, if it should be checked.
             input_dtype: dtype of the samples.
 
         Raises:
-            UserError: the model is no chain of these (names the tensors that cross a cut), its code
-                between them cannot be traced or would then do something else, or two of them share a
-                parameter.
+            UserError: the model is not a chain of these (names the tensors that cross a cut), its code
+                between them cannot be traced or would then behave differently, or two of them share
+                a parameter.
         """
         if isinstance(model, nn.Module):
             check_not_lazy(type(model).__name__, model)
@@ -210,19 +210,19 @@ class Chain:
         )
 
     def build(self, start: int, stop: int, *, seed: int) -> nn.Sequential:
-        """The units ``start..stop-1`` as one module.
+        """Build the units ``start..stop-1`` as one module.
 
-        Each unit is drawn from its own seed, so its first parameters are the same wherever the
+        Each unit is drawn from its own seed, so its initial parameters do not depend on where the
         model is cut.
         """
         return _assemble(self.units[start:stop], seed)
 
     def build_classifier(self, *, seed: int) -> nn.Module:
-        """The classifier alone, drawn from its own seed."""
+        """Build the classifier alone, drawn from its own seed."""
         return build_unit(self.classifier, seed)
 
     def build_whole(self, *, seed: int) -> nn.Module:
-        """The uncut model, as a plain module with the classifier in its place."""
+        """Build the uncut model, as a plain module that includes the classifier."""
         pieces = (*self.units, self.classifier)
         built = _assemble(pieces, seed)
         if self._whole is None:
@@ -232,7 +232,7 @@ class Chain:
         return whole
 
     def whole_with(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """The uncut model with the weights of its plain state dict."""
+        """Build the uncut model with the weights of its plain state dict."""
         if self._whole is not None:
             whole = self._whole()
             whole.load_state_dict(state)
@@ -243,7 +243,7 @@ class Chain:
         return built
 
     def whole_state(self, body: nn.Sequential, start: int, stop: int) -> dict[str, Tensor]:
-        """The state dict of the units ``start..stop-1``, by the whole model's names, with the versions.
+        """Return the state dict of units ``start..stop-1``, by the whole model's names, with versions.
 
         The classifier counts as the unit after the last.
         """
@@ -257,7 +257,7 @@ class Chain:
         return with_versions(values, versions | (self._versions or {}))
 
     def joined_state(self, bodies: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The whole model's state dict from those of its parts, by the whole model's names."""
+        """Merge the state dicts of all parts, by the whole model's names, into the whole model's."""
         values: dict[str, Tensor] = {}
         versions = dict(self._versions or {})
         for state in bodies:
@@ -266,7 +266,7 @@ class Chain:
         return with_versions(values, versions)
 
     def whole_names(self, body: nn.Sequential, start: int, stop: int) -> list[str]:
-        """The names of the body's trained parameters, in order, in the whole model."""
+        """Return the whole model's names of the body's trained parameters, in order."""
         units = (*self.units, self.classifier)[start:stop]
         return [
             unit.whole_name(name)
@@ -278,10 +278,10 @@ class Chain:
     def load_whole_state(
         self, body: nn.Sequential, start: int, stop: int, state: Mapping[str, Tensor]
     ) -> None:
-        """The inverse of :meth:`whole_state`; names of other units in ``state`` are passed over.
+        """Load a body from :meth:`whole_state`; names of other units in ``state`` are ignored.
 
         Raises:
-            UserError: a tensor is missing or of another shape; names the unit.
+            UserError: a tensor is missing or has another shape; names the unit.
         """
         units = (*self.units, self.classifier)[start:stop]
         saved = versions_of(state)
@@ -299,18 +299,18 @@ class Chain:
                 raise UserError(f"unit '{unit.name}' cannot be loaded: {reason}") from error
 
     def shapes(self) -> list[Shape]:
-        """Output shape of each unit, without the batch dimension; see :meth:`tried`."""
+        """Return the output shape of each unit, without the batch dimension; see :meth:`tried`."""
         return self.tried()[1]
 
     def tried(self) -> tuple[Chain, list[Shape]]:
-        """Run every unit without memory: what the chain is found to be, and each unit's output shape.
+        """Run every unit without memory; return the chain with what that showed, and all output shapes.
 
-        The chain that is returned knows which units change their input, and how wide its logits are.
+        The returned chain knows which units change their input, and how wide its logits are.
 
         Shapes are without the batch dimension.
 
         Raises:
-            UserError: a unit cannot take what the unit before it makes; names the unit.
+            UserError: a unit does not accept the output of the unit before it; names the unit.
         """
         sample = torch.empty((2, *self.input_shape), dtype=self.input_dtype, device="meta")
         shapes: list[Shape] = []
@@ -350,13 +350,13 @@ def _check_nothing_shared(children: Sequence[tuple[str, nn.Module]]) -> None:
 
 
 def build_unit(unit: Unit, seed: int) -> nn.Module:
-    """One unit alone, drawn from its own seed."""
+    """Build one unit alone, drawn from its own seed."""
     with seeded(seed, "unit", unit.name):
         return unit.make()
 
 
 def _assemble(units: Sequence[Unit], seed: int) -> nn.Sequential:
-    # A module's name must not hold dots; whole_name gives the whole model's own names.
+    # Module names must not contain dots; whole_name gives the whole model's own names.
     return nn.Sequential(
         OrderedDict((unit.name.replace(".", "/"), build_unit(unit, seed)) for unit in units)
     )

@@ -1,4 +1,4 @@
-"""What a model holds, as far as its state dict tells: unit names, parameter names, shapes and dtypes."""
+"""Fingerprint of a model's structure: unit names, parameter names, shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pipelocal.models.chain import Chain
 
 
 def fingerprint(chain: Chain) -> str:
-    """Equal for two chains if their units and state dicts have the same names, shapes and dtypes.
+    """Return a digest that is equal for chains whose units and state dicts match in structure.
 
     Args:
-        chain: as :meth:`Chain.tried` gives it.
+        chain: a chain returned by :meth:`Chain.tried`.
     """
     units = []
     for unit in (*chain.units, chain.classifier):

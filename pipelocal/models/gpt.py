@@ -6,9 +6,9 @@
     block1..n    x + attention(norm(x)), x + MLP(norm(x))
     classifier   norm and a linear map of each token   [B, T, C] -> [B, T, vocabulary]
 
-The embedding and each block are units. The classifier's weights are its own: tied to the token
-embedding, as GPT-2's are, they would lie in the first and the last stage, and their gradient would
-have to flow back.
+The embedding and each block are units. The classifier has its own weights: if they were tied to the
+token embedding, as in GPT-2, they would be shared by the first and the last stage, and their gradient
+would have to flow back.
 """
 
 from functools import partial
@@ -35,7 +35,7 @@ def _linear(inputs: int, outputs: int, *, std: float = _STD) -> nn.Linear:
 
 
 class Embedding(nn.Module):
-    """Tokens ``[B, T]`` int64 to ``[B, T, C]``, the sum of what stands there and where it stands."""
+    """Tokens ``[B, T]`` int64 to ``[B, T, C]``, the sum of token and position embeddings."""
 
     def __init__(self, vocabulary: int, length: int) -> None:
         super().__init__()
@@ -53,8 +53,8 @@ class CausalAttention(nn.Module):
     """Each token attends to itself and those before it: ``[B, T, C]`` to ``[B, T, C]``.
 
     Args:
-        out_std: standard deviation of the last projection's first weights.
-        math: use the one back end of PyTorch's attention that can be differentiated twice.
+        out_std: standard deviation of the last projection's initial weights.
+        math: whether to use the only attention back end of PyTorch that can be differentiated twice.
     """
 
     def __init__(self, *, out_std: float, math: bool) -> None:
@@ -81,7 +81,7 @@ class Block(nn.Module):
 
     def __init__(self, *, math: bool) -> None:
         super().__init__()
-        # The stream of residuals sums 2 * BLOCKS projections.
+        # The residual stream sums 2 * BLOCKS projections.
         out_std = _STD / (2 * BLOCKS) ** 0.5
         self.attention_norm = nn.LayerNorm(WIDTH)
         self.attention = CausalAttention(out_std=out_std, math=math)
@@ -107,16 +107,16 @@ class Classifier(nn.Module):
 
 
 def gpt(input_shape: Shape, classes: int, *, math: bool = False) -> Chain:
-    """Six blocks of width 128 with 4 heads, no dropout; the classes are the vocabulary.
+    """Build six blocks of width 128 with 4 heads, without dropout; the classes are the vocabulary.
 
     Args:
         input_shape: ``(T,)``, the longest sequence.
         classes: size of the vocabulary.
-        math: use PyTorch's MATH back end for attention, which is slower and can be differentiated
-            twice. Parameters and their names are the same.
+        math: whether to use PyTorch's MATH back end for attention, which is slower but can be
+            differentiated twice. Parameters and their names are the same.
 
     Raises:
-        UserError: the samples are no sequences.
+        UserError: the samples are not sequences.
     """
     length = sequence_length("gpt", input_shape)
     units = [
@@ -133,7 +133,7 @@ def gpt(input_shape: Shape, classes: int, *, math: bool = False) -> Chain:
 
 
 def sequence_length(model: str, input_shape: Shape) -> int:
-    """T of samples ``(T,)``; a :class:`UserError` if they are of another shape."""
+    """Return T of samples ``(T,)``; raise a :class:`UserError` for any other shape."""
     if len(input_shape) != 1:
         raise UserError(
             f"model '{model}' takes sequences of tokens [T], but the samples are "

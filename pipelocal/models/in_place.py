@@ -1,8 +1,8 @@
-"""Modules that work on their input in place, where the input must stay as it is.
+"""Handles modules that work in place on an input that must stay unchanged.
 
-A stage's input lies where the next batch will be received, its output is on its way while the head works
-on it, and what is computed again begins from the same input. So no unit and no head may change what it is
-given: ``inplace=True`` is turned off, and what changes its input all the same is given a copy.
+A stage's input occupies a receive buffer, its output is being sent while the head uses it, and recomputation
+starts from the same input. So no unit and no head may change its input: ``inplace=True`` is turned off, and
+a module that changes its input anyway gets a copy.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor, fx, nn
 
 
 def disable_inplace(module: nn.Module) -> None:
-    """Turn ``inplace=True`` off: a stage's input and output are shared with transfers under way."""
+    """Turn ``inplace=True`` off: a stage's input and output are shared with transfers in progress."""
     for part in module.modules():
         if getattr(part, "inplace", False) is True:
             part.inplace = False  # type: ignore[assignment]
 
 
 def give_own_input(module: nn.Module) -> None:
-    """Have a module work on a copy of its input; the names of what it holds stay."""
+    """Make a module work on a copy of its input; the names in its state dict stay the same."""
     if not isinstance(module, fx.GraphModule):
         module.register_forward_pre_hook(_copied)
         return

@@ -1,4 +1,4 @@
-"""Layers that several models have; the last ones also serve as heads, features in and logits out."""
+"""Layers shared by several models; some also serve as heads, from features to logits."""
 
 from torch import Tensor, nn
 
@@ -6,16 +6,16 @@ from pipelocal.errors import UserError
 
 
 def convolution(inputs: int, outputs: int, *, size: int = 3, stride: int = 1) -> nn.Conv2d:
-    """For BatchNorm and ReLU behind it: ``[B, I, H, W]`` to ``[B, O, H/stride, W/stride]``, no bias."""
+    """Build a convolution without bias, for BatchNorm and ReLU: output ``[B, O, H/stride, W/stride]``."""
     conv = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
 
 
 class PooledLinear(nn.Module):
-    """Mean over everything behind the channels, then a linear map.
+    """Mean over all dimensions after the channels, then a linear map.
 
-    Features ``[B, C, ...]`` to logits ``[B, classes]``; flat features ``[B, C]`` are not pooled.
+    Maps features ``[B, C, ...]`` to logits ``[B, classes]``; flat features ``[B, C]`` are not pooled.
 
     Raises:
         UserError: the features are tokens, whose channels come last.
@@ -48,7 +48,7 @@ class TokenLinear(nn.Module):
 
 
 def token_channels(name: str, feature_shape: tuple[int, ...]) -> int:
-    """C of features ``[T, C]``; a :class:`UserError` naming the head for any other shape."""
+    """Return C of features ``[T, C]``; raise a :class:`UserError` naming the head for other shapes."""
     if len(feature_shape) != 2:
         raise UserError(
             f"head '{name}' wants tokens [T, C], but this stage makes {list(feature_shape)}: "

@@ -20,7 +20,7 @@ def _layer(inputs: int, *, first: bool) -> nn.Module:
 
 
 def mlp(input_shape: Shape, classes: int) -> Chain:
-    """Six hidden layers of 256 units, with BatchNorm and ReLU, and a linear classifier."""
+    """Build six hidden layers of 256 units, with BatchNorm and ReLU, and a linear classifier."""
     features = math.prod(input_shape)
     units = [
         Unit(

@@ -1,6 +1,6 @@
 """The two ends of a vision transformer (arXiv 2010.11929), around its encoder layers.
 
-Their parameters are torchvision's, under the names that those have in ``VisionTransformer``.
+Their parameters have the same names as in torchvision's ``VisionTransformer``.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Positions(nn.Module):
-    """Adds the position embedding: ``[B, T, C]`` to the same."""
+    """Adds the position embedding: ``[B, T, C]`` to ``[B, T, C]``."""
 
     def __init__(self, embedding: nn.Parameter, dropout: nn.Module) -> None:
         super().__init__()
@@ -20,12 +20,12 @@ class Positions(nn.Module):
 
 
 class PatchTokens(nn.Module):
-    """Image ``[B, I, H, W]`` to tokens ``[B, 1 + N, C]``: the class token, then one a patch.
+    """Image ``[B, I, H, W]`` to tokens ``[B, 1 + N, C]``: the class token, then one per patch.
 
     Args:
-        projection: to ``[B, C, h, w]`` with ``h * w = N``.
+        projection: maps images to ``[B, C, h, w]`` with ``h * w = N``.
         class_token: ``[1, 1, C]``.
-        embedding: of the positions, ``[1, 1 + N, C]``.
+        embedding: position embedding, ``[1, 1 + N, C]``.
         dropout: applied last.
     """
 
@@ -48,7 +48,7 @@ class PatchTokens(nn.Module):
 
 
 class ClassToken(nn.Module):
-    """Tokens ``[B, T, C]`` to the first one ``[B, C]``."""
+    """Selects the first of the tokens ``[B, T, C]``: ``[B, C]``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, 0]

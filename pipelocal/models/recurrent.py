@@ -6,9 +6,9 @@
     layer1..n    x + LSTM or GRU of norm(x)     [B, T, C] -> [B, T, C]
     classifier   norm and a linear map of each  [B, T, C] -> [B, T, vocabulary]
 
-The embedding and each layer are units. A layer begins every sequence with a state of zeros and
-passes on its outputs alone, so that one tensor travels between stages. Without the sum and the norms
-the last of four layers hardly begins to learn, under back-propagation as in stages.
+The embedding and each layer are units. A layer starts every sequence with a zero state and
+passes on only its outputs, so that a single tensor is sent between stages. Without the residual sum and
+the norms, the last of four layers barely learns, under back-propagation and in stages alike.
 """
 
 from functools import partial
@@ -25,14 +25,14 @@ WIDTH = 128
 
 
 def _embedding(vocabulary: int) -> nn.Embedding:
-    """Tokens ``[B, T]`` int64 to ``[B, T, C]``; small, or the layers' outputs would drown in it."""
+    """Build the embedding, with weights too small to swamp the layers' outputs."""
     embedding = nn.Embedding(vocabulary, WIDTH)
     nn.init.normal_(embedding.weight, std=0.02)
     return embedding
 
 
 class RecurrentLayer(nn.Module):
-    """Its outputs of all steps, added to what came in: ``[B, T, C]`` to ``[B, T, C]``.
+    """A recurrent layer with norm, added to its input: ``[B, T, C]`` to ``[B, T, C]``.
 
     Args:
         kind: ``nn.LSTM`` or ``nn.GRU``.
@@ -49,7 +49,7 @@ class RecurrentLayer(nn.Module):
 
 
 def recurrent(kind: type[nn.LSTM] | type[nn.GRU], input_shape: Shape, classes: int) -> Chain:
-    """Four layers of width 128 over an embedding; the classes are the vocabulary.
+    """Build four layers of width 128 over an embedding; the classes are the vocabulary.
 
     Args:
         kind: ``nn.LSTM`` or ``nn.GRU``.
@@ -57,7 +57,7 @@ def recurrent(kind: type[nn.LSTM] | type[nn.GRU], input_shape: Shape, classes: i
         classes: size of the vocabulary.
 
     Raises:
-        UserError: the samples are no sequences.
+        UserError: the samples are not sequences.
     """
     sequence_length(kind.__name__.lower(), input_shape)
     units = [

@@ -24,7 +24,7 @@ WIDTHS = (16, 32, 64)
 
 
 class Stem(nn.Module):
-    """Image ``[B, C, H, W]`` to ``[B, 16, H, W]``."""
+    """The first convolution: image ``[B, C, H, W]`` to ``[B, 16, H, W]``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class BasicBlock(nn.Module):
 
 
 def resnet(depth: int, input_shape: Shape, classes: int) -> Chain:
-    """The residual network with ``depth`` weighted layers, ``depth = 6n + 2``."""
+    """Build the residual network with ``depth`` weighted layers, ``depth = 6n + 2``."""
     blocks_per_width, rest = divmod(depth - 2, 6)
     assert rest == 0, f"depth must be 6n + 2, not {depth}"
     channels = input_shape[0]

@@ -1,7 +1,7 @@
-"""State dicts with what torch keeps beside the tensors: the versions of the modules.
+"""State dicts with the module versions that torch stores besides the tensors.
 
-``Module.state_dict()`` notes them in an attribute, ``_metadata``, by the path of each module; a class that
-has changed since, such as torchvision's MNASNet, wants to know how to read what it is given. A plain dict
+``Module.state_dict()`` stores them in an attribute, ``_metadata``, by the path of each module; a class that
+has changed since, such as torchvision's MNASNet, needs them to interpret older state dicts. A plain dict
 loses them.
 """
 
@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from typing import Any
 
 Versions = dict[str, dict[str, Any]]
-"""By the path of each module, ``""`` for the whole."""
+"""Module metadata by path, with ``""`` for the whole model."""
 
 
 def versions_of(state: Mapping[str, Any]) -> Versions:
-    """What a state dict notes; nothing where it notes nothing."""
+    """Return the versions in a state dict; empty if it has none."""
     return dict(getattr(state, "_metadata", {}))
 
 
 def with_versions(values: Mapping[str, Any], versions: Versions) -> OrderedDict[str, Any]:
-    """A state dict that notes these versions."""
+    """Return a state dict with these versions."""
     state = OrderedDict(values)
     state._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
     return state

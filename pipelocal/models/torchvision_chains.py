@@ -1,10 +1,10 @@
 """torchvision's own classifiers as chains, under torchvision's names.
 
-The modules are torchvision's, and so are the names of the parameters: a state dict goes from one to
-the other as it is. Only where torchvision's ``forward`` does something between two modules does a
-unit hold a module of pipelocal's instead (``nn.Flatten``, :class:`PatchTokens`, ...).
+The modules and the parameter names are torchvision's, so state dicts are interchangeable. Only where
+torchvision's ``forward`` does something between two modules does a unit use another module instead
+(``nn.Flatten``, :class:`PatchTokens`, ...).
 
-Every unit passes on ``[B, C, H, W]``, the vision transformer's ``[B, T, C]`` with the class token
+Every unit outputs ``[B, C, H, W]``, the vision transformer's ``[B, T, C]`` with the class token
 first.
 
 - ResNet: He et al. 2016, arXiv 1512.03385; torchvision puts a block's stride on its 3x3 convolution.
@@ -30,17 +30,17 @@ from pipelocal.models.patch_tokens import ClassToken, PatchTokens
 from pipelocal.system.torchvision import import_torchvision
 
 Part = tuple[str, str | None, nn.Module]
-"""Name, prefix and module of a unit, as in :class:`Unit`; the module is on meta."""
+"""Name, prefix and module of a unit, as in :class:`Unit`; the module is on the meta device."""
 
 CLASSIFIER = "classifier"
-"""Name of the unit after the last; its parameters keep torchvision's names."""
+"""Name of the classifier, after the last unit; its parameters keep torchvision's names."""
 
 VIT_SMALL = {"num_layers": 7, "num_heads": 4, "hidden_dim": 256, "mlp_dim": 512}
-"""The sizes of ViT-Lite-7 (Hassani et al. 2021, arXiv 2104.05704), made for CIFAR's 32x32."""
+"""The sizes of ViT-Lite-7 (Hassani et al. 2021, arXiv 2104.05704), designed for CIFAR's 32x32."""
 
 
 def resnet(name: str, input_shape: Shape, classes: int) -> Chain:
-    """``resnet18`` to ``resnet152``: the stem and each residual block are units. Any size."""
+    """``resnet18`` to ``resnet152``: the stem and each residual block are units. Accepts any image size."""
     _check_images(name, input_shape, least=1)
 
     def parts(model: Any) -> Iterator[Part]:
@@ -56,7 +56,8 @@ def resnet(name: str, input_shape: Shape, classes: int) -> Chain:
 def vgg(name: str, input_shape: Shape, classes: int) -> Chain:
     """``vgg11_bn`` or ``vgg16_bn``: a unit is a convolution with its BatchNorm, ReLU and pooling.
 
-    Named by its convolution, such as ``features.4``. The five poolings want 32x32 at least.
+    A unit is named after its convolution, such as ``features.4``. Images must be at least 32x32, for the
+    five poolings.
     """
     _check_images(name, input_shape, least=32)
 
@@ -75,9 +76,9 @@ def vgg(name: str, input_shape: Shape, classes: int) -> Chain:
 
 
 def convnext(name: str, input_shape: Shape, classes: int) -> Chain:
-    """``convnext_tiny``: stem, blocks and downsamplings are units. 32x32 at least.
+    """``convnext_tiny``: stem, blocks and downsamplings are units. Images must be at least 32x32.
 
-    Blocks leave out their branch for random samples while training (stochastic depth, Huang et al.
+    In training, blocks skip their branch for random samples (stochastic depth, Huang et al.
     2016, arXiv 1603.09382).
     """
     _check_images(name, input_shape, least=32)
@@ -91,10 +92,10 @@ def convnext(name: str, input_shape: Shape, classes: int) -> Chain:
 
 
 def swin(name: str, input_shape: Shape, classes: int) -> Chain:
-    """``swin_t``: patch embedding, blocks and patch mergings are units. 4x4 at least.
+    """``swin_t``: patch embedding, blocks and patch mergings are units. Images must be at least 4x4.
 
-    torchvision's modules pass on ``[B, H, W, C]``. A unit hands on ``[B, C, H, W]``, so that any head
-    fits; within a stage these are views of one memory. Stochastic depth as in ConvNeXt.
+    torchvision's modules output ``[B, H, W, C]``. A unit outputs ``[B, C, H, W]``, so that any head
+    fits; within a stage these are views of the same memory. Stochastic depth is as in ConvNeXt.
     """
     _check_images(name, input_shape, least=4)
 
@@ -115,8 +116,8 @@ def swin(name: str, input_shape: Shape, classes: int) -> Chain:
 def vit(name: str, input_shape: Shape, classes: int) -> Chain:
     """``vit_b_16`` or ``vit_small``: the patch tokens and each encoder layer are units.
 
-    Images must be square. ``vit_b_16`` cuts them into patches of 16x16; ``vit_small`` into 4x4, or
-    2x2 where they are smaller than 16x16.
+    Images must be square. ``vit_b_16`` uses patches of 16x16; ``vit_small`` of 4x4, or of 2x2 for
+    images smaller than 16x16.
     """
     _check_images(name, input_shape, least=1)
     _, height, width = input_shape
@@ -157,12 +158,12 @@ def _chain(
     input_shape: Shape,
     classes: int,
 ) -> Chain:
-    """The chain of a torchvision model, whose constructor runs without memory.
+    """Build the chain of a torchvision model, whose constructor runs on the meta device.
 
     Args:
         make: the constructor.
         first: path of the convolution that takes the image.
-        rule: by which its first parameters are drawn.
+        rule: draws its initial parameters.
         parts: splits the model; the last part is the classifier.
         input_shape: shape of one image.
         classes: number of classes.
@@ -187,10 +188,10 @@ def _chain(
 
 
 def _feature_units(features: nn.Sequential) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Name, module and whether it is the first, of ConvNeXt's and Swin's stem, blocks and the rest.
+    """Yield name, module and whether it is the first, of the units of ConvNeXt and Swin.
 
-    In both, the even entries of ``features`` are the stem and what shrinks the image, the odd ones
-    rows of blocks.
+    In both, the even entries of ``features`` are the stem and the downsamplings, the odd ones sequences
+    of blocks.
     """
     for index, module in enumerate(features):
         if index % 2 == 0:
@@ -201,7 +202,7 @@ def _feature_units(features: nn.Sequential) -> Iterator[tuple[str, nn.Module, bo
 
 
 def _row(model: nn.Module, *members: str | nn.Module) -> nn.Sequential:
-    """Modules in a row: some of the model's by their names there, and others without parameters."""
+    """Put modules in sequence: some of the model's by name, and others without parameters."""
     return nn.Sequential(
         OrderedDict(
             (member, getattr(model, member))
@@ -217,7 +218,7 @@ def _constructor(name: str) -> Callable[..., Any]:
 
 
 def _with_channels(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
-    """A convolution like ``conv`` but for the image's channels: torchvision's all take three."""
+    """Return a convolution like ``conv`` for other image channels: torchvision's all take three."""
     size: Any = conv.kernel_size
     stride: Any = conv.stride
     padding: Any = conv.padding

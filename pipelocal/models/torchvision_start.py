@@ -1,8 +1,8 @@
-"""What torchvision's models start from, made for one part at a time.
+"""Draws the initial parameters of torchvision's models, one part at a time.
 
-A model comes from torchvision's constructor on the meta device, without memory. A part of it gets memory
-here and is drawn by the constructors' rules, in their order: each module by its own, then all convolutions
-and linear layers by their family's. The tests hold the outcome against torchvision's constructors.
+torchvision's constructor makes a model on the meta device, without memory. Here a part of it gets memory and
+is initialised by the constructors' rules, in their order: each module by its own rule, then all convolutions
+and linear layers by their family's. The tests compare the outcome with torchvision's constructors.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pipelocal.models.patch_tokens import PatchTokens, Positions
 from pipelocal.system.torchvision import import_torchvision
 
 Rule = Callable[[str, nn.Module], None]
-"""Draws a module of a model anew, given with its name in the part, or leaves it as it is."""
+"""Called with a module's name in the part, and the module; redraws its parameters or leaves them."""
 
 
 def resnet(_name: str, module: nn.Module) -> None:
-    """The rule of ResNets."""
+    """Apply the rule of ResNets."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def vgg(_name: str, module: nn.Module) -> None:
-    """The rule of VGGs."""
+    """Apply the rule of VGGs."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         _zero(module.bias)
@@ -38,21 +38,21 @@ def vgg(_name: str, module: nn.Module) -> None:
 
 
 def convnext(_name: str, module: nn.Module) -> None:
-    """The rule of ConvNeXts."""
+    """Apply the rule of ConvNeXts."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         _zero(module.bias)
 
 
 def swin(_name: str, module: nn.Module) -> None:
-    """The rule of Swin transformers."""
+    """Apply the rule of Swin transformers."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         _zero(module.bias)
 
 
 def vit(name: str, module: nn.Module) -> None:
-    """The rule of vision transformers."""
+    """Apply the rule of vision transformers."""
     if isinstance(module, nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
         _zero(module.bias)
@@ -62,16 +62,16 @@ def vit(name: str, module: nn.Module) -> None:
 
 
 def drawn(part: nn.Module, rule: Rule) -> nn.Module:
-    """A copy of ``part`` with parameters and buffers of its own, drawn from torch's generator.
+    """Return a copy of ``part`` with its own parameters and buffers, drawn from torch's generator.
 
-    On torch's default device, as for any module's constructor; on meta nothing is drawn.
+    The copy is on torch's default device, as with any constructor; on meta nothing is drawn.
 
     Args:
         part: a module on the meta device.
-        rule: of its family.
+        rule: the rule of its family.
 
     Raises:
-        RuntimeError: it holds a tensor of which the rules know nothing.
+        RuntimeError: it has a tensor that the rules do not cover.
     """
     made = copy.deepcopy(part)
     device = torch.get_default_device()
@@ -81,18 +81,18 @@ def drawn(part: nn.Module, rule: Rule) -> nn.Module:
     with torch.no_grad():
         for tensor in (*made.parameters(), *made.buffers()):
             tensor.fill_(math.nan if tensor.is_floating_point() else -1)
-        made.apply(_draw)  # parts of a module before itself, as constructors do
+        made.apply(_draw)  # children before their parent, as constructors do
         for name, module in made.named_modules():
             rule(name, module)
         for name, tensor in made.state_dict().items():
-            least = tensor.min().item()  # NaN where there is one
+            least = tensor.min().item()  # NaN if there is any
             if math.isnan(least) if tensor.is_floating_point() else least < 0:
                 raise RuntimeError(f"how torchvision's constructor sets '{name}' is not known")
     return made
 
 
 def _draw(module: nn.Module) -> None:
-    """Draw what a module's own constructor draws, when its parts are."""
+    """Draw what a module's own constructor draws, after its children are drawn."""
     torchvision = import_torchvision()
     reset = getattr(module, "reset_parameters", None)
     if reset is not None:

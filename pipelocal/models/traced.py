@@ -1,7 +1,7 @@
-"""A chain from a model as its author wrote it: the submodules that are named, and the code between.
+"""Cuts a model as its author wrote it into the named submodules and the code between them.
 
-The model's forward is traced with ``torch.fx``, as far as it leads to the named submodules. What
-lies between them goes with the one that follows::
+The model's forward is traced with ``torch.fx``, down to the named submodules. Code between them becomes
+part of the submodule that follows::
 
     forward:  relu, pool | block1 | reshape | block2 | mean | fc        units=["block1", "block2", "fc"]
     units:    [relu, pool, block1]  [reshape, block2]  [mean, fc]       fc is the classifier
@@ -22,19 +22,19 @@ from pipelocal.models.tracing import kind_of_result, trace
 
 
 def split_module(model: nn.Module, names: Sequence[str]) -> list[fx.GraphModule]:
-    """Cut a model into one module for each name, which run in a row are the model.
+    """Cut a model into one module per name, whose sequence computes the same as the model.
 
     Args:
-        model: takes one tensor and returns one; is left as it is.
+        model: takes one tensor and returns one; it is not changed.
         names: submodules in the order in which they are called, at least two.
 
     Returns:
-        One tensor in and one out each. Parameters and buffers are copies, under the names that they
-        have in ``model``; each is in one of the modules and no other.
+        The modules, each with one tensor in and one out. Parameters and buffers are copies, under their
+        names in ``model``; each belongs to exactly one of the modules.
 
     Raises:
-        UserError: the names are not those of submodules, or not in order; the model is no chain of
-            them; its code between them cannot be traced.
+        UserError: the names are not those of submodules, or not in order; the model is not a chain
+            of them; its code between them cannot be traced.
     """
     _check_names(model, names)
     graph, held = trace(model, names)
@@ -72,7 +72,7 @@ def _check_names(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def _assign(graph: fx.Graph, names: Sequence[str]) -> dict[fx.Node, int]:
-    """The unit of every node but the input and the output."""
+    """Return the unit of every node except the input and the output."""
     for node in reversed(graph.nodes):
         if node.target is operator.getitem and not node.users:  # unpacked, as in x, _ = lstm(x)
             graph.erase_node(node)
@@ -102,7 +102,7 @@ def _assign(graph: fx.Graph, names: Sequence[str]) -> dict[fx.Node, int]:
             index += 1
     returned = set()
     for node in graph.nodes:
-        if node.op == "get_attr":  # a parameter lies where it is used, not where it is read
+        if node.op == "get_attr":  # a parameter belongs to the unit that uses it, not where it is read
             unit_of[node] = min((unit_of.get(user, index) for user in node.users), default=0)
         elif node.op == "call_module" and str(node.target) in names:
             returned.add(node)
@@ -113,14 +113,14 @@ def _assign(graph: fx.Graph, names: Sequence[str]) -> dict[fx.Node, int]:
 
 
 def _takes_out(node: fx.Node) -> bool:
-    """Whether this is ``something[number]``, as for one of several results."""
+    """Return whether a node is ``something[number]``, which picks one of several results."""
     return node.target is operator.getitem and isinstance(node.args[1], int)
 
 
 def _what_crosses(
     graph: fx.Graph, unit_of: dict[fx.Node, int], names: Sequence[str]
 ) -> list[fx.Node]:
-    """What leaves each unit for the next: one node; of the last, the model's output."""
+    """Return the one node that each unit passes to the next; for the last, the model's output."""
     (result,) = (node.args[0] for node in graph.nodes if node.op == "output")
     if kind := kind_of_result(graph):
         raise UserError(f"the model returns a {kind}: it must return one tensor, the logits")
@@ -138,7 +138,7 @@ def _what_crosses(
     crossing.append([result])
     for index, nodes in enumerate(crossing):
         if len(nodes) > 1:
-            # The next place at which a single tensor is alive; behind the last unit there is one.
+            # The next place where a single tensor is alive; after the last unit there is one.
             to = next(i for i in range(index, len(names)) if len(crossing[i]) == 1)
             left_out = " and ".join(f"'{name}'" for name in names[index:to])
             mend = f"leave {left_out} out of the units, to go with '{names[to]}'"
@@ -159,7 +159,7 @@ def _describe(node: fx.Node) -> str:
         return f"the output of '{node.target}'"
     if node.op == "get_attr":
         return f"'{node.target}'"
-    # The tracer made this name up, so tell what the model's author knows.
+    # The tracer made up this name, so report what the model's author knows.
     seen = [node]
     for one in seen:
         if one is node or one.op in ("call_function", "call_method"):
@@ -190,12 +190,12 @@ def _piece(
 
 
 def copy_of_piece(piece: nn.Module, saved: Collection[str]) -> nn.Module:
-    """A piece with tensors of its own.
+    """Copy a piece, with its own tensors.
 
     Args:
-        piece: one of those that :func:`split_module` returns.
+        piece: a module returned by :func:`split_module`.
         saved: names in the state dict of the model; other buffers, such as constants, are left out of
-            the copy's state dict, though a ``GraphModule`` takes them in.
+            the copy's state dict, although a ``GraphModule`` includes them.
     """
     copied = copy.deepcopy(piece)
     for path, buffer in list(copied.named_buffers()):

@@ -1,7 +1,7 @@
-"""A model's forward as a graph of ``torch.fx``, or the reason why it cannot be one.
+"""Traces a model's forward to a ``torch.fx`` graph, or says why it cannot be traced.
 
-A graph holds what the code did when it was traced. Code that may do something else another time is
-refused here.
+A graph records what the code did when it was traced. Code that may behave differently at other times is
+refused.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from pipelocal.seeding import other_generators
 
 
 def trace(model: nn.Module, whole: Sequence[str]) -> tuple[fx.Graph, dict[str, Any]]:
-    """What a model's forward does with its only input.
+    """Trace what a model's forward does with its only input.
 
     Args:
-        model: takes one tensor; is left as it is.
-        whole: names of submodules that are one node each. So are those that hold none of them.
+        model: takes one tensor; it is not changed.
+        whole: names of submodules to keep as one node each, as are modules that contain none of them.
 
     Returns:
-        The graph, and the modules and tensors that it names, which are copies. The names are those
-        in ``model``; constants made by its forward get new ones.
+        The graph, and copies of the modules and tensors that it refers to, under their names in
+        ``model``; constants created by its forward get new names.
 
     Raises:
-        UserError: the code between the submodules cannot be traced, or what was traced is not what
-            it does every time.
+        UserError: the code between the submodules cannot be traced, or does not always behave as
+            traced.
     """
-    # Copies, for tracing runs the code between the units, which may change what it finds.
+    # Copies, because tracing runs the code between the units, which may change the model.
     training, evaluating = copy.deepcopy(model).train(), copy.deepcopy(model).eval()
     generators = _generators()
     root, graph = _trace(training, whole)
@@ -53,7 +53,7 @@ def trace(model: nn.Module, whole: Sequence[str]) -> tuple[fx.Graph, dict[str, A
 
 
 class _Call(nn.Module):
-    """Calls the model as its users do: with its hooks, and further arguments at their defaults."""
+    """Calls the model as users do: with its hooks, and with further arguments at their defaults."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -67,9 +67,9 @@ _PREFIX = "model."
 
 
 class _Tracer(fx.Tracer):
-    """Goes only into what holds a named submodule; all others may do whatever they like."""
+    """Traces only into modules that contain a named submodule; all others may run any code."""
 
-    proxy_buffer_attributes = True  # what reads or writes a buffer is code like any other
+    proxy_buffer_attributes = True  # trace code that reads or writes buffers, like any other
 
     def __init__(self, model: nn.Module, whole: Sequence[str]) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        if _contexts() != self._contexts:  # a graph has none
+        if _contexts() != self._contexts:  # a graph has no contexts
             raise UserError(
                 f"between its units {self._model} uses torch.no_grad, autocast or the like, which "
                 f"tracing would lose ('{node.name.removeprefix('model_')}'): put it into a submodule"
@@ -106,13 +106,13 @@ def _contexts() -> tuple[bool, ...]:
 
 
 def _generators() -> tuple[object, ...]:
-    # NumPy's text leaves out most of the state, but not the position in it, which each draw moves.
+    # NumPy's text omits most of the state, but not the position, which changes with each draw.
     own, numpy = other_generators()
     return torch.get_rng_state().tolist(), own, str(numpy)
 
 
 def _trace(model: nn.Module, whole: Sequence[str]) -> tuple[_Call, fx.Graph]:
-    """What was traced and its graph; their names begin with ``_PREFIX``."""
+    """Return what was traced and its graph, whose names begin with ``_PREFIX``."""
     kind = type(model).__name__
     try:
         signature = inspect.signature(model.forward)
@@ -147,7 +147,7 @@ def _trace(model: nn.Module, whole: Sequence[str]) -> tuple[_Call, fx.Graph]:
 
 
 def _place(error: Exception, path: str) -> str:
-    """Where the innermost code outside torch.fx was, and in which submodule; may be empty."""
+    """Describe the innermost code outside torch.fx and its submodule; may be empty."""
     ours = (str(Path(fx.__file__).parent), __file__)
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)
@@ -158,7 +158,7 @@ def _place(error: Exception, path: str) -> str:
 
 
 def _check_results(kind: str, graph: fx.Graph, evaluating: fx.Graph) -> None:
-    """Refuse a model that returns more than logits when it trains, such as those of further classifiers."""
+    """Refuse a model that returns more than logits in training, such as those of further classifiers."""
     made = kind_of_result(graph)
     if made is not None and kind_of_result(evaluating) is None:
         raise UserError(
@@ -168,7 +168,7 @@ def _check_results(kind: str, graph: fx.Graph, evaluating: fx.Graph) -> None:
 
 
 def kind_of_result(graph: fx.Graph) -> str | None:
-    """The type of what a model returns; None if that may be a tensor."""
+    """Return the type of a model's result; None if that may be a tensor."""
     result = next(node.args[0] for node in graph.nodes if node.op == "output")
     if not isinstance(result, fx.Node):
         return type(result).__name__.removeprefix("immutable_")
@@ -177,7 +177,7 @@ def kind_of_result(graph: fx.Graph) -> str | None:
 
 
 def _rename(root: _Call, graph: fx.Graph) -> dict[str, Any]:
-    """Give all nodes the model's own names; returns the modules and tensors by these names."""
+    """Give all nodes the model's own names; return the modules and tensors by these names."""
     known = {name for name, _ in (*root.named_parameters(), *root.named_buffers())}
     held: dict[str, Any] = {}
     for node in graph.nodes:
@@ -185,14 +185,14 @@ def _rename(root: _Call, graph: fx.Graph) -> dict[str, Any]:
             value, path = _attribute(root, node), str(node.target)
             if node.op == "call_module" or path in known:
                 node.target = path.removeprefix(_PREFIX)
-            else:  # a constant, which becomes a buffer, for which the model has no name
+            else:  # a constant, which becomes a buffer without a name in the model
                 node.target = f"_constant_{path.replace('.', '_')}"
             held[node.target] = value
     return held
 
 
 def _check_same(root: _Call, graph: fx.Graph, evaluating: _Call, other: fx.Graph) -> None:
-    """Refuse code between the units that tracing would fix as it is in training."""
+    """Refuse code between the units that behaves differently in evaluation than as traced in training."""
     kind = type(root.model).__name__
     for one, two in zip(graph.nodes, other.nodes, strict=False):
         same = str(one.target) == str(two.target) and str((one.args, one.kwargs)) == str(
@@ -211,7 +211,7 @@ def _check_same(root: _Call, graph: fx.Graph, evaluating: _Call, other: fx.Graph
 
 
 def _check_modes(root: _Call, graph: fx.Graph, *, training: bool) -> None:
-    """Refuse what the model's own ``train()`` does to its parts, which units would not."""
+    """Refuse a model whose own ``train()`` changes modes of its parts, which units would not do."""
     for node in graph.nodes:
         if node.op == "call_module":
             module = root.get_submodule(str(node.target))

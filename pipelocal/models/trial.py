@@ -1,7 +1,7 @@
-"""A unit tried before anything is trained: what it makes, and whether it leaves its input as it is.
+"""Tries out a unit before training: its output, and whether it leaves its input unchanged.
 
-Nearly always on the meta device, where nothing is computed. A unit that must see values, such as a
-BatchNorm with a cumulative average, is tried for real on two rows.
+This usually happens on the meta device, where nothing is computed. A unit that needs values, such as a
+BatchNorm with a cumulative average, is run for real on two rows.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Layout = tuple[tuple[str, tuple[int, ...], str], ...]
 def try_unit(
     name: str, build: Callable[[], nn.Module], sample: Tensor
 ) -> tuple[Tensor, bool, Layout]:
-    """Run a unit that is made for this alone.
+    """Build a unit for this trial alone, and run it.
 
     Args:
-        name: the unit's.
-        build: makes it.
+        name: the unit's name.
+        build: builds the unit.
         sample: input ``[2, ...]`` on the meta device.
 
     Returns:
-        Its output, on the meta device; whether it changes its input in place; and what its state dict
-        holds.
+        Its output, on the meta device; whether it changes its input in place; and the layout of its
+        state dict.
 
     Raises:
-        UserError: it does not take the input, returns no tensor with the batch dimension first, or
-            works in another dtype than float32.
+        UserError: the unit does not accept the input, does not return a tensor with the batch dimension
+            first, or works in a dtype other than float32.
     """
     try:
         try:
@@ -82,7 +82,7 @@ def try_unit(
 
 
 def check_not_lazy(what: str, module: nn.Module) -> None:
-    """A :class:`UserError` if a module's parameters have no shape yet; ``what`` names it."""
+    """Raise a :class:`UserError` if a module's parameters have no shape yet; ``what`` names it."""
     for path, part in module.named_modules():
         own = (*part.parameters(recurse=False), *part.buffers(recurse=False))
         if any(is_lazy(tensor) for tensor in own):
@@ -94,18 +94,18 @@ def check_not_lazy(what: str, module: nn.Module) -> None:
 
 
 def shadow(module: nn.Module) -> nn.Module:
-    """A copy for passes that leave no trace: buffers and attributes of its own, the same parameters."""
+    """Copy a module for passes without side effects: own buffers and attributes, same parameters."""
     return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
 
 
 def changes_input(module: nn.Module, x: Tensor) -> bool:
-    """Whether a module changes its input, when it trains or when it is evaluated.
+    """Return whether a module changes its input, in training or in evaluation.
 
-    Not counting what ``inplace=True`` does, which is turned off.
+    This does not count ``inplace=True``, which is turned off.
 
     Args:
         module: may be changed by the trial.
-        x: an input of its own, ``[2, ...]``, which may be changed too.
+        x: an input for this trial alone, ``[2, ...]``, which may be changed too.
     """
     disable_inplace(module)
     for train in (True, False):
