@@ -7,7 +7,7 @@
     conv6..conv8  128 channels, quarter size
     classifier    mean over space, linear
 
-There is no pooling and there are no shortcuts: every unit is one 3x3 convolution with BatchNorm and ReLU, so that a
+It has no pooling and no shortcuts: every unit is one 3x3 convolution with BatchNorm and ReLU, so that a
 stage can be a single layer. Unlike the paper's, its convolutions are followed by BatchNorm, and the
 classifier is linear.
 """

@@ -102,7 +102,7 @@ def _assign(graph: fx.Graph, names: Sequence[str]) -> dict[fx.Node, int]:
             index += 1
     returned = set()
     for node in graph.nodes:
-        if node.op == "get_attr":  # a parameter belongs to the unit that uses it, not where it is read
+        if node.op == "get_attr":  # a parameter belongs to the unit that uses it
             unit_of[node] = min((unit_of.get(user, index) for user in node.users), default=0)
         elif node.op == "call_module" and str(node.target) in names:
             returned.add(node)
