@@ -140,7 +140,7 @@ def freezing_of(config: TrainConfig, stages: int) -> dict[int, Freezing]:
     """
     if config.freeze_stage is None:
         return {}
-    return parse_freezing(config.freeze_stage, stages=stages, patience=config.freeze_patience)
+    return parse_freezing(config.freeze_stage, stages=stages)
 
 
 def cut_of(config: TrainConfig) -> CutRequest:

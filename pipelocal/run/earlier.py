@@ -10,6 +10,7 @@ TAKEN_AWAY = {
     "compress_share": "--compress takes it, as in sparse-sign=0.05",
     "compress_rank": "--compress takes it, as in powersgd=4",
     "delta_size": "--delta takes it, as in sketch=512",
+    "freeze_patience": "--freeze-stage takes it, as in 2:plateau=5",
 }
 """Options that there are no more, and what holds in their place."""
 
@@ -36,4 +37,7 @@ def as_of_now(options: Mapping[str, Any]) -> dict[str, Any]:
         # One's own code was given the number too. It no longer is, which is refused where this is read.
         if text == name or ":" in text:
             found[option] = f"{text}={number}"
+    patience, frozen = found.get("freeze_patience", 3), found.get("freeze_stage")
+    if patience != 3 and isinstance(frozen, str):
+        found["freeze_stage"] = frozen.replace("plateau", f"plateau={patience}")
     return {name: value for name, value in found.items() if name not in TAKEN_AWAY}

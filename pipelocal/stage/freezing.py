@@ -9,6 +9,9 @@ from pipelocal.errors import UserError
 LEAST_GAIN = 0.01
 """An epoch whose mean training loss is not below the best one by this share has not improved."""
 
+PATIENCE = 3
+"""Such epochs in a row that make a plateau, where nothing else is said."""
+
 
 class Freezing:
     """Says when one stage is to be frozen.
@@ -50,24 +53,24 @@ class Freezing:
         return self._waited >= self._patience
 
 
-def parse_freezing(text: str, *, stages: int, patience: int) -> dict[int, Freezing]:
-    """From text such as ``1:500,2:plateau``, by the stage's number.
+def parse_freezing(text: str, *, stages: int) -> dict[int, Freezing]:
+    """From text such as ``1:500,2:plateau,3:plateau=5``, by the stage's number.
 
     Args:
-        text: stages with the batch after which each is frozen, or ``plateau``.
+        text: stages with the batch after which each is frozen, or ``plateau``, with or without the patience
+            of a :class:`Freezing`.
         stages: how many there are.
-        patience: see :class:`Freezing`.
 
     Raises:
-        UserError: it is no such list, there is no such stage, or one is named twice.
+        UserError: it is no such list, there is no such stage, one is named twice, or a patience is 0.
     """
     found: dict[int, Freezing] = {}
     for word in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,9})\s*:\s*(\d{1,12}|plateau)\s*", word)
+        match = re.fullmatch(r"\s*(\d{1,9})\s*:\s*(?:(\d{1,12})|plateau(?:=(\d{1,12}))?)\s*", word)
         if match is None:
             raise UserError(
                 f"--freeze-stage {text}: give stages with the batch after which each is frozen, or "
-                f"plateau, such as 1:500,2:plateau (numbers of at most 12 digits)"
+                f"plateau, such as 1:500,2:plateau,3:plateau=5 (numbers of at most 12 digits)"
             )
         stage = int(match[1])
         if not 1 <= stage <= stages:
@@ -76,6 +79,11 @@ def parse_freezing(text: str, *, stages: int, patience: int) -> dict[int, Freezi
             )
         if stage in found:
             raise UserError(f"--freeze-stage {text}: stage {stage} is named twice, name it once")
-        after = None if match[2] == "plateau" else int(match[2])
+        patience = PATIENCE if match[3] is None else int(match[3])
+        if patience < 1:
+            raise UserError(
+                f"--freeze-stage {text}: a plateau of {patience} epochs is none: give at least 1"
+            )
+        after = None if match[2] is None else int(match[2])
         found[stage] = Freezing(after=after, patience=patience)
     return found

@@ -47,7 +47,7 @@ def test_a_run_goes_on_with_the_same_bits(
         ["--accumulate", "4"],
         ["--optimizer", "adamw", "--warmup-steps", "20"],
         ["--freeze-stage", "1:12"],
-        ["--freeze-stage", "2:plateau", "--freeze-patience", "1"],
+        ["--freeze-stage", "2:plateau=1"],
         ["--bp-free", "--stages", "6"],
         ["--objective", "greedy", "--step-early"],
         ["--reconcile", "exact"],

@@ -103,6 +103,7 @@ TEXTS = ("1e400", "-1", "nan", "inf", "1" + "0" * 30, DIGITS, "0." + "0" * 400 +
         {"replicas": "4093,4091,4079,4073"},
         {"freeze_stage": "1:{}"},
         {"freeze_stage": "{}:1"},
+        {"freeze_stage": "1:plateau={}"},
         {"reconcile_weight": "{}"},
         {"reconcile_weight": "0.1,{},0.1"},
         {"device_speeds": "1,1,1,{}", "balance": "time"},
@@ -164,7 +165,7 @@ def test_threads_beyond_the_system_s_crashed_the_process(tmp_path: Path) -> None
 def test_what_is_at_its_bound_trains(tmp_path: Path) -> None:
     """The bounds are no promises: all at once, where they do not contradict each other, on two ranks."""
     at_most = (
-        *("epochs", "warmup_steps", "evaluate_every", "seed", "freeze_patience"),
+        *("epochs", "warmup_steps", "evaluate_every", "seed"),
         *("reconcile_every", "window", "timeout", "start_timeout", "log_every"),
         *("checkpoint_activations", "snapshot_minutes", "keep_snapshots"),
     )

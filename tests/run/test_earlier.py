@@ -14,7 +14,7 @@ from pipelocal.system.toml import read_toml, to_toml
 from tests.interrupted import BASE, EVERY, train_until
 from tests.test_transparency import assert_same_bits, train_alone
 
-OLD = {"compress_share": 0.1, "compress_rank": 2, "delta_size": 256}
+OLD = {"compress_share": 0.1, "compress_rank": 2, "delta_size": 256, "freeze_patience": 3}
 """As a version that had them wrote them, where nothing else was asked for."""
 
 
@@ -32,6 +32,16 @@ OLD = {"compress_share": 0.1, "compress_rank": 2, "delta_size": 256}
         ({"delta": "sketch", "delta_size": 64}, {"delta": "sketch=64"}),
         ({"delta": "sketch", "delta_size": 256}, {"delta": "sketch"}),
         ({"delta": "full", "delta_size": 64}, {"delta": "full"}),
+        ({"freeze_stage": "2:plateau", "freeze_patience": 5}, {"freeze_stage": "2:plateau=5"}),
+        (
+            {"freeze_stage": "1:9, 2:plateau ,3:plateau", "freeze_patience": 5},
+            {"freeze_stage": "1:9, 2:plateau=5 ,3:plateau=5"},
+        ),
+        (
+            {"freeze_stage": "1:plateau, 2:9", "freeze_patience": 3},
+            {"freeze_stage": "1:plateau, 2:9"},
+        ),
+        ({"freeze_stage": None, "freeze_patience": 5}, {"freeze_stage": None}),
         ({"rank_order": "auto", "lr": 0.1}, {"lr": 0.1}),
     ],
     ids=str,
@@ -44,6 +54,7 @@ def test_options_of_then_and_now(then: dict[str, Any], now: dict[str, Any]) -> N
 MERGED = [
     (["--compress", "powersgd=4"], {"compress": "powersgd", "compress_rank": 4}),
     (["--delta", "sketch=16"], {"delta": "sketch", "delta_size": 16}),
+    (["--freeze-stage", "2:plateau=1"], {"freeze_stage": "2:plateau", "freeze_patience": 1}),
 ]
 
 

@@ -59,6 +59,10 @@ def test_on_a_plateau() -> None:
         ("1:soon", "give stages with the batch after which"),
         ("1:5,", "give stages with the batch after which"),
         ("1:-5", "give stages with the batch after which"),
+        ("1:plateau=", "give stages with the batch after which"),
+        ("1:plateau=-1", "give stages with the batch after which"),
+        ("1:5=5", "give stages with the batch after which"),
+        ("1:plateau=0", "a plateau of 0 epochs is none: give at least 1"),
         ("0:5", "there is no stage 0, stages are 1 to 4"),
         ("5:5", "there is no stage 5"),
         ("2:5,2:plateau", "stage 2 is named twice"),
@@ -66,7 +70,14 @@ def test_on_a_plateau() -> None:
 )
 def test_lists_that_are_none(text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        parse_freezing(text, stages=4, patience=3)
+        parse_freezing(text, stages=4)
+
+
+@pytest.mark.parametrize(("word", "epochs"), [("plateau", 3), (" plateau=1", 1), ("plateau=5 ", 5)])
+def test_so_many_epochs_are_a_plateau(word: str, epochs: int) -> None:
+    """The first one is the best so far, and none."""
+    freezing = parse_freezing(f"2:7,3:{word}", stages=4)[3]
+    assert [freezing.due(0, 1.0) for _ in range(epochs + 1)] == [False] * epochs + [True]
 
 
 def test_a_stage_that_there_is_not_is_one_line_at_the_start(
@@ -154,7 +165,7 @@ def test_a_run_keeps_what_the_stage_was_when_it_froze(tmp_path: Path, objective:
 def test_plateau_and_gap_in_a_run(tmp_path: Path) -> None:
     """A stage whose learning rate is next to nothing stands on a plateau from the first epoch on."""
     arguments = ["--model", "mlp", "--stages", "2", "--lr", "1e-9", "--epochs", "4"]
-    arguments += ["--freeze-stage", "1:plateau", "--freeze-patience", "2", "--measure-bp-gap", "20"]
+    arguments += ["--freeze-stage", "1:plateau=2", "--measure-bp-gap", "20"]
     run = train_alone(arguments, tmp_path / "run")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (freeze,) = (record for record in records if record["event"] == "freeze")
