@@ -50,8 +50,8 @@ def without_early_send() -> None:
         else:
             finish(sender)
 
-    def letting_go_update(stage: Stage) -> None:
-        update(stage)
+    def letting_go_update(stage: Stage, due: int | None = None) -> None:
+        update(stage, due)
         for call in held:
             call()
         held.clear()
