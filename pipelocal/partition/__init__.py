@@ -1,4 +1,4 @@
-"""Where to cut a chain into stages."""
+"""Chooses where to cut a chain into stages."""
 
 from pipelocal.partition.cut import (
     Cut,

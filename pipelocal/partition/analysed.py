@@ -1,4 +1,4 @@
-"""Costs found by analysis on the meta device: no memory is taken and nothing is computed."""
+"""Estimates costs by analysis on the meta device: nothing is allocated or computed."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ META = torch.device("meta")
 class Roofline:
     """A :class:`Meter` that counts operations and bytes instead of running anything.
 
-    A pass takes as long as its floating-point operations at the device's rate or as the bytes that
-    it moves at its memory's rate, whichever is longer (the roofline model, Williams et al.,
-    Communications of the ACM 52(4), 2009). Operations are those of matrix products, convolutions
-    and attention, two for a multiplication with its addition. Bytes are rough: the input, the
-    parameters and the output once, and what is kept for the backward pass, which stands for what
-    passes between operations, written and read; a backward pass moves twice the bytes. Real devices
-    stay below both rates, so shares of the time say more than seconds.
+    A pass takes the longer of two times: its floating-point operations at the device's rate, and the
+    bytes that it moves at the memory's rate (the roofline model, Williams et al., Communications of
+    the ACM 52(4), 2009). Counted operations are those of matrix products, convolutions and attention,
+    with two per multiply-add. Bytes are approximate: input, parameters and output once, plus the
+    tensors kept for the backward pass, written and read, as an estimate of intermediate traffic; a
+    backward pass moves twice the bytes. Real devices reach neither rate, so relative times are more
+    reliable than seconds.
 
     Args:
-        flops: floating-point operations a second.
-        memory_bytes_per_s: what the memory delivers.
+        flops: floating-point operations per second.
+        memory_bytes_per_s: memory bandwidth in bytes per second.
     """
 
     flops: float

@@ -1,4 +1,4 @@
-"""The best cut by measured time or memory."""
+"""Finds the best cut by measured time or memory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipelocal.transport.window import ring_slots
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """What a stage costs, from what its units and its head cost; means over the batches.
+    """Costs of a stage, from the costs of its units and head; means over the batches.
 
     Args:
         profile: the costs.
-        x_bytes: of what travels of the output behind each unit, for a batch.
-        delta_bytes: of what travels of delta behind each unit, for a batch.
+        x_bytes: bytes sent of the output after each unit, per batch.
+        delta_bytes: bytes sent of delta after each unit, per batch.
         reconcile_share: share of the batches that are reconciled; 0 with the greedy objective.
-        passes: first-order reconciliation: further passes, forward and backward, of such a batch; 0
-            with the exact form, whose cost the profile has.
-        window: batches that a stage may have sent and the next one not yet taken.
+        passes: first-order reconciliation: extra forward and backward passes per reconciled batch; 0
+            with the exact form, whose cost is in the profile.
+        window: batches that a stage may have sent before the next stage takes them.
     """
 
     profile: Profile
@@ -35,14 +35,14 @@ class CostModel:
     window: int
 
     def seconds(self, start: int, stop: int) -> float:
-        """Of one training batch in the stage of units ``start..stop-1`` and the head behind them."""
+        """Return the seconds per training batch of the stage with units ``start..stop-1`` and its head."""
         units = self.profile.units[start:stop]
         total = sum(part.train_s for part in [*units, self.profile.heads[stop - 1]])
         return total - units[0].input_gradient_s + self.reconcile_seconds(start, stop)
 
     def reconcile_seconds(self, start: int, stop: int) -> float:
-        """The part of it for reconciliation, with the gradient at the stage's input."""
-        if start == 0:  # there is no stage before it
+        """Return the part of :meth:`seconds` for reconciliation, with the gradient at the stage's input."""
+        if start == 0:  # no stage before it
             return 0.0
         units = self.profile.units[start:stop]
         parts = [*units, self.profile.heads[stop - 1]]
@@ -50,11 +50,11 @@ class CostModel:
         return self.reconcile_share * (units[0].input_gradient_s + extra)
 
     def further_seconds(self, part: Cost) -> float:
-        """What a reconciled batch adds to the time of a unit or head."""
+        """Return the seconds that a reconciled batch adds to a unit or head."""
         return self.passes * (part.forward_s + part.backward_s) + part.reconcile_s
 
     def memory_bytes(self, start: int, stop: int) -> int:
-        """Peak of the stage: parameters, gradients, optimizer state, activations, edge buffers."""
+        """Return peak bytes of the stage: parameters, gradients, optimizer state, activations, edges."""
         parts = [*self.profile.units[start:stop], self.profile.heads[stop - 1]]
         held = sum(part.held_bytes for part in parts)
         if self.reconcile_share and start > 0:
@@ -66,7 +66,7 @@ class CostModel:
         return held + self._incoming_bytes(start) + outgoing
 
     def _incoming_bytes(self, start: int) -> int:
-        """Of the ring of the edge before, and of x where it has to be unpacked first."""
+        """Return bytes of the incoming edge's ring, and of x if it must be unpacked."""
         if start == 0:
             return self.profile.input_bytes
         x = self.profile.units[start - 1].output_bytes
@@ -74,16 +74,16 @@ class CostModel:
         return ring_slots(self.window) * self._most_sent(start) + unpacked
 
     def _most_sent(self, stop: int) -> int:
-        """Bytes of a batch that is reconciled, if any is."""
+        """Return bytes sent per reconciled batch, or per plain batch if none is reconciled."""
         delta = self.delta_bytes[stop - 1] if self.reconcile_share else 0
         return self.x_bytes[stop - 1] + delta
 
     def mean_delta_bytes(self, stop: int) -> float:
-        """What a training batch sends of delta from the stage that ends before unit ``stop``."""
+        """Return mean bytes of delta sent per batch by the stage that ends before unit ``stop``."""
         return self.delta_bytes[stop - 1] * self.reconcile_share
 
     def edge_bytes(self, stop: int) -> int:
-        """What a training batch sends from that stage: x, and delta if it is reconciled."""
+        """Return bytes sent per training batch by that stage: x, and delta if it is reconciled."""
         return self.x_bytes[stop - 1] + round(self.mean_delta_bytes(stop))
 
 
@@ -95,17 +95,17 @@ def balanced(
     memory_limit: int | None = None,
     speeds: list[float] | None = None,
 ) -> list[Cut]:
-    """The cut that minimises the slowest stage (``time``) or the largest (``memory``).
+    """Find the cut that minimises the slowest stage (``time``) or the largest (``memory``).
 
     Args:
-        model: what stages cost.
+        model: the costs of stages.
         stages: number of stages.
         balance: ``time`` or ``memory``.
         memory_limit: bytes that no stage may exceed; None for no limit.
         speeds: relative speed of each stage's device; None if they are equal.
 
     Raises:
-        UserError: no cut keeps the limit; says how little the largest stage can have.
+        UserError: no cut keeps within the limit; says how small the largest stage can be.
     """
     speed = speeds or [1.0] * stages
 

@@ -18,20 +18,20 @@ class Cut:
     stop: int
 
     def describe(self, chain: Chain) -> str:
-        """The names of the first and the last unit, such as ``stem..block2``."""
+        """Return the names of the first and the last unit, such as ``stem..block2``."""
         first, last = chain.units[self.start].name, chain.units[self.stop - 1].name
         return first if first == last else f"{first}..{last}"
 
 
 def even_blocks(items: int, blocks: int) -> list[range]:
-    """``items`` in ``blocks`` contiguous ranges, of lengths that differ by one at most, longer first."""
+    """Split ``items`` into ``blocks`` contiguous ranges whose lengths differ by at most one, longer first."""
     size, longer = divmod(items, blocks)
     starts = [i * size + min(i, longer) for i in range(blocks + 1)]
     return [range(starts[i], starts[i + 1]) for i in range(blocks)]
 
 
 def check_stages(chain: Chain, stages: int) -> None:
-    """A :class:`UserError` if the chain cannot be cut into so many stages."""
+    """Raise a :class:`UserError` if the chain cannot be cut into this many stages."""
     units = len(chain.units)
     if not 1 <= stages <= units:
         raise UserError(
@@ -41,7 +41,7 @@ def check_stages(chain: Chain, stages: int) -> None:
 
 
 def by_count(chain: Chain, stages: int) -> list[Cut]:
-    """Equal numbers of units, the first stages one more where it does not come out even.
+    """Cut into equal numbers of units; the first stages get one more if they do not divide evenly.
 
     Raises:
         UserError: fewer than one stage, or more stages than units.
@@ -52,14 +52,14 @@ def by_count(chain: Chain, stages: int) -> list[Cut]:
 
 
 def from_text(chain: Chain, text: str) -> list[Cut]:
-    """Cuts as a user writes them.
+    """Parse cuts as a user writes them.
 
     Args:
         chain: the model.
         text: either the names of the units with which the stages after the first begin, such as
             ``block2,block5``, or the number of units of every stage, such as ``2,3,4``. A backslash
-            takes the character behind it as it is: ``3x3\\,a`` is the unit ``3x3,a``. Numbers that
-            can be read both ways are names.
+            escapes the next character: ``3x3\\,a`` is the unit ``3x3,a``. Numbers that could be
+            either are taken as names.
 
     Raises:
         UserError: an unknown unit, units out of order or named twice, an empty stage, or numbers
@@ -83,12 +83,12 @@ def from_text(chain: Chain, text: str) -> list[Cut]:
 
 
 def to_text(chain: Chain, cuts: Sequence[Cut]) -> str:
-    """What :func:`from_text` takes."""
+    """Format cuts as :func:`from_text` takes them."""
     return ",".join(map(_escaped, names_of(chain, cuts)))
 
 
 def other_reading(chain: Chain, text: str) -> str | None:
-    """A line for who may have meant something else: names of units that are numbers of units as well."""
+    """Return a note if the text could also mean something else: unit names that look like counts."""
     counts = _counts(_words(text))
     if counts is None or min(counts) < 1 or sum(counts) != len(chain.units):
         return None
@@ -104,12 +104,12 @@ def other_reading(chain: Chain, text: str) -> str | None:
 
 
 def from_names(chain: Chain, words: Sequence[str], *, what: str) -> list[Cut]:
-    """Cuts by the names of the units with which the stages after the first begin.
+    """Make cuts from the names of the units with which the stages after the first begin.
 
     Args:
         chain: the model.
         words: the names, in the model's order.
-        what: where they come from, for the error.
+        what: where the names come from, for the error.
 
     Raises:
         UserError: an unknown unit, or units out of order or named twice.
@@ -135,7 +135,7 @@ def from_names(chain: Chain, words: Sequence[str], *, what: str) -> list[Cut]:
 
 
 def names_of(chain: Chain, cuts: Sequence[Cut]) -> list[str]:
-    """The names that :func:`from_names` takes."""
+    """Return the names that :func:`from_names` takes."""
     return [chain.units[cut.start].name for cut in cuts[1:]]
 
 
@@ -149,10 +149,10 @@ def _between(starts: list[int], units: int) -> list[Cut]:
 
 
 def _words(text: str) -> list[str]:
-    """What stands between commas, without spaces around it; a backslash keeps what follows it."""
+    """Split text at commas and strip spaces; a backslash escapes the next character."""
     if not text.strip():
         return []
-    # Each piece is a kept character, a comma, a run of spaces, or one other character.
+    # Each piece is an escaped character, a comma, a run of spaces, or one other character.
     pieces = re.findall(r"\\(?s:.)|,|\s+|.", text)
     words: list[list[str]] = [[]]
     for piece in pieces:
@@ -176,12 +176,12 @@ def _kept(piece: str) -> str:
 
 
 def _escaped(name: str) -> str:
-    """A name as :func:`_words` takes it."""
+    """Escape a name for :func:`_words`."""
     return re.sub(r"[\\,]|^\s|\s\Z", r"\\\g<0>", name)
 
 
 def _counts(words: list[str]) -> list[int] | None:
-    """The words as numbers; None if they are none."""
+    """Return the words as numbers; None if they are not numbers."""
     if words and all(re.fullmatch(r"-?[0-9]{1,18}", word) for word in words):
         return [int(word) for word in words]
     return None

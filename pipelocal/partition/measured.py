@@ -1,4 +1,4 @@
-"""Costs measured on the device on which the model will run."""
+"""Measures costs on the device on which the model will run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipelocal.partition.profile import backward_pass, forward_pass
 
 @dataclass(frozen=True, kw_only=True)
 class Stopwatch:
-    """A :class:`Meter` that runs everything and takes the time.
+    """A :class:`Meter` that runs everything and measures the time.
 
     Args:
         device: where to run.
-        repeats: the median of so many runs counts, after one that does not.
+        repeats: number of runs of which the median counts, after one warm-up run.
     """
 
     device: torch.device
@@ -56,6 +56,6 @@ class Stopwatch:
 
     def _now(self) -> float:
         if self.device.type == "cuda":
-            # This measures and does not train: nothing else is under way.
+            # Synchronising is fine: this only measures, and nothing else is running.
             torch.cuda.current_stream(self.device).synchronize()
         return time.perf_counter()

@@ -1,4 +1,4 @@
-"""The best cut of a chain for a given cost model, by dynamic programming."""
+"""Finds the best cut of a chain for a given cost model, by dynamic programming."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Callable
 from pipelocal.partition.cut import Cut
 
 Cost = Callable[[int, int, int], float]
-"""Cost of units ``start..stop-1`` as stage ``k`` (from 1); ``math.inf`` if they cannot be it."""
+"""Cost of units ``start..stop-1`` as stage ``k`` (from 1); ``math.inf`` if that is not allowed."""
 
 
 def minimise_largest(units: int, stages: int, cost: Cost) -> list[Cut] | None:
-    """The cut whose most costly stage costs least; None if no cut is possible.
+    """Find the cut whose most expensive stage costs least; None if no cut is possible.
 
     ``best[k][j]``, the least possible largest cost when the first j units are cut into k stages, is
-    the minimum over i of ``max(best[k-1][i], cost(i, j, k))``. Takes of the order of
-    ``stages * units**2`` evaluations of ``cost``.
+    the minimum over i of ``max(best[k-1][i], cost(i, j, k))``. It takes on the
+    order of ``stages * units**2`` evaluations of ``cost``.
 
     Args:
         units: number of units; each stage gets at least one.
         stages: number of stages.
-        cost: see :data:`Cost`; need not be additive nor monotonic.
+        cost: see :data:`Cost`; need not be additive or monotonic.
     """
     best = [0.0] + [math.inf] * units
     choices: list[list[int]] = []
@@ -31,7 +31,7 @@ def minimise_largest(units: int, stages: int, cost: Cost) -> list[Cut] | None:
         for stop in range(stage, units - (stages - stage) + 1):
             for start in range(stage - 1, stop):
                 if best[start] >= following[stop]:
-                    continue  # whatever this stage costs, it is no better
+                    continue  # no better, whatever this stage costs
                 largest = max(best[start], cost(start, stop, stage))
                 if largest < following[stop]:
                     following[stop], choice[stop] = largest, start

@@ -1,4 +1,4 @@
-"""What decides where a chain is cut when the user does not: the registry behind ``--balance``."""
+"""Partitioners decide where to cut a chain if the user does not: the registry of ``--balance``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipelocal.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionRequest:
-    """What a partitioner is asked.
+    """The request that a partitioner gets.
 
     Args:
         chain: the model; ``chain.units`` are to be cut into stages.
-        stages: how many there shall be.
-        measure: finds out what units and heads cost; takes seconds, see :attr:`costs`.
+        stages: number of stages.
+        measure: measures what units and heads cost, which takes seconds; see :attr:`costs`.
         memory_limit: bytes that no stage may exceed (``--memory-limit``); None for no limit.
         speeds: relative speed of each stage's device (``--device-speeds``); None if they are equal.
     """
@@ -33,7 +33,7 @@ class PartitionRequest:
 
     @cached_property
     def costs(self) -> CostModel:
-        """What stages cost; measured when it is first asked for."""
+        """The costs of stages, measured on first use."""
         return self.measure()
 
 
@@ -45,19 +45,19 @@ PARTITIONERS: Registry[Partitioner] = Registry("partitioner", takes="request")
 
 @PARTITIONERS.register("count")
 def by_count(request: PartitionRequest) -> list[int]:
-    """Equal numbers of units, the first stages one more where it does not come out even."""
+    """Give stages equal numbers of units; the first get one more if they do not divide evenly."""
     return [len(block) for block in even_blocks(len(request.chain.units), request.stages)]
 
 
 @PARTITIONERS.register("time")
 def by_time(request: PartitionRequest) -> list[int]:
-    """The slowest stage as fast as it can be."""
+    """Make the slowest stage as fast as possible."""
     return _balanced(request, "time")
 
 
 @PARTITIONERS.register("memory")
 def by_memory(request: PartitionRequest) -> list[int]:
-    """The largest stage as small as it can be."""
+    """Make the largest stage as small as possible."""
     return _balanced(request, "memory")
 
 
@@ -73,10 +73,10 @@ def _balanced(request: PartitionRequest, balance: str) -> list[int]:
 
 
 def partition(partitioner: Partitioner, request: PartitionRequest, *, name: str) -> list[Cut]:
-    """Cut as a partitioner says, which is called ``name`` in errors.
+    """Cut as a partitioner says; errors call it ``name``.
 
     Raises:
-        UserError: what it says is no cut of the chain.
+        UserError: its result is not a cut of the chain.
     """
     counts = list(partitioner(request))
     units = len(request.chain.units)

@@ -1,8 +1,8 @@
-"""What each unit of a chain, and the head that would sit behind it, cost: time and memory.
+"""Profiles each unit of a chain, and the head that would follow it, for time and memory.
 
-Units are built, costed and dropped one at a time, so that never more than one is held. How a module
-is costed is a meter's business: measured on a device (:mod:`pipelocal.partition.measured`), or by
-analysis on the meta device (:mod:`pipelocal.partition.analysed`).
+Units are built, measured and dropped one at a time, so that never more than one is in memory. A meter
+finds the costs, by measuring on a device (:mod:`pipelocal.partition.measured`) or by analysis on the meta
+device (:mod:`pipelocal.partition.analysed`).
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ from pipelocal.models.in_place import disable_inplace
 from pipelocal.telemetry.memory import SavedBytes, tensor_bytes
 
 HeadBuilder = Callable[[int], nn.Module]
-"""Makes the auxiliary head of a stage that ends before the unit of this index."""
+"""Called with a unit's index; builds the auxiliary head of a stage that ends before that unit."""
 
 OptimizerOf = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
-"""Makes the optimizer of some parameters, which it is given with their names."""
+"""Called with ``(name, parameter)`` pairs; makes their optimizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of a unit or a head, for one training batch; times in seconds, medians."""
+    """Cost of a unit or a head for one training batch; times are medians in seconds."""
 
     forward_s: float
     backward_s: float
-    """Of the local loss, the gradient at the input included."""
+    """Time of the local loss's backward pass, including the gradient at the input."""
     input_gradient_s: float
-    """The part of it that the gradient at the input takes, which the first unit of a stage is spared
-    unless the stage reconciles."""
+    """Part of :attr:`backward_s` for the gradient at the input, which the first unit of a stage does
+    not need unless the stage reconciles."""
     reconcile_s: float
-    """What exact reconciliation adds; 0 where it is not asked for."""
+    """Time that exact reconciliation adds; 0 if not requested."""
     update_s: float
-    """Of the optimizer's step."""
+    """Time of the optimizer's step."""
     saved_bytes: int
-    """What autograd keeps for the backward pass of the local loss, without parameters and input."""
+    """Bytes that autograd keeps for the local loss's backward pass, without parameters and input."""
     reconcile_bytes: int
-    """What it keeps beyond that for the reconciliation."""
+    """Further bytes that autograd keeps for reconciliation."""
     parameter_bytes: int
     buffer_bytes: int
     optimizer_bytes: int
     output_bytes: int
-    """Of the output for the whole batch: what an edge would carry as x."""
+    """Bytes of the output for the whole batch, which an edge would carry as x."""
 
     @property
     def train_s(self) -> float:
-        """Forward, backward and update, without reconciliation."""
+        """Time of forward, backward and update, without reconciliation."""
         return self.forward_s + self.backward_s + self.update_s
 
     @property
     def held_bytes(self) -> int:
-        """Parameters and their gradients, which are as large, buffers, optimizer state, activations."""
+        """Bytes of parameters, their equally large gradients, buffers, optimizer state and activations."""
         state = 2 * self.parameter_bytes + self.buffer_bytes + self.optimizer_bytes
         return state + self.saved_bytes
 
@@ -74,34 +74,34 @@ class Profile:
     device: str
     units: list[Cost]
     heads: list[Cost]
-    """Of the head that would sit behind each unit; behind the last one the classifier."""
+    """Cost of the head that would follow each unit; after the last unit, of the classifier."""
     input_bytes: int
-    """Of a batch of samples."""
+    """Bytes of a batch of samples."""
 
 
 class Meter(Protocol):
-    """Says how long things take on a device."""
+    """Measures how long things take on a device."""
 
     @property
     def device(self) -> torch.device:
-        """Where modules and inputs are put."""
+        """Device of modules and inputs."""
         ...
 
     def seconds_of_pass(
         self, module: nn.Module, x: Tensor, target: Tensor | None, *, reconcile: bool
     ) -> tuple[float, float]:
-        """Of the forward and of the backward pass.
+        """Return the seconds of the forward and of the backward pass.
 
         Args:
             module: in training mode, on :attr:`device`.
             x: its input, ``[B, ...]``; whether it requires a gradient matters.
-            target: labels ``[B, ...]`` if the module is a head, whose loss is what is trained.
-            reconcile: whether the backward pass is that of exact reconciliation.
+            target: labels ``[B, ...]`` if the module is a head, which is then trained by its loss.
+            reconcile: whether to run the backward pass of exact reconciliation.
         """
         ...
 
     def seconds_of_step(self, optimizer: torch.optim.Optimizer) -> float:
-        """Of a step of the optimizer; afterwards it has the state that it will keep."""
+        """Return the seconds of an optimizer step, which also creates the optimizer's state."""
         ...
 
 
@@ -118,23 +118,24 @@ def profile_chain(
     target_shape: Shape = (),
     seed: int = 0,
 ) -> Profile:
-    """The costs of a chain.
+    """Profile a chain.
 
     Args:
         chain: the model.
         shapes: output shape of each unit (:meth:`Chain.shapes`).
-        head: makes the auxiliary heads.
-        meter: says how long things take.
-        batch_size: rows.
+        head: builds the auxiliary heads.
+        meter: measures durations.
+        batch_size: number of rows in a batch.
         classes: width of the model's output.
-        exact: whether to cost exact reconciliation (double backward) too.
+        exact: whether to also measure exact reconciliation (double backward).
         optimizer: makes the optimizer of some parameters.
         target_shape: shape of one sample's labels.
-        seed: of parameters and of inputs, which are random: what is computed does not matter.
+        seed: seed of the random parameters and inputs, whose values do not matter.
 
     Raises:
-        NotTwiceDifferentiable: a unit or a head, as exact reconciliation wants it.
-        UserError: a unit or a head looks at values, on the meta device.
+        NotTwiceDifferentiable: a unit or a head cannot be differentiated twice for exact
+            reconciliation.
+        UserError: a unit or a head needs values, on the meta device.
     """
     units: list[Cost] = []
     heads: list[Cost] = []
@@ -161,7 +162,7 @@ def profile_chain(
             with torch.device("meta") if on_meta else nullcontext():
                 module = build().to(meter.device).train()
             disable_inplace(module)  # as a stage does
-            # Most networks repeat themselves: modules of the same make and input cost the same.
+            # Most networks are repetitive: equally built modules with equal inputs cost the same.
             key = (_make(module), tuple(x.shape), target is None, reconcile)
             if key not in seen:
                 seen[key] = _cost(meter, optimizer, module, x, target, reconcile)
@@ -182,7 +183,7 @@ def profile_chain(
     before, dtype = chain.input_shape, chain.input_dtype
     target = random(target_shape, torch.int64)
     for index, (unit, shape) in enumerate(zip(chain.units, shapes, strict=True)):
-        # The first stage never reconciles: there is none before it.
+        # The first stage never reconciles: no stage precedes it.
         x, with_delta = random(before, dtype), exact and index > 0
         units.append(
             cost(f"unit '{unit.name}'", partial(build_unit, unit, seed), x, None, with_delta)
@@ -244,13 +245,13 @@ def _cost(
 
 
 def forward_pass(module: nn.Module, leaf: Tensor, target: Tensor | None) -> Tensor:
-    """A module's output, or a head's loss."""
+    """Return a module's output, or a head's loss."""
     out: Tensor = module(leaf)
     return out if target is None else F.cross_entropy(out.flatten(0, -2), target.flatten())
 
 
 def backward_pass(leaf: Tensor, out: Tensor, *, reconcile: bool) -> None:
-    """What a stage's backward pass asks of a module."""
+    """Run what a stage's backward pass needs of a module."""
     upstream = torch.ones_like(out) / out.numel()
     if not reconcile:
         if out.requires_grad:
@@ -266,7 +267,7 @@ def backward_pass(leaf: Tensor, out: Tensor, *, reconcile: bool) -> None:
 def _saved_bytes(
     module: nn.Module, x: Tensor, target: Tensor | None, *, reconcile: bool
 ) -> tuple[int, Tensor]:
-    """Bytes that autograd keeps beyond the module's own tensors and its input; the output."""
+    """Return bytes that autograd keeps besides the module's tensors and its input, and the output."""
     leaf = x.detach().requires_grad_(x.requires_grad)
     counter = SavedBytes([*module.parameters(), *module.buffers(), leaf])
     with counter.counting():
@@ -277,10 +278,10 @@ def _saved_bytes(
 
 
 def _make(module: nn.Module) -> tuple[object, ...]:
-    """Equal for modules that compute the same with other parameters.
+    """Return a key that is equal for modules that differ only in parameter values.
 
-    Attributes that say nothing of themselves but their address make it unequal, to be safe. The names
-    of a row's links do not matter, so that heads made of like units are alike.
+    Attributes whose text is only an address make keys unequal, to be safe. Names within a sequence do not
+    matter, so that heads made of equal units are equal.
     """
     number = {part: place for place, part in enumerate(module.modules())}
     return tuple(

@@ -1,9 +1,9 @@
-"""How many replicas each stage gets.
+"""Chooses how many replicas each stage gets.
 
-Batches are dealt to the replicas of a stage in turn, so a stage with r of them that takes ``seconds``
-for a batch takes one every ``seconds / r``, and the pipeline keeps the pace of its slowest stage. All
-stages update together, when each replica of each stage has had its share of the batches: after the least
-common multiple of their numbers, or a multiple of that (``--accumulate``).
+Batches are dealt to the replicas of a stage in turn, so a stage with r replicas that takes ``seconds`` per
+batch accepts one every ``seconds / r``, and the pipeline runs at the pace of its slowest stage. All stages
+update together, when each replica of each stage has had its share of the batches: after the least common
+multiple of the numbers of replicas, or a multiple of that (``--accumulate``).
 """
 
 from __future__ import annotations
@@ -15,50 +15,50 @@ from math import inf, lcm
 from pipelocal.errors import UserError
 
 AUTO = "auto"
-"""What asks for :func:`choose_replicas` in place of numbers."""
+"""Value that requests :func:`choose_replicas` instead of given numbers."""
 
 AS_GOOD = 1.02
-"""A pipeline that takes so many times the best one's time a batch is as good if it updates more often."""
+"""Factor of the best time per batch up to which a pipeline with more frequent updates is preferred."""
 
 FEW_BATCHES = 64
-"""An update of so many batches is never ruled out, however few the ranks."""
+"""Number of batches per update that is always allowed, however few the ranks."""
 
 MOST_REPLICAS = 4096
-"""Of one stage."""
+"""Most replicas of one stage."""
 
 
 def batches_an_update(replicas: Sequence[int]) -> int:
-    """The fewest batches of which every replica of every stage has equally many."""
+    """Return the fewest batches that all stages' replicas can share equally."""
     return lcm(*replicas)
 
 
 def choose_replicas(
     seconds: Sequence[float], ranks: int, *, most_batches: int | None = None
 ) -> list[int]:
-    """The replicas with which the slowest stage, replicas counted, is fastest.
+    """Choose the replicas that make the slowest stage, counting its replicas, fastest.
 
-    Of all replicas whose slowest stage is within 2 % of the fastest possible, it takes those with the
-    fewest batches an update, and of these those with the fewest ranks. Without a bound on the batches an
-    update, many stages of unlike cost would get numbers such as 7, 11 and 13, for a few percent more
-    speed and so few updates that nothing is learned.
+    Among all choices whose slowest stage is within 2 % of the fastest possible, it takes those with the
+    fewest batches per update, and among these the one with the fewest ranks. Without a bound on the batches
+    per update, many stages of unequal cost would get numbers such as 7, 11 and 13, for a few percent more
+    speed but so few updates that nothing is learned.
 
-    Numbers with U batches an update are divisors of U. So each U is looked at by itself: there the
-    fewest ranks for a given pace are found stage by stage, and the best pace by giving the slowest stage
-    its next divisor for as long as the ranks reach. (Whatever is faster needs at least as many for that
-    stage, so nothing is lost.)
+    With U batches per update, all numbers of replicas are divisors of U. So each U is considered separately:
+    the fewest ranks for a given pace are found stage by stage, and the best pace by repeatedly giving the
+    slowest stage its next divisor while there are ranks left. (Any faster choice needs at least as many for
+    that stage, so this is optimal.)
 
     Args:
-        seconds: of a batch in each stage, without replicas.
-        ranks: how many there are; some may be left over.
-        most_batches: most batches an update; by default as many as ranks, which is what plain data
-            parallelism over them would have, or 64 if that is more. The time that this function takes
+        seconds: seconds per batch of each stage, without replicas.
+        ranks: number of ranks; some may be left over.
+        most_batches: most batches per update; by default the number of ranks, which plain data
+            parallelism over them would have, or 64 if that is more. The running time of this function
             is proportional to it.
 
     Returns:
-        the replicas of each stage, each at least 1; their sum is at most ``ranks``.
+        The number of replicas of each stage, at least 1; their sum is at most ``ranks``.
 
     Raises:
-        UserError: fewer ranks than stages.
+        UserError: there are fewer ranks than stages.
     """
     if ranks < len(seconds):
         raise UserError(
@@ -69,7 +69,7 @@ def choose_replicas(
     by_batches = [_divisors(batches, ranks) for batches in range(1, most + 1)]
     best = inf
     for divisors in by_batches:
-        # Most of them cannot keep up with the best so far, which is seen sooner than what they can do.
+        # Most cannot match the best so far, which is faster to check than their own best.
         if best == inf or _fewest(seconds, ranks, divisors, best) is not None:
             best = min(best, _best_pace(seconds, ranks, divisors))
     for divisors in by_batches:
@@ -86,7 +86,7 @@ def _divisors(number: int, most: int) -> list[int]:
 def _fewest(
     seconds: Sequence[float], ranks: int, divisors: Sequence[int], pace: float
 ) -> list[int] | None:
-    """The least divisors with which no stage takes longer than ``pace`` seconds; None if too many."""
+    """Return the least divisors that keep every stage within ``pace`` seconds; None if too many."""
     chosen: list[int] = []
     spare = ranks
     for stage in seconds:
@@ -99,7 +99,7 @@ def _fewest(
 
 
 def _best_pace(seconds: Sequence[float], ranks: int, divisors: Sequence[int]) -> float:
-    """Seconds of the slowest stage, replicas counted, with the best choice among these divisors."""
+    """Return the seconds of the slowest stage, counting replicas, for the best of these divisors."""
     spare = ranks - len(seconds)
     slowest_first = [(-stage, stage, 0) for stage in seconds]
     heapq.heapify(slowest_first)
@@ -112,19 +112,19 @@ def _best_pace(seconds: Sequence[float], ranks: int, divisors: Sequence[int]) ->
 
 
 def parse_replicas(option: str, text: str, stages: int | None) -> list[int] | None:
-    """Replicas from text such as ``2`` (for every stage), ``1,2,1`` (one for each) or ``auto``.
+    """Parse replicas from text such as ``2`` (for every stage), ``1,2,1`` (one for each) or ``auto``.
 
     Args:
         option: where the text comes from, for the error.
-        text: what was given.
-        stages: number of stages; None where it is not known yet: then a single number stays single, and
-            several may be any number.
+        text: the given text.
+        stages: number of stages; None if not known yet: then a single number is not repeated, and
+            any count of numbers is accepted.
 
     Returns:
-        the replicas of each stage, or None for ``auto``.
+        The number of replicas of each stage, or None for ``auto``.
 
     Raises:
-        UserError: they are no whole numbers from 1 to the most, or neither one nor as many as stages.
+        UserError: they are not integers from 1 to the maximum, or neither one number nor one per stage.
     """
     if text == AUTO:
         return None
@@ -147,15 +147,15 @@ def parse_replicas(option: str, text: str, stages: int | None) -> list[int] | No
 def paces(
     speeds: Sequence[float] | None, replicas: Sequence[int] | None, stages: int
 ) -> list[float] | None:
-    """How fast each stage's devices are together: to a cut, replicas are a device so many times as fast.
+    """Return the combined speed of each stage's devices: replicas count as one faster device.
 
     Args:
-        speeds: of a device of each stage; None if they are equal.
-        replicas: of each stage; None if they are chosen for the cut and not the cut for them.
-        stages: how many there are.
+        speeds: relative speed of one device of each stage; None if they are equal.
+        replicas: number of replicas of each stage; None if they are chosen after the cut.
+        stages: number of stages.
 
     Returns:
-        None if they are equal.
+        The combined speeds; None if they are equal.
     """
     if replicas is None or len(set(replicas)) == 1:
         return None if speeds is None else list(speeds)
@@ -163,6 +163,6 @@ def paces(
 
 
 def replicas_text(replicas: Sequence[int]) -> str:
-    """What :func:`parse_replicas` takes: one number if all are the same, else one for each stage."""
+    """Format replicas for :func:`parse_replicas`: one number if all are equal, else one per stage."""
     different = len(set(replicas)) > 1
     return ",".join(map(str, replicas if different else replicas[:1]))
