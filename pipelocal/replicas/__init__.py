@@ -1,1 +1,1 @@
-"""Several ranks that train the same stage, each on rows of its own."""
+"""Replicas: several ranks that train the same stage, each on its own rows."""

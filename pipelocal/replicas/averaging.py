@@ -1,7 +1,7 @@
-"""``--replicate ddp``: the replicas of a stage become one at an update, by DistributedDataParallel.
+"""``--replicate ddp``: synchronises the replicas of a stage at updates, by DistributedDataParallel.
 
-Behind each update all replicas are alike to the last bit: parameters, and the means of what each one's
-BatchNorm has gathered. In between, each has gradients of its own batches alone.
+After each update all replicas are bit-identical: their parameters, and the averaged BatchNorm statistics.
+In between, each has only the gradients of its own batches.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pipelocal.transport.groups import ReplicaGroup
 
 
 class DataParallel(Together):
-    """Every replica holds all of the stage.
+    """A replica that holds the whole stage.
 
     Args:
-        stage: its parameters, already the same on all replicas.
+        stage: the stage, already identical on all replicas.
         group: the replicas.
-        compress: registers a communication hook; None for none.
+        compress: registers a communication hook; None for no hook.
         same_batches: see :class:`~pipelocal.replicas.together.Alikeness`.
     """
 
@@ -41,7 +41,7 @@ class DataParallel(Together):
         carrier = Carrier(stage.body, stage.head, stage.own_objective)
         self._parameters = [p for p in carrier.parameters() if p.requires_grad]
         with warnings.catch_warnings():
-            # Of torch 2.13 on: what replaces the argument still broadcasts buffers at the start.
+            # Since torch 2.13: the replacement of this argument still broadcasts buffers at the start.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
             self._ddp = group.together(
                 lambda: DistributedDataParallel(
@@ -55,9 +55,9 @@ class DataParallel(Together):
             group.together(self._settle_buckets)
 
     def _settle_buckets(self) -> None:
-        """DDP arranges its buckets anew behind the first averaging; a run that goes on begins with one too.
+        """Run one averaging, after which DDP rearranges its buckets, so that resumed runs have equal buckets.
 
-        What is in which bucket decides how sums over three replicas or more are rounded.
+        The buckets decide how sums over three or more replicas are rounded.
         """
         self._ddp().backward()
         self._ddp.zero_grad(set_to_none=True)

@@ -1,7 +1,7 @@
-"""Numbers of one or two bits, packed into bytes.
+"""Packs numbers of one or two bits into bytes.
 
-A byte does not hold neighbours: of N numbers in B bytes, byte k holds the k-th, the (k + B)-th, the
-(k + 2 B)-th and so on. Packing is then a few operations on long contiguous rows.
+A byte does not hold adjacent numbers: of N numbers in B bytes, byte k holds the k-th, the (k + B)-th, the
+(k + 2 B)-th and so on, so that packing takes a few operations on long contiguous rows.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ TERNARIES_A_BYTE = 4
 
 
 def packed_bytes(count: int, per_byte: int) -> int:
-    """How many bytes hold ``count`` numbers."""
+    """Return how many bytes hold ``count`` numbers."""
     return -(-count // per_byte)
 
 
 def pack_bits(bits: Tensor) -> Tensor:
-    """Bits, eight to a byte.
+    """Pack bits, eight to a byte.
 
     Args:
         bits: ``[N]``, bool.
@@ -32,11 +32,11 @@ def pack_bits(bits: Tensor) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, count: int) -> Tensor:
-    """What :func:`pack_bits` packed.
+    """Unpack the result of :func:`pack_bits`.
 
     Args:
         packed: ``[ceil(N / 8)]``, uint8.
-        count: N, which the bytes alone do not tell.
+        count: N, which the bytes alone do not determine.
 
     Returns:
         ``[N]``, bool.
@@ -45,7 +45,7 @@ def unpack_bits(packed: Tensor, count: int) -> Tensor:
 
 
 def pack_ternaries(ternaries: Tensor) -> Tensor:
-    """Numbers out of -1, 0 and 1, four to a byte.
+    """Pack numbers out of -1, 0 and 1, four to a byte.
 
     Args:
         ternaries: ``[N]``, int8.
@@ -57,7 +57,7 @@ def pack_ternaries(ternaries: Tensor) -> Tensor:
 
 
 def unpack_ternaries(packed: Tensor, count: int) -> Tensor:
-    """What :func:`pack_ternaries` packed.
+    """Unpack the result of :func:`pack_ternaries`.
 
     Args:
         packed: ``[ceil(N / 4)]``, uint8.
@@ -70,15 +70,15 @@ def unpack_ternaries(packed: Tensor, count: int) -> Tensor:
 
 
 def _pack(codes: Tensor, per_byte: int) -> Tensor:
-    """``[N]`` to ``[ceil(N / per_byte)]``, both uint8; each code fits its share of a byte."""
+    """Pack codes ``[N]`` into ``[ceil(N / per_byte)]``, both uint8; each fits its part of a byte."""
     lanes = F.pad(codes, (0, -codes.numel() % per_byte))
     lanes = lanes.view(per_byte, packed_bytes(codes.numel(), per_byte))
-    # The lanes have no bit in common, so their sum is what "or" would give.
+    # The lanes share no bits, so their sum equals a bitwise or.
     return (lanes << _shifts(per_byte, codes.device)).sum(0, dtype=torch.uint8)
 
 
 def _unpack(packed: Tensor, per_byte: int, count: int) -> Tensor:
-    """The codes, ``[N]`` of uint8, in memory of their own."""
+    """Unpack the codes, uint8 ``[N]``, into new memory."""
     mask = (1 << (8 // per_byte)) - 1
     lanes = (packed >> _shifts(per_byte, packed.device)) & mask
     return lanes.flatten()[:count]

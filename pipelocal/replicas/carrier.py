@@ -1,14 +1,14 @@
-"""A stage's parameters as one module, whose backward pass adds nothing to their gradients.
+"""A module of a stage's parameters, whose backward pass leaves their gradients unchanged.
 
-DistributedDataParallel and fully_shard average gradients in the course of a backward pass. A stage's
-gradients are formed by several passes (head and body, reconciliation, further batches of an update), or by
-formulas, and a replica may have had no batch at all in the rest of an epoch. So the passes of a stage go on
-as if it were alone, and a last one, of this module, hands over what they gathered::
+DistributedDataParallel and fully_shard average gradients during a backward pass. A stage's gradients come
+from several passes (head and body, reconciliation, further batches of an update), or from formulas, and a
+replica may have no batch at all at the end of an epoch. So a stage runs its passes as if it were alone, and
+a final backward pass of this module hands over the accumulated gradients::
 
     batch 0   head | body |
     batch 2   head | body | reconciliation |  carrier: buckets, communication hooks, all-reduce
 
-What is lost is that averaging could begin while the body is still in its backward pass.
+The price is that averaging cannot overlap with the body's backward pass.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch.autograd import Function
 
 
 class Carrier(nn.Module):
-    """Body and head.
+    """Holds body, head and objective of a stage.
 
     Args:
-        body: of a stage.
-        head: of the same.
-        objective: of the same, where it has parameters.
+        body: the stage's body.
+        head: the stage's head.
+        objective: the stage's objective, if it has parameters.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Carrier(nn.Module):
         self.objective = objective
 
     def forward(self) -> Tensor:
-        """A scalar that is zero; its gradients are zeros for all parameters."""
+        """Return a zero scalar, whose gradients are zeros for all parameters."""
         out: Tensor = _Zero.apply(*(p for p in self.parameters() if p.requires_grad))  # type: ignore[no-untyped-call]
         return out
 

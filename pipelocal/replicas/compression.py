@@ -1,20 +1,20 @@
-"""Gradients in fewer bytes between the replicas of a stage, as communication hooks of DDP.
+"""Compresses gradients between the replicas of a stage, by communication hooks of DDP.
 
-What a replica hands to collectives for a bucket of N numbers, of the R replicas' average:
+For a bucket of N numbers averaged over R replicas, a replica passes to collectives:
 
 | name | bytes of N numbers | the average |
 | --- | --- | --- |
 | ``bf16`` | 2 N | mean of the gradients in bfloat16, taken in float32 |
-| ``powersgd`` | 4 rank (n + m) a matrix ``[n, m]`` | of low rank; what it leaves out goes into the next |
-| ``sign`` | N / 8 + 4 | majority of the signs, times the mean of the replicas' mean sizes |
-| ``sparse-sign`` | N / 4 + 4 | mean of random signs, right in expectation |
+| ``powersgd`` | 4 rank (n + m) per matrix ``[n, m]`` | low rank; the error is added to the next gradient |
+| ``sign`` | N / 8 + 4 | majority of the signs, times the mean of the replicas' mean magnitudes |
+| ``sparse-sign`` | N / 4 + 4 | mean of random signs, unbiased |
 | with a share below 0.24 | share N + (1 - share) N / 127 + 8, expected at most | the same |
 
 ``powersgd`` is all-reduced, the others are gathered: a replica sends this R - 1 times. Every replica then
 computes the average from the same bytes in the same order, so that all have the same bits.
 """
 
-# No "from __future__ import annotations": DDP compares a hook's annotations with the types themselves.
+# No "from __future__ import annotations": DDP compares a hook's annotations with actual types.
 
 from collections.abc import Callable
 
@@ -44,19 +44,19 @@ def compress(
     share: float,
     rank: int,
 ) -> Compression:
-    """Have DDP average its gradients in a compressed form from now on.
+    """Make DDP average its gradients in compressed form from now on.
 
     Args:
-        ddp: has no hook. Its module is called without arguments, and its backward pass adds zeros to the
+        ddp: without a hook. Its module takes no arguments, and its backward pass adds zeros to the
             gradients; it runs once here, on all replicas together.
-        name: in :data:`COMPRESSIONS`.
+        name: a name in :data:`COMPRESSIONS`.
         group: the replicas; DDP's own.
         seed: see :class:`HookSettings`, as for those below. Another one for each stage.
         share: for ``sparse-sign``.
         rank: for ``powersgd``.
 
     Raises:
-        UserError: there is no such compression, or it cannot be used so.
+        UserError: there is no such compression, or it cannot be used here.
     """
     device = next(ddp.parameters()).device
     compression = COMPRESSIONS.get(name)(HookSettings(group, device, seed, share, rank))
@@ -70,10 +70,10 @@ def _average(compression: Compression, bucket: dist.GradBucket) -> Future[Tensor
 
 
 def _settle_buckets(ddp: DistributedDataParallel) -> None:
-    """Have DDP arrange its buckets for good, which it does after its first backward pass.
+    """Make DDP settle its buckets, which it does after its first backward pass.
 
-    Else a resumed run has other buckets in its first averaging than the run that went on: other scales,
-    and draws for other coordinates.
+    Otherwise the first averaging of a resumed run would have other buckets than in an uninterrupted run:
+    other scales, and draws for other coordinates.
     """
     parameters = list(ddp.parameters())
     gradients = [parameter.grad for parameter in parameters]
@@ -86,11 +86,11 @@ def _settle_buckets(ddp: DistributedDataParallel) -> None:
 
 @COMPRESSIONS.register("bf16")
 class Bf16(Compression):
-    """Half the bytes. PyTorch's hook where it works, that is with NCCL.
+    """bfloat16 gradients, half the bytes; uses PyTorch's hook with NCCL.
 
-    With gloo the hook is refused; there the replicas gather each other's numbers and take the mean in
-    float32, which rounds each gradient once and no sum. Beyond two replicas that sends more bytes than
-    an all-reduce would.
+    gloo does not support that hook; there the replicas gather each other's numbers and average in
+    float32, which rounds each gradient once and no sum. With more than two replicas that sends more
+    bytes than an all-reduce would.
     """
 
     def average(self, bucket: dist.GradBucket) -> Future[Tensor]:

@@ -1,9 +1,9 @@
-"""Signs of a few coordinates out of many, packed as the gaps between them, one byte each.
+"""Packs the signs of a few coordinates out of many as the gaps between them, one byte each.
 
-The lower seven bits of a byte tell how many coordinates were passed over since the one before; the
-highest bit is set for a minus. A gap of :data:`ESCAPE` or more begins with escapes, each of which passes
-over as many coordinates and stands for none. What is passed over behind the last one is not written, so
-that escapes at the end change nothing: a row can be made longer with them.
+The lower seven bits of a byte give the number of coordinates skipped since the previous one; the highest bit
+is set for a minus. A gap of :data:`ESCAPE` or more starts with escapes, each of which skips that many
+coordinates and encodes none. Coordinates skipped after the last one are not written, so that trailing
+escapes change nothing and can pad a row.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ SIGN_BIT = 7
 
 
 def expected_bytes(count: int, share: float) -> float:
-    """At most so many bytes, expected, however the coordinates lie that are kept.
+    """Return an upper bound of the expected bytes, wherever the kept coordinates are.
 
     Args:
-        count: of all coordinates.
-        share: of them that is kept, expected.
+        count: number of all coordinates.
+        share: expected share of coordinates that are kept.
     """
     kept = share * count
     return kept + (count - kept) / ESCAPE
 
 
 def pack_gaps(ternaries: Tensor) -> Tensor:
-    """Numbers out of -1, 0 and 1, of which few are other than 0.
+    """Pack numbers out of -1, 0 and 1, few of which are nonzero.
 
     Args:
         ternaries: ``[N]``, int8.
 
     Returns:
-        ``[K]``, uint8; K depends on them, and is 0 if all are 0.
+        ``[K]``, uint8; K depends on the numbers, and is 0 if all are 0.
     """
     kept = ternaries.nonzero().squeeze(1)
     before = torch.cat((kept.new_tensor([-1]), kept[:-1]))[: kept.numel()]
     gaps = kept - before - 1
-    ends = (gaps // ESCAPE + 1).cumsum(0)  # each one's own byte is behind its escapes
+    ends = (gaps // ESCAPE + 1).cumsum(0)  # each one's own byte follows its escapes
     length = int(ends[-1]) if kept.numel() else 0
     packed = torch.full((length,), ESCAPE, dtype=torch.uint8, device=ternaries.device)
     minus = (ternaries[kept] < 0).to(torch.uint8)
@@ -47,10 +47,10 @@ def pack_gaps(ternaries: Tensor) -> Tensor:
 
 
 def unpack_gaps(packed: Tensor, count: int) -> Tensor:
-    """What :func:`pack_gaps` packed.
+    """Unpack the result of :func:`pack_gaps`.
 
     Args:
-        packed: ``[K]``, uint8, with any number of escapes behind it.
+        packed: ``[K]``, uint8, padded with any number of escapes.
         count: N.
 
     Returns:

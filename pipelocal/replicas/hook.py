@@ -1,6 +1,6 @@
-"""What every compressed averaging of gradients is: a communication hook of DDP, and what it may count on."""
+"""Base class of compressed gradient averaging: a communication hook of DDP, and its settings."""
 
-# No "from __future__ import annotations": DDP compares a hook's annotations with the types themselves.
+# No "from __future__ import annotations": DDP compares a hook's annotations with actual types.
 
 import math
 from abc import ABC, abstractmethod
@@ -17,14 +17,14 @@ LENGTH_BYTES = 4
 
 @dataclass(frozen=True)
 class HookSettings:
-    """What a compression is made of.
+    """Settings of a compression.
 
     Attributes:
         group: the replicas.
-        device: of the gradients.
-        seed: of random draws, the same on all replicas.
-        share: of the coordinates that ``sparse-sign`` keeps, expected; above 0, at most 1.
-        rank: of the matrices of ``powersgd``, at least 1.
+        device: device of the gradients.
+        seed: seed of random draws, the same on all replicas.
+        share: expected share of coordinates that ``sparse-sign`` keeps; above 0, at most 1.
+        rank: rank of the matrices of ``powersgd``, at least 1.
     """
 
     group: dist.ProcessGroup
@@ -35,11 +35,11 @@ class HookSettings:
 
 
 class Compression(ABC):
-    """Averages gradients over the replicas; one for each DDP.
+    """Averages gradients over the replicas; each DDP has its own.
 
     Attributes:
-        sent_bytes: what this replica has had to send so far, in bytes of payload.
-        settings: what it was made of.
+        sent_bytes: bytes of payload that this replica has sent so far.
+        settings: the settings of this compression.
     """
 
     def __init__(self, settings: HookSettings) -> None:
@@ -50,21 +50,21 @@ class Compression(ABC):
         self._step = 0
 
     def begin(self, step: int) -> None:
-        """Tell, before each averaging, how many batches were trained so far.
+        """Set, before each averaging, the number of batches trained so far.
 
-        Random draws depend on it and on no averaging before it: a resumed run draws the same.
+        Random draws depend on it and not on earlier averagings, so that a resumed run draws the same.
         """
         self._step = step
 
     @abstractmethod
     def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        """The average of a bucket over the replicas, ``[N]`` in the bucket's own dtype and memory."""
+        """Average a bucket over the replicas: ``[N]`` in the bucket's own dtype and memory."""
 
     def _gather(self, own: Tensor, average: Callable[[Tensor], Tensor]) -> Future[Tensor]:
-        """Gather one row of bytes of every replica, and make the average of them.
+        """Gather one row of bytes from every replica, and compute the average from them.
 
         Args:
-            own: ``[K]``, uint8, this replica's; K is the same on all.
+            own: this replica's row ``[K]``, uint8; K is the same on all.
             average: called with the rows ``[R, K]``, uint8, in the order of the ranks.
         """
         self.sent_bytes += own.numel() * (self._size - 1)
@@ -76,23 +76,23 @@ class Compression(ABC):
         work = dist.all_gather(list(rows.unbind()), own, group=self._group, async_op=True)
         assert work is not None
         if by_way_of_host:
-            # gloo's future knows nothing of CUDA streams, so that its callbacks could run too early.
+            # gloo's future ignores CUDA streams, so its callbacks could run too early.
             work.wait()
             done: Future[Tensor] = Future(devices=[device])
             done.set_result(average(rows.to(device)))
             return done
 
         def finish(gathered: Future[list[list[Tensor]]]) -> Tensor:
-            gathered.value()  # raises here if another replica is gone, when the rows hold nothing
+            gathered.value()  # raises if another replica is gone and the rows are not filled
             return average(rows)
 
         future: Future[list[list[Tensor]]] = work.get_future()
         return future.then(finish)
 
     def _longest(self, length: int) -> int:
-        """The greatest length that a replica gives. Waits for all of them.
+        """Return the greatest length over all replicas; waits for all of them.
 
-        Not for a callback, where gloo's own few threads would wait for each other.
+        Do not call it in a callback, where gloo's few threads would wait for each other.
         """
         self.sent_bytes += LENGTH_BYTES * (self._size - 1)
         device = self.settings.device
@@ -104,10 +104,10 @@ class Compression(ABC):
         return int(lengths.max())
 
     def count_all_reduce(self, size_bytes: int) -> None:
-        """Add to :attr:`sent_bytes` what a ring of replicas has each send for an all-reduce."""
+        """Add to :attr:`sent_bytes` the bytes that each replica sends in a ring all-reduce."""
         self.sent_bytes += math.ceil(2 * (self._size - 1) * size_bytes / self._size)
 
 
 def over_nccl(group: dist.ProcessGroup, device: torch.device) -> bool:
-    """Whether a tensor of a device travels by NCCL; a group may have another way for each device."""
+    """Return whether a group uses NCCL for tensors of a device; back ends may differ per device."""
     return device.type == "cuda" and "cuda:nccl" in dist.get_backend_config(group)

@@ -1,4 +1,4 @@
-"""PyTorch's PowerSGD between the replicas of a stage, with what it needs to be safe here."""
+"""PyTorch's PowerSGD between the replicas of a stage, with the safeguards that it needs here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelocal.seeding import derive_seed
 
 
 class _Matrices:
-    """A bucket as PyTorch's hook can take it, which fails on a gradient without dimensions."""
+    """Wraps a bucket for PyTorch's hook, which fails on a gradient without dimensions."""
 
     def __init__(self, bucket: dist.GradBucket) -> None:
         self.index = bucket.index
@@ -29,23 +29,23 @@ class _Matrices:
 class PowerSGD(Compression):
     """PyTorch's PowerSGD (Vogels et al. 2019, arXiv 1905.13727).
 
-    The gradient of a matrix is sent as two thin ones, from the third averaging on. What they leave out
-    is added to the next gradient. That memory is no part of a snapshot: a resumed run begins without.
+    From the third averaging on, a matrix gradient is sent as two thin matrices. The approximation error is
+    added to the next gradient. Snapshots do not contain that error: a resumed run starts without it.
 
-    Rank 1, and 3 or more, are exact for gradients of a lower rank. Rank 2 is not: PyTorch makes its two
-    directions orthogonal by Gram-Schmidt, where the second is then that of rounding errors.
+    Rank 1, and ranks of 3 or more, are exact for gradients of lower rank. Rank 2 is not: PyTorch
+    orthogonalises its two directions by Gram-Schmidt, which makes the second one mere rounding errors.
     """
 
-    # The least that PyTorch takes, for the sake of buckets that change after the first averaging.
+    # The least that PyTorch accepts, because buckets change after the first averaging.
     START = 2
-    # Without one a gradient of a lower rank gives NaN; small, as it makes smaller what is averaged.
+    # Without it a gradient of lower rank gives NaN; small, because it shrinks the average.
     EPSILON = 1e-12
 
     def __init__(self, settings: HookSettings) -> None:
         if settings.rank < 1:
             raise UserError(f"matrices of rank {settings.rank} for powersgd: choose 1 or more")
         if settings.device.type == "cuda" and not over_nccl(settings.group, settings.device):
-            # The hook's callbacks would read what gloo may still be copying to the device.
+            # The hook's callbacks would read data that gloo may still be copying to the device.
             raise UserError(
                 "powersgd on a GPU needs NCCL between the replicas: "
                 "give each replica a GPU of its own, or choose another compression"
@@ -75,17 +75,17 @@ class PowerSGD(Compression):
         numbers = state.total_numel_after_compression - before if compressed else buffer.numel()
         self.count_all_reduce(numbers * buffer.itemsize)
         if buffer.device.type == "cpu":
-            # The hook sends again from gloo's own threads. With two buckets under way these could all
-            # wait for one another, or send in another order than another replica's.
+            # The hook sends again from gloo's own threads. With two buckets in progress these could
+            # deadlock, or send in another order than on another replica.
             averaged.wait()
         return averaged
 
     def _give_directions(self, bucket: _Matrices) -> None:
-        """Put random directions where the hook has none to start from.
+        """Set random directions where the hook has none to start from.
 
-        At the beginning, as the hook itself would, but without seeding torch's own generators. And
-        whenever a direction has become zero, as one gradient of zeros makes it: from zero the hook
-        would only ever come to zero again.
+        This happens at the start, as in the hook itself but without seeding torch's own generators, and
+        whenever a direction has become zero, which a zero gradient causes: from zero the hook would never
+        recover.
         """
         state, index, buffer = self._state, bucket.index(), bucket.buffer()
         shapes = self._shapes(bucket)
@@ -106,7 +106,7 @@ class PowerSGD(Compression):
             start = place.stop
 
     def _shapes(self, bucket: _Matrices) -> list[tuple[int, int, int]]:
-        """Rows, columns and rank of each gradient that the hook will compress, in its order."""
+        """Return rows, columns and rank of each gradient that the hook will compress, in its order."""
         shapes = []
         for gradient in bucket.gradients():
             n, m = gradient.flatten(1).shape if gradient.dim() > 1 else (len(gradient), 1)

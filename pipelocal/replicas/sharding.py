@@ -1,4 +1,4 @@
-"""``--replicate fsdp``: what an optimizer keeps is shared out over the replicas, by fully_shard (FSDP2)."""
+"""``--replicate fsdp``: shards optimizer state over the replicas, by fully_shard (FSDP2)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pipelocal.transport.groups import ReplicaGroup
 
 
 class FullyShard(Together):
-    """Optimizer state and the parameters that it steps are shared out over the replicas.
+    """A replica with its shard of the optimizer state and of the parameters that it updates.
 
-    Passes see whole parameters, which are gathered behind each update and not before each pass: replicas
-    do not keep step with each other between two updates, as gathering layer by layer would ask for.
+    Passes see whole parameters, which are gathered after each update and not before each pass: gathering
+    layer by layer would require replicas to stay in step between updates, which they do not.
 
     Args:
-        stage: already the same on all replicas; its optimizer's state is shared out too.
+        stage: already identical on all replicas; its optimizer's state is sharded too.
         group: the replicas.
         same_batches: see :class:`~pipelocal.replicas.together.Alikeness`.
     """
@@ -34,7 +34,7 @@ class FullyShard(Together):
         group.together(self._share_out)
 
     def average(self) -> None:
-        # Gradients are reduced to their shares, and the parameters' shares gathered: each is half of it.
+        # Reduce-scatter of gradients and all-gather of parameters are each half of an all-reduce.
         self.sent_bytes += self._all_reduced_bytes()
         self._group.together(self._average)
 
@@ -66,12 +66,12 @@ class FullyShard(Together):
         drop_gradients(self._trained(), finish())
 
     def _trained(self) -> list[nn.Parameter]:
-        """The whole parameters or their shares, whichever are in place."""
+        """Return the whole parameters or their shards, whichever are in place."""
         return [p for p in self._carrier.parameters() if p.requires_grad]
 
     def _gather_state(self, state: Any) -> Any:
         whole = _whole(state)
-        self._gather()  # asking for a state dict lets the whole parameters go
+        self._gather()  # getting a state dict frees the whole parameters
         return whole
 
     def _gather(self) -> None:
@@ -79,7 +79,7 @@ class FullyShard(Together):
 
 
 def _like(value: Any, parameter: nn.Parameter) -> Any:
-    """A parameter's state, shared out as the parameter is; numbers such as a step count as they are."""
+    """Shard a parameter's state like the parameter; leave numbers such as a step count as they are."""
     assert isinstance(parameter, DTensor)
     if isinstance(value, Tensor) and value.shape == parameter.shape:
         return distribute_tensor(value, parameter.device_mesh, parameter.placements)

@@ -1,4 +1,4 @@
-"""Averages of the gradients' signs: of all of them, or of some that are drawn."""
+"""Averages the signs of gradients: all of them, or a random selection."""
 
 import torch
 import torch.distributed as dist
@@ -25,9 +25,9 @@ SCALE_BYTES = 4
 class Sign(Compression):
     """signSGD with majority vote (Bernstein et al. 2018, arXiv 1802.05957 and 1810.05291).
 
-    One bit a coordinate, and the mean size of the bucket's gradients, a float32. The average is the sign
-    of the sum of the signs, 0 on a tie, times the mean of the sizes. One bit has no zero: a coordinate
-    whose gradient is 0 votes as a positive one.
+    Sends one bit per coordinate, and the mean magnitude of the bucket's gradients as a float32. The average
+    is the sign of the sum of the signs, 0 on a tie, times the mean of the magnitudes. One bit cannot encode
+    zero: a coordinate whose gradient is 0 votes as positive.
     """
 
     def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
@@ -46,18 +46,18 @@ class Sign(Compression):
 
 
 class SparseSign(Compression):
-    """Random signs, the more seldom the smaller the gradient (arXiv 2302.09634).
+    """Random signs, less frequent for smaller gradients (arXiv 2302.09634).
 
-    With s the mean size of a bucket's gradients over ``share``, coordinate i is kept with probability
-    min(1, |g_i| / s), and its sign is sent; the other coordinates are 0. The average is the mean over
-    the replicas of s times their signs, in expectation the mean gradient where no probability is cut at
-    1. Nothing is carried over to the next batch.
+    With s the mean magnitude of a bucket's gradients divided by ``share``, coordinate i is kept with
+    probability min(1, |g_i| / s), and its sign is sent; the other coordinates are 0. The average is the mean over
+    the replicas of s times their signs, whose expectation is the mean gradient if no probability is
+    clamped to 1. Nothing is carried over to the next batch.
 
-    The scale is an addition: the paper sends the signs alone, and has the learning rate stand for it,
-    which then has to be chosen anew.
+    The scale is an addition: the paper sends only the signs and absorbs the scale in the learning rate,
+    which then has to be tuned again.
 
-    What is kept is sent as gaps where these are expected to be fewer bytes than two bits a coordinate,
-    which all replicas know from the share. The average has the same bits either way.
+    The kept signs are sent as gaps if these are expected to take fewer bytes than two bits per coordinate,
+    which all replicas compute from the share. The average has the same bits either way.
     """
 
     def __init__(self, settings: HookSettings) -> None:
@@ -76,7 +76,7 @@ class SparseSign(Compression):
         draws = torch.rand(
             values.shape, generator=self._generator(bucket.index()), device=values.device
         )
-        # Not "draw < size / scale": without a gradient both are 0.
+        # Not "draw < size / scale", which divides 0 by 0 if all gradients are zero.
         kept = draws.mul_(scale) < sizes
         ternaries = values.sign().to(torch.int8) * kept
         count = values.numel()
@@ -96,7 +96,7 @@ class SparseSign(Compression):
         return self._gather(_message(scale, packed), mean)
 
     def _generator(self, bucket: int) -> torch.Generator:
-        """This replica's own draws for a bucket of this step: replicas that drew alike would err alike."""
+        """Return this replica's generator for a bucket of this step; equal draws would have equal errors."""
         seed = derive_seed(
             self.settings.seed, "sparse-sign", self._group.rank(), self._step, bucket
         )
@@ -104,16 +104,16 @@ class SparseSign(Compression):
 
 
 def gaps_are_fewer(count: int, share: float) -> bool:
-    """Whether gaps and their length are expected to be fewer bytes than ternaries; below 0.244 of many."""
+    """Return whether gaps are expected to take fewer bytes than ternaries; true below about 0.244."""
     return expected_bytes(count, share) + LENGTH_BYTES < packed_bytes(count, TERNARIES_A_BYTE)
 
 
 def _message(scale: Tensor, packed: Tensor) -> Tensor:
-    """A float32 and packed numbers, as bytes; the float32 first, where it lies at a multiple of four."""
+    """Join a float32 and packed numbers as bytes; the float32 comes first, aligned to four bytes."""
     return torch.cat((scale.view(1).view(torch.uint8), packed))
 
 
 def _scales(rows: Tensor) -> Tensor:
-    """The scales ``[R]``, float32, of messages ``[R, K]``."""
+    """Return the scales ``[R]``, float32, of messages ``[R, K]``."""
     first = rows[:, :SCALE_BYTES].clone(memory_format=torch.contiguous_format)
     return first.view(torch.float32).squeeze(1)

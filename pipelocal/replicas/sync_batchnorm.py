@@ -1,16 +1,15 @@
 """BatchNorm over the batches of all replicas of a stage, on the CPU as well as on CUDA.
 
-``torch.nn.SyncBatchNorm`` does this on a GPU only: it refuses tensors on the CPU, and DDP refuses it
-there.
+``torch.nn.SyncBatchNorm`` supports only GPUs: it refuses tensors on the CPU, and DDP refuses it there.
 
 Each replica sends, for every channel, its number of values, their mean, and the sum of their squared
-distances from it. Put together these give the joint mean and variance without the difference of two
-large numbers (Chan, Golub and LeVeque 1983).
+distances from it. Combined, these give the joint mean and variance without subtracting two large
+numbers (Chan, Golub and LeVeque 1983).
 
-The backward pass sums over the replicas what their losses ask of the statistics. So a replica's
-gradients are those of the *sum* of the replicas' losses with respect to what it holds itself, and
-parameter gradients that are then averaged over the replicas are those of the *mean* of the losses:
-with as many rows on each, of the joint batch's.
+The backward pass sums the gradients at the statistics over the replicas. So a replica computes gradients of
+the *sum* of the replicas' losses with respect to its own tensors, and parameter gradients that are then
+averaged over the replicas are those of the *mean* of the losses: with equally many rows on each, of the
+joint batch's loss.
 """
 
 from __future__ import annotations
@@ -29,28 +28,28 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from pipelocal.errors import UserError
 
 Run = Callable[[Callable[[], object]], object]
-"""Calls what it is given, which waits for other replicas; may break the wait off by an error."""
+"""Calls a function that waits for other replicas; may break off the wait with an error."""
 
 
 def synchronise_norms(
     module: nn.Module, group: dist.ProcessGroup, *, run: Run = lambda call: call()
 ) -> int:
-    """Have every BatchNorm of a module normalise over the batches of all replicas when it trains.
+    """Make every BatchNorm of a module normalise over the batches of all replicas in training.
 
-    The modules stay the same objects, of another class: parameters, buffers, hooks and names in the
-    state dict are as before. From then on all replicas run the same forward and backward passes, or
-    they wait for one another in vain.
+    The modules remain the same objects, with another class: parameters, buffers, hooks and names in the
+    state dict are unchanged. From then on all replicas must run the same forward and backward passes,
+    or they deadlock.
 
     Args:
         module: may be a BatchNorm itself.
         group: the replicas.
-        run: makes the collectives.
+        run: runs the collectives.
 
     Returns:
-        How many BatchNorms were changed; those that are synchronised already are left as they are.
+        The number of BatchNorms changed; those already synchronised are left as they are.
 
     Raises:
-        UserError: one has a forward pass of its own, or no shape yet.
+        UserError: one has its own forward method, or no shape yet.
     """
     norms = [
         part
@@ -72,7 +71,7 @@ def synchronise_norms(
 
 
 class SharedGroup:
-    """A process group that a module and its copies have in common; a group itself has no copy."""
+    """A process group shared by a module and its copies; a group itself cannot be copied."""
 
     def __init__(self, group: dist.ProcessGroup, run: Run) -> None:
         self.group = group
@@ -91,29 +90,29 @@ class SyncNorm(_BatchNorm):
         """Normalise this replica's rows.
 
         Args:
-            input: ``[B, C]`` or ``[B, C, ...]``; B may be another on each replica, even 0.
+            input: ``[B, C]`` or ``[B, C, ...]``; B may differ between replicas, and may be 0.
 
         Returns:
-            The same shape and dtype.
+            The normalised rows, with the same shape and dtype.
         """
         if not self.training or self.shared.group.size() == 1:
             return super().forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        # As torch's own: statistics of half precision are in float32.
+        # Like torch's own: statistics of half-precision inputs are in float32.
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         dims = [dim for dim in range(x.dim()) if dim != 1]
         shape = [1, -1, *[1] * (x.dim() - 2)]
 
         count = x.numel() // x.size(1)
         own_mean = x.sum(dims) / max(count, 1)
-        # All that follows works on the centred numbers, and autograd keeps them in place of x.
+        # Everything below uses the centred values, so that autograd keeps those instead of x.
         centred = x - own_mean.view(shape)
         own_squares = centred.square().sum(dims)
         own = torch.stack((torch.full_like(own_mean, count), own_mean, own_squares))
         counts, means, squares = _Gather.apply(own, self.shared).unbind(1)  # type: ignore[no-untyped-call]
 
         total = counts.sum(0)
-        # By way of one of the means, so that what is summed is small.
+        # Relative to one of the means, so that the summands are small.
         mean = means[0] + (counts * (means - means[0])).sum(0) / total
         joint_squares = (squares + counts * (means - mean).square()).sum(0)
         if self.track_running_stats:
@@ -130,7 +129,7 @@ class SyncNorm(_BatchNorm):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
-        """Move the running statistics, each ``[C]``, as torch's own BatchNorm does."""
+        """Update the running statistics, each ``[C]``, as torch's own BatchNorm does."""
         factor = 0.0 if self.momentum is None else self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -147,7 +146,7 @@ def _synchronised(kind: type[_BatchNorm]) -> type[SyncNorm]:
 
 
 class _Gather(Function):
-    """This replica's tensor ``[...]`` to those of all, ``[R, ...]``, the same on all."""
+    """Gathers the replicas' tensors ``[...]`` as ``[R, ...]``, the same on all."""
 
     @staticmethod
     def forward(own: Tensor, shared: SharedGroup) -> Tensor:
@@ -166,9 +165,9 @@ class _Gather(Function):
 
 
 class _OwnSum(Function):
-    """Of ``[R, ...]``, other numbers on each replica, this replica's row of the sum over replicas.
+    """Sums ``[R, ...]``, which differs between replicas, over the replicas; returns this replica's row.
 
-    It and :class:`_Gather` are each other's backward pass.
+    This and :class:`_Gather` are each other's backward pass.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What all ways of averaging share: figures, and what is averaged beside the gradients."""
+"""What all ways of averaging share: figures, and the averaging of buffers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pipelocal.transport.groups import ReplicaGroup
 class Together:
     """One of the replicas of a stage; see :class:`~pipelocal.stage.replicas.Replicas`.
 
-    By itself it is that of a stage that trains no more.
+    This base class is the replica of a stage that no longer trains.
 
     Args:
-        stage: already the same on all replicas.
+        stage: the stage, already identical on all replicas.
         group: the replicas.
     """
 
@@ -54,26 +54,26 @@ class Together:
         return state
 
     def _all_reduced_bytes(self) -> int:
-        """What each replica has to send to average the gradients of all parameters as they are."""
+        """Return the bytes that each replica sends to average all gradients uncompressed."""
         parameters = (p for group in self._stage.optimizer.param_groups for p in group["params"])
         whole: int = sum(p.numel() * p.element_size() for p in parameters)
         return math.ceil(2 * (self.count - 1) * whole / self.count)
 
 
 class Alikeness:
-    """Beside the gradients: what replicas gather in buffers, and which parameters have a gradient at all.
+    """Makes replicas agree on buffers, and on which parameters have a gradient at all.
 
-    A floating-point buffer, such as a running mean, moves by the mean of how far each replica moved it
-    since the last update; a whole number, such as a count of batches, by their sum, or by their mean if
-    the replicas count the same batches. What no replica moved keeps its bits.
+    A floating-point buffer, such as a running mean, changes by the mean of the replicas' changes since the
+    last update; an integer buffer, such as a count of batches, by their sum, or by their mean if the
+    replicas count the same batches. A buffer that no replica changed keeps its bits.
 
-    All of it is one transfer, under way while the gradients are. Where there are no buffers, and all
-    parameters have had gradients, there is nothing left to agree on.
+    All of this is one transfer, concurrent with that of the gradients. It is skipped if there are no buffers
+    and all parameters have had gradients.
 
     Args:
-        stage: the same on all replicas.
+        stage: the stage, identical on all replicas.
         group: the replicas.
-        same_batches: whether what one replica gathers is of all replicas' batches.
+        same_batches: whether each replica's buffers already cover all replicas' batches.
     """
 
     def __init__(self, stage: Stage, group: ReplicaGroup, *, same_batches: bool) -> None:
@@ -86,13 +86,14 @@ class Alikeness:
 
     @torch.no_grad()
     def begin(self, has_gradient: Tensor) -> Callable[[], Tensor]:
-        """Start to make the buffers alike.
+        """Start to synchronise the buffers.
 
         Args:
             has_gradient: bool ``[P]``, by parameter, on the CPU.
 
         Returns:
-            What ends it, and tells whether some replica has one, likewise.
+            A function that completes it, and returns for each parameter whether any replica has a
+            gradient, bool ``[P]`` on the CPU.
         """
         if self._all_had_gradients and not self._buffers:
             return lambda: torch.ones_like(has_gradient)
@@ -115,7 +116,7 @@ class Alikeness:
         for buffer, old, part in zip(self._buffers, self._before, parts, strict=True):
             mean = buffer.is_floating_point() or self._same_batches
             by = (part / self._group.count if mean else part).view_as(old)
-            # Elsewhere nothing is added, not even zero: a minus zero stays one.
+            # Where nothing changed, do not even add zero: it would turn -0.0 into 0.0.
             buffer.copy_(torch.where(by == 0, old, old + by.to(old.dtype)))
             old.copy_(buffer)
         if not self._all_had_gradients:
@@ -127,12 +128,12 @@ class Alikeness:
 
 
 def gradients_of(parameters: list[nn.Parameter]) -> Tensor:
-    """Which of the parameters have a gradient, bool ``[P]``."""
+    """Return which of the parameters have a gradient, bool ``[P]``."""
     return torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.bool)
 
 
 def drop_gradients(parameters: list[nn.Parameter], found: Tensor) -> None:
-    """Leave those without a gradient on any replica without one, so that an optimizer passes over them."""
+    """Drop gradients that no replica has, so that an optimizer skips those parameters."""
     for parameter, there in zip(parameters, found.tolist(), strict=True):
         if not there:
             parameter.grad = None

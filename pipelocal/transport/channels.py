@@ -1,17 +1,17 @@
-"""How one tensor crosses from one rank to another: gloo, gloo through pinned memory, NCCL.
+"""Channels that move tensors between ranks: gloo, gloo through pinned memory, or NCCL.
 
-A channel serves one directed edge. All three work alike, so that what queues and bounds the transfers
-(:mod:`pipelocal.transport.endpoint`) is written once:
+A channel serves one directed edge. All three have the same interface, so that the code that queues and limits
+transfers (:mod:`pipelocal.transport.endpoint`) is written once:
 
-- ``mark()`` and ``join(token)`` are called where the model computes. A token stands for "all that
-  was asked of the device up to here"; on the CPU it is None, because there nothing is deferred.
-- ``post_send`` and ``post_receive`` are called on the edge's own thread, start a transfer and give
+- ``mark()`` and ``join(token)`` are called on the compute thread. A token stands for all work
+  submitted to the device so far; on the CPU it is None, because nothing is deferred there.
+- ``post_send`` and ``post_receive`` are called on the edge's own thread, start a transfer and return
   a function that waits for it.
 
 ========== ============== ============ =============================================================
 channel       tensors on     frames       remark
 ========== ============== ============ =============================================================
-GlooChannel   CPU            gloo         bytes go from and to the tensors themselves
+GlooChannel   CPU            gloo         bytes are sent from and received into the tensors directly
 PinnedChannel CUDA           gloo         staged through pinned host memory; works where NCCL does not
 NcclChannel   CUDA           gloo         device to device, on a stream of its own
 ========== ============== ============ =============================================================
@@ -31,7 +31,7 @@ WaitSent = Callable[[], None]
 WaitReceived = Callable[[], Token]
 
 FRAME_TAG = 0
-"""Tensors use the tags 1, 2, ... by their place in the contract (gloo only; NCCL goes by order)."""
+"""Tag of frames; tensors use tags 1, 2, ... by position in the contract (gloo only; NCCL uses order)."""
 
 
 class Channel(Protocol):
@@ -40,10 +40,10 @@ class Channel(Protocol):
     device: torch.device
 
     def mark(self) -> Token:
-        """What the device has been asked so far, by the calling thread."""
+        """Return a token for the work that the calling thread has submitted to the device so far."""
 
     def join(self, token: Token) -> None:
-        """The device goes on, for the calling thread, only after ``token``; the host does not wait."""
+        """Make the calling thread's device work wait for ``token``; the host does not wait."""
 
     def post_frame(self, frame: Tensor) -> WaitSent:
         """Start sending int64 ``[length]`` on the CPU."""
@@ -52,10 +52,10 @@ class Channel(Protocol):
         """Wait for a frame, int64 ``[length]`` on the CPU."""
 
     def to_host(self, tensor: Tensor, ready: Token) -> Tensor:
-        """A small tensor on the CPU, once the device is past ``ready``; waits for that."""
+        """Wait until the device is past ``ready``; return a small tensor on the CPU."""
 
     def from_host(self, tensor: Tensor, buffer: Tensor, free: Token) -> Token:
-        """Fill a buffer from the CPU once the device is past ``free``; when it is full."""
+        """Fill a buffer from the CPU once the device is past ``free``; return a token for its completion."""
 
     def post_send(self, tensor: Tensor, ready: Token, index: int) -> WaitSent:
         """Start sending a contiguous tensor once the device is past ``ready``."""
@@ -69,7 +69,7 @@ class GlooChannel:
 
     Args:
         peer: global rank of the other end.
-        group: a gloo group of the two ranks that no other edge uses.
+        group: a gloo group of the two ranks, used by no other edge.
     """
 
     def __init__(self, peer: int, group: dist.ProcessGroup) -> None:
@@ -134,7 +134,7 @@ class PinnedChannel(GlooChannel):
             self.join(ready)
             staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             staged.copy_(tensor, non_blocking=True)
-            _record_event(self._stream).synchronize()  # this edge's thread waits, nothing else
+            _record_event(self._stream).synchronize()  # only this edge's thread waits
         return staged
 
     def from_host(self, tensor: Tensor, buffer: Tensor, free: Token) -> Token:
@@ -142,7 +142,7 @@ class PinnedChannel(GlooChannel):
             self.join(free)
             buffer.copy_(tensor, non_blocking=True)
             copied = _record_event(self._stream)
-        copied.synchronize()  # before the tensor's memory is used for something else
+        copied.synchronize()  # before the tensor's memory is reused
         return copied
 
     def post_receive(self, buffer: Tensor, free: Token, index: int) -> WaitReceived:
@@ -159,13 +159,13 @@ class PinnedChannel(GlooChannel):
 
 
 class NcclChannel(PinnedChannel):
-    """CUDA tensors over NCCL, on a stream of its own; frames go by gloo on the host.
+    """CUDA tensors over NCCL, on a stream of its own; frames use gloo on the host.
 
     Args:
         peer: global rank of the other end.
         group: a gloo group of the two ranks, for frames.
         device: the CUDA device of this rank.
-        nccl_group: an NCCL group of the two ranks that no other edge uses.
+        nccl_group: an NCCL group of the two ranks, used by no other edge.
     """
 
     def __init__(
@@ -196,14 +196,14 @@ class NcclChannel(PinnedChannel):
             arrived = _record_event(self._stream)
 
         def finish() -> Token:
-            arrived.synchronize()  # on this edge's thread: the others wait where they can be broken
+            arrived.synchronize()  # on this edge's thread: other threads wait interruptibly
             return arrived
 
         return finish
 
 
 def _record_event(stream: torch.cuda.Stream) -> torch.cuda.Event:
-    # Whoever waits for it sleeps: a thread of every edge does.
+    # Waiting threads sleep: every edge has a thread that waits.
     event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     event.record(stream)
     return event

@@ -1,4 +1,4 @@
-"""Opens the edges between ranks: the contract first, then one communicator a directed edge."""
+"""Opens the edges between ranks: first the contract, then one communicator per directed edge."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Pair = tuple[int, ...]
 """Sending and receiving rank of an edge."""
 
 GLOO_TIMEOUT = timedelta(days=365)
-"""Never reached, also while a job is suspended: the ends of an edge have a patience of their own, which names
-stage and batch."""
+"""A timeout never reached, even if a job is suspended: edges have their own timeout, whose error names stage
+and batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """One edge that crosses from this rank to another, or from another to this."""
+    """An edge between this rank and another, in either direction."""
 
     contract: Contract
     own_rank: int
@@ -41,7 +41,7 @@ class Link:
 
     @property
     def peer_name(self) -> str:
-        """The other end as a user knows it."""
+        """Name of the other end, for users."""
         stage = self.contract.target if self.sending else self.contract.source
         return f"stage {stage} (rank {self.peer_rank})"
 
@@ -60,22 +60,22 @@ def connect(
 ) -> list[Channel]:
     """Agree on each link's contract and open its channel, in the order of ``links``.
 
-    All ranks call this, whether they have links or not, with the default process group open.
+    All ranks call this, even those without links, with the default process group open.
 
     Args:
         links: the links of this rank.
-        pairs: sender and receiver of every edge of the run, the same on all ranks, every second edge
-            first: then no rank waits for a neighbour that is busy with the next one.
+        pairs: sender and receiver of every edge of the run, identical on all ranks, with every other
+            edge first, so that no rank waits for a neighbour that is busy with the next edge.
         size: number of ranks.
         rank: this rank.
-        device: where this rank's tensors live.
+        device: device of this rank's tensors.
         device_name: equal on two ranks only if they share the physical device.
         edge: ``auto``, ``device`` (NCCL) or ``host`` (gloo).
         put: publishes a fact to all ranks.
         wait_for: waits for a fact.
 
     Raises:
-        UserError: the ends disagree, or NCCL was asked for where it cannot work.
+        UserError: the ends disagree, or NCCL was requested but cannot work.
     """
     put(f"device/{rank}", [device_name, edge])
     for link in links:
@@ -100,15 +100,15 @@ def connect(
 
 
 def use_nccl(ranks: Pair, end: list[str], other_end: list[str]) -> bool:
-    """Whether an edge, or what replicas send each other, goes by NCCL; all ranks find the same.
+    """Return whether an edge, or a group of replicas, uses NCCL; all ranks get the same answer.
 
     Args:
-        ranks: both ends.
+        ranks: the ranks of both ends.
         end: device name and ``--edge`` of the sending rank.
-        other_end: the same of the receiving rank.
+        other_end: device name and ``--edge`` of the receiving rank.
 
     Raises:
-        UserError: NCCL was asked for, but it is not there or both ranks share a GPU.
+        UserError: NCCL was requested, but it is not available or both ranks share a GPU.
     """
     (device, edge), (other_device, _) = end, other_end
     both_cuda = "/cuda/" in device and "/cuda/" in other_device
@@ -128,12 +128,12 @@ def _key(link: Link, rank: int) -> str:
 
 
 def _open_groups(pair: Pair, *, nccl: bool) -> tuple[dist.ProcessGroup, dist.ProcessGroup | None]:
-    """A gloo group and perhaps an NCCL group of two ranks.
+    """Open a gloo group and, if requested, an NCCL group of two ranks.
 
-    Every rank makes every group, in the same order, as ``new_group`` asks for. (Its option
-    ``use_local_synchronization`` would spare the others the trouble, but derives the group's name
-    from how many groups a rank has made so far, which differs here: the first and the last rank
-    have one edge, the others two.)
+    Every rank creates every group, in the same order, as ``new_group`` requires. (Its option
+    ``use_local_synchronization`` would avoid that, but derives the group's name from the number of
+    groups that a rank has created so far, which differs here: the first and the last rank have one
+    edge, the others two.)
     """
     ranks = list(pair)
     gloo = dist.new_group(ranks, timeout=GLOO_TIMEOUT, backend="gloo")
@@ -151,7 +151,7 @@ def _channel(
 
 
 def _first_message(link: Link, channel: Channel) -> None:
-    """Connect before training: the first message on a communicator is slow."""
+    """Send a first message before training, because the first one on a communicator is slow."""
     word = torch.zeros(1, device=channel.device)
     if link.sending:
         channel.post_send(word, channel.mark(), 1)()

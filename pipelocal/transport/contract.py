@@ -1,4 +1,4 @@
-"""What the two ends of an edge agree on, once, before the first batch."""
+"""The contract of an edge, on which both ends agree once, before the first batch."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ WIRE_DTYPES |= {"bfloat16": torch.bfloat16, "int8": torch.int8}
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """How a float32 tensor is written on the wire."""
+    """How a float32 tensor is packed on the wire."""
 
     form: str
     """A name in :data:`~pipelocal.transport.packing.PACKINGS`."""
     shape: tuple[int, ...]
-    """Shape of one row as both stages know it."""
+    """Shape of one row in the stages, before packing."""
     channels_last: bool
-    """Whether it is an image whose channels lie last in memory."""
+    """Whether it is an image that is channels last in memory."""
 
     @cached_property
     def packing(self) -> Packing:
-        """What packs and unpacks."""
+        """Return the packing."""
         return packing_of(self.form, self.shape, channels_last=self.channels_last)
 
 
@@ -46,15 +46,15 @@ class Message:
     dtype: str
     """Name of the dtype on the wire, such as ``float32``."""
     kinds: tuple[str, ...]
-    """Names of the kinds of batch that carry it."""
+    """Names of the kinds of batch that carry the message."""
     packed: Packed | None = None
-    """None for a tensor that travels as it is."""
+    """How the tensor is packed; None if it is sent unchanged."""
     announced: bool = False
-    """Whether it is small and travels with the header: int64 of every kind of batch that has it."""
+    """Whether the tensor is small, int64, and sent along with the header."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch's own."""
+        """The dtype on the wire as a torch dtype."""
         return WIRE_DTYPES[self.dtype]
 
     @property
@@ -63,11 +63,11 @@ class Message:
         return prod(self.shape) * self.torch_dtype.itemsize
 
     def pack(self, tensor: Tensor) -> Tensor:
-        """What travels, ``[rows, *shape]``, of a stage's tensor ``[rows, ...]``."""
+        """Pack a stage's tensor ``[rows, ...]`` for the wire: ``[rows, *shape]``."""
         return tensor if self.packed is None else self.packed.packing.encode(tensor)
 
     def unpack(self, data: Tensor) -> Tensor:
-        """The next stage's tensor ``[rows, ...]``; may share the memory of what travelled."""
+        """Unpack the next stage's tensor ``[rows, ...]``; it may share memory with ``data``."""
         return data if self.packed is None else self.packed.packing.decode(data)
 
 
@@ -75,12 +75,12 @@ class Message:
 class Contract:
     """The ordered messages of an edge.
 
-    What is announced comes first, within the frame of the header, for a transfer of its own would
-    cost more than its bytes; and ``delta`` last, because it is made last::
+    Announced tensors come first, within the frame of the header, because separate transfers would cost
+    more than their bytes; ``delta`` comes last, because it is computed last::
 
         TRAIN      [header target ids] x
         RECONCILE  [header target ids] x  delta
-        EVALUATE   [header target    ] x  votes     where they do not cost more than x
+        EVALUATE   [header target    ] x  votes     if they do not cost more than x
     """
 
     source: int
@@ -91,20 +91,20 @@ class Contract:
     messages: tuple[Message, ...]
 
     def bytes_of(self, name: str) -> int:
-        """Bytes of one row of a message; 0 if there is no such one."""
+        """Return the bytes of one row of a message; 0 if there is no such message."""
         return sum(message.bytes_per_row for message in self.messages if message.name == name)
 
     @property
     def batch_bytes(self) -> int:
-        """Bytes of all messages of a full batch, for which the receiving end has memory."""
+        """Return the bytes of all messages of a full batch, which the receiving end must hold."""
         return self.max_rows * sum(message.bytes_per_row for message in self.messages)
 
     def of_kind(self, kind: Kind) -> list[Message]:
-        """The messages that follow a header of this kind, in order."""
+        """Return the messages that follow a header of this kind, in order."""
         return [message for message in self.messages if kind.name in message.kinds]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain types."""
+        """Return the contract as plain types."""
         return asdict(self)
 
     def check_equal(self, theirs: Mapping[str, Any], *, own_end: str, other_end: str) -> None:
@@ -138,20 +138,20 @@ def edge_contract(
     delta_dtype: torch.dtype = torch.float32,
     votes: bool | None = None,
 ) -> Contract:
-    """The contract of the edge from stage ``source`` to the next.
+    """Make the contract of the edge from stage ``source`` to the next.
 
     Args:
         source: number of the sending stage.
         feature_shape: shape of one row of its output.
-        target_shape: shape of one row of the labels, ``()`` for one label a sample.
+        target_shape: shape of one row of the labels, ``()`` for one label per sample.
         classes: number of classes.
-        max_rows: rows of a full batch.
-        form: how the output travels, a name in :data:`~pipelocal.transport.packing.PACKINGS`.
-        channels_last: whether images ``[C, H, W]`` are sent, and arrive, channels last in memory.
-        delta_shape: shape of one row of what travels of delta; None where nothing does.
-        delta_dtype: dtype of it.
-        votes: whether the sum of the heads' class probabilities travels in evaluations; None for where
-            it is no more bytes than the output.
+        max_rows: number of rows in a full batch.
+        form: packing of the output, a name in :data:`~pipelocal.transport.packing.PACKINGS`.
+        channels_last: whether images ``[C, H, W]`` are sent and received channels last in memory.
+        delta_shape: shape of one row of delta as sent; None if delta is not sent.
+        delta_dtype: dtype of delta as sent.
+        votes: whether evaluations send the sum of the heads' class probabilities; None to send it if
+            it takes no more bytes than the output.
     """
     feature, label = tuple(feature_shape), tuple(target_shape)
     train, evaluate = ("TRAIN", "RECONCILE"), ("EVALUATE",)
@@ -169,7 +169,7 @@ def edge_contract(
             packed=None if as_it_is else x,
         ),
     ]
-    # Sum of the heads' class probabilities so far, so that the last stage knows the ensemble.
+    # Sum of the heads' class probabilities so far, from which the last stage gets the ensemble.
     ballot = Message(name="votes", shape=(*label, classes), dtype="float32", kinds=evaluate)
     if ballot.bytes_per_row <= messages[-1].bytes_per_row if votes is None else votes:
         messages.append(ballot)
@@ -187,7 +187,7 @@ def _name_of(dtype: torch.dtype) -> str:
 
 
 def _as_lists(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
+    """Convert tuples to lists, as JSON does."""
     if isinstance(value, dict):
         return {key: _as_lists(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

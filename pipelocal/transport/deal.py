@@ -1,4 +1,4 @@
-"""How the events of a stream are dealt to the replicas of a stage: a rule that both ends of an edge know.
+"""Deals the events of a stream to the replicas of a stage, by a rule known to both ends of an edge.
 
 Event ``n`` that holds a batch goes to replica ``n mod r`` of a stage with r replicas; markers go to all.
 From a stage with two replicas to one with three (events 0 to 5; each arrow is an edge of its own)::
@@ -6,7 +6,7 @@ From a stage with two replicas to one with three (events 0 to 5; each arrow is a
     replica 0 of 2:  0 -> replica 0 of 3     2 -> replica 2     4 -> replica 1
     replica 1 of 2:  1 -> replica 1 of 3     3 -> replica 0     5 -> replica 2
 
-So nobody asks whose turn it is, and every replica meets its events in the order of the stream.
+So no communication is needed to decide whose turn it is, and every replica gets its events in stream order.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from math import gcd, lcm
 
 @dataclass(frozen=True, kw_only=True)
 class Deal:
-    """Every so-many-th event, from a certain one on."""
+    """Every ``every``-th event, starting with ``first``."""
 
     every: int = 1
     first: int = 0
-    """From 0 to ``every - 1``."""
+    """First event, from 0 to ``every - 1``."""
 
     def has(self, number: int) -> bool:
-        """Whether a batch with this number is among them."""
+        """Return whether the event with this number is included."""
         return number % self.every == self.first
 
     def after(self, number: int) -> int:
-        """The number of the first one behind ``number``."""
+        """Return the number of the first included event after ``number``."""
         return number + 1 + (self.first - number - 1) % self.every
 
     def of_edge(self, other: Deal) -> Deal | None:
-        """What goes from a replica that has these to one that has others; None if nothing ever does."""
+        """Return the events common to this deal and another; None if there are none."""
         if (self.first - other.first) % gcd(self.every, other.every):
             return None
         every = lcm(self.every, other.every)
@@ -41,4 +41,4 @@ class Deal:
 
 
 EVERYTHING = Deal()
-"""Of a stage without replicas."""
+"""All events, for a stage without replicas."""

@@ -1,4 +1,4 @@
-"""The two ends of an edge, whatever carries the bytes.
+"""Interface of the two ends of an edge, independent of what carries the bytes.
 
 ::
 
@@ -10,9 +10,9 @@
     Sender.send("delta")   ----- delta -------------->  batch.get("delta")
     Sender.finish()                                     batch.release()
 
-Ownership: what was given to ``send`` must not change until the transfer is done; the sender holds
-the reference until then. What ``get`` returns belongs to the receiver until ``release``. The contract
-says what is packed; ``send`` packs it, and ``get`` unpacks it.
+Ownership: a tensor given to ``send`` must not change until its transfer is done; the sender keeps a
+reference until then. A tensor returned by ``get`` belongs to the receiver until ``release``. The contract
+says which tensors are packed; ``send`` packs and ``get`` unpacks them.
 """
 
 from collections.abc import Callable
@@ -24,21 +24,21 @@ from pipelocal.errors import StageError
 from pipelocal.transport.header import Header
 
 Check = Callable[[], None]
-"""Called again and again by whatever waits; raises when the wait is in vain."""
+"""Called repeatedly during waits; raises when the wait has become pointless."""
 
 
 class IncomingBatch(Protocol):
-    """A batch under way; the header is there, the tensors come one by one."""
+    """A batch being received: its header has arrived, its tensors follow one by one."""
 
     @property
     def header(self) -> Header:
-        """What this batch is."""
+        """The header of this batch."""
 
     def get(self, name: str) -> Tensor:
-        """The tensor ``[rows, ...]``; waits until it is there."""
+        """Return the tensor ``[rows, ...]``; waits until it has arrived."""
 
     def release(self) -> None:
-        """Give the tensors' memory back; nothing may use them afterwards."""
+        """Give the tensors' memory back; they must not be used afterwards."""
 
 
 class Receiver(Protocol):
@@ -46,20 +46,20 @@ class Receiver(Protocol):
 
     @property
     def received_bytes(self) -> int:
-        """Tensors that came in so far."""
+        """Bytes of tensors received so far."""
 
     @property
     def waited_s(self) -> float:
         """Seconds spent waiting so far."""
 
     def trouble(self) -> StageError | None:
-        """What broke this end, if something did; does not wait."""
+        """Return the failure of this end, if any; does not wait."""
 
     def receive(self) -> IncomingBatch:
-        """The next batch; waits until its header is there."""
+        """Return the next batch; waits until its header has arrived."""
 
     def close(self) -> None:
-        """Stop; no error if transfers are still under way."""
+        """Stop; transfers still in progress are no error."""
 
 
 class Sender(Protocol):
@@ -67,14 +67,14 @@ class Sender(Protocol):
 
     @property
     def sent_bytes(self) -> int:
-        """Tensors that were sent so far."""
+        """Bytes of tensors sent so far."""
 
     @property
     def waited_s(self) -> float:
         """Seconds spent waiting so far."""
 
     def trouble(self) -> StageError | None:
-        """What broke this end, if something did; does not wait."""
+        """Return the failure of this end, if any; does not wait."""
 
     def begin(self, header: Header) -> None:
         """Announce a batch; waits until the window has room for it."""
@@ -83,10 +83,10 @@ class Sender(Protocol):
         """Send one tensor of the announced batch, in the contract's order; does not wait."""
 
     def finish(self) -> None:
-        """The announced batch is complete; does not wait."""
+        """Complete the announced batch; does not wait."""
 
     def drain(self) -> None:
         """Wait until everything has been taken by the other end."""
 
     def close(self) -> None:
-        """Stop; no error if transfers are still under way."""
+        """Stop; transfers still in progress are no error."""

@@ -1,4 +1,4 @@
-"""What both ends of an edge between ranks share: threads, their failure, waits that can be broken.
+"""Base of both ends of an edge between ranks: threads, their failures, and interruptible waits.
 
 ::
 
@@ -7,11 +7,10 @@
     begin, send, finish ->  [queue, <= window]  ====>  [ring, >= 2 slots]   -> receive, get, release
                              post | wait                post | wait
 
-The transfers wait on threads of their own, so that they go on while the model computes, and so that
-the compute thread only ever waits on a condition that a failure elsewhere can break. One thread starts
-the transfers of a batch while another still waits for those of the batch before: over a long link a
-batch takes several trips (frame, the receiver's answer that it is ready, tensors), and those of one
-batch must not wait for those of another.
+Transfers run on separate threads, so that they proceed while the model computes, and so that the compute
+thread only waits on conditions that a failure elsewhere can interrupt. One thread starts the transfers of a
+batch while another still waits for those of the previous batch: over a high-latency link a batch takes
+several trips (frame, the receiver's readiness, tensors), and those of different batches must overlap.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ from pipelocal.transport.edge import Check
 from pipelocal.transport.frame import FrameLayout
 
 POLL_S = 0.1
-"""How often a wait looks whether it is in vain."""
+"""Seconds between checks whether a wait has become pointless."""
 
 Waits = Callable[[bool], None]
-"""Told when this rank begins (True) and ends to wait for the other end."""
+"""Called with True when this rank starts to wait for the other end, and with False when it stops."""
 
 
 def tell_nobody(_waiting: bool) -> None:
-    """In place of :data:`Waits` where nobody asks."""
+    """A :data:`Waits` that does nothing."""
 
 
 class Endpoint(ABC):
-    """What both ends share: two threads, their failure, and waits that can be broken."""
+    """Base of both ends: two threads, their failures, and interruptible waits."""
 
     def __init__(
         self,
@@ -99,7 +98,7 @@ class Endpoint(ABC):
                 torch.cuda.set_device(self._channel.device)
             work()
         except Exception as error:
-            # The process may be on its way out; then nobody reads this.
+            # If the process is exiting, nobody reads this.
             with self._changed:
                 self._failure = first_sentence(error)
                 self._changed.notify_all()
@@ -110,14 +109,14 @@ class Endpoint(ABC):
 
     @abstractmethod
     def _post(self) -> None:
-        """Start the transfers until the stream ends; on a thread of its own."""
+        """Start transfers until the stream ends; runs on its own thread."""
 
     @abstractmethod
     def _complete(self) -> None:
-        """Wait for the transfers that were started, in order; on a thread of its own."""
+        """Wait for the started transfers, in order; runs on its own thread."""
 
     def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait, with the lock held, until ``condition``; an error if that can no longer be."""
+        """Wait, with the lock held, until ``condition``; raise if that can no longer happen."""
         if condition():
             return
         started, patience = time.monotonic(), Patience(self._timeout_s)
@@ -139,6 +138,6 @@ class Endpoint(ABC):
 
 
 def first_sentence(error: Exception) -> str:
-    """What a library's error says, without the place in its source and its advice."""
+    """Return a library's error message without its source location and advice."""
     text = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip())
     return re.split(r"\.\s|\n", text)[0] or type(error).__name__

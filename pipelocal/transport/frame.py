@@ -1,7 +1,7 @@
-"""What announces a batch: its header, and with it the small tensors that the contract names.
+"""The frame that announces a batch: its header, and the small tensors that the contract names.
 
-One int64 tensor of the same length for every batch, so that the receiver can listen for it before it
-knows what comes::
+A frame is one int64 tensor of fixed length, so that the receiver can post a receive before it knows
+what comes::
 
     | header 7 | target, room for max_rows | ids, room for max_rows |
 """
@@ -17,15 +17,15 @@ from pipelocal.transport.header import HEADER_LENGTH, Header
 
 
 class FrameLayout:
-    """Where in the frame each announced tensor lies.
+    """The position of each announced tensor in the frame.
 
     Args:
-        contract: of the edge.
+        contract: the contract of the edge.
     """
 
     def __init__(self, contract: Contract) -> None:
         self.length = HEADER_LENGTH
-        """int64 values of a frame."""
+        """Number of int64 values in a frame."""
         self._places: dict[str, tuple[int, Message]] = {}
         for message in contract.messages:
             if message.announced:
@@ -35,7 +35,7 @@ class FrameLayout:
                 self.length += contract.max_rows * prod(message.shape)
 
     def write(self, header: Header, tensors: Mapping[str, Tensor]) -> Tensor:
-        """A frame ``[length]`` on the CPU; ``tensors`` int64 ``[rows, ...]`` on the CPU."""
+        """Make a frame ``[length]`` on the CPU, from ``tensors`` int64 ``[rows, ...]`` on the CPU."""
         frame = torch.zeros(self.length, dtype=torch.int64)
         frame[:HEADER_LENGTH] = header.encode()
         for name, tensor in tensors.items():
@@ -44,10 +44,10 @@ class FrameLayout:
         return frame
 
     def read_header(self, frame: Tensor) -> Header:
-        """The header of a frame; ``ValueError`` if the bytes are none."""
+        """Return the header of a frame; raise ``ValueError`` if the bytes are not a header."""
         return Header.decode(frame[:HEADER_LENGTH])
 
     def read(self, frame: Tensor, name: str, rows: int) -> Tensor:
-        """An announced tensor ``[rows, ...]``, in the frame's memory."""
+        """Return an announced tensor ``[rows, ...]``, a view of the frame's memory."""
         first, message = self._places[name]
         return frame[first : first + rows * prod(message.shape)].view(rows, *message.shape)

@@ -1,4 +1,4 @@
-"""What replicas of a stage send each other: process groups, and waits in them that can be broken off."""
+"""Process groups of a stage's replicas, with interruptible waits."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from pipelocal.transport.endpoint import Waits, first_sentence
 T = TypeVar("T")
 
 WHO_S = 0.5
-"""How long a lost connection waits for word of whose it was."""
+"""Seconds to wait, after a lost connection, for news of which rank is lost."""
 
 
 @dataclass(kw_only=True)
 class ReplicaGroup:
-    """The ranks of one block of stages, seen from one of them."""
+    """The replicas of one block of stages, seen from one of them."""
 
     host: dist.ProcessGroup
-    """For what lies on the CPU."""
+    """Process group for tensors on the CPU."""
     device: dist.ProcessGroup
-    """For what lies where the stages compute; the same one on CPUs."""
+    """Process group for tensors on the stages' device; on CPUs the same as :attr:`host`."""
     mesh: DeviceMesh
-    """Of one axis, ``replica``; with equal replication, and ranks in order, a part of the mesh of all
-    ranks, whose axes are ``stage`` and ``replica``."""
+    """Mesh with one axis, ``replica``; with equal replication and ranks in order, a slice of the mesh of
+    all ranks, whose axes are ``stage`` and ``replica``."""
     index: int
-    """Of this rank, from 0."""
+    """Index of this rank's replica, from 0."""
     count: int
     stage: int
     """Number of a stage of these ranks, for errors."""
@@ -46,10 +46,10 @@ class ReplicaGroup:
     waits: Waits
     timeout_s: float
     waited_s: float = 0.0
-    """Seconds spent so far in what the replicas do together."""
+    """Seconds spent in joint calls of the replicas so far."""
 
     def together(self, call: Callable[[], T]) -> T:
-        """Do what all replicas do at the same time; they wait for each other in it.
+        """Run a call that all replicas make at the same time, and in which they wait for each other.
 
         Raises:
             StageError: another replica is gone, or hangs.
@@ -86,21 +86,21 @@ class ReplicaGroup:
         return result
 
     def _say_who_is_gone(self) -> None:
-        """Raise what is known of a lost rank: its own connection tells which, a little later."""
+        """Raise an error that names the lost rank, once its own connection shows which it is."""
         patience = Patience(WHO_S)
         while not patience.over():
             self.check()
             time.sleep(0.02)
 
     def each(self, values: Tensor) -> Tensor:
-        """A tensor on the CPU of each replica, ``[count, ...]`` in order."""
+        """Gather a CPU tensor from each replica, ``[count, ...]`` in order."""
         rows = values.new_zeros(self.count, *values.shape)
         rows[self.index] = values
         self.together(lambda: dist.all_reduce(rows, group=self.host))
         return rows
 
     def greatest(self, value: int) -> int:
-        """The greatest number that a replica gives."""
+        """Return the maximum over all replicas."""
         return int(self.each(torch.tensor(value)).max())
 
 
@@ -111,7 +111,7 @@ def open_group(
     wait_for: Callable[[str], Any],
     **rest: Any,
 ) -> ReplicaGroup | None:
-    """The group of this rank's replicas; None without any.
+    """Open the group of this rank's replicas; return None without replicas.
 
     All ranks call this, with the default process group open, after :func:`~pipelocal.transport.connect`,
     whose facts about devices it uses.
@@ -120,7 +120,7 @@ def open_group(
         blocks: the ranks of every block, in order of their replicas.
         rank: this rank.
         wait_for: waits for a fact.
-        rest: fields of :class:`ReplicaGroup`.
+        rest: further fields of :class:`ReplicaGroup`.
     """
     own: dict[str, Any] = {}
     groups: list[tuple[dist.ProcessGroup, dist.ProcessGroup]] = []
@@ -149,9 +149,9 @@ def open_group(
 def _mesh(
     blocks: Sequence[Sequence[int]], rank: int, own: dist.ProcessGroup | None, device_type: str
 ) -> DeviceMesh | None:
-    """The ranks with named axes; None where this rank has no replicas."""
-    # A group numbers its members in the order of their ranks, which a mesh of two axes must be in.
-    lines = [*blocks, *zip(*blocks)]  # noqa: B905  looked at only if all are as long
+    """Return the ranks as a mesh with named axes; None if this rank has no replicas."""
+    # A group orders its members by rank, and a mesh of two axes must have the same order.
+    lines = [*blocks, *zip(*blocks)]  # noqa: B905  used only if all have equal length
     ordered = len({len(ranks) for ranks in blocks}) == 1 and all(
         list(line) == sorted(line) for line in lines
     )
@@ -173,7 +173,7 @@ def _mesh(
 
 
 def _is_of_a_link(error: RuntimeError) -> bool:
-    """Whether the library lost a connection, and not a bug of ours or of the user's."""
+    """Return whether an error is a lost connection, and not a bug here or in user code."""
     text = str(error).lower()
     words = ("connection", "gloo", "nccl", "socket", "peer", "broken pipe")
     return isinstance(error, dist.DistError) or any(word in text for word in words)

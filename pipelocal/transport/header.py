@@ -8,30 +8,30 @@ from torch import Tensor
 
 
 class Kind(IntEnum):
-    """What comes next on an edge."""
+    """The kinds of events on an edge."""
 
     TRAIN = 1
     """A batch to train on, without reconciliation."""
     EVALUATE = 2
     """A batch to evaluate on."""
     EVALUATED = 3
-    """The evaluation is over: every stage reports and forgets its sums. No tensors follow."""
+    """The end of an evaluation: every stage reports and resets its sums. No tensors follow."""
     END = 4
-    """The stream is over. No tensors follow, and no further header."""
+    """The end of the stream. No tensors and no further headers follow."""
     RECONCILE = 5
-    """A batch to train on and to reconcile: delta comes too."""
+    """A batch to train on and to reconcile: delta follows too."""
 
     SNAPSHOT = 6
-    """A marker: every stage saves what it is after the batches before it. No tensors follow."""
+    """A marker: every stage saves its state after the preceding batches. No tensors follow."""
     EPOCH = 7
-    """The training batches of an epoch are over: its sums are read. No tensors follow."""
+    """The end of an epoch's training batches: its sums are read. No tensors follow."""
     UPDATE = 8
-    """The batches since the last update make one, though they are fewer than usual, and some replicas may
-    have met none of them. No tensors follow."""
+    """An early update with the batches so far, which are fewer than usual; some replicas may have had none.
+    No tensors follow."""
 
     @property
     def dealt(self) -> bool:
-        """Whether tensors follow, so that one replica of a stage meets it; the others go to all."""
+        """Whether tensors follow, so that it goes to one replica of a stage; other events go to all."""
         return self in (Kind.TRAIN, Kind.RECONCILE, Kind.EVALUATE)
 
     @property
@@ -42,28 +42,28 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What the next batch is; 56 bytes on the wire, whatever the model."""
+    """Describes the next event; 56 bytes on the wire, for any model."""
 
     kind: Kind
     number: int
-    """Count of the event on this stream, from 0; a gap means that a batch was lost."""
+    """Number of the event in this stream, from 0; a gap means that a batch was lost."""
     rows: int
     """Valid rows of every tensor that follows."""
     epoch: int
     step: int
-    """Training batches of the run before this event, whoever met them."""
+    """Training batches of the run before this event, on all replicas."""
     update_at: int = 0
-    """Training batches of the run after which comes the update to which a training batch belongs; 0 if the
-    stages go by their own count."""
+    """Number of training batches of the run after which this batch's update is due; 0 if stages use their
+    own count."""
 
     def encode(self) -> Tensor:
-        """As int64 ``[7]`` on the CPU."""
+        """Encode as int64 ``[7]`` on the CPU."""
         place = [self.number, self.rows, self.epoch, self.step, self.update_at]
         return torch.tensor([MAGIC, self.kind, *place])
 
     @classmethod
     def decode(cls, data: Tensor) -> "Header":
-        """The inverse of :meth:`encode`; ``ValueError`` if the bytes are no header."""
+        """Decode the result of :meth:`encode`; raise ``ValueError`` if the bytes are not a header."""
         magic, kind, number, rows, epoch, step, update_at = data.tolist()
         if magic != MAGIC:
             raise ValueError(f"expected a batch header, got {data.tolist()}")

@@ -1,6 +1,6 @@
 """An edge between two stages of one process: tensors are handed over, not copied.
 
-What is packed on a wire is packed and unpacked here too, so that the next stage meets the same bits.
+Tensors that are packed on a wire are packed and unpacked here too, so that the next stage gets the same bits.
 """
 
 from collections import deque
@@ -12,9 +12,9 @@ from pipelocal.transport.header import Header
 
 
 class InProcessEdge:
-    """Both ends at once. The two stages take turns, so nothing ever waits and one batch is held.
+    """Both ends in one. The two stages take turns, so nothing ever waits and one batch is held.
 
-    Counts bytes like any other edge: what would travel if the stages were apart.
+    It counts bytes like any other edge, as if the stages were on different ranks.
     """
 
     waited_s = 0.0

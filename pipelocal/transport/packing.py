@@ -1,15 +1,15 @@
-"""How the numbers of a tensor are written on a wire: as they are, or in fewer bits.
+"""Packs the numbers of a tensor for a wire: unchanged, or in fewer bits.
 
-The sending end packs, the receiving end unpacks to float32. Every row is packed by itself, so that it
+The sending end packs, the receiving end unpacks to float32. Every row is packed separately, so that it
 does not matter which rows share a batch.
 
-| form | bytes a row of F numbers | error of a number x |
+| form | bytes per row of F numbers | error of a number x |
 | --- | --- | --- |
 | ``float32`` | 4 F | none |
-| ``bf16`` | 2 F | at most \\|x\\| / 256; keeps -0.0; from 3.396e38 on infinite |
+| ``bf16`` | 2 F | at most \\|x\\| / 256; keeps -0.0; infinite from 3.396e38 on |
 | ``int8`` | F + 4 | at most a 254th of the row's largest entry; -0.0 becomes 0.0 |
 
-NaN and infinity stay what they are; with ``int8`` they leave no finite number in their row.
+NaN and infinity are preserved; with ``int8`` they make all other numbers of their row non-finite.
 """
 
 from __future__ import annotations
@@ -29,40 +29,40 @@ SCALE_BYTES = 4
 
 
 class Packing(Protocol):
-    """How a tensor travels; rows are samples."""
+    """How a tensor is encoded for sending; rows are samples."""
 
     @property
     def shape(self) -> Shape:
-        """Of one row on the wire."""
+        """Shape of one row on the wire."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """On the wire."""
+        """The dtype on the wire."""
 
     def encode(self, tensor: Tensor) -> Tensor:
-        """What travels, ``[B, *shape]`` of :attr:`dtype`, of a float32 tensor ``[B, ...]``."""
+        """Encode a float32 tensor ``[B, ...]`` as ``[B, *shape]`` of :attr:`dtype`."""
 
     def decode(self, message: Tensor) -> Tensor:
-        """The tensor ``[B, ...]`` in float32 again; may share the message's memory."""
+        """Decode to a float32 tensor ``[B, ...]``, which may share the message's memory."""
 
 
 PackingBuilder = Callable[[Shape], Packing]
-"""Called with the shape of one row."""
+"""Called with the shape of one row; makes a packing."""
 
 PACKINGS: Registry[PackingBuilder] = Registry("wire form", takes="row_shape")
 
 
 def row_bytes(packing: Packing) -> int:
-    """Bytes of one row on the wire."""
+    """Return the bytes of one row on the wire."""
     return prod(packing.shape) * packing.dtype.itemsize
 
 
 class Cast:
-    """The numbers themselves, in a dtype of their own.
+    """Sends the numbers cast to another dtype.
 
     Args:
-        shape: of one row.
-        dtype: on the wire.
+        shape: shape of one row.
+        dtype: dtype on the wire.
     """
 
     def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
@@ -79,10 +79,10 @@ class Cast:
 
 
 class Int8:
-    """The numbers in steps of a 127th of each row's largest entry.
+    """Sends the numbers in steps of 1/127 of each row's largest magnitude.
 
     Args:
-        shape: of one row.
+        shape: shape of one row.
     """
 
     dtype = torch.int8
@@ -94,25 +94,25 @@ class Int8:
     def encode(self, tensor: Tensor) -> Tensor:
         """See :class:`Packing`; the scale is the last four bytes of a row."""
         flat = tensor.flatten(1)
-        tiny = torch.finfo(torch.float32).tiny  # a row of zeros, or of next to nothing
+        tiny = torch.finfo(torch.float32).tiny  # for rows of zeros or tiny numbers
         scale = (flat.abs().amax(1, keepdim=True) / 127).clamp_min(tiny)
         steps = (flat / scale).round_().to(torch.int8)
         return torch.cat((steps, scale.contiguous().view(torch.int8)), dim=1)
 
     def decode(self, message: Tensor) -> Tensor:
         """See :class:`Packing`."""
-        # A copy always: four bytes can only be read as a float where they begin at a multiple of four.
+        # Always copy: four bytes can be viewed as a float only at an aligned offset.
         last = message[:, -SCALE_BYTES:].clone(memory_format=torch.contiguous_format)
         scale = last.view(torch.float32)
         return (message[:, :-SCALE_BYTES] * scale).view(-1, *self._row)
 
 
 class ChannelsLast:
-    """Images, sent as they lie in memory with their channels last: nothing is copied for it.
+    """Sends channels-last images in their memory order, without a copy.
 
     Args:
-        form: how the numbers are written, a name in :data:`PACKINGS`.
-        shape: of one image, ``[C, H, W]``.
+        form: packing of the numbers, a name in :data:`PACKINGS`.
+        shape: shape of one image, ``[C, H, W]``.
     """
 
     def __init__(self, form: str, shape: Shape) -> None:
@@ -124,7 +124,7 @@ class ChannelsLast:
 
     def encode(self, tensor: Tensor) -> Tensor:
         """See :class:`Packing`."""
-        # By way of one dimension: the strides of dimensions of size 1 are those of a fresh tensor.
+        # Via one dimension, so that dimensions of size 1 get the strides of a new tensor.
         rows = tensor.permute(0, 2, 3, 1).flatten().view(-1, *self._row)
         return self._numbers.encode(rows)
 
@@ -134,12 +134,12 @@ class ChannelsLast:
 
 
 def packing_of(form: str, shape: Shape, *, channels_last: bool = False) -> Packing:
-    """How rows of a shape travel.
+    """Return the packing for rows of a shape.
 
     Args:
         form: a name in :data:`PACKINGS`.
-        shape: of one row.
-        channels_last: whether images lie so; what is no image ``[C, H, W]`` is not concerned.
+        shape: shape of one row.
+        channels_last: whether images ``[C, H, W]`` are channels last; ignored for other shapes.
 
     Raises:
         UserError: there is no such form.
