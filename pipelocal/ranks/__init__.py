@@ -1,1 +1,1 @@
-"""Who takes part in a run, and who is gone."""
+"""The ranks of a run: how they meet, and how a lost one is noticed."""

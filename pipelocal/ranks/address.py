@@ -1,4 +1,4 @@
-"""At which address other ranks reach this host, and listening there and nowhere else."""
+"""Finds the address at which other ranks reach this host, and listens only there."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LOOPBACK = "127.0.0.1"
 
 
 def own_address() -> str:
-    """The address at which other ranks reach this host.
+    """Return the address at which other ranks reach this host.
 
-    It is the loopback address if all ranks are here, that of gloo's interface if one is named, and otherwise
-    the one that the master is reached from.
+    This is the loopback address if all ranks are on this host, the address of gloo's interface if one is
+    named, and otherwise the address from which the master is reached.
 
     Raises:
-        UserError: the master's name, or without a master this host's own, has no address.
+        UserError: the name of the master, or without a master of this host, has no address.
     """
     if one_host():
         return LOOPBACK
@@ -47,13 +47,13 @@ def own_address() -> str:
 
 
 def one_host() -> bool:
-    """Whether the launcher says that all ranks are on this host."""
+    """Return whether the launcher says that all ranks are on this host."""
     size = os.environ.get("WORLD_SIZE")
     return size is not None and os.environ.get("LOCAL_WORLD_SIZE") == size
 
 
 def loopback_interface() -> str | None:
-    """The name of the interface that no other host reaches; None if there is none."""
+    """Return the name of the loopback interface; None if there is none."""
     for interface, addresses in psutil.net_if_addrs().items():
         if any(entry.address == LOOPBACK for entry in addresses):
             return str(interface)
@@ -61,7 +61,7 @@ def loopback_interface() -> str | None:
 
 
 def listen() -> socket.socket:
-    """A socket that listens at :func:`own_address` alone, on a port that the system chooses.
+    """Open a socket that listens only at :func:`own_address`, on a port that the system chooses.
 
     Raises:
         UserError: this host has no such address.
@@ -78,18 +78,18 @@ def listen() -> socket.socket:
 
 
 def _of_interface(name: str) -> str | None:
-    """The address of an interface of this host, of the fourth version of IP if it has one."""
+    """Return the address of an interface of this host, IPv4 if it has one."""
     entries = psutil.net_if_addrs().get(name, [])
     for family in (socket.AF_INET, socket.AF_INET6):
         for entry in entries:
-            # A link-local address means nothing without the name of an interface.
+            # A link-local address is useless without the name of an interface.
             if entry.family == family and "%" not in entry.address:
                 return str(entry.address)
     return None
 
 
 def _outward_address() -> str | None:
-    """An IPv4 address of this host that is no loopback."""
+    """Return an IPv4 address of this host that is not loopback."""
     for addresses in psutil.net_if_addrs().values():
         for entry in addresses:
             if entry.family == socket.AF_INET and not entry.address.startswith("127."):

@@ -1,4 +1,4 @@
-"""Calls that wait deep inside a library, made such that the process can still be stopped."""
+"""Makes calls that block inside a library interruptible."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ POLL_S = 0.1
 
 
 def breakable(call: Callable[[], T], *, check: Callable[[], None], timeout_s: float) -> T:
-    """Run ``call`` on a thread of its own, which is left behind if the wait is broken off.
+    """Run ``call`` on its own thread, which is abandoned if the wait is broken off.
 
     Signals reach the calling thread, which never waits for long.
 
     Args:
-        call: what to run. The current CUDA device is not handed on to its thread.
-        check: raises when the wait is in vain.
-        timeout_s: patience in seconds.
+        call: the function to run. The current CUDA device is not passed on to its thread.
+        check: raises when the wait has become pointless.
+        timeout_s: timeout in seconds.
 
     Raises:
         TimeoutError: ``call`` did not end in time.

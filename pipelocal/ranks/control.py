@@ -1,6 +1,6 @@
-"""The control plane: facts, records and failures, over the store and never over the data edges.
+"""The control plane: exchanges facts, records and failures over the store, never over data edges.
 
-Everything is JSON. Nothing here waits without looking whether another rank has failed.
+Everything is JSON. Every wait here checks whether another rank has failed.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from pipelocal.system.streams import say
 
 WATCH_INTERVAL_S = 0.25
 CAUSE_PATIENCE_S = 1.5
-"""How long a symptom (a lost connection) waits for another rank to report the cause."""
+"""Seconds that a symptom (a lost connection) waits for another rank to report the cause."""
 
 STORE_PATIENCE_S = 1.0
-"""How long a rank that ends waits for the store to answer."""
+"""Seconds that an ending rank waits for the store to answer."""
 
 STORE_LOST = "lost the control store: the rank or the agent that kept it is gone"
 
 LAST_RESORT_S = 10.0
-"""How long a rank may take to end after another one's failure before it is ended by force."""
+"""Seconds that a rank may take to end after another rank's failure before it is killed."""
 
 FAILURE = "failure"
 
@@ -68,9 +68,9 @@ class ControlPlane:
         self._taken = [0] * world.size
         self._account: str | None = None
         self._refused = False
-        """Whether the account is of what was given, which no other attempt can mend."""
+        """Whether the failure is due to user input, which another attempt cannot fix."""
         self.lost: StageError | None = None
-        """That a neighbouring rank's process ended before its time, if it did."""
+        """The error that a neighbouring rank's process ended early, if one did."""
         self._lifeline: Lifeline | None = None
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="control", daemon=True)
@@ -87,7 +87,7 @@ class ControlPlane:
             self._store.set(key, json.dumps(value))
 
     def wait_for(self, key: str, *, timeout_s: float = math.inf) -> Any:
-        """The fact under ``key``, as soon as some rank has published it.
+        """Return the fact under ``key``, once some rank has published it.
 
         Raises:
             Interrupted: another rank failed in the meantime, or the store is gone.
@@ -106,7 +106,7 @@ class ControlPlane:
             return json.loads(self._store.get(key))
 
     def take(self, key: str) -> Any:
-        """As :meth:`wait_for`, for a fact that nobody else waits for: it is forgotten."""
+        """Return a fact like :meth:`wait_for`, and delete it: nobody else may wait for it."""
         value = self.wait_for(key)
         with self._store_needed():
             self._store.delete_key(key)
@@ -122,10 +122,10 @@ class ControlPlane:
             raise self.interruption(self._account or STORE_LOST) from error
 
     def watch_neighbours(self, names: dict[int, str], *, stage: int) -> None:
-        """Notice at once when the process of a neighbouring rank is gone.
+        """Watch the processes of neighbouring ranks, and notice at once when one is gone.
 
         Args:
-            names: of the ranks that this one talks to, how users know them.
+            names: names for users of the ranks that this one talks to.
             stage: number of this rank's stage that talks to them, for the error.
         """
 
@@ -154,7 +154,7 @@ class ControlPlane:
 
         Raises:
             Interrupted: another rank failed.
-            StageError: a neighbouring rank's process ended before its time; a symptom.
+            StageError: a neighbouring rank's process ended early; a symptom.
         """
         if self._account is not None:
             raise self.interruption(self._account)
@@ -162,28 +162,28 @@ class ControlPlane:
             raise self.lost
 
     def interruption(self, account: str) -> Interrupted:
-        """What a rank raises on account of another one's failure."""
+        """Make the error that a rank raises because of another rank's failure."""
         return Refused(account) if self._refused else Interrupted(account)
 
     def fail(self, error: BaseException, *, grace_s: float = CAUSE_PATIENCE_S) -> tuple[str, bool]:
-        """Tell all ranks that this one cannot go on; the first account given is everyone's.
+        """Report to all ranks that this one cannot continue; the first report given is everyone's reason.
 
         Returns:
-            The account that counts, and whether it is this rank's own.
+            The report that counts, and whether it is this rank's own.
         """
         account = self._describe(error)
         refused = isinstance(error, UserError) and not isinstance(error, Passing)
-        # Being told to end follows from something, most often from another rank's failure.
+        # A request to end has a cause, usually another rank's failure.
         symptom = isinstance(error, Terminated) or (isinstance(error, StageError) and error.symptom)
         try:
             try:
                 won = self._settle(account, refused, symptom, grace_s)
             except Terminated:
-                # Torchrun ends all ranks when it has lost one: what is known must be said now.
+                # Torchrun ends all ranks when it has lost one, so report at once.
                 won = self._settle(account, refused, symptom, 0.0)
         except (RuntimeError, TimeoutError):
             won = account  # the store is gone, or its host cannot be reached
-        self._account = won  # for the other threads of this rank, without any delay
+        self._account = won  # for the other threads of this rank, without delay
         if self.world.keeps_store:
             time.sleep(4 * WATCH_INTERVAL_S)  # the others must be able to read it
         return self._account, self._account == account
@@ -196,7 +196,7 @@ class ControlPlane:
         )
 
     def _agree(self, account: str, refused: bool, symptom: bool, grace_s: float) -> str:
-        """The first account that any rank gave; this one if there is none yet."""
+        """Return the first report that any rank gave; this one if there is none yet."""
         if STALLED in account:
             known = partial(self._store.check, [FAILURE])
             account = f"{account}; {self.roll_call.ask(2 / 3 * grace_s, until=known)}"
@@ -205,7 +205,7 @@ class ControlPlane:
         return self._read(self._store.compare_set(FAILURE, "", json.dumps([account, refused])))
 
     def _read(self, failure: bytes) -> str:
-        """The account that the store holds."""
+        """Read the report in the store."""
         account, self._refused = json.loads(failure)
         return str(account)
 
@@ -215,7 +215,7 @@ class ControlPlane:
             time.sleep(0.02)
 
     def failure(self) -> str | None:
-        """The account of the first failure, if there is one."""
+        """Return the report of the first failure, if there is one."""
         try:
             return self._read(self._store.get(FAILURE)) if self._store.check([FAILURE]) else None
         except RuntimeError:
@@ -227,7 +227,7 @@ class ControlPlane:
         self._posted += 1
 
     def take_records(self) -> list[dict[str, Any]]:
-        """The records that came since the last call, in each rank's order; for rank 0."""
+        """Return the records received since the last call, in each rank's order; for rank 0."""
         records = []
         for rank in range(self.world.size):
             while self._store.check([key := f"record/{rank}/{self._taken[rank]}"]):
@@ -240,7 +240,7 @@ class ControlPlane:
         """Wait until no rank needs the store any more, then stop watching.
 
         Args:
-            timeout_s: how long rank 0, which all others have waited for, waits for them to go.
+            timeout_s: seconds that rank 0, for which all others have waited, waits for them to leave.
         """
         size = self.world.size
         if size > 1:
@@ -251,7 +251,7 @@ class ControlPlane:
                     self.check()
                     time.sleep(0.01)
             else:
-                # However long the last stages take: a failure of theirs breaks the wait.
+                # Without a timeout: a failure of the last stages interrupts the wait.
                 self.wait_for("goodbye")
                 self.stop_watching()
                 self._store.add("left", 1)
@@ -263,7 +263,7 @@ class ControlPlane:
         if self._lifeline is not None and self._account is None and self.lost is None:
             self._lifeline.close()
         if self._watcher.is_alive():
-            self._watcher.join(STORE_PATIENCE_S)  # it may wait for a store that does not answer
+            self._watcher.join(STORE_PATIENCE_S)  # it may be waiting for a store that does not answer
 
     def _watch(self) -> None:
         lost_looks = 0
@@ -280,8 +280,8 @@ class ControlPlane:
                     self.fail(self.lost)  # the main thread has not: it waits where it cannot look
             if self._account is not None:
                 break
-        # Whoever waits looks at check() and ends the process. What cannot look, such as a wait for a
-        # CUDA device whose peer is gone, must not keep it.
+        # Waits call check(), which ends the process. A wait that cannot, such as for a CUDA device
+        # whose peer is gone, must not keep the process alive.
         patience = Patience(LAST_RESORT_S)
         while not patience.over():
             if self._closing.wait(WATCH_INTERVAL_S):

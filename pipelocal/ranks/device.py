@@ -1,4 +1,4 @@
-"""The device that a rank computes on."""
+"""Chooses the device that a rank computes on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelocal.errors import UserError
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
-    """The device of a rank.
+    """Choose the device of a rank.
 
     Args:
         name: ``auto`` (CUDA where there is any), ``cpu`` or ``cuda``.
@@ -29,7 +29,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """A name that is equal on two ranks only if they share the physical device."""
+    """Return a name that is equal on two ranks only if they share the physical device."""
     host = socket.gethostname()
     if device.type == "cuda":
         return f"{host}/cuda/{torch.cuda.get_device_properties(device).uuid}"

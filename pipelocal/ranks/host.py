@@ -1,4 +1,4 @@
-"""How this process uses its host: CPU threads, network interface, and what malloc does with freed memory."""
+"""Configures how this process uses its host: CPU threads, network interface, and malloc."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ _M_MMAP_THRESHOLD = -3
 
 _NEVER = 2**31 - 1
 _LARGEST_KEPT = (2**30, 32 * 2**20)
-"""Bytes of a block; older versions of glibc take no more than the second."""
+"""Sizes in bytes up to which freed blocks are kept; older versions of glibc accept only the second."""
 
 
 def set_up_host(threads: int) -> None:
-    """Set the CPU threads of this process, and let it keep the memory that its tensors free.
+    """Set the number of CPU threads of this process, and let it keep the memory that its tensors free.
 
     Args:
-        threads: of each operation.
+        threads: number of threads per operation.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
 
 
 def allow_open_files() -> int:
-    """Let this process open as many files and connections as the system lets it.
+    """Raise the number of open files and connections of this process to the system's limit.
 
-    Gloo keeps every connection that anybody ever made to its ports, and ends the process when it cannot
-    open one more. The usual limit, which a process may raise, is 1024.
+    Gloo keeps every connection ever made to its ports, and ends the process when it cannot open another.
+    The usual limit, which a process may raise, is 1024.
 
     Returns:
-        How many it may open now.
+        How many the process may open now.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(ValueError, OSError):  # macOS has a limit that it does not tell
+        with suppress(ValueError, OSError):  # macOS has an undisclosed limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             return wanted
     return soft
 
 
 def use_interface(name: str | None) -> None:
-    """Have gloo and NCCL use one network interface of this host.
+    """Make gloo and NCCL use one network interface of this host.
 
     Args:
-        name: of the interface; None to leave the choice to them, and to the environment. Where all ranks
-            are on this host, gloo then uses the one that no other host reaches.
+        name: name of the interface; None to leave the choice to them and to the environment. If all
+            ranks are on this host, gloo then uses the loopback interface.
 
     Raises:
-        UserError: there is none of this name here.
+        UserError: this host has no such interface.
     """
     if name is None:
         own = loopback_interface() if one_host() else None
@@ -79,18 +79,17 @@ def use_interface(name: str | None) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's malloc not to give freed memory back to the system; elsewhere nothing is done.
+    """Tell glibc's malloc not to return freed memory to the system; do nothing elsewhere.
 
-    Every batch frees what the next one allocates again. glibc hands large blocks, and the end of its
-    heap, back at once, and the system then clears each page anew when it is first touched. That is
-    slow, and how slow depends on the order in which tensors happen to be freed, so a unit measured
-    alone would not cost what it costs within a stage. The process stays at its peak, which the next
-    batch needs anyway.
+    Every batch frees memory that the next one allocates again. glibc returns large blocks, and the end of
+    its heap, immediately, and the system then clears each page when it is next touched. That is slow, and
+    how slow depends on the order in which tensors happen to be freed, so a unit measured alone would
+    have another cost than within a stage. The process stays at its peak, which the next batch needs anyway.
 
-    A user who tunes malloc through the environment keeps his own settings.
+    Malloc settings in the environment take precedence.
 
     Returns:
-        Whether it was done.
+        Whether the setting was made.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
         return False
@@ -100,7 +99,7 @@ def keep_freed_memory() -> bool:
         mallopt = libc.mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    # The other alone would stop glibc from raising this one by itself, so both or none.
+    # Setting only one would stop glibc from adjusting the other, so set both or none.
     if not any(mallopt(_M_MMAP_THRESHOLD, size) for size in _LARGEST_KEPT):
         return False
     return bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))

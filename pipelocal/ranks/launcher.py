@@ -1,4 +1,4 @@
-"""What started this process, as the environment tells: torchrun, another launcher, or the user alone."""
+"""Detects from the environment what started this process: torchrun, another launcher, or the user."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ SIZES = (
     "JSM_NAMESPACE_SIZE",
     "FLUX_JOB_SIZE",
 )
-"""How many processes Open MPI, MPICH and its kin, jsrun and Flux started; set in these alone."""
+"""Variables with the number of processes, set only by Open MPI, MPICH and its kin, jsrun and Flux."""
 RANKS = ("PMIX_RANK", "PALS_RANKID")
-"""The number of a process of such launchers that do not say how many there are."""
+"""Variables with a process's rank, of launchers that do not set the number of processes."""
 SPECIAL_STEPS = 0xFFFFFFF0
-"""From here on SLURM's numbers of steps stand for a batch script, an interactive shell and the like."""
+"""First of SLURM's step numbers for batch scripts, interactive shells and the like."""
 TOLD_S = 2.0
-"""Within which ranks on other nodes look whether one has failed."""
+"""Seconds within which ranks on other nodes notice that one has failed."""
 AGENT_S = 30.0
-"""How long a rank waits for torchrun to end it."""
+"""Seconds that a rank waits for torchrun to end it."""
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun started this process."""
+    """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def world_size() -> int:
-    """The number of ranks that the environment names; 1 where it makes no sense."""
+    """Return the number of ranks in the environment; 1 if that is invalid."""
     return _number("WORLD_SIZE") or 1
 
 
 def speaks_for_node() -> bool:
-    """Whether this process is the one of its node to say what all of the node would say."""
+    """Return whether this process is the one that prints messages for its node."""
     return not under_torchrun() or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def has_other_nodes() -> bool:
-    """Whether there are ranks that nobody on this node ends when this one ends."""
+    """Return whether there are ranks on other nodes."""
     return world_size() > (_number("LOCAL_WORLD_SIZE") or 1 if under_torchrun() else 1)
 
 
 def end_job() -> None:
-    """Keep torchrun from starting this process again, with the same options and to the same end.
+    """Keep torchrun from restarting this process, which would only fail again.
 
-    The first rank of each node asks its agent to end, and the others wait for that: an agent that sees a
-    rank end before it is asked starts all anew.
+    The first rank of each node tells its agent to end, and the others wait for that: an agent that sees a
+    rank end before that restarts all ranks.
     """
     if not under_torchrun() or not _number("TORCHELASTIC_MAX_RESTARTS"):
         return
@@ -67,7 +67,7 @@ def end_job() -> None:
     try:
         if os.environ.get("LOCAL_RANK") == "0":
             if has_other_nodes():
-                time.sleep(TOLD_S)  # the agent may keep the store from which they hear why
+                time.sleep(TOLD_S)  # the agent may host the store from which other ranks read the reason
             os.kill(agent, signal.SIGTERM)
         patience = Patience(AGENT_S)
         while not patience.over():
@@ -77,7 +77,7 @@ def end_job() -> None:
 
 
 def _agent() -> int | None:
-    """The process number of torchrun, if it is one that we know how to speak to."""
+    """Return the process id of torchrun, if it is a kind that can be signalled."""
     parent = psutil.Process().parent()
     words = {Path(word).name for word in parent.cmdline()} if parent is not None else set()
     known = not words.isdisjoint(("torchrun", "torch.distributed.run", "torch.distributed.launch"))
@@ -85,17 +85,17 @@ def _agent() -> int | None:
 
 
 def left_over() -> str:
-    """What is set of a rank's variables, and what to do where a shell still has them by mistake."""
+    """Describe the rank variables that are set, and the remedy if a shell has them by mistake."""
     there = [name for name in RENDEZVOUS if name in os.environ]
     given = ", ".join(f"{name}={os.environ[name]}" for name in there)
     return f"{given}: if these are left over in this shell, 'unset {' '.join(there)}'"
 
 
 def check_alone() -> None:
-    """Look whether a process that nobody gave a rank is one of several that were started alike.
+    """Check that a process without a rank is not one of several that were started alike.
 
     Raises:
-        UserError: it is, and each would train the whole by itself.
+        UserError: it is, and each would train the whole network by itself.
     """
     if "WORLD_SIZE" in os.environ:
         return  # somebody has thought of it

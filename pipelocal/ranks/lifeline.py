@@ -1,8 +1,8 @@
-"""Connections between ranks that talk to each other that carry nothing, so that a lost process is noticed.
+"""Idle connections between neighbouring ranks, which reveal when a process is lost.
 
-The kernel closes the connections of a process that ends, however it ends. What carries the tensors
-does not always pass that on: a gloo send that was half written when its receiver was killed waits
-for ever, and so does an NCCL kernel.
+The kernel closes the connections of a process that ends, however it ends. Tensor transports do not always
+report that: a gloo send that was half written when its receiver was killed waits for ever, and so does an
+NCCL kernel.
 
 ::
 
@@ -10,8 +10,8 @@ for ever, and so does an NCCL kernel.
     listens, publishes its address   <---   connects; both prove to be of this run
     farewell byte, then closes       --->   an end without the byte before it: rank r is lost
 
-Only numbers, proofs and one byte travel. A host that vanishes without closing anything is found by TCP
-keep-alive, or by the patience of the edges.
+Only numbers, proofs and one byte are sent. A host that vanishes without closing connections is detected by
+TCP keep-alive, or by the timeout of the edges.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Lifeline:
 
     Args:
         rank: this rank.
-        neighbours: those ranks; each names this one too.
-        secret: known to the ranks of this run, by which they prove to be of it.
+        neighbours: the ranks to connect to; each lists this one too.
+        secret: shared by the ranks of this run, which use it to prove that they belong to it.
         put: publishes a fact to all ranks.
         wait_for: waits for a fact.
         check: raises when another rank has failed.
-        on_lost: called once, from a thread of this object, with the number of a rank that is gone.
-        timeout_s: how long to wait for a neighbour to come.
+        on_lost: called once, on a thread of this object, with the number of a lost rank.
+        timeout_s: seconds to wait for a neighbour.
 
     Raises:
-        NotMet: a neighbour cannot be reached, or does not come.
+        NotMet: a neighbour cannot be reached, or does not connect.
     """
 
     def __init__(

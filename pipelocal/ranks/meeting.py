@@ -1,8 +1,8 @@
-"""How the ranks of one attempt recognise each other in a store that remembers earlier attempts.
+"""Lets the ranks of one attempt recognise each other in a store that also holds earlier attempts.
 
-torchrun keeps one store over restarts, and with a changing number of nodes its own count of restarts
-differs between them. So every rank brings a word of its own, and rank 0 answers with a list of those it
-saw; who finds the own word there knows that it is spoken to, and not a rank of before::
+torchrun keeps one store across restarts, and with a changing number of nodes its count of restarts differs
+between nodes. So every rank publishes a random word, and rank 0 answers with the words that it saw; a rank
+that finds its own word there knows that the answer is meant for this attempt::
 
     rank r   hello/r = word                              rank 0
                               ... sees words ...         round = {token, {r: word, ...}}
@@ -23,16 +23,16 @@ POLL_S = 0.01
 
 
 def meet(store: dist.Store, rank: int, size: int, *, timeout_s: float) -> str:
-    """A token that the ranks of this attempt share with no other.
+    """Agree on a token that only the ranks of this attempt share.
 
     Args:
-        store: shared by all ranks, perhaps with those of earlier attempts.
-        rank: this one.
+        store: shared by all ranks, possibly with those of earlier attempts.
+        rank: this rank.
         size: number of ranks.
-        timeout_s: how long to wait for the others.
+        timeout_s: seconds to wait for the others.
 
     Raises:
-        TimeoutError: some did not come.
+        TimeoutError: some ranks did not come.
     """
     patience = Patience(timeout_s)
     word = uuid.uuid4().hex
@@ -64,6 +64,6 @@ def _spoken_to(store: dist.Store, rank: int, word: str) -> str | None:
 
 
 def _hellos(store: dist.Store, size: int) -> dict[str, str]:
-    """The words of the ranks that have come, by rank; some may be of an earlier attempt."""
+    """Return the words of the ranks that have come, by rank; some may be from an earlier attempt."""
     there = (rank for rank in range(1, size) if store.check([f"hello/{rank}"]))
     return {str(rank): store.get(f"hello/{rank}").decode() for rank in there}

@@ -1,6 +1,6 @@
-"""How neighbouring ranks find each other at a port that anybody may call.
+"""Connects neighbouring ranks on ports to which anyone may connect.
 
-Both ends prove that they know the secret of the run, which itself does not travel here::
+Both ends prove that they know the secret of the run, which itself is never sent::
 
     caller                                             rank that listens
                connects                       --->
@@ -9,7 +9,7 @@ Both ends prove that they know the secret of the run, which itself does not trav
                proof of both                  --->     a stranger: closes, without a word
                a stranger: calls again        <---     proof of both
 
-All calls are served side by side, each with a deadline of its own, so that who says nothing holds up nobody.
+All calls are served concurrently, each with its own deadline, so that a silent caller delays nobody.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ RANK_BYTES = 4
 PROOF_BYTES = 32
 
 CALL_S = 5.0
-"""Seconds within which a caller must have proved himself, or a rank that is called must have answered."""
+"""Seconds within which a caller must have proved itself, or a called rank must have answered."""
 
 CONNECT_TIMEOUT_S = 20.0
-"""Seconds after which a rank that was not even connected to counts as out of reach."""
+"""Seconds without a connection after which a rank counts as unreachable."""
 
 MOST_STRANGERS = 64
-"""Callers without a proof at one time; one more, and the oldest must go. A rank proves itself within
-milliseconds, and calls again if it was sent away."""
+"""Most concurrent callers without a proof; beyond that the oldest is dropped. A rank proves itself within
+milliseconds, and calls again if it was dropped."""
 
 POLL_S = 0.1
 
 Talk = Generator[int, bytes, int]
-"""One end of a call: yields how many bytes it wants next, and returns the rank that has proved itself."""
+"""One end of a call: yields the number of bytes it needs next, and returns the proven rank."""
 
 
 class _Stranger(Exception):
-    """The other end proves nothing."""
+    """The other end failed to prove itself."""
 
 
 @dataclass(eq=False)
@@ -74,7 +74,7 @@ def meet_neighbours(
     check: Callable[[], None],
     timeout_s: float,
 ) -> dict[int, socket.socket]:
-    """A connection to every neighbour, of ranks that know the secret.
+    """Connect to every neighbour, accepting only ranks that know the secret.
 
     Args:
         server: where this rank listens.
@@ -82,11 +82,11 @@ def meet_neighbours(
         neighbours: the ranks to be connected to.
         addresses: of those neighbours that this rank calls; the others call.
         secret: known to the ranks of this run.
-        check: raises when the wait is in vain.
-        timeout_s: how long to wait for all of them.
+        check: raises when the wait has become pointless.
+        timeout_s: seconds to wait for all of them.
 
     Raises:
-        NotMet: a neighbour cannot be reached, or does not come.
+        NotMet: a neighbour cannot be reached, or does not connect.
     """
     meeting = _Meeting(server, rank, neighbours, addresses, secret)
     try:
@@ -121,7 +121,7 @@ class _Meeting:
         self._selector.register(server, selectors.EVENT_READ)
 
     def hold(self, check: Callable[[], None], timeout_s: float) -> dict[int, socket.socket]:
-        """Serve calls until all neighbours are there."""
+        """Serve calls until all neighbours are connected."""
         patience, reach = Patience(timeout_s), Patience(CONNECT_TIMEOUT_S)
         for other in self._addresses:
             self._call(other)
@@ -141,7 +141,7 @@ class _Meeting:
         return self._there
 
     def close(self) -> None:
-        """Close everything but the connections that were wanted."""
+        """Close everything except the connections to neighbours."""
         for call in list(self._calls):
             self._end(call)
         self._selector.close()
@@ -152,7 +152,7 @@ class _Meeting:
         return f" ({self._turned_away} connections that proved nothing were turned away)"
 
     def _accept(self) -> None:
-        """Take the calls that have come, though not so many that nobody is heard any more."""
+        """Accept pending calls, but only so many that all can be served."""
         for _ in range(MOST_STRANGERS):
             try:
                 connection, _ = self._server.accept()
@@ -275,7 +275,7 @@ class _Meeting:
         return other
 
     def _proof(self, end: bytes, caller: int, called: int, own: bytes, theirs: bytes) -> bytes:
-        """What only who knows the secret can say, about one end of one call between two ranks."""
+        """Compute the proof of knowing the secret, for one end of one call between two ranks."""
         ranks = caller.to_bytes(RANK_BYTES, "big") + called.to_bytes(RANK_BYTES, "big")
         return hmac.digest(self._secret, ranks + own + theirs + end, "sha256")
 

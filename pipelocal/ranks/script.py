@@ -1,4 +1,4 @@
-"""How a user's own script ends on one of several ranks."""
+"""Ends a user's script cleanly on one of several ranks."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pipelocal.system.streams import flush_streams, say
 
 
 def end_plainly(rank: int) -> None:
-    """From now on have an exception that nobody catches end this process at once.
+    """From now on, let an uncaught exception end this process at once.
 
-    Transfers with a lost rank cannot be called back, and would keep the process alive. What pipelocal has to
-    say is one line; PIPELOCAL_TRACEBACK=1 shows where it came from.
+    Transfers with a lost rank cannot be cancelled, and would keep the process alive. pipelocal's own errors
+    are printed as one line; PIPELOCAL_TRACEBACK=1 shows where it came from.
 
     Args:
-        rank: of this process, for the line.
+        rank: rank of this process, for the line.
     """
 
     def hook(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
-        # torch.distributed has put a hook of its own around this one, which collects what is written to
-        # show it behind; that never comes.
+        # torch.distributed wraps this hook with its own, which buffers the output to print it later;
+        # the process ends before that.
         sys.stderr = sys.__stderr__
         text = " ".join(str(error).split())
         if isinstance(error, Terminated):

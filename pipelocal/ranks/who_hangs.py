@@ -1,12 +1,12 @@
-"""Who hangs, when a rank has waited in vain: all are asked, and each answers whom it waits for.
+"""Finds out which rank hangs, by asking every rank for which other rank it waits.
 
 ::
 
     rank 0 ---waits for---> rank 1 <---waits for--- rank 2 <---waits for--- rank 3
                             (silent)                                        asks
 
-A process that was stopped, or whose host is gone, does not answer. If all answer, the hung rank is the one
-that waits for nobody: it is busy with something. Only ranks travel, over the store.
+A process that is stopped, or whose host is gone, does not answer. If all answer, the hung rank is the one
+that waits for nobody: it is busy with something. Only rank numbers are sent, over the store.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ POLL_S = 0.05
 
 
 class RollCall:
-    """One rank's part in it.
+    """One rank's part in finding the hung rank.
 
     Args:
         store: shared by all ranks.
-        rank: this one.
+        rank: this rank.
         size: number of ranks.
     """
 
@@ -40,11 +40,11 @@ class RollCall:
         self._answered = False
 
     def waits(self, peer: int, waiting: bool) -> None:
-        """Note that this rank begins, or ends, to wait for another."""
+        """Record that this rank starts, or stops, waiting for another."""
         self._waits_for = peer if waiting else None
 
     def answer(self) -> None:
-        """Answer if someone asks; called again and again by a thread that never waits for anyone.
+        """Answer if another rank asks; called repeatedly by a thread that never waits for another rank.
 
         Raises:
             RuntimeError: the store is gone.
@@ -54,11 +54,11 @@ class RollCall:
             self._answered = True
 
     def ask(self, seconds: float, *, until: Callable[[], bool]) -> str:
-        """Ask everyone, and say who hangs.
+        """Ask all ranks, and say which one hangs.
 
         Args:
-            seconds: how long to wait for the answers.
-            until: whether they are not needed any more.
+            seconds: seconds to wait for the answers.
+            until: returns True once the answers are no longer needed.
 
         Raises:
             RuntimeError: the store is gone.
@@ -77,7 +77,7 @@ class RollCall:
 
 
 def describe(answers: dict[int, int | None], size: int) -> str:
-    """What the answers mean.
+    """Describe what the answers mean.
 
     Args:
         answers: by rank, the rank that it waits for; None if it waits for nobody.

@@ -1,4 +1,4 @@
-"""Who takes part in a run: ranks, devices, and the store through which they find each other."""
+"""The world of a run: its ranks, their devices, and the store through which they meet."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pipelocal.system.patience import Patience
 from pipelocal.system.streams import say
 
 START_TIMEOUT_S = 300.0
-"""How long ranks wait for each other before the first batch, unless it is said otherwise."""
+"""Default seconds that ranks wait for each other before the first batch."""
 SILENT_S = 10.0
-"""How long a rank waits for the others without a word."""
+"""Seconds that a rank waits for the others before it prints a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,31 +32,31 @@ class World:
     size: int
     local_rank: int
     store: dist.Store
-    """Shared by all ranks; of this process alone when there is only one."""
+    """The store shared by all ranks; local to this process if there is only one."""
     lasting: dist.Store
-    """As ``store``, but shared with the attempts before and after this one."""
+    """A store like :attr:`store`, but also shared with earlier and later attempts."""
     start_timeout_s: float = START_TIMEOUT_S
     restarted: bool = False
-    """Whether torchrun has started all ranks anew, for one of them ended before its time."""
+    """Whether torchrun has restarted all ranks because one of them ended early."""
 
     @classmethod
     def alone(cls) -> World:
-        """A world of this one process; needs no torchrun and opens no socket."""
+        """Make a world of this single process; it needs no torchrun and opens no socket."""
         store = dist.HashStore()
         return cls(rank=0, size=1, local_rank=0, store=store, lasting=store)
 
     @classmethod
     def from_environment(cls, *, start_timeout_s: float = START_TIMEOUT_S) -> World:
-        """The world that torchrun describes in the environment, or this process alone.
+        """Make the world that torchrun describes in the environment, or one of this process alone.
 
-        Where there is no torchrun, RANK and WORLD_SIZE must be set, and either MASTER_ADDR and
+        Without torchrun, RANK and WORLD_SIZE must be set, and either MASTER_ADDR and
         MASTER_PORT, or PIPELOCAL_INIT_METHOD (such as ``file:///shared/folder/new-file``).
 
         Args:
-            start_timeout_s: how long to wait for the other ranks, here and later before the first batch.
+            start_timeout_s: seconds to wait for the other ranks, here and later before the first batch.
 
         Raises:
-            UserError: the environment makes no sense, or the other ranks do not come.
+            UserError: the environment is invalid, or the other ranks do not come.
         """
         rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
         if size == 1 and not under_torchrun():
@@ -85,16 +85,16 @@ class World:
         )
 
     def store_of_group(self) -> dist.Store:
-        """A part of the store for a process group, by a connection of its own.
+        """Return a part of the store for a process group, with its own connection.
 
-        By the same one, a group that waits for a rank that is gone would keep the control plane from the
-        store, and so from the reason why.
+        On a shared connection, a group that waits for a lost rank would block the control plane's access to
+        the store, and so to the reason of the failure.
         """
         own: dist.Store = self.store.clone()  # type: ignore[attr-defined]
         return dist.PrefixStore("group", own)
 
     def part(self, name: str) -> World:
-        """The same ranks, with a part of the stores for themselves, such as for one run of several."""
+        """Return the same ranks with a separate part of the stores, for example for one of several runs."""
         return replace(
             self,
             store=dist.PrefixStore(name, self.store),
@@ -103,24 +103,24 @@ class World:
 
     @property
     def keeps_store(self) -> bool:
-        """Whether the store of several ranks ends with this process."""
+        """Whether this process hosts the store of several ranks."""
         own = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         return self.rank == 0 and self.size > 1 and own
 
     def device(self, name: str) -> torch.device:
-        """This rank's device.
+        """Choose this rank's device.
 
         Args:
             name: ``auto`` (CUDA where there is any), ``cpu`` or ``cuda``.
 
         Raises:
-            UserError: no such device here.
+            UserError: there is no such device here.
         """
         return choose_device(name, self.local_rank)
 
 
 def _number(name: str, default: int) -> int:
-    """A number from the environment that a launcher sets."""
+    """Return a number that a launcher sets in the environment."""
     text = os.environ.get(name, str(default))
     if not text.isdecimal() or (name == "WORLD_SIZE" and int(text) == 0):
         raise UserError(
@@ -131,19 +131,19 @@ def _number(name: str, default: int) -> int:
 
 
 def _meet_all(rank: int, size: int, timeout_s: float) -> tuple[dist.Store, str]:
-    """The store of all ranks, and the word that those of this attempt share.
+    """Return the store of all ranks, and the token that the ranks of this attempt share.
 
     Raises:
-        UserError: MASTER_PORT is no port.
-        TimeoutError: some did not come.
-        RuntimeError, ValueError: of the library, about the store.
+        UserError: MASTER_PORT is not a port.
+        TimeoutError: some ranks did not come.
+        RuntimeError, ValueError: the library failed to open the store.
     """
     method = os.environ.get("PIPELOCAL_INIT_METHOD", "env://")
     if method == "env://" and not 0 < _number("MASTER_PORT", 1) < 2**16:
         raise UserError(f"MASTER_PORT={os.environ['MASTER_PORT']}: a port is from 1 to 65535")
-    # Longer than the patience, which counts only while this process runs.
+    # Longer than the timeout, which counts only while this process runs.
     longest = timedelta(seconds=2 * timeout_s)
-    said = under_torchrun()  # which has seen to it that they come
+    said = under_torchrun()  # which ensures that the other ranks come
     until_said = Patience(SILENT_S)
 
     def say_once() -> None:

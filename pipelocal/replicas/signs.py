@@ -49,8 +49,8 @@ class SparseSign(Compression):
     """Random signs, less frequent for smaller gradients (arXiv 2302.09634).
 
     With s the mean magnitude of a bucket's gradients divided by ``share``, coordinate i is kept with
-    probability min(1, |g_i| / s), and its sign is sent; the other coordinates are 0. The average is the mean over
-    the replicas of s times their signs, whose expectation is the mean gradient if no probability is
+    probability min(1, |g_i| / s), and its sign is sent; the other coordinates are 0. The average is the
+    mean over the replicas of s times their signs, whose expectation is the mean gradient if no probability is
     clamped to 1. Nothing is carried over to the next batch.
 
     The scale is an addition: the paper sends only the signs and absorbs the scale in the learning rate,
