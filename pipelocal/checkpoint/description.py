@@ -1,8 +1,8 @@
-"""What a run is: ``run.json`` in its folder says what its options, in ``config.toml``, stood for.
+"""The description of a run: ``run.json`` records what the options in ``config.toml`` referred to.
 
-Options are text. What they name can change while the text stays: the model's code, the files of the data,
-the version of PyTorch. The description is made once, when a run begins, and compared whenever somebody
-comes back to it::
+Options are text. What they refer to can change while the text stays the same: the model's code, the data
+files, the version of PyTorch. The description is made once, when a run begins, and compared whenever the run
+is used again::
 
     ranks, at the start     options, model and versions with those of rank 0     refused
     going on                options, model, data                                 refused
@@ -31,28 +31,28 @@ from pipelocal.system.strict_json import to_json
 
 FILE = "run.json"
 FORMAT = 1
-"""Version of what the file holds."""
+"""Version of the file format."""
 
 PACKAGES = ("pipelocal", "torch", "torchvision")
-"""On whose versions the bits of a run depend, beside Python's."""
+"""Packages whose versions, besides Python's, affect the bits of a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodeDescription:
-    """What the code is behind a reference, wherever it lies."""
+    """Describes the code behind a reference, independent of its location."""
 
     code: str | None = None
-    """Digest of the user's own code; None for what is pipelocal's."""
+    """Digest of user code; None for pipelocal's own code."""
     file: str | None = None
-    """Absolute path of the file that it is in, when the run began."""
+    """Absolute path of the code's file when the run began."""
     file_from_run: str | None = None
-    """The same from the run's folder, so that both can be moved together."""
+    """Path of the file relative to the run's folder, so that both can be moved together."""
 
     def located(self, name: str, run: Path) -> str:
-        """The reference, with the path of its file now: where it was, or where the run was moved to.
+        """Return the reference with its file's current path: the original one, or one moved with the run.
 
         Args:
-            name: as the run was given it.
+            name: the reference as given to the run.
             run: the run's folder.
         """
         return located(
@@ -62,20 +62,20 @@ class CodeDescription:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription(CodeDescription):
-    """What a model is, whatever its name."""
+    """Describes a model, independent of its name."""
 
     units: str
     """Fingerprint of the names of units and parameters, and of shapes and dtypes."""
     first_weights: str | None = None
-    """Of a module that was given with its weights, what ranks compare of them; None of a recipe."""
+    """Fingerprint of the weights of a module given with its weights; None for a recipe."""
 
     @classmethod
     def of(cls, name: str, chain: Chain) -> Self:
-        """That of the model called ``name``, of which ``chain`` was made."""
+        """Describe the model called ``name``, from which ``chain`` was made."""
         return cls(units=fingerprint(chain), **_code(source_of(name)))
 
     def differences(self, now: Self) -> list[str]:
-        """What of the model is not the same as ``now``, in words."""
+        """List in words the differences from ``now``."""
         found = []
         if self.units != now.units:
             found.append("the names, shapes or dtypes of its parameters")
@@ -86,21 +86,21 @@ class ModelDescription(CodeDescription):
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a run is made of, beside its options."""
+    """Describes what a run is made of, besides its options."""
 
     model: ModelDescription
     data: dict[str, Any]
     """See :func:`~pipelocal.data.fingerprint.describe_data`."""
     versions: dict[str, str]
-    """Of Python, and of the packages that count."""
+    """Versions of Python and of :data:`PACKAGES`."""
     references: dict[str, CodeDescription] = field(default_factory=dict)
-    """Of what options beside the model's name by reference, by option; see :func:`own_code`."""
+    """Code that options other than the model refer to, by option; see :func:`own_code`."""
 
     def located(self, options: Mapping[str, Any], run: Path) -> dict[str, str]:
-        """Of a run's options those that name code of the user's own, with the paths of the files now.
+        """Return a run's options that refer to user code, with the files' current paths.
 
         Args:
-            options: by name.
+            options: the options by name.
             run: the run's folder.
         """
         described = {"model": self.model, **self.references}
@@ -108,7 +108,7 @@ class Description:
 
     @property
     def info(self) -> DataInfo:
-        """What the model is fed, known without the data."""
+        """Return the description of the model's input, known without the data."""
         return DataInfo.from_json(self.data)
 
     def write(self, run: Path) -> None:
@@ -121,17 +121,17 @@ class Description:
 
     @classmethod
     def read(cls, run: Path) -> Self:
-        """That of a run's folder.
+        """Read ``run.json`` from a run's folder.
 
         Raises:
-            UserError: there is none that this version can read.
+            UserError: there is no description that this version can read.
         """
         path = run / FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT:
                 raise ValueError("another version's format")
-            codes = content.pop("references", {})  # which earlier versions did not have
+            codes = content.pop("references", {})  # missing in earlier versions
             return cls(
                 **content | {"model": ModelDescription(**content["model"])},
                 references={option: CodeDescription(**code) for option, code in codes.items()},
@@ -149,9 +149,9 @@ class Description:
 
 
 def own_code(references: Mapping[str, str]) -> dict[str, CodeDescription]:
-    """The code of what options name by reference, by option, but for what has a record of its own.
+    """Describe the code that options refer to, by option, except what is recorded elsewhere.
 
-    That is the model, and the partitioner, whose cut is kept. What is not there has none.
+    Recorded elsewhere are the model, and the partitioner by its cut. Missing code is left out.
     """
     found = {
         option: Source.of_name(name)
@@ -168,13 +168,13 @@ def _code(source: Source | None) -> dict[str, Any]:
 def changed_code(
     then: Mapping[str, CodeDescription], now: Mapping[str, CodeDescription]
 ) -> list[str]:
-    """The options, as a user writes them, whose code is not what it was."""
+    """Return the options, as a user writes them, whose code has changed."""
     both = sorted(then.keys() & now.keys())
     return [option_name(option) for option in both if then[option].code != now[option].code]
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes here; those of builds for other devices count as one."""
+    """Return the versions of Python and packages; builds for different devices count as equal."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -185,7 +185,7 @@ def versions() -> dict[str, str]:
 
 
 def data_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two descriptions of data, in words; the content is named where all else agrees."""
+    """List in words how two descriptions of data differ; the content only if all else agrees."""
     names = sorted(then.keys() | now.keys())
     found = [
         f"{name.replace('_', ' ')} ({then.get(name)} then, {now.get(name)} now)"

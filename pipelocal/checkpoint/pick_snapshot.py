@@ -1,4 +1,4 @@
-"""Which snapshot of a run is taken: its newest good one, its best, or the one that a user names."""
+"""Picks a snapshot of a run: the newest good one, the best, or the one that a user names."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pipelocal.checkpoint.snapshot import (
 from pipelocal.errors import UserError
 
 BEST = "best"
-"""In place of a snapshot's name: the best one."""
+"""Name that stands for the best snapshot."""
 WEIGHTS = ("body", "head", "averaged")
-"""Of a stage's state, what is kept of it: not what its optimizer knows."""
+"""Parts of a stage's state that hold weights, without the optimizer's state."""
 ATTEMPTS = 5
-"""To read a snapshot of a run that goes on, and drops it meanwhile for a newer one."""
+"""Attempts to read a snapshot of a running run, which may replace it by a newer one meanwhile."""
 
 Tell = Callable[[str], None]
 T = TypeVar("T")
@@ -41,21 +41,21 @@ class Chosen:
     run: Path
     """The run's folder."""
     folder: Path
-    """The snapshot's."""
+    """The snapshot's folder."""
     manifest: Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What is left of a snapshot for those who do not train on."""
+    """The weights of a snapshot, without what further training needs."""
 
     chosen: Chosen
     states: list[dict[str, Any]]
-    """Of every stage: ``body`` and ``head``, and ``averaged``, which holds the same or is None."""
+    """Per stage: ``body``, ``head``, and ``averaged``, which holds the averaged two or is None."""
 
 
 def newest_good(run: Path, tell: Tell) -> Chosen | None:
-    """The newest snapshot of a run all of whose files are as they were written; None without any.
+    """Find the newest snapshot of a run whose files are all intact; None if there is none.
 
     Args:
         run: the run's folder.
@@ -65,23 +65,23 @@ def newest_good(run: Path, tell: Tell) -> Chosen | None:
 
 
 def named_snapshot(path: Path, tell: Tell) -> Chosen | None:
-    """The snapshot that a user names; None if there is none.
+    """Find the snapshot that a user names; None if there is none.
 
     Args:
-        path: a run's folder, for its newest good snapshot; that of one snapshot; or ``best`` in the
-            place of one.
+        path: a run's folder, for its newest good snapshot; a snapshot's folder; or ``best`` in place
+            of that.
         tell: takes a line for each snapshot that cannot be used.
 
     Raises:
-        UserError: the one that was named cannot be used.
+        UserError: the named snapshot cannot be used.
     """
     return _named(path, _verified, tell)
 
 
 def read_weights(path: Path, tell: Tell) -> Weights | None:
-    """The weights of what :func:`named_snapshot` finds, and of a finished run those of its end.
+    """Read the weights of :func:`named_snapshot`, or the final ones of a finished run.
 
-    They are read at once, since a run that goes on drops what it has replaced.
+    They are read at once, because a running run deletes snapshots that it has replaced.
 
     Raises:
         UserError: what was named, or a run's end, cannot be used.
@@ -90,7 +90,7 @@ def read_weights(path: Path, tell: Tell) -> Weights | None:
 
 
 def run_of(path: Path) -> Path:
-    """The folder of the run, of which a user names that or a snapshot."""
+    """Return the run's folder, from that folder or the folder of a snapshot."""
     return path.parent.parent if _names_snapshot(path) else path
 
 
@@ -120,7 +120,7 @@ def _named(
 
 
 def _best_first(folders: list[Path]) -> list[Path]:
-    """Those of weights that were evaluated."""
+    """Return the snapshots whose weights were evaluated, best first."""
     found = []
     for folder in folders:
         try:
@@ -129,7 +129,7 @@ def _best_first(folders: list[Path]) -> list[Path]:
             continue
         if quality is not None:
             found.append((quality, folder))
-    # Of equals the newest, which comes first.
+    # Among equals the newest comes first.
     return [folder for _, folder in sorted(found, key=lambda each: each[0], reverse=True)]
 
 
@@ -140,7 +140,7 @@ def _first_good(
         try:
             return read(run, folder)
         except BadSnapshot as error:
-            if (folder / MANIFEST).exists():  # or it was dropped meanwhile
+            if (folder / MANIFEST).exists():  # otherwise it was deleted meanwhile
                 tell(f"a snapshot is left out: {error}")
     return None
 
@@ -163,5 +163,5 @@ def _read(run: Path, folder: Path) -> Weights:
 
 
 def _own(state: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of an objective, which few have."""
+    """Return the parameters of an objective, if it has any."""
     return {"objective": state["objective"]} if "objective" in state else {}

@@ -1,12 +1,13 @@
-"""From the stages of one cut to those of another: nothing is lost but heads that have no place any more.
+"""Converts the stages of one cut to those of another; only heads without a place are lost.
 
-A snapshot keeps every parameter, and what the optimizer knows of it, under the whole model's own name, so
+A snapshot stores every parameter, and its optimizer state, under the whole model's name, so the stages of
 any cut can be filled from it::
 
-    saved   | stage 1: a b | stage 2: c d | stage 3: e f |      heads behind b, d, f
-    wanted  | stage 1: a b c d    | stage 2: e f        |      heads behind d, f: both are kept
+    saved   | stage 1: a b | stage 2: c d | stage 3: e f |      heads after b, d, f
+    wanted  | stage 1: a b c d    | stage 2: e f        |      heads after d, f: both are kept
 
-The head of a stage that ends where an old one ended is kept with its optimizer state; others begin anew.
+The head of a stage that ends where an old one ended is kept with its optimizer state; others
+start from scratch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class StageState:
-    """What a snapshot holds of one stage."""
+    """The state of one stage in a snapshot."""
 
     units: tuple[str, ...]
     """Names of its units, in order."""
@@ -32,20 +33,20 @@ class StageState:
 
     @property
     def end(self) -> str:
-        """The unit behind which its head stands."""
+        """The unit that its head follows."""
         return self.units[-1]
 
 
 def repartitioned(saved: Sequence[StageState], units: Sequence[str], fresh: State) -> State:
-    """The state of a stage of the new cut.
+    """Assemble the state of a stage of the new cut.
 
     Args:
         saved: all stages of the snapshot, in order.
         units: names of the new stage's units, in order.
-        fresh: the new stage's own state, with a new head, whose shape is that of what is returned.
+        fresh: the new stage's own state, with a new head; the result has the same structure.
 
     Raises:
-        UserError: some of the units' old stages were frozen and some were not.
+        UserError: some of the units' old stages were frozen and others were not.
     """
     sources = [stage for stage in saved if set(stage.units) & set(units)]
     frozen = {stage.state["frozen_at"] for stage in sources}
@@ -83,7 +84,7 @@ def repartitioned(saved: Sequence[StageState], units: Sequence[str], fresh: Stat
 
 
 def _groups(fresh: State, old: State) -> list[State]:
-    """The new stage's groups, with what the old one's say of learning rates and the like."""
+    """Return the new stage's groups, with the old ones' learning rates and other options."""
     new_groups: list[State] = fresh["param_groups"]
     old_groups: list[State] = old["param_groups"]
     if len(new_groups) != len(old_groups):
@@ -93,7 +94,7 @@ def _groups(fresh: State, old: State) -> list[State]:
 
 
 def _weights(sources: Sequence[State], old_head: State | None, fresh: State) -> State:
-    """Body and head of the new stage."""
+    """Return body and head of the new stage."""
     body: State = {}
     for state in sources:
         body |= state["body"]
@@ -107,7 +108,7 @@ def _weights(sources: Sequence[State], old_head: State | None, fresh: State) -> 
 def _averaged(
     sources: Sequence[StageState], old_head: StageState | None, fresh: State
 ) -> State | None:
-    """The averaged weights of the new stage, where all of its old ones kept an average."""
+    """Return the averaged weights of the new stage, if all of its old ones kept an average."""
     averages = [stage.state["averaged"] for stage in sources]
     if not all(averages):
         return None
@@ -116,7 +117,7 @@ def _averaged(
 
 
 def _by_name(state: State, *, body_only: bool = False) -> dict[str, State]:
-    """Of each trained parameter: what the optimizer knows, and its gradient since the last update."""
+    """Return each trained parameter's optimizer state and gradient since the last update, by name."""
     training = state["training"]
     return {
         name: {

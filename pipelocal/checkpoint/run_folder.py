@@ -4,10 +4,10 @@
 
     runs/first/
       config.toml        the resolved options
-      run.json           what they stood for: model, data, versions
+      run.json           what they referred to: model, data, versions
       metrics.jsonl      a line per stage and interval, and per stage and evaluation
       summary.json       written last: a folder without it holds an unfinished run
-      snapshots/         what it takes to go on after some batches
+      snapshots/         what is needed to continue after some batches
       stages/stage-1.pt  body, head and optimizer of a stage at the end; loads with weights_only=True
 """
 
@@ -39,32 +39,32 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.goes_on = False
-        """Whether the run that was chosen began here before."""
+        """Whether the folder continues a run that began here before."""
         self._lock: TextIO | None = None
         self.numbered = ""
-        """The name of which the folder takes the next free number, if it need not be this one."""
+        """Base name for the next free number, if the folder need not be this one."""
 
     @property
     def metrics(self) -> Path:
-        """The file of the records."""
+        """Path of the file of records."""
         return self.path / "metrics.jsonl"
 
     @property
     def finished(self) -> bool:
-        """Whether a run came to its end here."""
+        """Whether the folder holds a finished run."""
         return (self.path / "summary.json").exists()
 
     @property
     def unfinished(self) -> bool:
-        """Whether a run began here and did not come to its end."""
+        """Whether the folder holds an unfinished run."""
         begun = (self.path / "config.toml").is_file()
         return begun and not self.finished
 
     def lock(self) -> None:
-        """Keep other processes from the folder until this one ends.
+        """Lock the folder against other processes until this one ends.
 
         Raises:
-            UserError: a run that still goes on has it.
+            UserError: a run in progress holds the lock.
         """
         if self._lock is not None:
             return
@@ -80,11 +80,11 @@ class RunFolder:
             raise unusable(self.path, error) from error
 
     def cut_metrics(self, step: int, *, evaluated: bool) -> None:
-        """Forget the records behind a snapshot: they will come again.
+        """Delete the records after a snapshot, because they will be written again.
 
         Args:
-            step: training batches before it.
-            evaluated: whether it was taken behind the evaluation that follows them, if one does.
+            step: training batches before the snapshot.
+            evaluated: whether the snapshot follows the evaluation after those batches, if any.
         """
         if not self.metrics.exists():
             return
@@ -93,10 +93,10 @@ class RunFolder:
         write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
 
     def begin(self, options: Mapping[str, Any], description: Description) -> None:
-        """Write options and description; makes the folder and takes its lock unless a run goes on in it.
+        """Write options and description; create and lock the folder unless it continues a run.
 
         Raises:
-            UserError: it cannot be made.
+            UserError: the folder cannot be created.
         """
         if self.goes_on:
             write_atomically(self.path / "config.toml", to_toml(options).encode())
@@ -104,7 +104,7 @@ class RunFolder:
             return
         try:
             self._make()
-            # "x": of two runs that are started at once, only one gets the folder.
+            # "x": of two runs started at the same time, only one gets the folder.
             with (self.path / "config.toml").open("x", encoding="utf-8") as file:
                 file.write(to_toml(options))
         except FileExistsError as error:
@@ -120,7 +120,7 @@ class RunFolder:
             return
         for path in numbered(
             self.numbered
-        ):  # another run may have taken what was free a moment ago
+        ):  # another run may just have taken this name
             self.path = path
             try:
                 self.path.mkdir(parents=True)
@@ -130,10 +130,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str) -> RunFolder:
-        """The folder of a run, finished or not.
+        """Open the folder of a run, finished or not.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no run.
         """
         folder = cls(path)
         check_path("RUN", path, holds="config.toml")
@@ -142,15 +142,15 @@ class RunFolder:
         return folder
 
     def description(self) -> Description:
-        """What the run was made of.
+        """Read what the run was made of.
 
         Raises:
-            UserError: the folder does not say it.
+            UserError: the folder has no readable description.
         """
         return Description.read(self.path)
 
     def options(self) -> dict[str, Any]:
-        """The run's options, as its ``config.toml`` has them.
+        """Read the run's options from ``config.toml``.
 
         Raises:
             UserError: the file cannot be read.
@@ -158,7 +158,7 @@ class RunFolder:
         return read_toml(self.path / "config.toml")
 
     def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` says."""
+        """Read ``summary.json``."""
         summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
         return summary
 
@@ -167,14 +167,14 @@ class RunFolder:
         write_atomically(self.path / "summary.json", (to_json(summary, indent=2) + "\n").encode())
 
     def write_traceback(self, rank: int, error: BaseException) -> Path:
-        """Keep the whole traceback of an unforeseen error beside the run."""
+        """Write the full traceback of an unexpected error to the run's folder."""
         path = self.path / f"error-rank-{rank}.txt"
         path.write_text("".join(traceback.format_exception(error)))
         return path
 
 
 def _is_before(line: str, step: int, *, evaluated: bool) -> bool:
-    """Whether a record is of what was before a snapshot."""
+    """Return whether a record describes something before a snapshot."""
     try:
         record = json.loads(line)
         own = record.get("step")
@@ -191,6 +191,6 @@ def unusable(path: Path, error: OSError) -> UserError:
 
 
 def numbered(name: str) -> Iterator[Path]:
-    """``runs/NAME``, ``runs/NAME-2`` and so on."""
+    """Yield ``runs/NAME``, ``runs/NAME-2`` and so on."""
     for number in itertools.count(1):
         yield Path("runs") / (name if number == 1 else f"{name}-{number}")

@@ -1,11 +1,11 @@
-"""Snapshots of a run: what lies in its folder, and which of them can be trusted.
+"""Snapshots of a run: their files, and the check that they are intact.
 
 ::
 
     runs/first/
       snapshots/
         step-00000200/
-          stage-1.pt       all that stage 1 needs to go on after batch 200
+          stage-1.pt       all that stage 1 needs to continue after batch 200
           stage-2.pt
           manifest.json    written last, with the checksum of every file: without it there is no snapshot
         step-00000400/
@@ -14,7 +14,7 @@
         ...
 
 Every stage writes its own file when the marker on the stream reaches it, so the files of one snapshot
-are written at different times, and together are the state after the same batch.
+are written at different times, but together hold the state after the same batch.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from pipelocal.system.strict_json import to_json
 
 MANIFEST = "manifest.json"
 FORMAT = 4
-"""Version of what the files hold."""
+"""Version of the file format."""
 
 
 class BadSnapshot(Exception):
-    """A snapshot that cannot be used; the text says which file, and what is wrong with it."""
+    """A snapshot cannot be used; the text names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedFile:
-    """A stage's file, as it was written."""
+    """Describes a stage's file as it was written."""
 
     stage: int
     size: int
-    """Bytes."""
+    """Size in bytes."""
     sha256: str
 
 
@@ -60,46 +60,46 @@ class Evaluated:
     """The last head's figures in the newest evaluation."""
 
     step: int
-    """Training batches before it."""
+    """Training batches before the evaluation."""
     accuracy: float | None
     loss: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epochs:
-    """Which batches make an epoch, from some epoch on."""
+    """Says which batches form an epoch, from some epoch on."""
 
     steps_per_epoch: int
     epochs_before: int = 0
-    """Epochs before the first of these, which had other batches."""
+    """Earlier epochs, which had another number of batches."""
     steps_before: int = 0
-    """Training batches in them."""
+    """Training batches in those epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a snapshot is of."""
+    """Describes a snapshot."""
 
     step: int
-    """Training batches before it, the same for every stage."""
+    """Training batches before the snapshot, the same for every stage."""
     cut: list[str]
     """Where the model was cut: names of the units with which the stages after the first begin."""
     identity: dict[str, Any]
-    """The options on which the bits depend."""
+    """The options that affect the bits of the run."""
     epochs: Epochs
     evaluated: Evaluated | None
-    """None before the first evaluation."""
+    """Figures of the newest evaluation; None before the first one."""
     files: tuple[SavedFile, ...]
-    """One for every stage, in order."""
+    """The file of every stage, in order."""
 
     @property
     def after_evaluation(self) -> bool:
-        """Whether these very weights were evaluated, so that the evaluation need not come again."""
+        """Whether exactly these weights were evaluated, so that no evaluation needs to be repeated."""
         return self.evaluated is not None and self.evaluated.step == self.step
 
     @property
     def quality(self) -> tuple[float, float] | None:
-        """Greater is better: the accuracy, then the loss; None if these weights were not evaluated."""
+        """Quality, where greater is better: accuracy, then loss; None if the weights were not evaluated."""
         found = self.evaluated
         if found is None or found.step != self.step or found.accuracy is None:
             return None
@@ -116,44 +116,44 @@ class SnapshotFolder:
     def __init__(self, run: Path) -> None:
         self.path = run / "snapshots"
         self.end = run / "stages"
-        """Where the snapshot of the run's end is."""
+        """Folder of the run's final snapshot."""
 
     def complete(self, manifest: Manifest, *, keep: int) -> None:
-        """Make a snapshot count, now that all its files are there; then drop those that are not needed.
+        """Mark a snapshot as complete once all its files exist; then delete those no longer needed.
 
         Args:
-            manifest: names the files.
-            keep: how many of the newest snapshots stay, beside the best one.
+            manifest: the manifest, which lists the files.
+            keep: number of newest snapshots to keep, besides the best one.
         """
         write_manifest(self.at(manifest.step), manifest)
         steps = self.steps()
         self._keep_only({*steps[:keep], *self._best(steps)}, before=manifest.step)
 
     def complete_end(self, manifest: Manifest, *, keep: int) -> None:
-        """Likewise the run's end, which is the newest of all."""
+        """Mark the final snapshot as complete, like :meth:`complete`."""
         write_manifest(self.end, manifest)
         steps = self.steps()
         best = self._best(steps, other=manifest)
         self._keep_only({*steps[: max(0, keep - 1)], *best}, before=manifest.step + 1)
 
     def steps(self) -> list[int]:
-        """The steps of all snapshots that were completed, the newest first; not verified, without the end."""
+        """Return the steps of complete snapshots, newest first; unverified, and without the final one."""
         found = (step_of(path.parent) for path in self.path.glob(f"step-*/{MANIFEST}"))
         return sorted((step for step in found if step is not None), reverse=True)
 
     def folders(self) -> list[Path]:
-        """The folders of all snapshots that were completed, the newest first; the end is one, if it came."""
+        """Return the folders of complete snapshots, newest first, including the final one if it exists."""
         end = [self.end] if (self.end / MANIFEST).exists() else []
         return end + [self.at(step) for step in self.steps()]
 
     def at(self, step: int) -> Path:
-        """The folder of a snapshot on the way."""
+        """Return the folder of the snapshot after ``step`` batches."""
         return self.path / f"step-{step:08d}"
 
     def _best(self, steps: list[int], *, other: Manifest | None = None) -> list[int]:
-        """The step of the best snapshot; none if the other is as good, or nothing was evaluated."""
+        """Return the step of the best snapshot; empty if ``other`` is as good, or none was evaluated."""
         best, quality = [], None if other is None else other.quality
-        for step in steps:  # of equals the newest
+        for step in steps:  # among equals the newest
             try:
                 own = read_manifest(self.at(step)).quality
             except BadSnapshot:
@@ -163,7 +163,7 @@ class SnapshotFolder:
         return best
 
     def forget_after(self, step: int) -> None:
-        """Drop what a run that goes on after so many batches could not use: it will come again."""
+        """Delete snapshots after ``step``, which a run that continues from there will write again."""
         for later in self.steps():
             if later > step:
                 _drop(self.at(later))
@@ -179,7 +179,7 @@ class SnapshotFolder:
 
 
 def _drop(folder: Path) -> None:
-    # The manifest first: half of a snapshot must not look like one.
+    # The manifest first: a partial snapshot must not look complete.
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -188,7 +188,7 @@ def save_stage(folder: Path, stage: int, state: dict[str, Any]) -> SavedFile:
     """Write one stage's part of a snapshot.
 
     Raises:
-        UserError: it cannot be written, as on a full disk.
+        UserError: the file cannot be written, for example on a full disk.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -199,20 +199,20 @@ def save_stage(folder: Path, stage: int, state: dict[str, Any]) -> SavedFile:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Make a snapshot count.
+    """Write the manifest, which marks a snapshot as complete.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the manifest cannot be written.
     """
     content = {"format": FORMAT, **asdict(manifest)}
     write_atomically(folder / MANIFEST, (to_json(content, indent=2) + "\n").encode())
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest of a snapshot all of whose files are as they were written.
+    """Check that all files of a snapshot are intact; return its manifest.
 
     Raises:
-        BadSnapshot: something is missing, or is not what was written.
+        BadSnapshot: a file is missing or has changed.
     """
     manifest = read_manifest(folder)
     for file in manifest.files:
@@ -221,10 +221,10 @@ def verify(folder: Path) -> Manifest:
 
 
 def read_checked(folder: Path, file: SavedFile) -> bytes:
-    """The content of a stage's file, which is as it was written.
+    """Read a stage's file, and check that it is intact.
 
     Raises:
-        BadSnapshot: it is not.
+        BadSnapshot: the file has changed.
     """
     path = folder / _stage_name(file.stage)
     try:
@@ -240,7 +240,7 @@ def read_checked(folder: Path, file: SavedFile) -> bytes:
 
 
 def load_stage(folder: Path, stage: int) -> dict[str, Any]:
-    """A stage's part of a snapshot, on the CPU.
+    """Load a stage's part of a snapshot to the CPU.
 
     Raises:
         UserError: the file cannot be read.
@@ -259,10 +259,10 @@ def load_stage(folder: Path, stage: int) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """What a snapshot says that it is; its files are not looked at.
+    """Read the manifest of a snapshot, without checking its files.
 
     Raises:
-        BadSnapshot: there is none, or it makes no sense.
+        BadSnapshot: there is no manifest, or it is invalid.
     """
     path = folder / MANIFEST
     try:
@@ -291,7 +291,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def step_of(folder: Path) -> int | None:
-    """The step of a snapshot's folder, by its name; None if that is of something else."""
+    """Return the step in a snapshot folder's name; None for any other name."""
     match = re.fullmatch(r"step-(\d{8,})", folder.name)
     return None if match is None else int(match[1])
 

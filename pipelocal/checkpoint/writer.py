@@ -5,7 +5,7 @@
     compute thread     ... batch 200 | copy | batch 201 | batch 202 ...
     this thread                             | stage-2.pt, its checksum to all | on rank 0: manifest |
 
-A new snapshot waits until the one before is written, so at most one copy is held.
+A new snapshot waits until the previous one is written, so at most one copy is held.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ Check = Callable[[], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What a rank tells the first one of a stage's file."""
+    """What a rank tells rank 0 about a stage's file."""
 
     file: SavedFile
     evaluated: Evaluated | None
-    """What the stage's own head came to in the newest evaluation."""
+    """Figures of the stage's own head in the newest evaluation."""
     seconds: float = 0.0
-    """What this snapshot has cost this rank so far: time to copy, and to write."""
+    """Seconds that this snapshot has cost this rank so far, to copy and to write."""
 
     @classmethod
     def of_json(cls, value: dict[str, Any]) -> Part:
-        """The inverse of ``asdict``."""
+        """Make a part from the result of ``asdict``."""
         found = value["evaluated"]
         evaluated = None if found is None else Evaluated(**found)
         file = SavedFile(**value["file"])
@@ -52,13 +52,13 @@ class SnapshotWriter:
     """Writes this rank's part of every snapshot; rank 0 also completes them.
 
     Args:
-        at: where the snapshot of so many batches goes.
+        at: returns the folder of the snapshot after a number of batches.
         put: publishes a fact to all ranks.
-        take: waits for a fact that nobody else does; raises if another rank failed.
+        take: waits for a fact and deletes it; raises if another rank failed.
         check: raises if another rank failed.
         own: numbers of this rank's stages.
-        complete: on rank 0, makes a snapshot count, all of whose files are there; None elsewhere.
-        stages: number of stages of all ranks.
+        complete: on rank 0, marks a snapshot as complete; None elsewhere.
+        stages: number of stages on all ranks.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class SnapshotWriter:
         self._complete = complete
         self._stages = stages
         self.seconds = 0.0
-        """What the last snapshot has cost the rank that it cost most; known on rank 0."""
+        """Most seconds that the last snapshot has cost any rank; known on rank 0."""
         self._spent = 0.0
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._idle = threading.Event()
@@ -97,10 +97,10 @@ class SnapshotWriter:
     def save(
         self, step: int, stage: int, state: dict[str, Any], evaluated: Evaluated | None
     ) -> None:
-        """Copy a stage's state and have it written; waits while an older snapshot is being written.
+        """Copy a stage's state and queue it for writing; wait while an older snapshot is being written.
 
         Raises:
-            PipelocalError: the one before could not be written, or another rank failed.
+            PipelocalError: the previous snapshot could not be written, or another rank failed.
         """
         if stage == self._own.start:
             self._wait()
@@ -112,10 +112,10 @@ class SnapshotWriter:
         self._jobs.put(lambda: self._write(step, stage, copied, evaluated, seconds))
 
     def close(self) -> None:
-        """Wait until all is written.
+        """Wait until everything is written.
 
         Raises:
-            PipelocalError: it could not be, or another rank failed.
+            PipelocalError: writing failed, or another rank failed.
         """
         self._wait()
         self._jobs.put(None)
@@ -130,7 +130,7 @@ class SnapshotWriter:
         try:
             while (job := self._jobs.get()) is not None:
                 job()
-                del job  # and with it the copy
+                del job  # which frees the copy
         except PipelocalError as error:
             self._error = error
         except Exception as error:
@@ -165,7 +165,7 @@ def _key(step: int, stage: int) -> str:
 
 
 def _copied(value: Any) -> Any:
-    """A copy on the CPU that what trains on cannot change."""
+    """Copy to the CPU, so that further training cannot change it."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, torch.Size):

@@ -263,7 +263,7 @@ class ControlPlane:
         if self._lifeline is not None and self._account is None and self.lost is None:
             self._lifeline.close()
         if self._watcher.is_alive():
-            self._watcher.join(STORE_PATIENCE_S)  # it may be waiting for a store that does not answer
+            self._watcher.join(STORE_PATIENCE_S)  # it may wait for a store that does not answer
 
     def _watch(self) -> None:
         lost_looks = 0

@@ -67,7 +67,7 @@ def end_job() -> None:
     try:
         if os.environ.get("LOCAL_RANK") == "0":
             if has_other_nodes():
-                time.sleep(TOLD_S)  # the agent may host the store from which other ranks read the reason
+                time.sleep(TOLD_S)  # the agent may host the store that tells them why
             os.kill(agent, signal.SIGTERM)
         patience = Patience(AGENT_S)
         while not patience.over():

@@ -1,1 +1,1 @@
-"""What is done with a run that has ended."""
+"""Uses the results of a run: evaluation, export and loading."""

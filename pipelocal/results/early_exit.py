@@ -1,4 +1,4 @@
-"""A trained network as a plain module: uncut, or with the heads of all stages for an early answer."""
+"""A trained network as a plain module: uncut, or with the heads of all stages for early exits."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pipelocal.results.saved_run import FinishedRun
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What :meth:`HeadedNetwork.predict` says of each sample."""
+    """The predictions of :meth:`HeadedNetwork.predict`, for each sample."""
 
     label: Tensor
-    """int64 ``[B]``."""
+    """Predicted class, int64 ``[B]``."""
     confidence: Tensor
-    """Probability that the head which answered gives its label, ``[B]``."""
+    """Probability of the label according to the head that answered, ``[B]``."""
     stage: Tensor
     """Number of the stage whose head answered, from 1, int64 ``[B]``."""
 
 
 class HeadedNetwork(nn.Module):
-    """All bodies in a row, and a head behind each.
+    """All bodies in sequence, with a head after each.
 
     Args:
-        bodies: of the stages, in order.
-        heads: one for each; the last is the model's classifier.
+        bodies: the bodies of the stages, in order.
+        heads: the head of each stage; the last is the model's classifier.
     """
 
     def __init__(self, bodies: list[nn.Module], heads: list[nn.Module]) -> None:
@@ -38,19 +38,19 @@ class HeadedNetwork(nn.Module):
 
     @classmethod
     def of(cls, run: FinishedRun) -> HeadedNetwork:
-        """That of a finished run, on the CPU, in evaluation mode."""
+        """Build the network of a finished run, on the CPU, in evaluation mode."""
         stages = run.stages(torch.device("cpu"))
         return cls([stage.body for stage in stages], [stage.head for stage in stages]).eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The last head's logits ``[B, ..., classes]``, as the uncut model gives them."""
+        """Compute the last head's logits ``[B, ..., classes]``, as the uncut model does."""
         before = x
         for body in self.bodies:
             before, x = x, body(x)
         return call_head(self.heads[-1], x, before)
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Every head's logits ``[B, ..., classes]``, in order."""
+        """Compute every head's logits ``[B, ..., classes]``, in order."""
         logits = []
         for body, head in zip(self.bodies, self.heads, strict=True):
             before, x = x, body(x)
@@ -58,14 +58,14 @@ class HeadedNetwork(nn.Module):
         return logits
 
     def ensemble(self, x: Tensor) -> Tensor:
-        """Mean of the heads' class probabilities ``[B, ..., classes]``."""
+        """Compute the mean of the heads' class probabilities ``[B, ..., classes]``."""
         return torch.stack([logits.softmax(-1) for logits in self.all_logits(x)]).mean(0)
 
     @torch.no_grad()
     def predict(self, x: Tensor, *, until: float) -> Prediction:
-        """Each sample's answer from the first head that is confident enough, or from the last.
+        """Predict each sample with the first head that is confident enough, or with the last.
 
-        Samples that have their answer are not computed further.
+        Samples stop at the head that answers.
 
         Args:
             x: samples ``[B, ...]`` with one label each.
