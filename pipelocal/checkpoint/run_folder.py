@@ -118,9 +118,7 @@ class RunFolder:
         if not self.numbered:
             self.path.mkdir(parents=True, exist_ok=True)
             return
-        for path in numbered(
-            self.numbered
-        ):  # another run may just have taken this name
+        for path in numbered(self.numbered):  # another run may just have taken this name
             self.path = path
             try:
                 self.path.mkdir(parents=True)
