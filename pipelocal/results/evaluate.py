@@ -1,4 +1,4 @@
-"""Evaluation of a finished run, in one process."""
+"""Evaluates a finished run in one process."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from pipelocal.system.streams import tell
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Accuracy of every head of a finished run on its test data.
+    """Evaluate every head of a finished run on its test data.
 
     Returns:
         ``eval_accuracy`` (last head), ``ensemble_accuracy`` (None, and why in ``no_ensemble``, for a run
         with ``--votes off``) and ``stages``, a list with ``stage``, ``units``, ``loss`` and ``accuracy``.
 
     Raises:
-        UserError: no finished run, or its data cannot be read.
+        UserError: there is no finished run, or its data cannot be read.
     """
     check_values(config)
     finished = FinishedRun(config.run, averaged=config.averaged)
@@ -43,7 +43,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     stages = finished.stages(device)
     records: list[dict[str, Any]] = []
     if run.votes == "auto":
-        run = replace(run, votes="on")  # they travel nowhere here
+        run = replace(run, votes="on")  # they cross no rank here
     assembly = Assembly(
         run, blueprint, device, batch_size=batches.batch_size, report=records.append
     )
@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _data(config: EvaluateConfig, finished: FinishedRun) -> BatchStream:
-    """The run's data as they are now; says so if they are not what they were."""
+    """Open the run's current data; report if they have changed."""
     run = replace(
         finished.config,
         data_root=config.data_root or finished.config.data_root,
@@ -95,13 +95,13 @@ def _compare_with_the_run(accuracy: float | None, finished: FinishedRun) -> None
 
 
 def plain_state_dict(run: str, *, averaged: bool = False) -> dict[str, Tensor]:
-    """The uncut model of a finished run, by its own names and without auxiliary heads.
+    """Return the uncut model's state dict of a finished run, by its own names, without auxiliary heads.
 
     Args:
         run: the run's folder.
-        averaged: take the averaged weights, of a run with ``--ema``.
+        averaged: whether to use the averaged weights of a run with ``--ema``.
 
     Raises:
-        UserError: no finished run, one without averaged weights, or a damaged file.
+        UserError: there is no finished run, it has no averaged weights, or a file is damaged.
     """
     return FinishedRun(run, averaged=averaged).plain_state()

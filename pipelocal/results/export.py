@@ -19,14 +19,14 @@ from pipelocal.system.paths import check_path
 
 
 def export(config: ExportConfig) -> str:
-    """Write what a run trained, in the form that the file's ending asks for.
+    """Write a run's trained model, in the format given by the file's extension.
 
     Returns:
-        What was written, for people.
+        A description of what was written, for the user.
 
     Raises:
-        UserError: no finished run, an unknown ending, a model that torch.export cannot go through, or
-            the file cannot be written.
+        UserError: there is no finished run, the extension is unknown, torch.export fails on the model,
+            or the file cannot be written.
     """
     to = Path(config.to)
     write = WRITERS.get(to.suffix)
@@ -47,13 +47,13 @@ def _state(run: FinishedRun, *, heads: bool) -> tuple[dict[str, Tensor], str]:
     if not heads:
         return state, what
     more = run.auxiliary_heads()
-    state.update(more)  # which keeps the versions of the modules beside it
+    state.update(more)  # which keeps the module versions in its metadata
     return state, f"{what} and {len(more)} of auxiliary heads"
 
 
 def _write_pt(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
     state, what = _state(run, heads=heads)
-    # By way of a buffer: torch.save would put the file's own name into the file.
+    # Via a buffer: torch.save would store the file's name in the file.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue(), what
@@ -71,13 +71,13 @@ def _write_safetensors(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
 
 
 def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of their own memory, as the format wants them.
+    """Give tensors separate memory, as the format requires.
 
     Tied weights are written under each of their names, so that the file loads into the model as it is, tied
     or not.
 
     Raises:
-        UserError: something in it is no tensor.
+        UserError: an entry is not a tensor.
     """
     seen: set[int] = set()
     apart = {}
@@ -95,7 +95,7 @@ def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _AllHeads(nn.Module):
-    """The logits of every head, as an output that a program can have."""
+    """Returns the logits of every head, in a form that an exported program can return."""
 
     def __init__(self, network: HeadedNetwork) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ def _write_program(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
 
 
 def _example(chain: Chain) -> Tensor:
-    """Two samples of zeros: one would be taken for a fixed size."""
+    """Make two samples of zeros: a batch of one would be treated as a fixed size."""
     return torch.zeros((2, *chain.input_shape), dtype=chain.input_dtype)
 
 
@@ -138,4 +138,4 @@ WRITERS: dict[str, Callable[..., tuple[bytes, str]]] = {
     ".safetensors": _write_safetensors,
     ".pt2": _write_program,
 }
-"""By the file's ending, what makes its content."""
+"""Functions that make the content of a file, by its extension."""

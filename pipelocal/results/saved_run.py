@@ -1,4 +1,4 @@
-"""A run, read back: options, model, weights."""
+"""Reads a saved run: options, model and weights."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pipelocal.system.streams import tell
 
 
 class FinishedRun:
-    """What a run left: its end, or if that did not come its newest good snapshot.
+    """A saved run: its final state, or its newest good snapshot if it did not finish.
 
-    Says on standard error which snapshot that is.
+    It reports on standard error which snapshot that is.
 
     Args:
         path: the run's folder, or that of one of its snapshots, or ``RUN/snapshots/best``.
-        averaged: take the averaged weights, of a run with ``--ema``.
+        averaged: whether to use the averaged weights of a run with ``--ema``.
 
     Raises:
-        UserError: no run, one that left no weights, or one without averaged weights where they are wanted.
+        UserError: there is no run, or it has no weights, or no averaged weights if those are requested.
     """
 
     def __init__(self, path: str, *, averaged: bool = False) -> None:
@@ -43,14 +43,14 @@ class FinishedRun:
             raise UserError(_nothing_left(at, self.folder.path))
         manifest, self._states = weights.chosen.manifest, weights.states
         self.accuracy = manifest.quality and manifest.quality[0]
-        """Of the last head, as these weights were evaluated in the run; None if they were not."""
+        """Accuracy of the last head in the run's evaluation of these weights; None without one."""
         self.at_end = weights.chosen.folder == SnapshotFolder(self.folder.path).end
         if not self.at_end:
             tell(f"{at}: the weights after batch {manifest.step}, before the end of the run")
         self.description = self.folder.description()
         then = self.description.model
         self.config = located(config, self.folder)
-        # The description knows what the model is fed, so that the data need not be there.
+        # The description records the model's input, so the data need not be available.
         blueprint = blueprint_of(self.config, info=self.description.info)
         changed = then.differences(ModelDescription.of(self.config.model, blueprint.chain))
         if changed:
@@ -63,7 +63,7 @@ class FinishedRun:
             )
 
     def stages(self, device: torch.device) -> list[Stage]:
-        """All stages with their weights, to evaluate them.
+        """Build all stages with their weights, for evaluation.
 
         Raises:
             UserError: a damaged file.
@@ -81,7 +81,7 @@ class FinishedRun:
         return stages
 
     def plain_state(self) -> dict[str, Tensor]:
-        """The uncut model's state dict, by its own names and without auxiliary heads.
+        """Return the uncut model's state dict, by its own names and without auxiliary heads.
 
         Raises:
             UserError: a damaged file.
@@ -90,7 +90,7 @@ class FinishedRun:
         return plain_state(self.blueprint.chain, states)
 
     def auxiliary_heads(self) -> dict[str, Tensor]:
-        """The heads of all stages but the last, each as ``heads.STAGE.NAME``."""
+        """Return the parameters of the auxiliary heads, as ``heads.STAGE.NAME``."""
         return {
             f"heads.{number}.{name}": value
             for number in self._numbers[:-1]

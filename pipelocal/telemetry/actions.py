@@ -1,7 +1,7 @@
-"""What one rank does, and when: the last few actions always, all of them for a trace.
+"""Records what one rank does and when: always the last few actions, and all of them for a trace.
 
-An action lies on a lane: a stage's own (``stage 2``: receive, forward, send, head, ...), or that of one
-tensor on an edge (``1 -> 2 x``), which moves while the stage computes.
+An action belongs to a lane: that of a stage (``stage 2``: receive, forward, send, head, ...), or that of one
+tensor on an edge (``1 -> 2 x``), which is sent while the stage computes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from types import TracebackType
 from pipelocal.system.streams import say
 
 LAST = 8
-"""Actions of a lane that are kept for the case that the run stalls."""
+"""Number of actions per lane that are kept in case the run stalls."""
 
 TRACED = 200_000
-"""Most actions of a rank in a trace, the first ones; bounds its memory."""
+"""Most actions of a rank in a trace, to bound memory; later ones are left out."""
 
 
 class Action:
-    """One thing that is done, as a context manager around it.
+    """One action, as a context manager around it.
 
-    ``started`` and ``stopped`` are seconds of ``time.perf_counter``; ``stopped`` is None meanwhile.
+    ``started`` and ``stopped`` are seconds of ``time.perf_counter``; ``stopped`` is None until it ends.
     """
 
     __slots__ = ("_recorder", "batch", "bytes", "lane", "name", "started", "stopped")
@@ -49,34 +49,34 @@ class Action:
             self.stop()
 
     def stop(self) -> None:
-        """It is done."""
+        """End the action."""
         self.stopped = time.perf_counter()
         self._recorder.done(self)
 
 
 class Recorder:
-    """The actions of one rank. Its threads may use it at once.
+    """Records the actions of one rank; it is thread-safe.
 
     Args:
-        trace: keep them for a trace.
-        print_transfers: print a line for each tensor that crossed an edge, on standard error.
+        trace: whether to keep all actions for a trace.
+        print_transfers: whether to print a line to standard error for each tensor that crosses an edge.
     """
 
     def __init__(self, *, trace: bool = False, print_transfers: bool = False) -> None:
         self.left_out = 0
-        """Actions that a trace has no room for."""
+        """Number of actions beyond the limit of a trace."""
         self._last: dict[str, deque[Action]] = {}
         self._traced: list[Action] | None = [] if trace else None
         self._print_transfers = print_transfers
 
     def begin(self, lane: str, name: str, batch: int, size: int = 0) -> Action:
-        """An action begins now; it ends with its ``with`` block or its ``stop``.
+        """Start an action now; it ends with its ``with`` block or its ``stop``.
 
         Args:
-            lane: where it is shown.
-            name: what is done.
+            lane: the lane in which it is shown.
+            name: name of the action.
             batch: number of the batch.
-            size: bytes that move.
+            size: bytes transferred.
         """
         action = Action(self, lane, name, batch, size)
         if (last := self._last.get(lane)) is None:
@@ -85,7 +85,7 @@ class Recorder:
         return action
 
     def done(self, action: Action) -> None:
-        """Called by an action that ended."""
+        """Record an action that has ended."""
         if self._traced is not None:
             if len(self._traced) < TRACED:
                 self._traced.append(action)
@@ -101,11 +101,11 @@ class Recorder:
             )
 
     def traced(self) -> list[Action]:
-        """All finished actions, in the order in which they ended; empty without ``trace``."""
+        """Return all finished actions, in the order in which they ended; empty without ``trace``."""
         return list(self._traced or ())
 
     def last_actions(self) -> list[str]:
-        """A line for each lane, for people: what it did last and what it is at."""
+        """Return a readable line for each lane: what it did last and what it is doing."""
         now = time.perf_counter()
         return [
             f"{lane}: " + ", ".join(_describe(action, now) for action in list(actions))

@@ -1,4 +1,4 @@
-"""One clock for all ranks: how far each one's ``time.perf_counter`` is from that of rank 0."""
+"""Synchronises clocks: measures each rank's ``time.perf_counter`` against that of rank 0."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ ROUND_TRIPS = 16
 
 
 def seconds_behind_rank_0() -> float:
-    """What to add to this rank's ``time.perf_counter`` to have rank 0's.
+    """Return the seconds to add to this rank's ``time.perf_counter`` to get rank 0's.
 
     All ranks call this, with a default process group that takes CPU tensors. Each asks rank 0 for the
-    time, again and again; the answer of the fastest round trip is taken as given in its middle (Cristian
-    1989), which is wrong by at most half of that round trip.
+    time repeatedly; the answer of the fastest round trip is assumed to be from its midpoint (Cristian
+    1989), with an error of at most half of that round trip.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     time_there = torch.zeros((), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Figures as users read them: bytes, seconds, losses, rates, and what is not known."""
+"""Formats figures for users: bytes, seconds, losses, rates, and unknown values."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ UNKNOWN = "-"
 
 
 def format_bytes(count: float) -> str:
-    """Bytes with a binary unit: ``512 B``, ``1.5 KiB``, ``812 MiB``, ``23.4 GiB``."""
+    """Format bytes with a binary unit: ``512 B``, ``1.5 KiB``, ``812 MiB``, ``23.4 GiB``."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     while count >= 1023.5 and len(units) > 1:
         count /= 1024
@@ -17,7 +17,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration: ``12.3 s``, ``2 min 05 s``, ``1 h 02 min``, ``3 d 04 h``."""
+    """Format a duration: ``12.3 s``, ``2 min 05 s``, ``1 h 02 min``, ``3 d 04 h``."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     if seconds < 3599.5:
@@ -31,15 +31,15 @@ def format_seconds(seconds: float) -> str:
 
 
 def or_unknown(format_figure: Callable[[float], str], figure: float | None) -> str:
-    """The figure as text, or :data:`UNKNOWN` where it is None."""
+    """Format a figure; :data:`UNKNOWN` if it is None."""
     return UNKNOWN if figure is None else format_figure(figure)
 
 
 def format_loss(loss: float) -> str:
-    """A loss: ``0.312``, and ``1.2e+05`` from 1000 on."""
+    """Format a loss: ``0.312``, and ``1.2e+05`` from 1000 on."""
     return f"{loss:.3f}" if abs(loss) < 1000 else f"{loss:.1e}"
 
 
 def format_rate(per_second: float) -> str:
-    """Something per second: ``12.3``, and ``3211`` from 100 on."""
+    """Format a rate per second: ``12.3``, and ``3211`` from 100 on."""
     return f"{per_second:.1f}" if per_second < 99.95 else f"{per_second:.0f}"

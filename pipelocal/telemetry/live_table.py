@@ -44,7 +44,7 @@ class LiveView:
             console=self._console,
             auto_refresh=False,
             get_renderable=self._render,
-            # What others print appears above the table; what goes to a file or pipe still does.
+            # Other output appears above the table; output to a file or pipe is not redirected.
             redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
             redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
         )
@@ -66,7 +66,7 @@ class LiveView:
     def close(self) -> None:
         live, self._live = self._live, None
         if live is not None:
-            live.stop()  # draws once more, now with every row, and shows the cursor in any case
+            live.stop()  # draws a last time with every row, and always shows the cursor
 
     def _render(self) -> RenderableType:
         if self._progress is None:
@@ -83,14 +83,14 @@ class LiveView:
 def stage_table(
     rows: Sequence[StageRow], *, width: int | None = None, max_rows: int | None = None
 ) -> Table:
-    """A table with a row for each stage.
+    """Build a table with a row for each stage.
 
     Args:
         rows: The stages, first to last.
-        width: Terminal columns at hand; where they are few the least needed columns are left
+        width: Available terminal columns; if there are few, the least important columns are left
             out. None shows all.
-        max_rows: Terminal lines at hand for the rows; where they are too few the last stage is
-            kept (it is the model's own output) and "..." stands for those left out.
+        max_rows: Available terminal lines for the rows; if there are too few, the last stage is
+            kept (it is the model's own output) and "..." stands for omitted rows.
     """
     with_bar = width is None or width >= 100
     with_units = width is None or width >= 72
@@ -124,7 +124,7 @@ def stage_table(
 def _head_and_tail(
     rows: Sequence[StageRow], max_rows: int | None
 ) -> tuple[Sequence[StageRow], Sequence[StageRow]]:
-    """The rows to show before and after the "..."; all of them before it where they fit."""
+    """Return the rows to show before and after the "..."; all of them before it if they fit."""
     if max_rows is None or len(rows) <= max(max_rows, 2):
         return rows, ()
     return rows[: max(max_rows - 2, 0)], rows[-1:]
@@ -146,7 +146,7 @@ def _cells(row: StageRow, *, with_units: bool, with_bar: bool) -> Iterator[Rende
 
 
 def _bar(fraction: float, *, width: int | None = None) -> ProgressBar:
-    """A bar filled to ``fraction``; without a width it takes the room there is."""
+    """Build a bar filled to ``fraction``; without a width it takes the available space."""
     return ProgressBar(
         total=1.0, completed=fraction, width=width, complete_style="cyan", finished_style="cyan"
     )

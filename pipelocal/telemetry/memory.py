@@ -1,4 +1,4 @@
-"""How many bytes tensors take, counted one by one: exact, and the same on every device."""
+"""Counts the bytes of tensors one by one: exact, and the same on every device."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 class SavedBytes:
-    """Counts the bytes that autograd keeps for backward passes, and when it lets go of them.
+    """Counts the bytes that autograd keeps for backward passes, until it releases them.
 
-    A tensor that is saved twice, or whose memory another saved tensor shares, counts once.
+    Memory that is saved twice, or shared by several saved tensors, counts once.
 
     Args:
-        own: tensors that do not count, such as parameters.
+        own: tensors to exclude, such as parameters.
     """
 
     def __init__(self, own: Iterable[Tensor] = ()) -> None:
-        # By identity, which tensors on the meta device have too, unlike an address.
+        # By identity: tensors on the meta device have no address.
         self._own = {id(storage): storage for storage in (t.untyped_storage() for t in own)}
         self._uses: Counter[int] = Counter()
         self._held_bytes = 0
         self.peak_bytes = 0
-        """Most that was kept at a time."""
+        """Most bytes kept at the same time."""
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count what is saved within this block, until it is let go, in the block or later."""
+        """Count tensors saved within this block until they are released, in the block or later."""
         with saved_tensors_hooks(partial(_Kept, self), lambda kept: kept.tensor):
             yield
 
@@ -48,7 +48,7 @@ class SavedBytes:
 
 
 class _Kept:
-    """A tensor that autograd keeps; when it lets go of this, it lets go of the tensor."""
+    """Wraps a tensor that autograd keeps, to notice when autograd releases it."""
 
     def __init__(self, counter: SavedBytes, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -61,10 +61,10 @@ class _Kept:
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Sum of the tensors' sizes in bytes."""
+    """Return the sum of the tensors' sizes in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def device_peak_bytes(device: torch.device) -> int | None:
-    """Peak of what this process allocated on a CUDA device; None on the CPU."""
+    """Return the peak bytes that this process allocated on a CUDA device; None on the CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

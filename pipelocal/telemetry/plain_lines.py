@@ -1,4 +1,4 @@
-"""The lines that a log file gets while training runs: a block now and then, nothing redrawn."""
+"""Plain output for log files while training runs: a block of lines at intervals."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,7 +49,7 @@ class PlainView:
         self._write_block()
 
     def _write_block(self) -> None:
-        """Write the newest figures, unless they have been written."""
+        """Write the newest figures, unless they were already written."""
         block, self._unwritten = self._unwritten, None
         if block is None:
             return
@@ -64,7 +64,7 @@ class PlainView:
 
 
 def _stage_text(row: StageRow) -> str:
-    """For example ``1: loss 0.312 acc 0.912``; what is not known is left out."""
+    """Format a row such as ``1: loss 0.312 acc 0.912``; unknown figures are left out."""
     figures = []
     if row.loss is not None:
         figures.append(f"loss {format_loss(row.loss)}")
@@ -77,7 +77,7 @@ def _stage_text(row: StageRow) -> str:
 
 
 def _pack(items: Iterable[str], *, width: int) -> Iterator[str]:
-    """Lines of items with " | " between them; an item is never cut."""
+    """Yield lines of items joined by " | "; items are never broken."""
     line = ""
     for item in items:
         longer = f"{line} | {item}" if line else item

@@ -1,4 +1,4 @@
-"""What the stages of a run last reported, and how far the whole of it is."""
+"""The latest reports of a run's stages, and its overall progress."""
 
 from dataclasses import dataclass
 
@@ -7,46 +7,46 @@ from pipelocal.telemetry.formats import format_seconds
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageRow:
-    """What one stage last reported. None is "not known (yet)"."""
+    """The latest report of one stage. None means "not known (yet)"."""
 
     stage: int
     """Number of the stage, from 1."""
     rank: int | str
-    """Rank that runs it, from 0; of several replicas, such as ``1,2``."""
+    """Rank that runs the stage, from 0; with replicas, such as ``1,2``."""
     units: str
-    """Which units of the model it holds, e.g. ``stem..block1``."""
+    """Units of the model that the stage holds, e.g. ``stem..block1``."""
     step: int = 0
-    """Batches it has trained on."""
+    """Batches that the stage has trained on."""
     loss: float | None = None
     """Local training loss."""
     accuracy: float | None = None
-    """Share of right answers in training, 0 to 1."""
+    """Training accuracy, 0 to 1."""
     eval_accuracy: float | None = None
-    """Share of right answers in the last evaluation, 0 to 1."""
+    """Accuracy in the last evaluation, 0 to 1."""
     samples_per_second: float | None = None
     busy_fraction: float | None = None
-    """Share of the time in which it computed and did not wait, 0 to 1."""
+    """Share of the time in which the stage computed instead of waiting, 0 to 1."""
     peak_memory_bytes: int | None = None
     frozen: bool = False
-    """It no longer trains, and only feeds the next one."""
+    """Whether the stage no longer trains, and only feeds the next one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far the whole run is."""
+    """Progress of the whole run."""
 
     step: int
     """Batches done, of ``total_steps``."""
     total_steps: int
     epoch: int
-    """The epoch that runs now, from 1 to ``epochs``."""
+    """The current epoch, from 1 to ``epochs``."""
     epochs: int
     phase: str
     """``train`` or ``eval``."""
     elapsed_s: float
     """Seconds since this process began, at ``first_step``."""
     first_step: int = 0
-    """The step this process began at; not 0 in a run that was resumed."""
+    """The step at which this process began; not 0 in a resumed run."""
 
     @property
     def eta_s(self) -> float | None:
@@ -61,7 +61,7 @@ class Progress:
 
 
 def progress_text(progress: Progress) -> str:
-    """For example ``step 120/230  epoch 2/10  12.3 s left``."""
+    """Format progress, for example ``step 120/230  epoch 2/10  12.3 s left``."""
     parts = [
         f"step {progress.step}/{progress.total_steps}",
         f"epoch {progress.epoch}/{progress.epochs}",

@@ -1,4 +1,4 @@
-"""matplotlib, where it is installed: pictures are drawn to files only."""
+"""Loads matplotlib if it is installed; plots are only written to files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipelocal.system.paths import check_path
 
 
 def check_plot(option: str, path: str) -> None:
-    """Find out before the work that a plot cannot be made.
+    """Check before the work that a plot can be made.
 
     Args:
-        option: names the file.
-        path: of the file.
+        option: option that names the file.
+        path: path of the file.
 
     Raises:
-        UserError: matplotlib is missing, or the file cannot be written or is no PNG.
+        UserError: matplotlib is missing, or the file cannot be written or is not a PNG.
     """
     file = Path(path)
     check_path(option, file)
@@ -33,10 +33,10 @@ def check_plot(option: str, path: str) -> None:
 
 
 def load_pyplot(what: str) -> Any:
-    """matplotlib's pyplot, drawing to files only.
+    """Load matplotlib's pyplot, for drawing to files only.
 
     Raises:
-        UserError: it is not installed; ``what`` needs it.
+        UserError: matplotlib is not installed, and ``what`` needs it.
     """
     try:
         importlib.import_module("matplotlib").use("Agg")

@@ -1,4 +1,4 @@
-"""Rank 0's part of telemetry: takes all stages' records, keeps them and shows them."""
+"""Rank 0's part of telemetry: collects, stores and shows the records of all stages."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Reporter:
     """Writes ``metrics.jsonl`` and feeds the view, on a thread of its own.
 
     Args:
-        take: gives the records that came since the last call.
-        on_error: told once if a record cannot be written; the reporter then stops.
-        metrics: the file to append to; None for none.
-        view: what the user looks at.
-        rows: a row per stage, in order, as they are before training.
+        take: returns the records received since the last call.
+        on_error: called once if a record cannot be written; the reporter then stops.
+        metrics: the file to append to; None to write no file.
+        view: shows the run to the user.
+        rows: the initial row of each stage, in order.
         total_steps: training batches in all.
         epochs: epochs in all.
     """
@@ -60,7 +60,7 @@ class Reporter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Take what is still there and end the thread."""
+        """Process the remaining records and end the thread."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -1,4 +1,4 @@
-"""What a trace says: who computes, who waits, and what holds the pipeline up.
+"""Analyses a trace: who computes, who waits, and what the bottleneck is.
 
 ::
 
@@ -21,45 +21,45 @@ from pipelocal.telemetry.trace import read_events
 COMPUTING = ("forward", "head", "backward", "reconcile", "step")
 WAITING = ("receive", "send", "average")
 SATURATED = 0.8
-"""A rank or an edge that is busy for so much of the time holds the others up."""
+"""Busy share of the time above which a rank or an edge counts as a bottleneck."""
 
 Event = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageTimes:
-    """Where a stage's time went, in the mean of its training batches."""
+    """How a stage spends its time, averaged over training batches."""
 
     stage: int
     rank: int
     ms: dict[str, float]
-    """Milliseconds a batch by action; those of :data:`WAITING` are spent waiting."""
+    """Milliseconds per batch by action; those of :data:`WAITING` are waits."""
 
     @property
     def computing_ms(self) -> float:
-        """Milliseconds a batch that the stage computes."""
+        """Milliseconds per batch that the stage computes."""
         return sum(self.ms[name] for name in COMPUTING)
 
     def share(self, name: str) -> float:
-        """Part of the stage's own time, 0 to 1."""
+        """Return an action's share of the stage's time, 0 to 1."""
         total = sum(self.ms.values())
         return self.ms[name] / total if total else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """What a trace says of the training batches."""
+    """The timing of training batches according to a trace."""
 
     stages: list[StageTimes]
     edges_ms: dict[str, float]
-    """Milliseconds a batch that tensors are under way, by edge between ranks (``1 -> 2``)."""
+    """Milliseconds per batch that tensors are in transit, by edge between ranks (``1 -> 2``)."""
     period_ms: float
-    """Milliseconds from one training batch to the next, where the last stage ends."""
+    """Milliseconds from one training batch to the next, at the end of the last stage."""
     events: list[Event]
 
     @classmethod
     def of(cls, folder: Path) -> Timeline:
-        """Of a finished run.
+        """Read the timeline of a finished run.
 
         Raises:
             UserError: there is no trace, or no training batch in it.
@@ -80,7 +80,7 @@ class Timeline:
         )
 
     def verdict(self) -> str:
-        """What holds the pipeline up, and what to do."""
+        """Say what the bottleneck is, and what to do about it."""
         ranks: dict[int, float] = defaultdict(float)
         for stage in self.stages:
             ranks[stage.rank] += stage.computing_ms
@@ -129,7 +129,7 @@ def _stage_times(events: Iterable[Event], batches: int) -> list[StageTimes]:
 
 
 def _edge_times(events: Iterable[Event], batches: set[int]) -> dict[str, float]:
-    """From when both ends are ready until a tensor is there; what overlaps counts once."""
+    """Return the time from both ends being ready until arrival, by edge; overlaps count once."""
     begun: dict[tuple[str, int], float] = {}
     arrived: dict[str, list[Event]] = defaultdict(list)
     for event in events:
@@ -150,7 +150,7 @@ def _edge_times(events: Iterable[Event], batches: set[int]) -> dict[str, float]:
 
 
 def _covered(spans: Sequence[tuple[float, float]]) -> float:
-    """Length of the union of intervals."""
+    """Return the length of the union of intervals."""
     total, reached = 0.0, float("-inf")
     for start, stop in sorted(spans):
         total += max(0.0, stop - max(start, reached))

@@ -1,4 +1,4 @@
-"""A timeline as a table and as a picture."""
+"""Shows a timeline as a table and as a plot."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ COLOURS = {
     "evaluate": "#c8c060",
 }
 SMALL = ("header",)
-"""Messages left out of the picture, for x follows at once."""
+"""Messages left out of the plot, because x follows at once."""
 
 SHOWN = 12
-"""Training batches in the picture: the last ones."""
+"""Number of training batches in the plot: the last ones."""
 
 
 def print_timeline(timeline: Timeline, stream: TextIO) -> None:
-    """A row for every stage, and the verdict."""
+    """Print a row for every stage, and the verdict."""
     console = Console(file=stream, width=None if stream.isatty() else 160)
     table = Table(title="milliseconds a training batch", title_justify="left")
     waits = ("wait for input", "hand over, wait for room", "average with replicas")
@@ -44,7 +44,7 @@ def print_timeline(timeline: Timeline, stream: TextIO) -> None:
             f"{busy:.0%}",
             *(f"{stage.ms[name]:.2f}" for name in (*COMPUTING, *WAITING)),
         )
-    # Not straight to the stream: rich ends the whole program when whoever reads it has left.
+    # Not directly to the stream: rich ends the program if the reader has closed it.
     with console.capture() as captured:
         console.print(table)
         for edge, ms in sorted(timeline.edges_ms.items()):
@@ -54,7 +54,7 @@ def print_timeline(timeline: Timeline, stream: TextIO) -> None:
 
 
 def draw_timeline(timeline: Timeline, path: Path) -> None:
-    """A bar for every stage and edge over the last training batches, as PNG."""
+    """Draw a bar for every stage and edge over the last training batches, as PNG."""
     pyplot = load_pyplot("the picture")
     batches = sorted({e["args"]["batch"] for e in timeline.events if e["name"] == "forward"})
     shown = set(batches[-SHOWN:])

@@ -1,4 +1,4 @@
-"""A run's actions as a file that chrome://tracing and ui.perfetto.dev show.
+"""Writes a run's actions to a file for chrome://tracing and ui.perfetto.dev.
 
 ::
 
@@ -7,8 +7,8 @@
       trace/rank-1.json     a rank's own part; stays if the run fails
 
 The format is the Trace Event Format's "complete" events: a process for every rank, a thread for every
-lane, times in microseconds of rank 0's clock. On CUDA the times are the host's: when something was asked
-of the device, not when the device did it.
+lane, times in microseconds of rank 0's clock. On CUDA these are host times: when work was
+submitted to the device, not when the device did it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pipelocal.telemetry.actions import Recorder
 
 
 def write_part(folder: Path, rank: int, recorder: Recorder, clock_offset_s: float) -> None:
-    """Write what one rank did.
+    """Write the actions of one rank.
 
     Args:
         folder: the run folder.
-        rank: whose actions they are.
-        recorder: knows them.
+        rank: the rank.
+        recorder: holds its actions.
         clock_offset_s: see :func:`~pipelocal.telemetry.clock.seconds_behind_rank_0`.
     """
     actions = recorder.traced()
@@ -55,7 +55,7 @@ def write_part(folder: Path, rank: int, recorder: Recorder, clock_offset_s: floa
 
 
 def merge_parts(folder: Path, ranks: int) -> None:
-    """Make ``trace.json`` of all ranks' parts, which go."""
+    """Merge all ranks' parts into ``trace.json``, and delete the parts."""
     parts = [json.loads(_part(folder, rank).read_text()) for rank in range(ranks)]
     events = [event for part in parts for event in part["events"]]
     start = min((event["ts"] for event in events if event["ph"] == "X"), default=0.0)
@@ -74,7 +74,7 @@ def merge_parts(folder: Path, ranks: int) -> None:
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """The actions of a run's trace: ``name``, ``ts`` and ``dur`` in microseconds, and ``args``.
+    """Read the actions of a run's trace: ``name``, ``ts`` and ``dur`` in microseconds, and ``args``.
 
     Raises:
         UserError: there is no trace.

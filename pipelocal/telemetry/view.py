@@ -1,8 +1,8 @@
-"""What the user sees while training runs: one row for each stage and the overall progress.
+"""Shows a run to the user: one row for each stage, and the overall progress.
 
 On a terminal a table is redrawn in place (`live_table`); elsewhere, as in a log file or a batch
-job, a few lines are written now and then (`plain_lines`). `make_view` chooses. Close a view
-whatever happens, or the terminal keeps its cursor hidden::
+job, a few lines are written at intervals (`plain_lines`). `make_view` chooses. Always close a
+view, or the terminal's cursor stays hidden::
 
     with contextlib.closing(make_view(sys.stderr)) as view:
         view.start("resnet110 in 4 stages")
@@ -22,25 +22,25 @@ from pipelocal.telemetry.progress import Progress, StageRow
 
 
 class View(Protocol):
-    """A place that shows the run to the user."""
+    """Shows the run to the user."""
 
     def start(self, title: str) -> None:
-        """Show the title and make ready for updates."""
+        """Show the title and prepare for updates."""
 
     def update(self, rows: Sequence[StageRow], progress: Progress) -> None:
         """Take the newest figures; cheap enough to be called at each step."""
 
     def message(self, text: str) -> None:
-        """Show a line that stays."""
+        """Show a permanent line."""
 
     def close(self) -> None:
-        """Show the last figures and give the terminal back. A second call does nothing."""
+        """Show the last figures and restore the terminal. A second call does nothing."""
 
 
 def make_view(stream: TextIO, *, plain: bool | None = None) -> View:
-    """The view that suits ``stream``: live on a terminal, else plain, and plain if asked for.
+    """Make the view for ``stream``: live on a terminal, otherwise or on request plain.
 
-    rich decides on colours, and so honours ``NO_COLOR``.
+    rich decides about colours, and so honours ``NO_COLOR``.
     """
     if plain or not stream.isatty() or os.environ.get("TERM") == "dumb":
         return PlainView(stream)
