@@ -21,11 +21,11 @@ DatasetLoader = Callable[[Path | None, int], ArrayDataset]
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """What stands behind a name.
+    """The entry of a data set in the registry.
 
     Attributes:
-        info: known without reading a file.
-        load: reads or makes the data set.
+        info: description, known without reading a file.
+        load: reads or generates the data set.
     """
 
     info: DataInfo
@@ -33,14 +33,14 @@ class DatasetEntry:
 
 
 class _LoaderAlone(DatasetEntry):
-    """What a reference to a loader stands for; ``info`` is a stand-in until the data are there."""
+    """The entry for a reference to a loader; ``info`` is a placeholder until the data are loaded."""
 
     def __init__(self, name: str, load: DatasetLoader) -> None:
         super().__init__(DataInfo(name=name, sample_shape=(1,), classes=1), load)
 
 
 class _DataSets(Registry[DatasetEntry]):
-    """Data sets by name; a reference may also be to a loader alone."""
+    """Registry of data sets; a reference may also name just a loader."""
 
     def _fitting(self, name: str, thing: Any) -> DatasetEntry:
         if isinstance(thing, DatasetEntry):
@@ -50,7 +50,7 @@ class _DataSets(Registry[DatasetEntry]):
 
 
 def _load_own(name: str, load: DatasetLoader, root: Path | None, seed: int) -> ArrayDataset:
-    """Load what a reference stands for: the same on every rank, whatever it draws from."""
+    """Call a user's loader with seeded generators, so that every rank loads the same."""
     with seeded(seed, "data", plain_name(name)), users_code("data set", name):
         return returned(load(root, seed), ArrayDataset)
 
@@ -68,7 +68,7 @@ for _entry in (
 
 
 def data_info(name: str, *, root: str | Path | None = None, seed: int = 0) -> DataInfo:
-    """Name, sample shape and number of classes of a data set; reads no file but for a user's own loader.
+    """Describe a data set; reads no file, except for a user's loader.
 
     Args:
         name: see :func:`load_dataset`, as for those below; they count only where it has to load.

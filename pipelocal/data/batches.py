@@ -1,4 +1,4 @@
-"""Batches in an order that a resumed run meets again, bit for bit."""
+"""Batches in an order that a resumed run reproduces bit for bit."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Batch:
 
 
 class Batches(Protocol):
-    """What the first stage reads; what comes in which step depends on epoch and step alone."""
+    """The source of the first stage; each batch depends only on epoch and step."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -52,7 +52,7 @@ class Batches(Protocol):
         """
 
     def test_makers(self) -> Iterator[Callable[[], Batch]]:
-        """What makes each test batch; none where there is no test data."""
+        """Yield a function that makes each test batch; empty without test data."""
 
     def describe(self) -> dict[str, Any]:
         """What a run remembers of its data, a ``fingerprint`` of the content among it; see
@@ -150,7 +150,7 @@ class BatchStream:
         return (make() for make in self.test_makers())
 
     def test_makers(self) -> Iterator[Callable[[], Batch]]:
-        """What makes each of them; one that is not called costs nothing."""
+        """Yield a function that makes each test batch; one that is not called costs nothing."""
         for first in range(0, len(self.dataset.test_x), self.batch_size):
             yield partial(self._test_batch, first)
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, in the Python or the binary form, whichever lies below the root.
+"""CIFAR-10 and CIFAR-100, in the Python or the binary format, whichever is below the root.
 
 torchvision reads the Python form, which is pickled, and checks each file's MD5 before it does. It does not
 know the binary one: records of one or two label bytes and 3,072 pixel bytes.
@@ -30,7 +30,7 @@ Part = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar:
-    """One of the two sets and where its files are looked for."""
+    """One of the two data sets and the locations of its files."""
 
     info: DataInfo
     mean: tuple[float, float, float]

@@ -1,4 +1,4 @@
-"""What a run remembers of its data: counts, shapes, dtypes, and a cheap fingerprint of the content."""
+"""Describes a run's data: counts, shapes, dtypes, and a cheap fingerprint of the content."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from pipelocal.data.dataset import ArrayDataset
 
 MOST_BYTES = 2**20
-"""Of each tensor that are looked at, in rows that lie evenly spread."""
+"""Most bytes of each tensor to fingerprint, in evenly spaced rows."""
 
 
 def describe_data(dataset: ArrayDataset) -> dict[str, Any]:
     """Name, counts, shapes and dtypes of samples and labels, classes, and a fingerprint of the content.
 
-    The fingerprint is of rows spread evenly over each tensor, all of them where they are not more than a
-    mebibyte: other data of the same shape are found, a single pixel that differs may not be.
+    The fingerprint covers evenly spaced rows of each tensor, or all rows up to a mebibyte: it detects other
+    data of the same shape, but may miss a single changed pixel.
     """
     info = dataset.info
     return {
@@ -36,7 +36,7 @@ def describe_data(dataset: ArrayDataset) -> dict[str, Any]:
 
 
 def fingerprint(dataset: ArrayDataset) -> str:
-    """Of what a data set holds: its tensors, and the constants by which they are normalised."""
+    """Fingerprint a data set: its tensors and its normalisation constants."""
     total = hashlib.sha256()
     for field in dataclasses.fields(dataset):
         value = getattr(dataset, field.name)

@@ -1,1 +1,1 @@
-"""A training foretold: the cut, its times and its memory."""
+"""Predicts a training run: the cut, its times and its memory."""

@@ -34,10 +34,10 @@ from pipelocal.system.quantities import parse_flops, parse_rate, parse_speeds, p
 from pipelocal.telemetry.pyplot import check_plot
 
 IMAGENET = DataInfo(name="imagenet", sample_shape=(3, 224, 224), classes=1000)
-"""What torchvision's models were made for."""
+"""The input that torchvision's models were designed for."""
 
 MOST_NUMBERS = 10**9
-"""Of one sample: four gigabytes."""
+"""Most numbers in one sample: four gigabytes."""
 
 MEANT_FOR: dict[str, DataInfo] = {
     **dict.fromkeys(("resnet18", "resnet50", "resnet101", "resnet152"), IMAGENET),
@@ -51,21 +51,21 @@ MEANT_FOR: dict[str, DataInfo] = {
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """Predicted for one stage and one training batch."""
+    """The prediction for one stage and one training batch."""
 
     stage: int
     units: str
     parameters: int
     seconds: float
-    """Of a training batch, on this device's own speed (``--device-speeds``)."""
+    """Seconds per training batch, at the speed of the stage's device (``--device-speeds``)."""
     replicas: int
     every_seconds: float
-    """The stage is done with a batch so often: the seconds over the replicas."""
+    """Seconds between finished batches of the stage: :attr:`seconds` over the replicas."""
     head_fraction: float
     """Share of the seconds that the auxiliary head takes; 0 on the last stage."""
     memory_bytes: int
     sent_bytes: int
-    """Over the edge to the next stage; 0 on the last."""
+    """Bytes sent to the next stage; 0 on the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +74,14 @@ class Alternative:
 
     name: str
     seconds: float
-    """Of a training batch."""
+    """Seconds per training batch."""
     memory_bytes: int
-    """Of the device that needs most."""
+    """Memory of the device that needs most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """Pipelines over ranks, by a discrete-event model."""
+    """Simulated pipelines over ranks, by a discrete-event model."""
 
     ranks: int
     equal_parts: bool
@@ -91,12 +91,12 @@ class Simulation:
     micro_batches: int
     outcomes: list[Outcome]
     plot: str | None
-    """File with the utilisation on other ranks, links and batches."""
+    """File with a plot of the utilisation for other ranks, links and batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What :func:`plan` finds."""
+    """The result of :func:`plan`."""
 
     model: str
     batch_size: int
@@ -104,16 +104,16 @@ class Plan:
     cut: str
     stages: list[StagePlan]
     bottleneck: int
-    """Number of the slowest stage, replicas counted, which sets the rate of the pipeline."""
+    """Number of the slowest stage, counting replicas, which sets the pace of the pipeline."""
     samples_per_second: float
     replication: Replication
     alternatives: list[Alternative]
     note: str | None = None
-    """What was planned other than asked for, and why."""
+    """Says what was planned differently from the request, and why."""
     simulation: Simulation | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain types."""
+        """Return the plan as plain types."""
         return asdict(self)
 
 
@@ -121,7 +121,7 @@ def plan(config: PlanConfig) -> Plan:
     """Measure every unit and predict what the stages of a cut cost.
 
     Raises:
-        UserError: the model cannot be made or cut like that.
+        UserError: the model cannot be built or cut that way.
     """
     train_config = config.train_config()
     validate(train_config)
@@ -133,7 +133,7 @@ def plan(config: PlanConfig) -> Plan:
         check_plot("--plot", config.plot)
     set_up_host(config.threads)
     blueprint = blueprint_of(train_config, info=planned_input(config))
-    given_replicas(config, blueprint.stages)  # refuses what cannot be, before anything is measured
+    given_replicas(config, blueprint.stages)  # refuses invalid replicas before anything is measured
     note = None
     try:
         model = _costs(blueprint, train_config, config)
@@ -197,10 +197,10 @@ def _meter(config: PlanConfig) -> Meter:
 
 
 def planned_input(config: PlanConfig) -> DataInfo:
-    """What the model would be fed: as the options say, or what the model was made for.
+    """Return the model's input: as the options say, or what the model was designed for.
 
     Raises:
-        UserError: neither ``--data`` nor ``--input-shape`` is given for a user's own model.
+        UserError: neither ``--data`` nor ``--input-shape`` is given for a user's model.
     """
     if config.data is not None:
         return data_info(config.data)
@@ -234,10 +234,10 @@ def planned_input(config: PlanConfig) -> DataInfo:
 def predict(
     blueprint: Blueprint, model: CostModel, config: PlanConfig, speeds: list[float]
 ) -> Plan:
-    """The figures of a cut, from measured costs.
+    """Predict the figures of a cut from measured costs.
 
     Raises:
-        UserError: the replicas are not for this cut, or not for these nodes.
+        UserError: the replicas do not fit this cut or these nodes.
     """
     seconds = [model.seconds(cut.start, cut.stop) for cut in blueprint.cuts]
     alone = [time / speed for time, speed in zip(seconds, speeds, strict=True)]
@@ -290,7 +290,7 @@ def _alternatives(
         memory_bytes=sum(part.held_bytes for part in whole) + profile.input_bytes,
     )
     # A schedule of m micro-batches over K stages takes m + K - 1 turns of its slowest stage, and
-    # 1F1B keeps K - k + 1 micro-batches at stage k. Transfers are taken to be free, as above.
+    # 1F1B keeps K - k + 1 micro-batches at stage k. Transfers are assumed to be free, as above.
     turns = micro_batches + blueprint.stages - 1
     seconds, memory = [], []
     for number, cut in enumerate(blueprint.cuts, start=1):

@@ -1,4 +1,4 @@
-"""A plan's simulations as a picture."""
+"""Plots a plan's simulations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plot_sweeps(sweeps: Sequence[Sweep], path: str, title: str) -> None:
     Args:
         sweeps: one panel each.
         path: PNG file to write.
-        title: stands above them.
+        title: title above the panels.
     """
     pyplot = load_pyplot("--plot")
     figure, panels = pyplot.subplots(1, len(sweeps), figsize=(4.5 * len(sweeps), 4), sharey=True)

@@ -1,4 +1,4 @@
-"""Replicas in a plan: how many each stage has, which rank holds which, and what crosses between nodes."""
+"""Plans replicas: their number per stage, their ranks, and the traffic between nodes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pipelocal.partition.replicas import batches_an_update, choose_replicas, par
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedReplica:
-    """Who holds what."""
+    """The rank that holds a replica."""
 
     rank: int
     stage: int
-    """From 1."""
+    """Number of the stage, from 1."""
     replica: int
-    """From 0: replica i has the batches t with ``t mod r = i``."""
+    """Index from 0: replica i gets the batches t with ``t mod r = i``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,30 +31,30 @@ class Node:
     """A machine and its ranks."""
 
     node: int
-    """From 0."""
+    """Index of the node, from 0."""
     ranks: list[PlannedReplica]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replication:
-    """Ranks for the replicas of all stages."""
+    """The ranks of the replicas of all stages."""
 
     ranks: int
-    """That hold a replica."""
+    """Number of ranks that hold a replica."""
     left_over: int
-    """Of ``--ranks``: those that hold nothing, as they would make the pipeline hardly faster."""
+    """Unused ranks of ``--ranks``, which would hardly make the pipeline faster."""
     batches_an_update: int
     nodes: list[Node]
     crossing_bytes: float
-    """That go from one node to another for a training batch, mean over the batches of an update."""
+    """Bytes between nodes per training batch, averaged over the batches of an update."""
 
 
 def given_replicas(config: PlanConfig, stages: int) -> list[int] | None:
-    """The replicas of each stage, or None if they are to be chosen.
+    """Return the given replicas of each stage, or None if they are to be chosen.
 
     Raises:
-        UserError: ``--replicas`` is not for so many stages, or the ranks are too many, too few, or not
-            the same number on every node.
+        UserError: ``--replicas`` does not fit the number of stages, or there are too many or too few
+            ranks, or unequal numbers per node.
     """
     replicas = parse_replicas("--replicas", config.replicas, stages)
     ranks = sum(replicas) if replicas is not None else _all_ranks(config)
@@ -76,7 +76,7 @@ def given_replicas(config: PlanConfig, stages: int) -> list[int] | None:
 
 
 def planned_replicas(config: PlanConfig, seconds: Sequence[float]) -> list[int]:
-    """Those that are given, or the best for stages that take so many seconds for a batch.
+    """Return the given replicas, or the best for stages with these seconds per batch.
 
     Raises:
         UserError: as :func:`given_replicas`.
@@ -93,14 +93,14 @@ def replicate(
     parameters: Sequence[int],
     target_shape: Shape,
 ) -> Replication:
-    """Where the replicas go.
+    """Place the replicas on ranks.
 
     Args:
         config: the options.
-        replicas: of each stage.
-        sent_bytes: of a training batch's x and delta behind each stage.
-        parameters: of each stage, head included; float32.
-        target_shape: of one sample's labels (int64), which go along.
+        replicas: number of replicas of each stage.
+        sent_bytes: bytes of x and delta sent after each stage, per training batch.
+        parameters: number of float32 parameters of each stage, including its head.
+        target_shape: shape of one sample's labels (int64), which are sent along.
     """
     used = sum(replicas)
     ranks = used if parse_replicas("--replicas", config.replicas, None) else _all_ranks(config)
@@ -140,18 +140,18 @@ def crossing_bytes(
     edge_bytes: Sequence[float],
     gradient_bytes: Sequence[float],
 ) -> float:
-    """Bytes a batch that go from a node to another one, with ranks in the order of the stages.
+    """Return the bytes per batch sent between nodes, with ranks in the order of the stages.
 
     Batch t goes from replica ``t mod r`` of a stage to replica ``t mod s`` of the next one. The ring of an
-    all-reduce goes through the ranks of a node before it leaves it: of a stage on n nodes it has n links
-    between nodes, or none on a single one.
+    all-reduce visits all ranks of a node before it leaves the node: for a stage on n nodes it has n links
+    between nodes, or none on a single node.
 
     Args:
         replicas: of each stage.
-        a_node: ranks of a node.
-        edge_bytes: from each stage but the last to the next one, by all replicas together.
-        gradient_bytes: between the replicas of each stage, over all links of their ring; a link carries
-            one r-th of it.
+        a_node: ranks per node.
+        edge_bytes: bytes from each stage but the last to the next, for all replicas together.
+        gradient_bytes: bytes between the replicas of each stage, over all links of their ring; each
+            of the r links carries an equal part.
     """
     first = [sum(replicas[:stage]) for stage in range(len(replicas))]
     total = 0.0

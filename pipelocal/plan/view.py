@@ -1,4 +1,4 @@
-"""A plan as a table."""
+"""Shows a plan as a table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pipelocal.plan.replicas import Replication
 from pipelocal.telemetry.formats import format_bytes
 
 NARROWEST = 120
-"""Columns."""
+"""Least width in columns."""
 
 
 def print_plan(plan: Plan, stream: TextIO) -> None:
     """Write the stages, the bottleneck and the alternatives."""
     console = Console(file=stream, highlight=False, soft_wrap=True, markup=False, emoji=False)
-    # Not straight to the stream: rich ends the whole program when whoever reads it has left.
+    # Not directly to the stream: rich ends the program if the reader has closed it.
     with console.capture() as captured:
         _print(plan, console)
     stream.write(captured.get())
@@ -27,7 +27,7 @@ def print_plan(plan: Plan, stream: TextIO) -> None:
 
 def _print(plan: Plan, console: Console) -> None:
     replicated = plan.replication.ranks > len(plan.stages)
-    console.width = max(console.width, NARROWEST)  # long unit names: rather wide than torn
+    console.width = max(console.width, NARROWEST)  # better wide than with broken unit names
     console.print(
         f"{plan.model}, batches of {plan.batch_size} on {plan.device}, "
         f"{'each replica of a stage on a device' if replicated else 'one stage a device'}; "
@@ -126,5 +126,5 @@ def _print_simulation(simulation: Simulation, batch_size: int, console: Console)
 
 
 def format_milliseconds(seconds: float) -> str:
-    """Such as ``12.3 ms``."""
+    """Format seconds such as ``12.3 ms``."""
     return f"{seconds * 1000:,.1f} ms"

@@ -1,1 +1,1 @@
-"""What pipelines would take: a discrete-event model of ours and of three others."""
+"""Simulates pipelines: a discrete-event model of pipelocal's and of three other schedules."""

@@ -1,4 +1,4 @@
-"""A model of tasks on resources, each in a given order: knows nothing of stages or schedules."""
+"""A model of tasks that run on resources in a given order, independent of stages and schedules."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class Task:
-    """Something that one resource is busy with.
+    """A task that occupies one resource.
 
     Args:
         resource: index of the resource.
-        seconds: how long it is busy.
-        lag_s: how much later the tasks that wait for this one see its end, such as a link's latency.
-        after: the tasks that must have ended.
+        seconds: how long the resource is busy.
+        lag_s: delay until waiting tasks see its end, such as a link's latency.
+        after: tasks that must end first.
     """
 
     resource: int
@@ -29,18 +29,18 @@ class Task:
 def run(tasks: Iterable[Task], resources: int) -> float:
     """Find when every task starts and ends.
 
-    A resource does one task at a time, in the order in which they are given, each as soon as the
-    one before it and all that it waits for have ended.
+    A resource runs one task at a time, in the given order, each as soon as the previous one and all
+    tasks that it waits for have ended.
 
     Args:
-        tasks: all tasks; written to.
+        tasks: all tasks; their times are written to them.
         resources: number of resources.
 
     Returns:
-        Seconds until the last has ended.
+        Seconds until the last task has ended.
 
     Raises:
-        RuntimeError: tasks that wait for each other in a circle.
+        RuntimeError: tasks wait for each other in a cycle.
     """
     orders: list[deque[Task]] = [deque() for _ in range(resources)]
     dependents: dict[Task, list[Task]] = {}
@@ -53,7 +53,7 @@ def run(tasks: Iterable[Task], resources: int) -> float:
     free_s = [0.0] * resources
     ready_s = dict.fromkeys(missing, 0.0)
     left = len(missing)
-    startable = list(range(resources))  # resources whose next task may have become so
+    startable = list(range(resources))  # resources whose next task may be startable
     while startable:
         resource = startable.pop()
         order = orders[resource]

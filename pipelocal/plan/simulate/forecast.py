@@ -1,4 +1,4 @@
-"""What pipelines of a costed model would do: from what units cost to simulated schedules."""
+"""Forecasts pipelines of a model: from the costs of its units to simulated schedules."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Scenario:
     """How a model is trained over ranks.
 
     Args:
-        model: what its units cost, for a global batch.
-        micro: what they cost for a micro-batch, which loses some efficiency.
-        ranks: one stage each. More ranks than units: the model is taken to be cut into equal parts,
-            as a larger model of the same make could be.
-        link: between neighbours.
-        micro_batches: of GPipe, 1F1B and ZB-H1.
+        model: the costs of its units for a global batch.
+        micro: their costs for a micro-batch, which is less efficient.
+        ranks: number of ranks, with one stage each. If there are more ranks than units, the model is
+            assumed to be cut into equal parts, as a larger model of the same kind could be.
+        link: the link between neighbours.
+        micro_batches: number of micro-batches of GPipe, 1F1B and ZB-H1.
         cuts: where to cut, for all schedules; None for the best cut of each.
         speeds: relative speed of each rank; None if they are equal.
     """
@@ -38,22 +38,23 @@ class Scenario:
 
     @property
     def equal_parts(self) -> bool:
-        """Whether there are too few units for a stage each."""
+        """Whether there are fewer units than ranks."""
         return self.ranks > len(self.model.profile.units)
 
 
 def forecast(scenario: Scenario) -> list[Outcome]:
-    """Every schedule of :data:`SCHEDULES`, simulated."""
+    """Simulate every schedule of :data:`SCHEDULES`."""
     own, others = job(scenario, back_propagation=False), job(scenario, back_propagation=True)
     return [simulate(name, own if name == "pipelocal" else others) for name in SCHEDULES]
 
 
 def job(scenario: Scenario, *, back_propagation: bool) -> Job:
-    """What each rank has to do.
+    """Compute the work of each rank.
 
     Args:
         scenario: how the model is trained.
-        back_propagation: through all stages, so without auxiliary heads and reconciliation.
+        back_propagation: whether gradients pass through all stages, without auxiliary heads and
+            reconciliation.
     """
     model = scenario.micro if back_propagation else scenario.model
     speeds = scenario.speeds or (1.0,) * scenario.ranks
@@ -83,7 +84,7 @@ def job(scenario: Scenario, *, back_propagation: bool) -> Job:
 def best_cuts(
     model: CostModel, speeds: Sequence[float], *, back_propagation: bool = False
 ) -> tuple[Cut, ...]:
-    """The cut whose slowest stage is fastest."""
+    """Find the cut whose slowest stage is fastest."""
 
     def cost(start: int, stop: int, stage: int) -> float:
         if not back_propagation:
@@ -115,7 +116,7 @@ def _stage(model: CostModel, cut: Cut, back_propagation: bool) -> StageSeconds:
 
 
 def _equal_part(model: CostModel, ranks: int, back_propagation: bool) -> StageSeconds:
-    """One of so many equal parts of the model; for pipelocal each has an average head."""
+    """Return one of equal parts of the model; for pipelocal each has an average head."""
     units, heads = model.profile.units, model.profile.heads
     whole = _stage(model, Cut(start=0, stop=len(units)), back_propagation=True)
     part = replace(

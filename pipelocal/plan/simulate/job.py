@@ -1,4 +1,4 @@
-"""What is simulated, and what comes of it."""
+"""The input and the result of a simulation."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, kw_only=True)
 class StageSeconds:
-    """Of one stage and one global batch."""
+    """The times of one stage for one global batch, in seconds."""
 
     forward: float
-    """Of the body."""
+    """Forward pass of the body."""
     head: float
-    """Both passes of the head; of the auxiliary one, or on the last stage of the classifier."""
+    """Both passes of the auxiliary head, or on the last stage of the classifier."""
     input_gradient: float
-    """The part of the body's backward pass that makes gradients of inputs."""
+    """The part of the body's backward pass that computes gradients of inputs."""
     first_input_gradient: float
-    """The part of that which makes the gradient at the stage's own input; spared where nobody wants
-    it."""
+    """The part of :attr:`input_gradient` for the stage's own input, skipped if not needed."""
     weight_gradient: float
     """The rest of the backward pass."""
     reconcile: float
-    """With the gradient at the stage's own input, as far as it is made for it."""
+    """Reconciliation, including the gradient at the stage's own input if computed only for it."""
     update: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkSpeed:
-    """Between neighbours; each direction by itself, and beside the compute."""
+    """The link between neighbours; each direction is separate, and overlaps with compute."""
 
     bytes_per_s: float
     latency_s: float = 0.0
@@ -35,15 +34,15 @@ class LinkSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is trained.
+    """The job to simulate.
 
     Args:
-        stages: one for each rank.
-        x_bytes: of each stage's output for a global batch; the last one's is not sent.
-        link: between every two neighbours.
-        micro_batches: into which GPipe, 1F1B and ZB-H1 split a batch.
-        delta_bytes: what pipelocal sends beside x of output gradients, from each stage.
-        window: batches that a pipelocal stage may have sent and the next one not yet received.
+        stages: the stage of each rank.
+        x_bytes: bytes of each stage's output for a global batch; the last one's is not sent.
+        link: the link between neighbours.
+        micro_batches: number of parts into which GPipe, 1F1B and ZB-H1 split a batch.
+        delta_bytes: bytes of output gradients that pipelocal also sends, from each stage.
+        window: batches that a pipelocal stage may have sent before the next one receives them.
     """
 
     stages: list[StageSeconds]
@@ -54,7 +53,7 @@ class Job:
     window: int
 
     def with_batch(self, factor: float) -> Job:
-        """The same with a global batch that is so many times as large."""
+        """Return the same job with a global batch ``factor`` times as large."""
         stages = [
             replace(StageSeconds(**{k: v * factor for k, v in vars(s).items()}), update=s.update)
             for s in self.stages
@@ -66,16 +65,16 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Of a simulated run."""
+    """The result of a simulated run."""
 
     schedule: str
     seconds_per_batch: float
-    """In the long run."""
+    """Seconds per batch in the long run."""
     utilisation: float
     """Share of the time that ranks compute, on average and in the long run; heads and reconciliation
     count as compute."""
     fill_s: float
-    """Until the last rank has something to do. pipelocal's pipeline is filled once, at the start of
-    the training; the others' in every batch, which :attr:`seconds_per_batch` holds."""
+    """Seconds until the last rank has work. pipelocal's pipeline is filled once, at the start of
+    the training; the others' in every batch, which :attr:`seconds_per_batch` includes."""
     activations: float
-    """Global batches of one stage's activations that the fullest rank holds at its peak."""
+    """Peak activations of the fullest rank, in global batches of one stage."""
