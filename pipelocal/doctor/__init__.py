@@ -1,1 +1,1 @@
-"""``pipelocal doctor``: what could go wrong on these ranks, looked at before training."""
+"""``pipelocal doctor``: checks the ranks for problems before training."""

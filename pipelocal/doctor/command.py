@@ -28,24 +28,24 @@ from pipelocal.system.strict_json import to_json
 from pipelocal.telemetry.formats import format_bytes
 
 PATIENCE_S = 120.0
-"""For a rank's facts, model and data included."""
+"""Seconds to wait for a rank's facts, including model and data."""
 LINKS_PATIENCE_S = 600.0
-"""For all links, of which some may be slow."""
+"""Seconds to wait for the measurement of all links, some of which may be slow."""
 
 MOST_LINK_BYTES = 2**30
-"""Which both ends of a link hold in memory."""
+"""Most bytes of a message, which both ends of a link hold in memory."""
 
 
 class Unwell(PipelocalError):
-    """Something was found that training cannot go well with."""
+    """A problem was found that prevents training."""
 
 
 def doctor(config: DoctorConfig, stream: TextIO, world: World | None = None) -> None:
-    """Examine all ranks; rank 0 writes what it finds.
+    """Examine all ranks; rank 0 writes the findings.
 
     Raises:
-        UserError: the environment makes no sense, or ranks do not come.
-        Unwell: on rank 0, if something stops a training.
+        UserError: the environment is invalid, or ranks do not come.
+        Unwell: on rank 0, if a problem prevents training.
     """
     check_values(config)
     size = parse_bytes("--link-size", config.link_size)
@@ -77,7 +77,7 @@ def doctor(config: DoctorConfig, stream: TextIO, world: World | None = None) -> 
 
 
 def _from_all(control: ControlPlane, what: str) -> list[Any]:
-    """What every rank published under a name, in order."""
+    """Return what every rank published under a name, in order."""
     ranks = range(control.world.size)
     return [control.wait_for(f"{what}/{rank}", timeout_s=PATIENCE_S) for rank in ranks]
 
@@ -100,7 +100,7 @@ def _measured(world: World, size: int, control: ControlPlane) -> tuple[list[Link
 
 
 def _sees_what_rank_0_wrote(config: DoctorConfig, world: World, control: ControlPlane) -> bool:
-    """Whether ``--out`` is the same folder as on rank 0."""
+    """Return whether ``--out`` is the same folder as on rank 0."""
     folder = Path(config.out).absolute()
     if world.rank > 0:
         name = control.wait_for("probe", timeout_s=PATIENCE_S)
@@ -176,7 +176,7 @@ def _print(facts: list[Facts], links: list[Link], findings: list[Finding], strea
     for finding in findings:
         stops = "stops" if finding.stops else "hurts"
         wrong.add_row(", ".join(map(str, finding.ranks)), stops, finding.what, finding.mend)
-    # Not straight to the stream: rich ends the whole program when whoever reads it has left.
+    # Not directly to the stream: rich ends the program if the reader has closed it.
     with console.capture() as captured:
         console.print(ranks)
         console.print(wrong if findings else "nothing wrong was found")

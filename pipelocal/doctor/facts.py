@@ -1,4 +1,4 @@
-"""What a rank finds out about itself; nothing here judges."""
+"""Gathers facts about a rank, without judging them."""
 
 from __future__ import annotations
 
@@ -28,49 +28,49 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """One rank's; everything that JSON can hold."""
+    """The facts about one rank, all JSON-compatible."""
 
     rank: int
     host: str
     address: str | None
-    """At which other ranks reach it; None if that cannot be told."""
+    """Address at which other ranks reach it; None if unknown."""
     address_error: str | None
     interfaces: list[str]
     gloo_interface: str | None
-    """What ``GLOO_SOCKET_IFNAME`` says."""
+    """Value of ``GLOO_SOCKET_IFNAME``."""
     python: str
     torch: str
     pipelocal: str
     nccl: str | None
-    """Version; None without."""
+    """Version of NCCL; None without it."""
     device: str | None
     """As :func:`~pipelocal.ranks.world.describe_device` says; None if the device asked for is not there."""
     device_error: str | None
     device_free_bytes: int | None
     cores: int
-    """That this process may use."""
+    """Number of CPU cores that this process may use."""
     ranks_on_host: int
     memory_free_bytes: int
     open_files: int
     """Most files and connections that the process may have open."""
     out: str
     out_error: str | None
-    """Why nothing can be written there; None if it can."""
+    """Why the output folder is not writable; None if it is."""
     out_free_bytes: int | None
     model_error: str | None
     data_error: str | None
-    """Of rank 0, which alone reads data."""
+    """Why the data cannot be read; only on rank 0, which alone reads data."""
     command: str
-    """The options, which must not differ."""
+    """The options, which must be the same on all ranks."""
 
     @property
     def interface_missing(self) -> bool:
-        """Whether gloo was told to use what is not there."""
+        """Whether gloo was told to use an interface that does not exist."""
         return self.gloo_interface is not None and self.gloo_interface not in self.interfaces
 
 
 def gather(config: DoctorConfig, world: World) -> Facts:
-    """This rank's facts."""
+    """Gather this rank's facts."""
     device, device_error = _tried(lambda: world.device(config.device))
     address, address_error = _tried(own_address)
     out = Path(config.out).absolute()
@@ -104,7 +104,7 @@ def gather(config: DoctorConfig, world: World) -> Facts:
 
 
 def free_bytes_where_written(folder: Path) -> int:
-    """Room in the file system of a folder, in which something is written to see that it can be."""
+    """Return the free bytes in a folder's file system, after a test that it is writable."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".pipelocal-doctor-{socket.gethostname()}-{os.getpid()}"
     try:
@@ -125,7 +125,7 @@ def _read_data(config: DoctorConfig) -> None:
 
 
 def _tried(call: Callable[[], T]) -> tuple[T | None, str | None]:
-    """What a call gives, or one line on why it gives nothing."""
+    """Return the result of a call, or one line on why it failed."""
     try:
         return call(), None
     except (PipelocalError, OSError, RuntimeError) as error:

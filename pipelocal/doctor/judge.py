@@ -1,4 +1,4 @@
-"""From all ranks' facts to what is wrong, and how to mend it. No rank is asked anything here."""
+"""Judges all ranks' facts: what is wrong, and how to fix it. It communicates with no rank."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MOST_CLOCK_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that is wrong."""
+    """A problem that was found."""
 
     ranks: list[int]
     what: str
     mend: str
     stops: bool
-    """Whether training cannot go well; otherwise it is slow, or at risk."""
+    """Whether it prevents training; otherwise training is slow, or at risk."""
 
 
 def judge(
@@ -34,13 +34,13 @@ def judge(
     unseen: Sequence[int],
     config: DoctorConfig,
 ) -> list[Finding]:
-    """All findings, those that stop a training first.
+    """Return all findings, those that prevent training first.
 
     Args:
-        facts: of all ranks, in order.
-        links: all that were measured.
-        clocks: likewise.
-        unseen: ranks that did not find what rank 0 had written to the folder.
+        facts: facts of all ranks, in order.
+        links: all measured links.
+        clocks: all measured clocks.
+        unseen: ranks that did not see the file that rank 0 wrote to the folder.
         config: rank 0's options.
     """
     found = [
@@ -57,7 +57,7 @@ def judge(
 
 
 def _differences(facts: Sequence[Facts]) -> Iterator[Finding]:
-    """What ought to be the same everywhere: those in the minority are named."""
+    """Yield findings for facts that should be the same everywhere, naming the ranks in the minority."""
     for name, value_of in (
         ("pipelocal", lambda f: f.pipelocal),
         ("torch", lambda f: f.torch),

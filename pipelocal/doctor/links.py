@@ -1,4 +1,4 @@
-"""The links between neighbouring ranks, measured: latency, bandwidth, and how far clocks are apart."""
+"""Measures the links between neighbouring ranks: latency, bandwidth, and clock offsets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MESSAGES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Clock:
-    """How far a rank's wall clock is before that of rank 0, to within half of a round trip."""
+    """Offset by which a rank's wall clock is ahead of rank 0's, to within half a round trip."""
 
     rank: int
     ahead_s: float
@@ -23,17 +23,17 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """What was measured of the edge from a rank to the next; it may do better than this."""
+    """Measurements of the edge from a rank to the next; its actual speed may be higher."""
 
     source: int
     one_way_s: float
     """Half of the median round trip of a message of four bytes."""
     bits_per_s: float
-    """Of the fastest of a few messages."""
+    """Bandwidth in bits per second, from the fastest of a few messages."""
 
 
 def measure_links(size: int) -> list[Link]:
-    """The links that this rank sends on: one, or none on the last rank.
+    """Measure the links that this rank sends on: one, or none on the last rank.
 
     All ranks call this, with a default process group that takes CPU tensors. Every second link is measured
     first, so that no rank is in two measurements at once.
@@ -66,10 +66,10 @@ def _measure(source: int, size: int) -> Link:
 
 
 def bits_per_s(size: int, short_s: list[float], long_s: list[float]) -> float:
-    """The bandwidth that round trips of a short message and of one of ``size`` bytes tell of.
+    """Estimate the bandwidth from round trips of a short message and of one of ``size`` bytes.
 
-    The answer to a long message is short, and has its own way back: as fast as the fastest one, for the
-    usual one may have waited for a busy host, and been slower than a long message that did not.
+    The reply to a long message is short, and its return time is taken from the fastest short round trip: a
+    typical one may have waited for a busy host, and so be slower than a long message that did not.
     """
     seconds = min(long_s) - min(short_s) / 2
     return 8 * size / max(seconds, min(long_s) / 2)
@@ -90,7 +90,7 @@ def _seconds_of_round_trip(peer: int, there: torch.Tensor, back: torch.Tensor) -
 
 
 def measure_clock() -> Clock:
-    """This rank's clock; all ranks call this, as :func:`measure_links`."""
+    """Measure this rank's clock; all ranks call this, as for :func:`measure_links`."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     now = torch.zeros((), dtype=torch.float64)
     for other in range(1, ranks):

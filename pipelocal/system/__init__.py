@@ -1,1 +1,1 @@
-"""What the process meets outside of torch: files, paths, streams, signals, clocks, quantities."""
+"""Helpers independent of torch: files, paths, streams, signals, clocks, quantities."""

@@ -1,4 +1,4 @@
-"""Objects of a user's own in words that two processes, and two runs, agree on."""
+"""Describes user objects as text that is equal in different processes and runs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from types import CodeType, FunctionType
 from typing import Any
 
 MOST = 200
-"""Characters that a value is quoted with; of longer ones a digest is."""
+"""Most characters of a quoted value; longer values are replaced by a digest."""
 
 
 def described(thing: Any) -> str:
-    """A name and what it depends on; functions with a digest of their code, never with an address."""
+    """Describe an object by name and state; functions by a digest of their code, never an address."""
     if isinstance(thing, str | int | float | bool | None):
         return str(thing)
     if isinstance(thing, FunctionType):
@@ -41,7 +41,7 @@ def described(thing: Any) -> str:
 
 
 def _parts_of(function: FunctionType) -> list[str]:
-    """What a function's behaviour depends on, as far as it holds it itself."""
+    """Return what a function's behaviour depends on, as far as the function itself holds it."""
     cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
     return [
         *_code(function.__code__),
@@ -61,7 +61,7 @@ def _filled(cell: Any) -> bool:
 def _code(code: CodeType) -> list[str]:
     parts = [code.co_code.hex(), *code.co_names]
     for constant in code.co_consts:
-        if isinstance(constant, frozenset):  # whose order is another one in every process
+        if isinstance(constant, frozenset):  # whose order differs between processes
             constant = sorted(map(repr, constant))
         parts += _code(constant) if isinstance(constant, CodeType) else [repr(constant)]
     return parts

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writes files atomically."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pipelocal.errors import Passing
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file, and its folder where there is none; whoever looks meanwhile sees the old one.
+    """Write a file, creating its folder if needed; readers see either the old or the new content.
 
     Raises:
-        UserError: it cannot be written, as on a full disk.
+        UserError: the file cannot be written, for example on a full disk.
     """
-    # Beside it, by a name that nobody else has and that is not longer.
+    # In the same folder, under a unique name that is not longer.
     temporary = path.with_name(f".{os.getpid()}-{path.name[-16:]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> Passing:
-    """What to tell a user of a file that cannot be written."""
+    """Make the error for a file that cannot be written."""
     return Passing(
         f"{path} cannot be written ({error.strerror or error}): make room or leave to write there, or "
         f"choose another place"

@@ -1,11 +1,11 @@
-"""Names that a line of output and a text file can hold."""
+"""Checks that names can be printed and written to text files."""
 
 import unicodedata
 
 UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode's categories of control characters, bytes that are no UTF-8, and line breaks."""
+"""Unicode's categories of control characters, bytes that are not UTF-8, and line breaks."""
 
 
 def unwritable(text: str) -> str | None:
-    """The first character that no name may have; None for a good name, whatever its script."""
+    """Return the first character not allowed in a name; None if the name is fine."""
     return next((c for c in text if unicodedata.category(c) in UNWRITABLE), None)

@@ -23,17 +23,17 @@ OPTIONS = {
     "run": "RUN",
     "to": "--to",
 }
-"""What names a file or a folder, by its field; a model and where to resume need not. So does every
-``file.py:thing``."""
+"""Fields that always name a file or a folder, unlike a model or the place to resume. Every
+``file.py:thing`` names a file too."""
 
 
 def with_home(options: Options) -> Options:
-    """The options of a command with ``~`` put right in all paths, as a shell does for ``--out ~/run``.
+    """Expand ``~`` in all paths among a command's options, as a shell does for ``--out ~/run``.
 
-    Neither a TOML file nor ``--out=~/run`` meets a shell that does.
+    Shells do not expand it in a TOML file or in ``--out=~/run``.
 
     Raises:
-        UserError: a path is blank, such as that of a shell's variable that is not set.
+        UserError: a path is blank, for example because a shell variable is not set.
     """
     changed: dict[str, Any] = {}
     for field in fields(options):
@@ -48,24 +48,24 @@ def with_home(options: Options) -> Options:
 
 
 def home_expanded(path: str) -> str:
-    """The path with the home folder for a ``~`` at its beginning, if there is such a user."""
+    """Replace a leading ``~`` by the home folder, if there is such a user."""
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:
-        return path  # a file that is really called so
+        return path  # a file with that literal name
 
 
 def check_path(what: str, path: str | Path, *, holds: str = "") -> None:
-    """Find out that the file system cannot have such a path; what is not there yet may come.
+    """Check that the file system can have such a path; it need not exist yet.
 
     Args:
         what: the option that names it.
         path: the path.
-        holds: name of a file that lies in it, if it is to be a folder.
+        holds: name of a file inside it, if it should be a folder.
 
     Raises:
-        UserError: the name is too long, or leads through a file, a loop of links or a folder that is
-            closed to this user.
+        UserError: the name is too long, or leads through a file, a loop of links or a folder that this
+            user may not access.
     """
     try:
         (Path(path) / holds).stat()

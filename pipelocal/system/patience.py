@@ -1,14 +1,13 @@
-"""How long a wait lasts: time counts only while this process runs.
+"""Timeouts that count time only while this process runs.
 
-A scheduler may suspend a whole job for an hour, and a user may press Ctrl-Z. The clock of the system goes
-on meanwhile, so that every wait would find its time over on waking, though nobody hangs. So a wait looks at
-its patience again and again, and what has passed between two looks counts no further than a little more
-than the time between them::
+A scheduler may suspend a whole job for an hour, and a user may press Ctrl-Z. The system clock continues
+meanwhile, so that every wait would time out on resuming, although nothing hangs. So a wait checks its timeout
+repeatedly, and the time between two checks counts up to a limit a little above the normal interval::
 
     looks       |   |   |   |   (suspended for an hour)   |   |   |
     counts        +   +   +               + at most 1 s     +   +
 
-A rank that is stopped alone is still found: its neighbours run, and their time counts.
+A rank that is stopped alone is still detected: its neighbours run, and their time counts.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ import time
 from collections.abc import Callable
 
 MOST_S = 1.0
-"""Most seconds that count between two looks; what waits looks some ten times a second."""
+"""Most seconds that count between two checks; waits check about ten times per second."""
 
 
 class Patience:
-    """The patience of one wait, which begins when it is made.
+    """The timeout of one wait, which starts when the object is created.
 
     Args:
-        seconds: how long to wait.
-        clock: seconds that only grow.
+        seconds: seconds to wait.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,12 +34,12 @@ class Patience:
         self._looked = clock()
 
     def left(self) -> float:
-        """Seconds that are left, 0 if none are; to be asked at least once a second."""
+        """Return the seconds left, at least 0; call it at least once per second."""
         now = self._clock()
         self._left -= min(now - self._looked, self._most)
         self._looked = now
         return max(0.0, self._left)
 
     def over(self) -> bool:
-        """Whether none are left; to be asked at least once a second."""
+        """Return whether the time is over; call it at least once per second."""
         return self.left() <= 0

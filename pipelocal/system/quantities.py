@@ -1,4 +1,4 @@
-"""Quantities as users write them."""
+"""Parses quantities as users write them."""
 
 import re
 
@@ -19,16 +19,16 @@ BYTES = {
 FLOPS = {"G": 1e9, "T": 1e12, "P": 1e15}
 
 MOST_BYTES = 10**18
-"""Also in a second; an exabyte."""
+"""Largest number of bytes, also per second: an exabyte."""
 MOST_SECONDS = 10**6
 MOST_FLOPS = 1e24
 MOST_WEIGHT = 1e6
 SPEEDS = (1e-6, 1e6)
-"""Least and greatest of relative speeds."""
+"""Least and greatest relative speed."""
 
 
 def parse_bytes(option: str, text: str) -> int:
-    """Bytes from text such as ``16GiB`` or ``500 MB``.
+    """Parse bytes from text such as ``16GiB`` or ``500 MB``.
 
     Args:
         option: where the text comes from, for the error.
@@ -47,7 +47,7 @@ def parse_bytes(option: str, text: str) -> int:
 
 
 def parse_rate(option: str, text: str) -> float:
-    """Bytes a second from text such as ``12.5GB/s``.
+    """Parse bytes per second from text such as ``12.5GB/s``.
 
     Raises:
         UserError: it is none.
@@ -64,7 +64,7 @@ def parse_rate(option: str, text: str) -> float:
 
 
 def parse_time(option: str, text: str) -> float:
-    """Seconds from text such as ``20us``; 0 is allowed.
+    """Parse seconds from text such as ``20us``; 0 is allowed.
 
     Raises:
         UserError: it is none.
@@ -77,7 +77,7 @@ def parse_time(option: str, text: str) -> float:
 
 
 def parse_flops(option: str, text: str) -> float:
-    """Floating-point operations a second from text such as ``50TFLOPS``.
+    """Parse floating-point operations per second from text such as ``50TFLOPS``.
 
     Raises:
         UserError: it is none.
@@ -92,10 +92,10 @@ def parse_flops(option: str, text: str) -> float:
 
 
 def parse_weights(option: str, text: str, count: int) -> list[float]:
-    """Weights from text such as ``0.05`` (for all) or ``0.05,0.1``, one for each.
+    """Parse weights from text such as ``0.05`` (for all) or ``0.05,0.1``, one for each.
 
     Raises:
-        UserError: they are no numbers of at least 0, or neither one nor as many as wanted.
+        UserError: they are not numbers of at least 0, or neither one number nor ``count``.
     """
     try:
         weights = [float(word) for word in text.split(",")]
@@ -111,10 +111,10 @@ def parse_weights(option: str, text: str, count: int) -> list[float]:
 
 
 def parse_speeds(option: str, text: str, stages: int) -> list[float]:
-    """Relative speeds from text such as ``1,1,0.5``, one for each stage.
+    """Parse relative speeds from text such as ``1,1,0.5``, one for each stage.
 
     Raises:
-        UserError: they are not positive numbers, or not as many as stages.
+        UserError: they are not positive numbers, or not one per stage.
     """
     try:
         speeds = [float(word) for word in text.split(",")]

@@ -1,8 +1,8 @@
-"""What signals ask for: the end, and while snapshots are taken one first; SIGUSR1 asks for a snapshot alone.
+"""Handles signals: requests to end, after a snapshot if the run takes any; SIGUSR1 requests a snapshot.
 
 SIGTERM, SIGHUP and Ctrl-C would end a run where it stands. With snapshots the source puts a marker on the
-stream and ends it there, so that nothing is lost. That takes as long as a batch takes through all stages and
-a file takes to be written; if it takes longer than :data:`PATIENCE_S`, the run ends all the same.
+stream and ends it there, so that nothing is lost. That takes the time of a batch through all stages
+and of writing a file; if it takes longer than :data:`PATIENCE_S`, the run ends anyway.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pipelocal.errors import Terminated
 from pipelocal.system.patience import Patience
 
 PATIENCE_S = 20.0
-"""Less than the 30 s after which torchrun kills what it told to end."""
+"""Seconds for the snapshot: less than the 30 s after which torchrun kills its processes."""
 REPEATED_S = 3.0
-"""A second Ctrl-C after so long means now. (torchrun passes on the first one, which comes twice then.)"""
+"""Seconds after which another Ctrl-C ends the run at once. (torchrun makes the first one arrive twice.)"""
 POLL_S = 0.2
 
 REASONS = {
@@ -33,7 +33,7 @@ REASONS = {
 
 
 class Wishes:
-    """What this process was asked for by signals."""
+    """Requests that signals have made to this process."""
 
     def __init__(self) -> None:
         self.stop = False
@@ -41,18 +41,18 @@ class Wishes:
         self.number: int = signal.SIGTERM
         """The signal that asked for the end, if :attr:`stop`."""
         self.reason = ""
-        """Why, if so."""
+        """The reason for the end, if :attr:`stop`."""
         self._snapshot = False
         self._since = 0.0
 
     def take_snapshot(self) -> bool:
-        """Whether a snapshot was asked for since the last call."""
+        """Return whether a snapshot was requested since the last call."""
         wanted, self._snapshot = self._snapshot, False
         return wanted
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Listen within this block; elsewhere than on the main thread nothing is changed."""
+        """Handle signals within this block; does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -75,7 +75,7 @@ class Wishes:
                 signal.signal(number, handler)
 
     def _watch(self, over: threading.Event) -> None:
-        """Break the main thread's work off when the snapshot takes too long."""
+        """Interrupt the main thread when the snapshot takes too long."""
         while not over.wait(POLL_S):
             if self.stop:
                 patience = Patience(PATIENCE_S)
@@ -101,14 +101,14 @@ class Wishes:
 
 
 def end_on_signals() -> None:
-    """Have SIGTERM, and SIGHUP unless nohup or the like has it ignored, raise :class:`Terminated`."""
+    """Make SIGTERM, and SIGHUP unless ignored as by nohup, raise :class:`Terminated`."""
     signal.signal(signal.SIGTERM, _on_end)
     if ends_with_terminal():
         signal.signal(signal.SIGHUP, _on_end)
 
 
 def ends_with_terminal() -> bool:
-    """Whether SIGHUP ends this process; not if it was started with that signal ignored, as by nohup."""
+    """Return whether SIGHUP ends this process: not if it is ignored, as by nohup."""
     return signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
 
 

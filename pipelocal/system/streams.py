@@ -1,7 +1,7 @@
-"""Standard streams that are closed, full, or whose reader has left.
+"""Handles standard streams that are closed, full, or no longer read.
 
 Progress that cannot be written is dropped, and training goes on. A result that cannot be written is a
-failure. What is said on standard error is said if anybody can hear it.
+failure. Messages on standard error are written if possible.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pipelocal.errors import PipelocalError
 
 
 def fill_closed_streams() -> None:
-    """Put something in the place of standard streams that this process was started without.
+    """Open replacements for standard streams that this process was started without.
 
-    Otherwise the next file or socket that is opened takes the place, and what a library prints goes there.
-    Standard output takes nothing, so that a result which is written to it is not lost in silence.
+    Otherwise the next file or socket opened would take their place, and receive what libraries print.
+    The replacement of standard output accepts nothing, so that no result is lost silently.
     """
     for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest number that is free, and those below it are taken.
+            # This takes the lowest free number, and those below are in use.
             os.set_inheritable(os.open(os.devnull, mode), True)
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  for as long as the process lasts
@@ -35,12 +35,12 @@ def fill_closed_streams() -> None:
 
 
 def flush_streams() -> None:
-    """Write what is still held back; what cannot be written is dropped, without a word at exit."""
+    """Flush the streams; drop what cannot be written, without an error at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            with suppress(OSError):  # a stream of a test's, say, has no number
+            with suppress(OSError):  # a test's stream, for example, has no file number
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -53,17 +53,17 @@ def say(text: str) -> None:
 
 
 def tell(line: str) -> None:
-    """Say something that the user should know, though nothing ends by it."""
+    """Tell the user something that does not end the run."""
     say(f"pipelocal: {line}")
 
 
 @contextmanager
 def result_wanted() -> Iterator[None]:
-    """Within this block a result is written to standard output, and nothing else is done.
+    """Guard a block that only writes a result to standard output.
 
     Raises:
-        BrokenPipeError: its reader has left, and wants to hear no more.
-        PipelocalError: it cannot be written.
+        BrokenPipeError: the reader has closed the stream.
+        PipelocalError: the result cannot be written.
     """
     try:
         yield
@@ -77,7 +77,7 @@ def result_wanted() -> Iterator[None]:
 
 
 def for_progress(stream: TextIO | None) -> TextIO:
-    """A stream that takes what ``stream`` takes, and drops the rest; None takes nothing."""
+    """Wrap a stream so that failed writes are dropped; for None everything is dropped."""
     return cast(TextIO, _Progress(stream))
 
 
