@@ -1,4 +1,4 @@
-"""Names that a user may give on the command line, and what stands behind them."""
+"""Registries of names that a user may give on the command line, and of what they refer to."""
 
 import difflib
 import inspect
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class _Later:
-    """A function of the user's own that is not imported yet."""
+    """A user's function that is not imported yet."""
 
     def __init__(self, get: Callable[[], Any], kind: str, name: str) -> None:
         self._get = get
@@ -48,7 +48,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator: put what it decorates under ``name``."""
+        """Return a decorator that registers an object as ``name``."""
 
         def add(entry: T) -> T:
             if name in self._entries:
@@ -59,7 +59,7 @@ class Registry(Generic[T]):
         return add
 
     def get(self, name: str) -> T:
-        """The entry called ``name``, or what the reference ``name`` stands for, which is imported.
+        """Return the entry called ``name``, or import what the reference ``name`` refers to.
 
         Raises:
             UserError: there is none, with the nearest name; or the reference cannot be imported, or is to

@@ -1,4 +1,4 @@
-"""Seeds that depend on what is seeded, never on which rank does it or when.
+"""Derives seeds that depend on what is seeded, never on the rank or the time.
 
 Where torch's generators are seeded, so are those of Python's ``random`` and NumPy's ``np.random``, since a
 user's unit may draw from any of them.
@@ -17,7 +17,7 @@ import torch
 
 
 def derive_seed(seed: int, *path: str | int) -> int:
-    """A 63-bit seed for one purpose, e.g. ``derive_seed(0, "unit", "block1")``.
+    """Derive a 63-bit seed for one purpose, e.g. ``derive_seed(0, "unit", "block1")``.
 
     A hash and not ``seed + k``: neighbouring purposes, and neighbouring seeds of the user, must
     not meet.
@@ -69,13 +69,13 @@ def seeded(seed: int, *path: str | int) -> Iterator[None]:
 
 
 def other_generators() -> tuple[Any, Any]:
-    """The states of Python's and NumPy's generators, which torch knows nothing of."""
+    """Return the states of Python's and NumPy's generators, which torch does not manage."""
     return random.getstate(), np.random.get_state()
 
 
 @contextmanager
 def restored(states: tuple[Any, Any]) -> Iterator[None]:
-    """Give those generators these states behind a block."""
+    """Restore these states of Python's and NumPy's generators after a block."""
     try:
         yield
     finally:
@@ -88,6 +88,6 @@ def _seed_others(seed: int) -> None:
 
 
 def set_other_generators(states: tuple[Any, Any]) -> None:
-    """The inverse of :func:`other_generators`."""
+    """Set the states returned by :func:`other_generators`."""
     random.setstate(states[0])
     np.random.set_state(states[1])

@@ -1,4 +1,4 @@
-"""Whether a stage can be trained without autograd: found out before training."""
+"""Checks before training that a stage can be trained without autograd."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def check_stage(
     units: int,
     head_name: str | None,
 ) -> None:
-    """See that all of a stage has a closed form, and that its body is one layer.
+    """Check that all of a stage has a closed form, and that its body is one layer.
 
     Args:
         body: the stage's units, by name.
         head: its head.
         stage: number of the stage, for the errors.
-        units: number of units in the model, the most stages that there can be.
+        units: number of units in the model, the maximum number of stages.
         head_name: as given to ``--head``; None if the head is the model's own classifier.
 
     Raises:
-        UserError: it has none, or more than one layer; says what to change.
+        UserError: a part has no closed form, or there is more than one layer; says what to change.
     """
     for name, unit in body.named_children():
         if reason := _refusal(unit):
@@ -68,5 +68,5 @@ def _check_layers(body: nn.Sequential, *, stage: int, units: int) -> None:
 
 
 def _refusal(module: nn.Module) -> str | None:
-    """What keeps a row of modules from having a closed form; None if it has one."""
+    """Return why a sequence of modules has no closed form; None if it has one."""
     return next(filter(None, map(refusal, leaves(module))), None)

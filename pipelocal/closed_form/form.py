@@ -1,4 +1,4 @@
-"""What a module's closed form is, and which module types have one.
+"""Closed forms of modules, and the registry of module types that have one.
 
 Notation for one module with output ``y = f(x; w)`` and a loss ``l``::
 
@@ -17,7 +17,7 @@ M = TypeVar("M", bound=nn.Module)
 Form = TypeVar("Form", bound="ClosedForm[Any]")
 
 Kept = tuple[Any, ...]
-"""What a backward formula needs of the forward pass; its tensors are counted as memory."""
+"""What a backward formula keeps of the forward pass; its tensors count as memory."""
 
 
 class ClosedForm(Generic[M]):
@@ -27,20 +27,20 @@ class ClosedForm(Generic[M]):
     """
 
     weighted: ClassVar[bool] = False
-    """Whether it is a layer, of which a stage may have one; a norm is none."""
+    """Whether the module counts as the one layer that a stage may have; a norm does not."""
 
     def refusal(self, module: M) -> str | None:
-        """Why these formulas do not cover the module, in a few words; None if they do."""
+        """Return briefly why these formulas do not cover the module; None if they do."""
         return None
 
     def forward(self, module: M, x: Tensor, *, moves_buffers: bool) -> tuple[Tensor, Kept]:
-        """The module's output.
+        """Compute the module's output.
 
         Args:
             module: in training mode.
             x: input ``[B, ...]``.
-            moves_buffers: whether running statistics take this batch in; not so where the input is a
-                displaced one.
+            moves_buffers: whether to update running statistics with this batch; False for a displaced
+                input.
 
         Returns:
             Output ``[B, ...]`` and what :meth:`backward` needs.
@@ -50,18 +50,18 @@ class ClosedForm(Generic[M]):
     def backward(
         self, module: M, kept: Kept, upstream: Tensor, *, wants_input: bool
     ) -> Tensor | None:
-        """Add the parameters' gradients to their ``.grad``; the gradient at the input.
+        """Add the parameters' gradients to their ``.grad``; return the gradient at the input.
 
         Linear in ``upstream``: both scale with it.
 
         Args:
             module: as in :meth:`forward`.
             kept: from :meth:`forward`.
-            upstream: gradient at the output, of its shape and dtype.
+            upstream: gradient at the output, with its shape and dtype.
             wants_input: whether the gradient at the input is needed.
 
         Returns:
-            Gradient at the input, of its shape; may be None if it is not wanted.
+            Gradient at the input, with its shape; may be None if not wanted.
         """
         raise NotImplementedError
 
@@ -70,9 +70,9 @@ _FORMS: dict[type[nn.Module], ClosedForm[Any]] = {}
 
 
 def closed_form_of(kind: type[nn.Module]) -> Callable[[type[Form]], type[Form]]:
-    """Class decorator: the closed form of modules of exactly this type.
+    """Decorate a class as the closed form of modules of exactly this type.
 
-    Not of its subclasses, whose forward may be another.
+    It does not apply to subclasses, whose forward may differ.
 
     Raises:
         ValueError: the type has one already.
@@ -88,16 +88,16 @@ def closed_form_of(kind: type[nn.Module]) -> Callable[[type[Form]], type[Form]]:
 
 
 def form_of(module: nn.Module) -> ClosedForm[Any]:
-    """The closed form of a module's type.
+    """Return the closed form of a module's type.
 
     Raises:
-        KeyError: it has none.
+        KeyError: the type has none.
     """
     return _FORMS[type(module)]
 
 
 def refusal(module: nn.Module) -> str | None:
-    """Why a module has no closed form, as a noun phrase that names its type; None if it has one."""
+    """Return why a module has no closed form, as a noun phrase with its type; None if it has one."""
     name = type(module).__name__
     if type(module) not in _FORMS:
         return name
@@ -108,18 +108,18 @@ def refusal(module: nn.Module) -> str | None:
 
 
 def leaves(module: nn.Module) -> list[nn.Module]:
-    """The modules that are called in a row, containers resolved, in order and with repetitions."""
+    """Return the modules called in sequence, with containers flattened and repetitions kept."""
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         return [leaf for child in module for leaf in leaves(child)]
     return [module]
 
 
 def accumulate(parameter: Tensor | None, gradient: Callable[[], Tensor]) -> None:
-    """Add to a parameter's ``.grad``, if it is there and trained.
+    """Add to a parameter's ``.grad``, if the parameter exists and is trained.
 
     Args:
         parameter: a parameter, or what a module holds in place of one.
-        gradient: makes its gradient, of its shape, as a tensor that nobody else has.
+        gradient: computes the gradient, with the parameter's shape, as a new tensor.
     """
     if parameter is None or not parameter.requires_grad:
         return

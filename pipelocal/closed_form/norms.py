@@ -17,7 +17,7 @@ class BatchNormForm(ClosedForm[nn.BatchNorm1d | nn.BatchNorm2d]):
 
         z = (x - mean(x)) / s,   s = sqrt(var(x) + eps)       y = g z + b
 
-    Mean and deviation depend on every x, which takes two terms out of the gradient::
+    Mean and deviation depend on every x, which subtracts two terms from the gradient::
 
         dl/dg = sum u z     dl/db = sum u
         dl/dx = g / s * ( u - mean(u) - z mean(u z) )
@@ -34,7 +34,7 @@ class BatchNormForm(ClosedForm[nn.BatchNorm1d | nn.BatchNorm2d]):
             ValueError: there is one value per channel, which has no variance.
         """
         values = x.numel() // x.shape[1]
-        if values == 1:  # as PyTorch says it
+        if values == 1:  # same message as PyTorch
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {x.shape}"
             )

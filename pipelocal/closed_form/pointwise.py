@@ -1,4 +1,4 @@
-"""Closed forms without parameters: activations, and modules that move values about."""
+"""Closed forms without parameters: activations, and modules that rearrange values."""
 
 from __future__ import annotations
 

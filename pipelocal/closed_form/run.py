@@ -1,4 +1,4 @@
-"""One pass through a row of modules by their closed forms, there and back."""
+"""Runs a sequence of modules by their closed forms, forward and backward."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class ClosedRun:
     """The forward pass of a module, and what its backward pass needs.
 
     Args:
-        module: one that has a closed form, or a row of such; in training mode.
+        module: a module with a closed form, or a sequence of such modules; in training mode.
         x: its input ``[B, ...]``.
-        moves_buffers: whether running statistics take this batch in.
+        moves_buffers: whether to update running statistics with this batch.
     """
 
     def __init__(self, module: nn.Module, x: Tensor, *, moves_buffers: bool) -> None:
@@ -29,7 +29,7 @@ class ClosedRun:
         """Output ``[B, ...]``, without a graph."""
 
     def backward(self, upstream: Tensor, *, wants_input: bool) -> Tensor | None:
-        """Add the parameters' gradients to their ``.grad``; once, since nothing is kept beyond it.
+        """Add the parameters' gradients to their ``.grad``; call it only once, since it frees what was kept.
 
         Args:
             upstream: gradient at the output, of its shape and dtype.

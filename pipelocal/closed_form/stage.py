@@ -1,4 +1,4 @@
-"""A stage whose gradients are formed by their written-out formulas."""
+"""A stage whose gradients are computed by explicit formulas."""
 
 from __future__ import annotations
 
@@ -97,13 +97,13 @@ class ClosedFormStage(Stage):
         self._seed_for("head")
         head_run = ClosedRun(self.head, body_run.out, moves_buffers=False)
         _, at_logits = cross_entropy_with_gradient(head_run.out, self._target_of(rows))
-        # All formulas are linear in what comes from above, so the factor needs to enter only here.
+        # All formulas are linear in the upstream gradient, so the factor is applied only here.
         at_output = head_run.backward(at_logits * factor, wants_input=True)
         assert at_output is not None
         body_run.backward(at_output, wants_input=False)
 
     def _count_kept(self, *runs: ClosedRun) -> int:
-        """Bytes of the distinct storages that the runs keep, without the model's own."""
+        """Return the bytes of the distinct storages that the runs keep, without the model's own."""
         own = {p.untyped_storage().data_ptr() for p in self._parameters()}
         kept = (tensor.untyped_storage() for run in runs for tensor in run.kept())
         distinct = {storage.data_ptr(): storage.nbytes() for storage in kept}

@@ -1,4 +1,4 @@
-"""What a user names in a file or a module of their own, imported as Python itself would."""
+"""Imports what a user names in a file or a module, as Python itself would."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _PREFIX = "pipelocal_user_"
 _PIPELOCAL = Path(__file__).parents[1]
 _FORMS = "package.module:function or file.py:function"
 _folders: set[str] = set()
-"""Where files were imported from; modules that lie there are the user's too."""
+"""Folders of imported files; modules in them count as user code too."""
 _files: dict[Path, tuple[bytes, ModuleType]] = {}
-"""The files that were imported: their text then, and what it made."""
+"""Imported files, with their text at that time and the resulting module."""
 
 
 def imported(name: str, what: str) -> object:
-    """The thing that a user names ``package.module:thing`` or ``file.py:thing``.
+    """Import what a user names ``package.module:thing`` or ``file.py:thing``.
 
     A file can import what lies beside it, and everything can what lies in the current folder. It runs once,
     for all that is named in it, and again only when its text has changed. It leaves torch's defaults and
@@ -84,10 +84,10 @@ def users_code(what: str, name: str) -> Iterator[None]:
 
 
 def returned(thing: object, kind: type[T]) -> T:
-    """What a user's code returned, if it is of the kind that is wanted.
+    """Return the result of user code, if it is of the expected kind.
 
     Raises:
-        UserError: it is not.
+        UserError: it is of another kind.
     """
     if isinstance(thing, kind):
         return thing
@@ -95,7 +95,7 @@ def returned(thing: object, kind: type[T]) -> T:
 
 
 def told(error: BaseException) -> str:
-    """What failed in a user's own code, and where."""
+    """Describe what failed in user code, and where."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
     return f"{type(error).__name__}: {error}{where(error)}"
@@ -166,7 +166,7 @@ def _failed(named: str, error: BaseException) -> UserError:
 
 
 def _free_name(path: Path) -> str:
-    """A module's name that no other file has."""
+    """Return a module name that no other file has."""
     name, number = _PREFIX + path.stem, 1
     while name in sys.modules and sys.modules[name].__file__ != str(path):
         number += 1

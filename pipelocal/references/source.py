@@ -1,4 +1,4 @@
-"""Where the code of what a user names lies, and whether it is still the same code.
+"""Locates user code, and tells whether it is still the same code.
 
 A run remembers it by what the code is, not by how its path was spelled: the name of the file and
 the thing in it, and a digest of that file and of those beside it that it imports.
@@ -23,23 +23,23 @@ OWN_CODE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The code of something that is not pipelocal's own."""
+    """The source of user code."""
 
     file: Path
     """Absolute path of the file that holds it."""
     digest: str
-    """Of that file, and of the files beside it or in the current folder that it imports."""
+    """Digest of that file, and of the files it imports from its folder or the current one."""
 
     @classmethod
     def of_name(cls, name: str) -> Source | None:
-        """That of ``file.py:thing`` or ``package.module:thing``; None if there is no such file."""
+        """Find the source of ``file.py:thing`` or ``package.module:thing``; None if there is no such file."""
         place = name.rpartition(":")[0]
         file = Path(place) if place.endswith(".py") else _file_of_module(place)
         return cls.of_file(file) if file is not None and file.is_file() else None
 
     @classmethod
     def of_builder(cls, builder: Callable[..., Any]) -> Source | None:
-        """That of a function in a registry; None if it is pipelocal's own."""
+        """Find the source of a function in a registry; None if it is built in."""
         while isinstance(builder, partial):
             builder = builder.func
         try:
@@ -53,7 +53,7 @@ class Source:
 
     @classmethod
     def of_file(cls, file: Path) -> Source:
-        """That of a file."""
+        """Make the source of a file."""
         file = file.resolve()
         return cls(file=file, digest=_digest(file))
 
@@ -64,7 +64,7 @@ def is_reference(name: str) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """A reference without the folder that its file lies in, which says nothing of what it is."""
+    """Return a reference without its file's folder, which does not identify it."""
     place, colon, thing = name.rpartition(":")
     return f"{Path(place).name}{colon}{thing}" if place.endswith(".py") else name
 
@@ -72,7 +72,7 @@ def plain_name(name: str) -> str:
 def located(
     name: str, run: Path, *, file: str | None, file_from_run: str | None, digest: str | None
 ) -> str:
-    """A reference with the path of its file now: where it was, or where the run was moved to.
+    """Return a reference with its file's current path: the original one, or one moved with the run.
 
     Args:
         name: as the run was given it.
