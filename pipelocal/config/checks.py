@@ -1,4 +1,4 @@
-"""Options that are out of range or unknown, one by one: one clear line each, before anything is started."""
+"""Refuses invalid options before anything is started, with one clear line each."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pipelocal.system.quantities import parse_bytes, parse_speeds, parse_weights
 
 
 def validate(config: TrainConfig) -> None:
-    """Refuse what cannot work, before anything is started.
+    """Refuse options that cannot work, before anything is started.
 
     Raises:
-        UserError: an option is out of range or unknown, or two exclude each other.
+        UserError: an option is out of range or unknown, or two are mutually exclusive.
     """
     check_options(config)
     check_combinations(config, recipe_of(config))
 
 
 def check_options(config: TrainConfig) -> None:
-    """Refuse what cannot work, whatever the other options.
+    """Refuse single options that cannot work, whatever the other options.
 
     Raises:
-        UserError: names the option, what was given, and what is wanted.
+        UserError: an option is invalid; names it, its value, and what is valid.
     """
     for name, value in asdict(config).items():
         if isinstance(value, str):
@@ -48,7 +48,7 @@ def check_options(config: TrainConfig) -> None:
 
 
 def _check_text(option: str, text: str) -> None:
-    """Refuse what neither a line of output nor the run's TOML file can hold; names in any script can be."""
+    """Refuse text that cannot be printed or written to the run's TOML file; any script is allowed."""
     bad = unwritable(text)
     if bad is not None:
         raise UserError(

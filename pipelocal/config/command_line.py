@@ -1,4 +1,4 @@
-"""From the words of a command line to options."""
+"""Parses the command line into options."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ Command = (
 AnyConfig = TrainConfig | EvaluateConfig | ExportConfig | PlanConfig | TimelineConfig | DoctorConfig
 
 NOT_GIVEN = "\0"
-"""What no word of a command line can hold."""
+"""A value that no word of a command line can have."""
 NARROWEST = 40
-"""Columns in which help and errors can be set; in 1 the setting does not end."""
+"""Least columns for help and errors; with 1 the layout never ends."""
 
 
 WORDS = ConstructorRegistry()
-"""How fixed words are parsed."""
+"""Parsers of options with fixed words."""
 
 
 @WORDS.primitive_rule
 def _any_word(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[str] | None:
-    """Of options that take fixed words: which they are is shown, and checked with all else, on every rank."""
+    """Show the fixed words of an option, but accept any; all ranks check them with the other options."""
     if get_origin(kind.type) is not Literal:
         return None
     return PrimitiveConstructorSpec(
@@ -59,16 +59,16 @@ OptionsOf = Callable[[str], TrainConfig]
 
 
 def parse(arguments: Sequence[str], *, options_of: OptionsOf, quiet: bool = False) -> AnyConfig:
-    """Options from the command line, over those of ``--config`` and ``--resume``, over the defaults.
+    """Parse options: the command line overrides ``--config`` and ``--resume``, which override defaults.
 
     Args:
         arguments: the words after ``pipelocal``.
         options_of: gives those of the run that ``--resume`` names, as a new one takes them over.
-        quiet: print neither help nor what is wrong.
+        quiet: whether to print neither help nor errors.
 
     Raises:
         UserError: what ``--config`` or ``--resume`` names cannot be used, or a path is blank.
-        SystemExit: help was asked for, or the words make no command.
+        SystemExit: help was requested, or the words are not a valid command.
     """
     with _wide_enough(), WORDS:
         if list(arguments[:1]) == ["train"]:
@@ -85,7 +85,7 @@ def parse(arguments: Sequence[str], *, options_of: OptionsOf, quiet: bool = Fals
 
 
 def _parse_train(arguments: Sequence[str], options_of: OptionsOf, *, quiet: bool) -> TrainConfig:
-    # What is not shown cannot be given either: so all of it is there but for the short help.
+    # Hidden options cannot be given either, so all are included except for the short help.
     everything = "--help-all" in arguments or not {"-h", "--help"} & set(arguments)
     words = ["--help" if word == "--help-all" else word for word in arguments]
 
@@ -99,7 +99,7 @@ def _parse_train(arguments: Sequence[str], options_of: OptionsOf, *, quiet: bool
         )
         return out_of_panels(parsed)
 
-    # Twice, so that --config and --resume are found as every other option is.
+    # Parse twice, so that --config and --resume are found like every other option.
     first = over(TrainConfig())
     options = {} if first.config is None else read_toml(home_expanded(first.config))
     if first.resume == options.get("resume", "auto") == "auto":
@@ -116,7 +116,7 @@ def _parse_train(arguments: Sequence[str], options_of: OptionsOf, *, quiet: bool
 
 @contextmanager
 def _wide_enough() -> Iterator[None]:
-    """Show a wider terminal than there is if it has next to no columns."""
+    """Pretend that a very narrow terminal is wider."""
     before = os.environ.get("COLUMNS")
     if shutil.get_terminal_size().columns >= NARROWEST:
         yield

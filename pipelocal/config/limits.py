@@ -1,9 +1,9 @@
-"""The bounds of the options that only plan and doctor have, and what holds of all commands' numbers."""
+"""Bounds of the options of plan and doctor, and checks of all commands' numbers."""
 
 from __future__ import annotations
 
 MOST_RANKS = 4096
-"""That can be simulated in some seconds."""
+"""Most ranks that can be simulated within seconds."""
 
 MOST_TASKS = 2**16
-"""Ranks times micro-batches, likewise."""
+"""Most ranks times micro-batches that can be simulated within seconds."""

@@ -41,15 +41,15 @@ PANELS: dict[str, type] = {
     "seeing": SeeingOptions,
     "folder": FolderOptions,
 }
-"""By title, in the order in which they are shown."""
+"""Option groups by title, in the order in which they are shown."""
 
 
 @cache
 def panels(*, everything: bool) -> Any:
-    """The class that the command line is parsed into: a group of options a panel.
+    """Make the class that the command line is parsed into, with one option group per panel.
 
     Args:
-        everything: whether to show the options too that few need.
+        everything: whether to also show rarely needed options.
     """
     groups: list[tuple[str, Any, Any]] = []
     for title, group in PANELS.items():
@@ -64,7 +64,7 @@ def panels(*, everything: bool) -> Any:
 
 
 def in_panels(config: TrainConfig, *, everything: bool = False) -> Any:
-    """A training's options as panels."""
+    """Convert a training's options to panels."""
     flat, made = asdict(config), panels(everything=everything)
     values = {}
     for each in fields(made):
@@ -74,12 +74,12 @@ def in_panels(config: TrainConfig, *, everything: bool = False) -> Any:
 
 
 def out_of_panels(parsed: Any) -> TrainConfig:
-    """The inverse of :func:`in_panels`."""
+    """Convert panels back to a training's options."""
     return TrainConfig(**{k: v for group in asdict(parsed).values() for k, v in group.items()})
 
 
 def _shown(group: type, *, everything: bool) -> type:
-    """A class with a group's options and their help, each of which is one paragraph."""
+    """Make a class with a group's options and their help, one paragraph each."""
     hints, texts = get_type_hints(group), _help_of(group)
     options: list[tuple[str, Any, Any]] = []
     for each in fields(group):
@@ -94,7 +94,7 @@ def _shown(group: type, *, everything: bool) -> type:
 
 
 def _help_of(group: type) -> dict[str, str]:
-    """The text under each field, by its name."""
+    """Return the text under each field, by field name."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(group))).body
     assert isinstance(tree, ast.ClassDef)
     found = {}

@@ -1,4 +1,4 @@
-"""The options of a run that was trained before, from its folder."""
+"""Reads the options of an earlier run from its folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pipelocal.system.paths import check_path
 
 
 def options_of(folder: RunFolder) -> TrainConfig:
-    """The options of a run.
+    """Read the options of a run.
 
     Raises:
-        UserError: the folder's ``config.toml`` does not hold them.
+        UserError: the folder's ``config.toml`` does not contain them.
     """
     written = folder.options()
     if written.get("python"):
@@ -30,10 +30,10 @@ def options_of(folder: RunFolder) -> TrainConfig:
 
 
 def options_to_go_on_with(resume: str) -> TrainConfig:
-    """The options of the run that ``--resume`` names, as a new run takes them over.
+    """Read the options that a new run takes over from the run that ``--resume`` names.
 
     Raises:
-        UserError: it names none.
+        UserError: it does not name a run.
     """
     check_path("--resume", resume)
     run = run_of(Path(resume))
@@ -48,6 +48,6 @@ def options_to_go_on_with(resume: str) -> TrainConfig:
 
 
 def located(config: TrainConfig, folder: RunFolder) -> TrainConfig:
-    """The options of a run, with the paths of the files that they name now."""
+    """Return the options of a run, with the current paths of the files that they name."""
     changes: dict[str, Any] = dict(folder.description().located(asdict(config), folder.path))
     return replace(config, **changes)

@@ -1,4 +1,4 @@
-"""``pipelocal train``: what its options stand for, trained."""
+"""``pipelocal train``: trains what the options describe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def train(
 
     Args:
         config: the options.
-        world: the ranks; by default as torchrun describes them, or this process alone.
+        world: the ranks; by default those of torchrun, or this process alone.
         stream: where progress is shown (rank 0); standard output by default.
 
     Returns:
@@ -28,9 +28,9 @@ def train(
 
     Raises:
         UserError: the options, the data or the run folder cannot be used.
-        StageError: a stage of this rank could not go on.
+        StageError: a stage of this rank cannot continue.
         Interrupted: another rank failed.
-        Terminated: a signal ended the run; a snapshot is there to go on from.
+        Terminated: a signal ended the run; a snapshot exists to continue from.
     """
     _, summary = run_training(
         partial(_checked, config),
