@@ -345,6 +345,7 @@ def test_an_import_leaves_generators_and_torch_as_they_were(own: Path) -> None:
 
 
 def test_a_changed_file_is_imported_anew(own: Path) -> None:
+    """Python's cached bytecode is taken for a file of the same size that was written in the same second."""
     own.with_name("f.py").write_text("x = 1")
     assert imported("f.py:x", "thing") == 1
     own.with_name("f.py").write_text("x = 2")

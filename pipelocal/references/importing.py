@@ -9,8 +9,9 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TypeVar
 
 from pipelocal.errors import UserError
@@ -145,7 +146,8 @@ def _from_file(named: str, path: Path) -> ModuleType:
     _look_first_in(path.parent)
     if path in _files and _files[path][0] == text:
         return _files[path][1]
-    spec = importlib.util.spec_from_file_location(_free_name(path), path)
+    name = _free_name(path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
     assert spec is not None, "the name ends in .py"
     assert spec.loader is not None, "likewise"
     module = importlib.util.module_from_spec(spec)
@@ -157,6 +159,18 @@ def _from_file(named: str, path: Path) -> ModuleType:
         raise _failed(named, error) from error
     _files[path] = text, module
     return module
+
+
+class _FromSource(SourceFileLoader):
+    """Compile a file each time it is imported.
+
+    Python's cached bytecode is taken for any file of the same size and second.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the code of the file as it is now."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
 
 
 def _failed(named: str, error: BaseException) -> UserError:
