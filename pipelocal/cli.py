@@ -68,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Terminated as error:  # once more, while it was being told why this process ends
         code = 128 + error.number
     flush_streams()
-    if code and world_size() > 1:
-        # Transfers with a lost rank cannot be called back, and would keep the process alive.
+    if code:
+        # Transfers with a lost rank cannot be called back, and would keep the process alive. And where a
+        # signal came in the middle of a batch, taking torch's threads down may abort, with another code.
         os._exit(code)
     sys.exit(code)
 
