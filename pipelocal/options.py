@@ -10,7 +10,7 @@ field and its use: bounds, and whether runs and ranks may differ in it, are decl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -165,11 +165,10 @@ def check_values(options: Any) -> None:
         UserError: a value is invalid; names option, value, and what is valid.
     """
     kind: Any = type(options)
-    words = _choices(kind)
-    for name, value in _given(options):
-        kinds = words.get(name)
-        if kinds is not None and value not in kinds:
-            raise UserError(f"{option_name(name)} {value}: choose one of {', '.join(kinds)}")
+    for name, words in _choices(kind).items():
+        value = getattr(options, name)
+        if value is not None and value not in words:
+            raise UserError(f"{option_name(name)} {value}: choose one of {', '.join(words)}")
     for name, limits in limits_of(options).items():
         value = getattr(options, name)
         if value is None:
@@ -177,13 +176,6 @@ def check_values(options: Any) -> None:
         if not isinstance(value, int | float):
             raise UserError(f"{option_name(name)} {value!r}: give a number")
         limits.check(name, value)
-
-
-def _given(options: Any) -> Iterator[tuple[str, Any]]:
-    for one in fields(options):
-        value = getattr(options, one.name)
-        if value is not None:
-            yield one.name, value
 
 
 @cache

@@ -30,7 +30,6 @@ from pipelocal.objective import SGR, ObjectiveRecipe, as_recipe
 from pipelocal.options import check_values, names_that
 from pipelocal.partition.partitioners import Partitioner
 from pipelocal.pipeline.callbacks import Callback
-from pipelocal.pipeline.placement import place
 from pipelocal.ranks.script import end_plainly
 from pipelocal.ranks.world import World
 from pipelocal.run.blueprint import Blueprint
@@ -240,7 +239,7 @@ class Pipeline:
             )
         info = Description.read(found.chosen.run).info
         blueprint = self._given.draw(info).cut_at(found.chosen.manifest.cut)
-        placement = place(blueprint.stages, world.size, self._replicas(blueprint))
+        placement = self._given.options.placement(blueprint.stages, world.size)
         device = world.device(self._given.options.device)
         stages = []
         for number in placement.seat(world.rank).block.stages:
@@ -338,9 +337,6 @@ class Pipeline:
         assert self._fitted is not None
         return self._fitted[0]
 
-    def _replicas(self, blueprint: Blueprint) -> list[int]:
-        return self._given.options.replica_counts(blueprint.stages) or [1]
-
     def _local_stages(self, x: Tensor, target: Tensor) -> list[Stage]:
         """Return all stages, building them on the first call."""
         if self._fitted is None:
@@ -367,6 +363,9 @@ class Pipeline:
 
     def _take(self, run: Run) -> None:
         self._fitted = (run.blueprint, run.stages)
+        # Where replicas were to be chosen, the stages now lie as they were.
+        chosen = replace(self._given.options, replicas=run.spec.options.replicas)
+        self._given = replace(self._given, options=chosen)
 
     def _begin_with(self, stage: Stage) -> None:
         """Give a new stage the weights of the old stage with its number, if this rank holds that."""

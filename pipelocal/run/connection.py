@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from pipelocal.run.assembly import Assembly
 from pipelocal.telemetry.clock import seconds_behind_rank_0
 from pipelocal.transport.edge import Receiver, Sender
 from pipelocal.transport.groups import ReplicaGroup
+
+T = TypeVar("T")
 
 CONNECT_GRACE_S = 10.0
 """Seconds that opening all connections may take beyond the wait for one rank."""
@@ -73,10 +76,15 @@ def connected(
         before, after, group = assembly.remote_edges(world, control, placement)
         return Edges(before=before, after=after, group=group), behind_s
 
+    return _in_time(open_all, control, patience_s)
+
+
+def _in_time(connect: Callable[[], T], control: ControlPlane, patience_s: float) -> T:
+    """Run what connects the ranks; abort if it never returns."""
     # Inner waits for a single rank have the same patience, start later and give a better error.
     timeout_s = patience_s + CONNECT_GRACE_S
     try:
-        return breakable(open_all, check=control.check, timeout_s=timeout_s)
+        return breakable(connect, check=control.check, timeout_s=timeout_s)
     except TimeoutError as error:
         raise UserError(
             f"the ranks did not connect to each other within {timeout_s:g} s: let them through on "
@@ -86,9 +94,12 @@ def connected(
 
 @contextmanager
 def joined(world: World, control: ControlPlane, patience_s: float) -> Iterator[None]:
-    """Provide a process group of all ranks for the duration of a block."""
-    timeout_s = patience_s + CONNECT_GRACE_S
-    breakable(lambda: _join(world), check=control.check, timeout_s=timeout_s)
+    """Provide a process group of all ranks for the duration of a block.
+
+    Raises:
+        UserError: the ranks cannot reach each other.
+    """
+    _in_time(lambda: _join(world), control, patience_s)
     yield
     dist.destroy_process_group()
 

@@ -10,7 +10,6 @@ import torch
 
 from pipelocal.data.batches import Batches
 from pipelocal.data.dataset import DataInfo
-from pipelocal.pipeline.placement import place
 from pipelocal.pipeline.source import Source
 from pipelocal.pipeline.worker import Worker, run_stream
 from pipelocal.ranks.control import ControlPlane
@@ -75,8 +74,7 @@ def evaluate_stages(
         else:
             told = control.wait_for("evaluation", timeout_s=options.start_timeout)
         blueprint = draw(DataInfo.from_json(told["info"]))
-        counts = options.replica_counts(blueprint.stages) or [1]
-        placement = place(blueprint.stages, world.size, counts)
+        placement = options.placement(blueprint.stages, world.size)
         seat = placement.seat(world.rank)
         if not stages:
             stages = [

@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
-from pipelocal.pipeline.placement import place
 from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.world import World
 from pipelocal.run.blueprint import Blueprint
@@ -43,8 +42,7 @@ def gather_model(
         )
     attempt = Attempt(ControlPlane(world))
     with failures_told(attempt), joined(world, attempt.control, replicas.start_timeout):
-        counts = replicas.replica_counts(blueprint.stages) or [1]
-        placement = place(blueprint.stages, world.size, counts)
+        placement = replicas.placement(blueprint.stages, world.size)
         states = []
         for number in _numbers(blueprint):
             state = _weights(blueprint, number, own)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipelocal.checkpoint.options import SnapshotOptions
 from pipelocal.partition.replicas import parse_replicas
 from pipelocal.pipeline.options import LengthOptions
+from pipelocal.pipeline.placement import Placement, place
 from pipelocal.replicas.options import ReplicaOptions
 from pipelocal.stage.options import ComputeOptions
 from pipelocal.telemetry.options import SeeingOptions
@@ -32,6 +33,14 @@ class RunOptions(
             UserError: they are not positive numbers, or not one per stage.
         """
         return parse_replicas("--replicas", self.replicas, stages)
+
+    def placement(self, stages: int, ranks: int) -> Placement:
+        """Return which rank holds which stages, with one replica each while they are yet to be chosen.
+
+        Raises:
+            UserError: these ranks do not fit the stages and their replicas.
+        """
+        return place(stages, ranks, self.replica_counts(stages) or [1])
 
     @property
     def together(self) -> int:
