@@ -435,3 +435,20 @@ def test_a_busy_host_made_a_link_infinitely_fast() -> None:
     slow_pings, one_fast_message = [0.02, 0.03, 0.0001], [0.01, 0.04]
     assert bits_per_s(1000, slow_pings, one_fast_message) == pytest.approx(8000 / 0.00995)
     assert bits_per_s(1000, [0.03], [0.01]) == pytest.approx(8000 / 0.005)
+
+
+def test_two_ranks_of_one_host_had_two_clocks(tmp_path: Path) -> None:
+    """Each rank's clock was off by up to half a round trip, so that a trace now and then showed a stage
+    that used a batch some microseconds before the stage in front of it had made it.
+    """
+    script = tmp_path / "clock.py"
+    script.write_text(
+        "import torch.distributed as dist\n"
+        "from pipelocal.telemetry.clock import seconds_behind_rank_0\n"
+        "dist.init_process_group('gloo')\n"
+        "assert [seconds_behind_rank_0() for _ in range(20)] == [0.0] * 20\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr

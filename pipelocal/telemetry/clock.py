@@ -15,7 +15,9 @@ def seconds_behind_rank_0() -> float:
 
     All ranks call this, with a default process group that takes CPU tensors. Each asks rank 0 for the
     time repeatedly; the answer of the fastest round trip is assumed to be from its midpoint (Cristian
-    1989), with an error of at most half of that round trip.
+    1989), with an error of at most half of that round trip. Clocks that this cannot tell apart count as
+    one clock: the ranks of one host read the same, and half a round trip would show a batch that is
+    used before it was made.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     time_there = torch.zeros((), dtype=torch.float64)
@@ -33,4 +35,4 @@ def seconds_behind_rank_0() -> float:
                 if answered - asked < fastest:
                     fastest = answered - asked
                     offset = time_there.item() - (asked + answered) / 2
-    return offset
+    return offset if abs(offset) > fastest / 2 else 0.0
