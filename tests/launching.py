@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import sklearn.datasets  # noqa: F401  here once, and not in every forked rank 0
+import torch._dynamo  # noqa: F401  here once, and not in every forked rank
 import torch.distributed as dist
 
 from pipelocal import cli

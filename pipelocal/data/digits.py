@@ -1,9 +1,11 @@
 """scikit-learn's handwritten digits: small, real, and there without a download."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipelocal.data.dataset import ArrayDataset, DataInfo
 
@@ -19,11 +21,9 @@ def load(_root: Path | None, _seed: int) -> ArrayDataset:
     The split counts within each class, so both parts hold the classes in the same proportions, and
     it needs no random generator, so it is the same with every version of every library.
     """
-    from sklearn.datasets import load_digits  # here: the import is slow and seldom needed
-
-    digits = load_digits()
-    x = torch.from_numpy(np.asarray(digits.images, np.float32) / _HIGHEST_VALUE).unsqueeze(1)
-    y = torch.from_numpy(np.asarray(digits.target, np.int64))
+    table = _rows()
+    x = torch.from_numpy(table[:, :-1].astype(np.float32) / _HIGHEST_VALUE).view(-1, 1, 8, 8)
+    y = torch.from_numpy(table[:, -1].astype(np.int64))
     is_test = torch.zeros(len(y), dtype=torch.bool)
     for label in range(INFO.classes):
         members = torch.nonzero(y == label).flatten()
@@ -37,3 +37,20 @@ def load(_root: Path | None, _seed: int) -> ArrayDataset:
         mean=(0.305,),
         std=(0.376,),
     )
+
+
+def _rows() -> NDArray[np.float64]:
+    """Read scikit-learn's table, of shape ``[1797, 65]``: 64 pixels from 0 to 16, and the label.
+
+    Importing scikit-learn takes as long as all else of a short run, so only its file is read, where it is
+    found.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is not None and package.origin is not None:
+        file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.column_stack([digits.data, digits.target])

@@ -12,9 +12,9 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,11 @@ def _imported(known: dict[str, Path]) -> dict[str, Path]:
     """The file, and those that it and they import from its folder or the current one, by module name."""
     waiting = list(known.items())
     roots = (known[""].parent, Path.cwd())
+    looked_for: set[str] = set()
     while waiting:
         package, file = waiting.pop()
-        for name in _imports(file, package):
+        for name in _imports(file.read_bytes(), package) - looked_for:
+            looked_for.add(name)
             path = _find(roots, name)
             if path is not None and name not in known:
                 known[name] = path
@@ -135,12 +137,14 @@ def _imported(known: dict[str, Path]) -> dict[str, Path]:
     return known
 
 
-def _imports(file: Path, package: str) -> Iterator[str]:
-    """Names of the modules that a file may import, and of the packages that they are in."""
+@cache  # as several files are often looked at for the same code, which may import many others
+def _imports(code: bytes, package: str) -> frozenset[str]:
+    """Names of the modules that a file's code may import, and of the packages that they are in."""
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = ast.parse(code)
     except (SyntaxError, ValueError):
-        return  # which its import will tell
+        return frozenset()  # which its import will tell
+    found = set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -154,7 +158,8 @@ def _imports(file: Path, package: str) -> Iterator[str]:
             continue
         for name in filter(None, names):
             parts = name.split(".")
-            yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+            found.update(".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return frozenset(found)
 
 
 def _find(roots: Sequence[Path], name: str) -> Path | None:
