@@ -69,6 +69,9 @@ class ModelDescription(CodeDescription):
     first_weights: str | None = None
     """Fingerprint of the weights of a module given with its weights; None for a recipe."""
 
+    init: str | None = None
+    """Fingerprint of the weights of ``--init``; None without it."""
+
     @classmethod
     def of(cls, name: str, chain: Chain) -> Self:
         """Describe the model called ``name``, from which ``chain`` was made."""
@@ -81,6 +84,8 @@ class ModelDescription(CodeDescription):
             found.append("the names, shapes or dtypes of its parameters")
         elif self.code != now.code:
             found.append("its code")
+        if None not in (self.init, now.init) and self.init != now.init:
+            found.append("the weights of --init")
         return found
 
 

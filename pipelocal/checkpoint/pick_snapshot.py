@@ -89,6 +89,15 @@ def read_weights(path: Path, tell: Tell) -> Weights | None:
     return _named(path, _read, tell, finished=(path / "summary.json").exists())
 
 
+def verified_weights(path: Path, tell: Tell) -> Chosen | None:
+    """Find the snapshot that :func:`read_weights` reads, and check that its files are intact.
+
+    Raises:
+        UserError: what was named, or a run's end, cannot be used.
+    """
+    return _named(path, _verified, tell, finished=(path / "summary.json").exists())
+
+
 def run_of(path: Path) -> Path:
     """Return the run's folder, from that folder or the folder of a snapshot."""
     return path.parent.parent if _names_snapshot(path) else path

@@ -239,15 +239,20 @@ def read_checked(folder: Path, file: SavedFile) -> bytes:
     return content
 
 
-def load_stage(folder: Path, stage: int) -> dict[str, Any]:
+def load_stage(folder: Path, stage: int, *, mmap: bool = False) -> dict[str, Any]:
     """Load a stage's part of a snapshot to the CPU.
+
+    Args:
+        folder: the snapshot's folder.
+        stage: number of the stage.
+        mmap: whether tensors are read from the disk when they are used.
 
     Raises:
         UserError: the file cannot be read.
     """
     path = folder / _stage_name(stage)
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError as error:  # rank 0 has found it
         raise UserError(
             f"{path} is not there for {socket.gethostname()}: let all ranks share the folder"

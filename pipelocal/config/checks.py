@@ -37,6 +37,10 @@ def check_options(config: TrainConfig) -> None:
             _check_text(option_name(name), value)
     check_names(config)
     check_values(config)
+    if config.init is not None and config.resume not in ("auto", "never"):
+        raise UserError(
+            f"--init {config.init} and --resume {config.resume}: both say what to begin with: give one"
+        )
     _check_balance(config)
     parse_replicas("--replicas", config.replicas, None)
     _check_updates(config)

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -57,6 +58,7 @@ def spec_of(config: TrainConfig, *, info: DataInfo | None = None) -> Spec:
         named=frozenset(REGISTRIES),
         anywhere=names_that(config, "of_the_bits"),
         own=own_names(config),
+        init=config.init,
         out=config.out,
     )
 
@@ -68,7 +70,8 @@ def text_of(config: TrainConfig) -> dict[str, object]:
 
 def compared_text(config: TrainConfig) -> dict[str, object]:
     """The same as ranks compare it, wherever their files lie."""
-    return {**text_of(config), **plain_references(config)}
+    plain = {**text_of(config), **plain_references(config)}
+    return plain if config.init is None else {**plain, "init": Path(config.init).name}
 
 
 def own_names(config: TrainConfig) -> frozenset[str]:

@@ -44,7 +44,7 @@ def options_to_go_on_with(resume: str) -> TrainConfig:
         )
     folder = RunFolder(run)
     config = located(options_of(folder), folder)
-    return replace(config, out=None, resume="auto", config=None)
+    return replace(config, out=None, resume="auto", init=None, config=None)
 
 
 def located(config: TrainConfig, folder: RunFolder) -> TrainConfig:

@@ -53,6 +53,9 @@ class ModelOptions:
     """Model: mlp; allconv; resnet8, 20, 32 or 110; torchvision's resnet18, 50, 101 or 152, vgg11_bn,
     vgg16_bn, vit_b_16, convnext_tiny, swin_t; vit_small; gpt, gpt-math, lstm, gru; or your own, called
     with the sample shape and the number of classes."""
+    init: str | None = None
+    """Weights to start from: a .safetensors or .pt file with a state dict of the model (a classifier for
+    another number of classes is left new), or the folder of an earlier run."""
     seed: int = option(0, limits=Limits(-(2**63), 2**63 - 1, why="64 bits"))
     """Seed of parameters, data order, augmentation and dropout."""
 

@@ -41,10 +41,14 @@ class Unit:
     """Whether the unit is known to change its input; see :meth:`Chain.tried`."""
     layout: Layout | None = None
     """Contents of its state dict, if known; see :meth:`Chain.tried`."""
+    begin_with: Callable[[nn.Module], None] | None = None
+    """Gives the built module its first weights; None to keep those that it is built with."""
 
     def make(self) -> nn.Module:
-        """Build the module so that it leaves its input unchanged."""
+        """Build the module with its first weights, so that it leaves its input unchanged."""
         module = self.build()
+        if self.begin_with is not None:
+            self.begin_with(module)
         if self.in_place:
             give_own_input(module)
         return module

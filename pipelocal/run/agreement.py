@@ -62,6 +62,26 @@ def check_same_model(model: ModelDescription, control: ControlPlane) -> None:
     _compare(control, "model", parts, what="another model than on rank 0", mend=mend)
 
 
+def check_same_initial(fingerprint: str | None, control: ControlPlane) -> None:
+    """Refuse ranks whose ``--init`` is of other weights than rank 0's.
+
+    Args:
+        fingerprint: of this rank's; None where there is none, as a run that goes on need not have it.
+        control: the control plane.
+
+    Raises:
+        UserError: they differ.
+    """
+    _compare(
+        control,
+        "init",
+        {} if fingerprint is None else {"--init": fingerprint[:12]},
+        what="other weights to start from than on rank 0",
+        mend="copy the same file to every node",
+        where_both_have=True,
+    )
+
+
 def check_same_code(code: Mapping[str, CodeDescription], control: ControlPlane) -> None:
     """Refuse ranks whose user code differs from rank 0's; a rank may lack code that it does not need.
 

@@ -41,6 +41,8 @@ def identity(spec: Spec, text: Mapping[str, Any] | None = None) -> dict[str, Any
     # Wherever their files lie; their code is looked at apart.
     for name in spec.named & found.keys():
         found[name] = None if found[name] is None else plain_name(found[name])
+    if found.get("init") is not None:
+        found["init"] = Path(found["init"]).name
     rounds_matter = spec.recipe.objective.reconcile_every is not None or options["sync_batchnorm"]
     found["replicas"] = together if rounds_matter else 1
     return found
@@ -84,6 +86,7 @@ def check_fitting(theirs: dict[str, Any], spec: Spec, snapshot: Path, tell: Tell
             f"--resume {snapshot} is of a run with which these options do not go together: "
             f"{_listed(wrong)}: give the same"
         )
+    differing.pop("init", None)  # the snapshot's weights take its place
     if differing:
         tell(f"options that differ from those of that run: {_listed(differing)}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, TextIO
 
 import torch
@@ -24,10 +25,16 @@ from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.host import set_up_host, use_interface
 from pipelocal.ranks.world import World
 from pipelocal.replicas.join import join_replicas
-from pipelocal.run.agreement import check_same_code, check_same_data, check_same_model
+from pipelocal.run.agreement import (
+    check_same_code,
+    check_same_data,
+    check_same_initial,
+    check_same_model,
+)
 from pipelocal.run.assembly import Assembly
 from pipelocal.run.connection import Edges, connected, disconnect
 from pipelocal.run.fitness import check_stage_fits
+from pipelocal.run.initial import Initial, find_initial, require_initial
 from pipelocal.run.prepare import Findings, begin, prepare
 from pipelocal.run.recovery import Start, load_snapshot
 from pipelocal.run.reporting import all_finals, make_reporter
@@ -77,6 +84,7 @@ class Run:
         self.recorder = Recorder(trace=options.trace, print_transfers=options.debug_transfers)
         self._begin_with = begin_with
         self._clock_offset_s = 0.0
+        self._initial: Initial | None = None
 
     def execute(self, stream: TextIO) -> dict[str, Any] | None:
         """Set up, train and save, in step with the other ranks.
@@ -92,7 +100,7 @@ class Run:
         self._settle(found)
         batches = self._data_of_this_rank(prepared.batches, found)
         start, plan = self._timetable(found)
-        self._build_stages(plan, found)
+        self._build_stages(plan, found, start)
         self._batch_size = found.batch_size
         assembly = self._assembly()
         edges = self._connect(assembly)
@@ -151,6 +159,11 @@ class Run:
         self.blueprint = spec.draw(self._info())
         model = spec.describe_model(self.blueprint.chain)
         check_same_model(model, self.control)
+        self._initial = find_initial(spec.init, self.blueprint.chain, world)
+        if self._initial is not None:
+            model = replace(model, init=self._initial.weights.fingerprint)
+        if spec.init is not None:
+            check_same_initial(model.init, self.control)
         check_same_code(own_code(spec.references), self.control)
         if isinstance(spec.cut.cut, str) and world.rank == 0:
             other = other_reading(self.blueprint.chain, spec.cut.cut)
@@ -210,9 +223,16 @@ class Run:
         _check_start(start, plan, alone=self.world.size == 1)
         return start, plan
 
-    def _build_stages(self, plan: Timetable, found: Findings) -> None:
+    def _build_stages(self, plan: Timetable, found: Findings, start: Start) -> None:
+        blueprint, initial = self.blueprint, self._initial
+        if not start.step:  # otherwise the weights are the snapshot's
+            require_initial(self.spec.init, initial)
+            if initial is not None:
+                blueprint = replace(blueprint, chain=initial.begun(blueprint.chain))
+                if self.world.rank == 0:
+                    tell(initial.describe())
         for number in self.seat.block.stages:
-            stage = self.blueprint.build_stage(
+            stage = blueprint.build_stage(
                 number,
                 device=self.device,
                 total_steps=plan.total_steps,
@@ -229,6 +249,7 @@ class Run:
                 smallest_batch=found.smallest_batch,
             )
             self.stages.append(stage)
+        self._initial = None  # which lets the file go
 
     def _assembly(self) -> Assembly:
         return Assembly(

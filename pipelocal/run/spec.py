@@ -44,6 +44,8 @@ class Spec:
     """Keys of ``text`` that do not affect the result."""
     own: frozenset[str]
     """Keys of ``text`` in which ranks may differ."""
+    init: str | None = None
+    """File or run whose weights the model starts from; None for those that it is built with."""
     out: str | None = None
     """The run's folder; None to choose one."""
     keeps: bool = True

@@ -16,6 +16,7 @@ Options = TypeVar("Options", bound="DataclassInstance")
 OPTIONS = {
     "config": "--config",
     "data_root": "--data-root",
+    "init": "--init",
     "model": "--model",
     "out": "--out",
     "plot": "--plot",
