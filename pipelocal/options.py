@@ -173,9 +173,34 @@ def check_values(options: Any) -> None:
         value = getattr(options, name)
         if value is None:
             continue
+        if isinstance(value, str) and name in _listing(kind):
+            for number in listed_numbers(name, value):
+                limits.check(name, number, given=value)
+            continue
         if not isinstance(value, int | float):
             raise UserError(f"{option_name(name)} {value!r}: give a number")
         limits.check(name, value)
+
+
+def listed_numbers(name: str, value: float | str) -> list[float]:
+    """Return the numbers of an option that takes one, or several with commas between them.
+
+    Raises:
+        UserError: the text is no such list.
+    """
+    try:
+        return [float(word) for word in value.split(",")] if isinstance(value, str) else [value]
+    except ValueError:
+        raise UserError(
+            f"{option_name(name)} {value}: give a number, or one for each stage with commas between them"
+        ) from None
+
+
+@cache
+def _listing(kind: type) -> frozenset[str]:
+    """Return the names of the options that take a number or a list of numbers in text."""
+    hints = get_type_hints(kind)
+    return frozenset(name for name, hint in hints.items() if {float, str} <= set(get_args(hint)))
 
 
 @cache

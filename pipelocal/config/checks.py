@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from pipelocal.config.named import check_names
-from pipelocal.config.resolve import freezing_of, recipe_of
+from pipelocal.config.resolve import freezing_of, rates_of, recipe_of
 from pipelocal.config.train import TrainConfig
 from pipelocal.errors import UserError
 from pipelocal.options import MOST_BATCHES, check_values, option_name
@@ -49,6 +49,7 @@ def check_options(config: TrainConfig) -> None:
         config.replica_counts(stages)
         parse_weights("--reconcile-weight", config.reconcile_weight, config.stages - 1)
         freezing_of(config, stages)
+        rates_of(config, stages)
 
 
 def _check_text(option: str, text: str) -> None:

@@ -23,7 +23,7 @@ from pipelocal.heads import HEADS
 from pipelocal.models import Chain, build_chain
 from pipelocal.objective import OBJECTIVES, SGR, Objective, ObjectiveRecipe, Place, as_recipe
 from pipelocal.objective.greedy import EachStage
-from pipelocal.options import names_that, numbers_of, without_number
+from pipelocal.options import listed_numbers, names_that, numbers_of, without_number
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.references import returned, users_code
 from pipelocal.run.blueprint import Blueprint
@@ -101,15 +101,29 @@ def recipe_of(config: TrainConfig) -> Recipe:
 
 
 def optimizer_of(
-    config: TrainConfig, named: Iterable[tuple[str, nn.Parameter]]
+    config: TrainConfig, named: Iterable[tuple[str, nn.Parameter]], place: Place
 ) -> torch.optim.Optimizer:
     """A stage's optimizer."""
     build = OPTIMIZERS.get(config.optimizer)
     asked = inspect.signature(build).parameters
-    offered = {name: getattr(config, name) for name in ("lr", "weight_decay", "momentum", "fused")}
+    offered = {name: getattr(config, name) for name in ("weight_decay", "momentum", "fused")}
+    offered["lr"] = rates_of(config, place.stages)[place.number - 1]
     with users_code("optimizer", config.optimizer):
         made = build(named, **{name: offered[name] for name in offered.keys() & asked.keys()})
         return returned(made, torch.optim.Optimizer)
+
+
+def rates_of(config: TrainConfig, stages: int) -> list[float]:
+    """The learning rate of every stage.
+
+    Raises:
+        UserError: there are several, but not one for each stage.
+    """
+    rates = listed_numbers("lr", config.lr)
+    if len(rates) not in (1, stages):
+        wanted = f", or {stages} with commas between them, one for each stage" if stages > 1 else ""
+        raise UserError(f"--lr {config.lr}: give one number{wanted}")
+    return rates * stages if len(rates) == 1 else rates
 
 
 def objective_of(config: TrainConfig) -> ObjectiveRecipe:

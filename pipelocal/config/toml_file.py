@@ -59,10 +59,12 @@ def _checked(place: str, name: str, value: Any, annotation: str) -> Any:
     wanted = annotation.removesuffix(" | None")
     if wanted.startswith("Literal"):
         wanted = "str"  # which words is looked at with all others
+    if wanted == "float | str" and type(value) is not str:
+        wanted = "float"
     if wanted == "float" and type(value) is int:
         return float(value)
     if wanted == "str" and type(value) in (int, float):
         return str(value)  # such as one weight, where several are allowed
-    if type(value).__name__ != wanted:
+    if type(value).__name__ not in wanted.split(" | "):
         raise UserError(f"{place}: '{name}' must be of type {wanted}, not {type(value).__name__}")
     return value

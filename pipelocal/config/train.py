@@ -122,8 +122,8 @@ class OptimizerOptions:
 
     optimizer: str = "sgd"
     """sgd or adamw."""
-    lr: float = option(0.1, limits=positive(SCALE))
-    """Learning rate at its peak."""
+    lr: float | str = option(0.1, limits=positive(SCALE))
+    """Learning rate at its peak; or one for each stage, such as 0.001,0.01,0.1."""
     momentum: float = option(0.9, limits=Limits(0, BELOW_ONE, "a number from 0 to below 1"))
     """Momentum of sgd, or the first beta of adamw."""
     weight_decay: float = option(5e-4, limits=Limits(0, SCALE, "a number of at least 0"))
