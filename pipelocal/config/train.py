@@ -112,8 +112,8 @@ class ObjectiveOptions:
     another size)."""
     freeze_stage: str | None = None
     """Stages that stop training and then only feed the next one, each after so many batches or on a
-    plateau of its training loss, such as 1:500,2:plateau; a plateau is 3 epochs in a row whose mean is
-    not 1 percent below the best one, or as many as plateau=5 says."""
+    plateau of its training loss, such as 1:500,2:plateau (1:0: never trained); a plateau is 3 epochs in a
+    row whose mean is not 1 percent below the best one, or as many as plateau=5 says."""
 
 
 @dataclass(frozen=True, kw_only=True)

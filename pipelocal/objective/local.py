@@ -75,7 +75,7 @@ class Place:
     total_steps: int
     """Number of training batches in the run."""
     previous_delta: Summary | None = None
-    """How delta of the stage before is encoded."""
+    """How delta of the stage before is encoded; None if there is none."""
 
 
 class Objective(Protocol):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelocal.errors import StageError
+from pipelocal.pipeline.hearing import EVERYBODY, Hearing
 from pipelocal.pipeline.tally import Reading, Tally
 from pipelocal.stage.stage import Stage
 from pipelocal.transport.edge import IncomingBatch
@@ -22,10 +23,17 @@ class Evaluation:
         device: where the stage computes.
         last: whether it is the last stage, which computes the ensemble of all heads.
         votes: whether the heads' votes are sent along, which the ensemble needs.
+        hearing: which heads are heard.
     """
 
     def __init__(
-        self, stage: Stage, device: torch.device, *, last: bool, votes: bool = True
+        self,
+        stage: Stage,
+        device: torch.device,
+        *,
+        last: bool,
+        votes: bool = True,
+        hearing: Hearing = EVERYBODY,
     ) -> None:
         self.reading: Reading | None = None
         """Reading of the last completed evaluation; None before."""
@@ -35,6 +43,7 @@ class Evaluation:
         """Training batches before the last completed evaluation."""
         self._stage = stage
         self._votes = votes
+        self._heard = hearing.own
         self._last = last
         self._bad_input = torch.zeros((), dtype=torch.bool, device=device)
         further = stage.task.metrics[1:]
@@ -48,11 +57,14 @@ class Evaluation:
             self._bad_input |= ~torch.isfinite(x).all()
         output, logits = self._stage.evaluate(x)
         loss = self._stage.task.loss(logits, target)
-        self._add(self._tally, batch, loss, logits, target)
+        if self._heard:
+            self._add(self._tally, batch, loss, logits, target)
         # A copy: the received tensor's memory is reused after this batch.
         found = {"target": target.clone(), "x": output}
         if self._votes:
             votes = self._stage.task.votes(logits)
+            if not self._heard:
+                votes = torch.zeros_like(votes)
             if self._stage.number > 1:
                 votes += batch.get("votes")
             if self._last:

@@ -31,8 +31,8 @@ class Observer:
     def gradients(self, batch: IncomingBatch, delta: Tensor | None) -> None:
         """Called when all gradients are ready, before the update; delta is None on a frozen stage."""
 
-    def trained(self, batch: IncomingBatch, metrics: StepMetrics) -> None:
-        """Called after the update."""
+    def trained(self, batch: IncomingBatch, metrics: StepMetrics | None) -> None:
+        """Called after the update; metrics are None on a stage whose head is not heard."""
 
 
 class PeakMemory(Observer):
@@ -55,7 +55,7 @@ class PeakMemory(Observer):
         self._counter = SavedBytes(model_tensors(self._stage))
         return self._counter.counting()
 
-    def trained(self, batch: IncomingBatch, metrics: StepMetrics) -> None:  # noqa: ARG002
+    def trained(self, batch: IncomingBatch, metrics: StepMetrics | None) -> None:  # noqa: ARG002
         """See :class:`Observer`."""
         counter, self._counter = self._counter, None
         if counter is not None:
@@ -114,9 +114,10 @@ class Recording(Observer):
         """See :class:`Observer`."""
         self._records.learning_rate = self._stage.optimizer.param_groups[0]["lr"]
 
-    def trained(self, batch: IncomingBatch, metrics: StepMetrics) -> None:
+    def trained(self, batch: IncomingBatch, metrics: StepMetrics | None) -> None:
         """See :class:`Observer`."""
-        self._records.add(batch.header, metrics, batch.get("x"))
+        if metrics is not None:
+            self._records.add(batch.header, metrics, batch.get("x"))
 
 
 class Telling(Observer):
@@ -131,8 +132,10 @@ class Telling(Observer):
         self._stage = stage
         self._callbacks = callbacks
 
-    def trained(self, batch: IncomingBatch, metrics: StepMetrics) -> None:
+    def trained(self, batch: IncomingBatch, metrics: StepMetrics | None) -> None:
         """See :class:`Observer`."""
+        if metrics is None:
+            return
         event = BatchEnd(
             stage=self._stage.number,
             epoch=batch.header.epoch + 1,
@@ -173,7 +176,7 @@ class Observers(Observer):
         for gradients in self._gradients:
             gradients(batch, delta)
 
-    def trained(self, batch: IncomingBatch, metrics: StepMetrics) -> None:
+    def trained(self, batch: IncomingBatch, metrics: StepMetrics | None) -> None:
         """See :class:`Observer`."""
         for trained in self._trained:
             trained(batch, metrics)

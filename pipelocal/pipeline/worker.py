@@ -21,6 +21,7 @@ from pipelocal.errors import PipelocalError, StageError
 from pipelocal.pipeline.bp_gap import BackPropagationGap
 from pipelocal.pipeline.callbacks import Callback, EpochEnd, EvaluationEnd
 from pipelocal.pipeline.evaluation import Evaluation
+from pipelocal.pipeline.hearing import EVERYBODY, Hearing
 from pipelocal.pipeline.observers import (
     BpGap,
     Observer,
@@ -54,6 +55,7 @@ class Worker:
         log_every: training batches between two records.
         recorder: receives what is done, and when; None to record nothing.
         freezing: decides when the stage stops training; None for never.
+        hearing: which heads are heard.
         save: saves the stage when a marker comes; None if no marker will come.
         gap: compares the stages of this process with back-propagation; None for no comparison.
         gap_every: training batches between two comparisons.
@@ -73,6 +75,7 @@ class Worker:
         log_every: int,
         recorder: Recorder | None = None,
         freezing: Freezing | None = None,
+        hearing: Hearing = EVERYBODY,
         save: Save | None = None,
         gap: BackPropagationGap | None = None,
         gap_every: int = 1,
@@ -83,13 +86,16 @@ class Worker:
         self.incoming = incoming
         self.outgoing = outgoing
         self.records = Records(stage, device, report, log_every=log_every)
-        self.evaluation = Evaluation(stage, device, last=outgoing is None, votes=votes)
+        self.evaluation = Evaluation(
+            stage, device, last=outgoing is None, votes=votes, hearing=hearing
+        )
         self._device = device
         self._encode_delta = encode_delta
         self._report = report
         self._recorder = recorder or Recorder()
         self._lane = f"stage {stage.number}"
         self._freezing = freezing
+        self._hearing = hearing
         self._save = save
         self._callbacks = callbacks
         observers: list[Observer] = [PeakMemory(stage, self.records)]
@@ -182,7 +188,7 @@ class Worker:
         observed.begin(batch)
         reconciling = batch.header.kind == Kind.RECONCILE
         wants_delta = reconciling and stage.wants_delta
-        sends_delta = reconciling and outgoing is not None
+        sends_delta = reconciling and outgoing is not None and self._hearing.delta
         delta = None
         with observed.passes():
             with self._action("receive"):
@@ -199,7 +205,9 @@ class Worker:
                     outgoing.send("ids", ids.clone())
                     outgoing.send("x", output)
             with self._action("head"):
-                if stage.frozen and not sends_delta:
+                if not self._hearing.runs_head:
+                    pass
+                elif stage.frozen and not sends_delta:
                     stage.local_loss(target)
                 else:
                     delta = stage.output_gradient(target)
@@ -212,7 +220,7 @@ class Worker:
             if not stage.frozen:
                 self._complete_gradients(batch, wants_delta=wants_delta)
             observed.gradients(batch, None if stage.frozen else delta)
-        metrics = stage.metrics(target)
+        metrics = stage.metrics(target) if self._hearing.own else None
         if stage.replicas.count > 1:
             with self._action("average"):
                 stage.average_gradients(batch.header.update_at)

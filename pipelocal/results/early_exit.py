@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -29,10 +30,18 @@ class HeadedNetwork(nn.Module):
     Args:
         bodies: the bodies of the stages, in order.
         heads: the head of each stage; the last is the model's classifier.
+        silent: numbers of the stages, from 1, whose heads never learnt anything, and neither answer nor vote.
     """
 
-    def __init__(self, bodies: list[nn.Module], heads: list[nn.Module]) -> None:
+    def __init__(
+        self,
+        bodies: list[nn.Module],
+        heads: list[nn.Module],
+        *,
+        silent: Collection[int] = (),
+    ) -> None:
         super().__init__()
+        self.silent = frozenset(silent)
         self.bodies = nn.ModuleList(bodies)
         self.heads = nn.ModuleList(heads)
 
@@ -40,7 +49,10 @@ class HeadedNetwork(nn.Module):
     def of(cls, run: FinishedRun) -> HeadedNetwork:
         """Build the network of a finished run, on the CPU, in evaluation mode."""
         stages = run.stages(torch.device("cpu"))
-        return cls([stage.body for stage in stages], [stage.head for stage in stages]).eval()
+        silent = [stage.number for stage in stages if run.blueprint.silent(stage.number)]
+        return cls(
+            [stage.body for stage in stages], [stage.head for stage in stages], silent=silent
+        ).eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the last head's logits ``[B, ..., classes]``, as the uncut model does."""
@@ -59,7 +71,12 @@ class HeadedNetwork(nn.Module):
 
     def ensemble(self, x: Tensor) -> Tensor:
         """Compute the mean of the heads' class probabilities ``[B, ..., classes]``."""
-        return torch.stack([logits.softmax(-1) for logits in self.all_logits(x)]).mean(0)
+        heard = [
+            logits.softmax(-1)
+            for number, logits in enumerate(self.all_logits(x), start=1)
+            if number not in self.silent
+        ]
+        return torch.stack(heard).mean(0)
 
     @torch.no_grad()
     def predict(self, x: Tensor, *, until: float) -> Prediction:
@@ -79,6 +96,8 @@ class HeadedNetwork(nn.Module):
         left = torch.arange(rows, device=x.device)
         for number, (body, head) in enumerate(zip(self.bodies, self.heads, strict=True), start=1):
             before, x = x, body(x)
+            if number in self.silent:
+                continue
             sure, best = call_head(head, x, before).softmax(-1).max(-1)
             last = number == len(self.bodies)
             answers = torch.ones_like(best, dtype=torch.bool) if last else sure >= until

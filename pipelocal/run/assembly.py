@@ -10,6 +10,7 @@ import torch
 
 from pipelocal.pipeline.bp_gap import BackPropagationGap
 from pipelocal.pipeline.callbacks import Callback
+from pipelocal.pipeline.hearing import Hearing
 from pipelocal.pipeline.placement import Placement, Seat
 from pipelocal.pipeline.records import Report
 from pipelocal.pipeline.votes import Votes
@@ -75,7 +76,7 @@ class Assembly:
         return self._contract(source, votes=self.votes.travel)
 
     def _contract(self, source: int, *, votes: bool) -> Contract:
-        summary = self._blueprint.summary(source) if self._reconciles else None
+        summary = self._blueprint.summary(source) if self._sends_delta(source) else None
         return edge_contract(
             source=source,
             feature_shape=self._blueprint.output_shape(source),
@@ -122,6 +123,7 @@ class Assembly:
                 log_every=self._options.log_every,
                 recorder=self._recorder,
                 freezing=self._freezing.get(stage.number),
+                hearing=self._hearing(stage.number),
                 save=save,
                 gap=gap,
                 gap_every=every or 1,
@@ -130,6 +132,19 @@ class Assembly:
             )
             for stage, receiver, sender in zip(stages, receivers, senders, strict=True)
         ]
+
+    def _sends_delta(self, stage: int) -> bool:
+        return self._reconciles and self._blueprint.has_delta(stage)
+
+    def _hearing(self, stage: int) -> Hearing:
+        """Return which heads up to a stage's are heard."""
+        blueprint = self._blueprint
+        silent = [number for number in range(1, stage + 1) if blueprint.silent(number)]
+        return Hearing(
+            own=stage not in silent,
+            heads=stage - len(silent),
+            delta=self._sends_delta(stage),
+        )
 
     def remote_edges(
         self, world: World, control: ControlPlane, placement: Placement

@@ -13,7 +13,7 @@ from pipelocal.errors import UserError
 from pipelocal.heads import HEADS, build_head, check_logits
 from pipelocal.heads.downstream import Downstream
 from pipelocal.models import Chain, Shape
-from pipelocal.objective import Greedy, Place
+from pipelocal.objective import SGR, Greedy, Place
 from pipelocal.objective.delta_encoding import Summary
 from pipelocal.partition import Cut, by_count, from_names, names_of, to_text
 from pipelocal.seeding import derive_seed, seeded
@@ -110,6 +110,18 @@ class Blueprint:
         seed = derive_seed(self.recipe.seed, "delta", source)
         return self.recipe.objective.delta_encoding(self.output_shape(source), seed)
 
+    def silent(self, number: int) -> bool:
+        """Return whether a stage is frozen from the first batch, so that its head never learns anything.
+
+        The last stage never is: its head is the model's own.
+        """
+        freezing = self.recipe.freezing(self.stages).get(number)
+        return number < self.stages and freezing is not None and freezing.from_start
+
+    def has_delta(self, number: int) -> bool:
+        """Return whether a stage's output gradient may be reconciled with; SGR leaves out a silent one's."""
+        return number > 0 and not (isinstance(self.recipe.objective, SGR) and self.silent(number))
+
     def place(self, number: int, *, total_steps: int = 1) -> Place:
         """Return a stage's place in the network."""
         return Place(
@@ -118,7 +130,7 @@ class Blueprint:
             input_shape=self.output_shape(number - 1),
             output_shape=self.output_shape(number),
             total_steps=total_steps,
-            previous_delta=self.summary(number - 1) if number > 1 else None,
+            previous_delta=self.summary(number - 1) if self.has_delta(number - 1) else None,
         )
 
     def head(self, stop: int, *, input_shape: Shape | None = None) -> nn.Module:

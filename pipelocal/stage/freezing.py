@@ -27,6 +27,11 @@ class Freezing:
         self._best = float("inf")
         self._waited = 0
 
+    @property
+    def from_start(self) -> bool:
+        """Whether the stage never trains, so that its head is never more than drawn."""
+        return self._after == 0
+
     def state_dict(self) -> dict[str, float]:
         """What it has seen so far."""
         return {"best": self._best, "waited": self._waited}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from pipelocal import cli
 from pipelocal.errors import UserError
+from pipelocal.models import build_chain
 from pipelocal.models.layers import PooledLinear
+from pipelocal.results.early_exit import load_with_heads
 from pipelocal.stage.freezing import Freezing, parse_freezing
 from pipelocal.stage.stage import Stage
 from pipelocal.tasks.classification import cross_entropy
@@ -115,6 +118,16 @@ def test_its_output_gradient_is_still_right() -> None:
     assert torch.equal(stage.step(X, TARGET).output_gradient, expected)
 
 
+def not_of_stage_1(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The same method of a stage, which is not called for the first one."""
+
+    def checked(stage: Stage, *args: Any, **kwargs: Any) -> Any:
+        assert stage.number != 1
+        return method(stage, *args, **kwargs)
+
+    return checked
+
+
 @contextmanager
 def nothing_saved() -> Iterator[None]:
     saved: list[torch.Size] = []
@@ -160,6 +173,38 @@ def test_a_run_keeps_what_the_stage_was_when_it_froze(tmp_path: Path, objective:
     out = tmp_path / "ranks"
     run_ranks(tmp_path / "log", ["train", *arguments, "--out", str(out)], 3)
     assert_same_bits(alone, out)
+
+
+@pytest.mark.parametrize("objective", ["greedy", "sgr"])
+def test_frozen_from_the_first_batch(
+    tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage feeds the others as it is built. Its head learns nothing, and is left out of everything."""
+    options = ["--model", "mlp", "--stages", "3", "--objective", objective, "--freeze-stage", "1:0"]
+    options += ["--max-steps", "12"]
+    with monkeypatch.context() as patch:
+        for name in ("output_gradient", "local_loss", "metrics"):
+            patch.setattr(Stage, name, not_of_stage_1(getattr(Stage, name)))
+        run = train_alone(options, tmp_path / "alone")
+    state = torch.load(run / "stages" / "stage-1.pt", weights_only=True)
+    chain = build_chain("mlp", input_shape=(1, 8, 8), classes=10, seed=0)
+    assert same_bits(state["body"], chain.whole_state(chain.build(0, 2, seed=0), 0, 2))
+    assert state["optimizer"]["state"] == {}
+    summary = json.loads((run / "summary.json").read_text())
+    first, second, third = summary["stages"]
+    assert (first["frozen_at"], first["loss"], first["eval_accuracy"]) == (0, None, None)
+    assert second["reconciliation"] is None
+    assert (third["reconciliation"] is None) == (objective == "greedy")
+    # Both edges carry the same, but for delta.
+    assert (first["sent_bytes"] < second["sent_bytes"]) == (objective == "sgr")
+    network = load_with_heads(str(run))
+    x = torch.randn(50, 1, 8, 8)
+    heard = [logits.softmax(-1) for logits in network.all_logits(x)[1:]]
+    assert torch.equal(network.ensemble(x), torch.stack(heard).mean(0))
+    assert set(network.predict(x, until=0.0).stage.tolist()) == {2}
+    if objective == "sgr":
+        run_ranks(tmp_path / "log", ["train", *options, "--out", str(tmp_path / "ranks")], 2)
+        assert_same_bits(run, tmp_path / "ranks")
 
 
 def test_plateau_and_gap_in_a_run(tmp_path: Path) -> None:
