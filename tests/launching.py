@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import random
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -162,6 +163,34 @@ def start(folder: Path, body: Callable[[int], None], size: int) -> Ranks:
     for process in processes:
         process.start()
     return Ranks(processes, folder)
+
+
+def run_script(script: Path, size: int = 1) -> str:
+    """Run a Python script in its folder to a good end, in ``size`` forked processes; what they print."""
+
+    def body(_rank: int) -> None:
+        os.chdir(script.parent)
+        sys.path.insert(0, str(script.parent))
+        sys.argv = [str(script)]
+        runpy.run_path(str(script), run_name="__main__")
+
+    ranks = start(script.parent / f"log-{size}", body, size)
+    assert ranks.wait() == [0] * size, ranks.output()
+    return ranks.output()
+
+
+def python(script: Path) -> str:
+    """Run a Python script in its folder to a good end, in an interpreter of its own; what it prints."""
+    done = subprocess.run(
+        [sys.executable, script.name],
+        cwd=script.parent,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def lose_patience_at(file: Path) -> None:

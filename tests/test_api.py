@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 import pipelocal as pl
-from tests.launching import PATIENCE_S
+from pipelocal.errors import PipelocalError
+from tests.launching import PATIENCE_S, python, run_script, start
 
 ROOT = Path(__file__).parents[1]
 X = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
@@ -483,25 +484,6 @@ print("END", digest, found["loss"], found["accuracy"], found["ensemble_accuracy"
 """
 
 
-def ends_of(script: Path, ranks: int = 1) -> set[str]:
-    """What each rank says at the end of a script."""
-    command = [sys.executable]
-    if ranks > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    done = subprocess.run(
-        [*command, str(script)],
-        cwd=script.parent,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = re.findall("END .*", done.stdout)
-    assert len(found) == ranks
-    return set(found)
-
-
 def script_of(document: str, about: str, folder: Path) -> tuple[Path, str]:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     (text,) = (block for block in blocks if about in block)
@@ -513,46 +495,41 @@ def script_of(document: str, about: str, folder: Path) -> tuple[Path, str]:
 def test_the_readme_s_script_alone_and_on_four_ranks(tmp_path: Path) -> None:
     script, text = script_of("README.md", "class Net", tmp_path)
     assert len(text.splitlines()) <= 25
-    alone = ends_of(script)
-    assert len(alone) == 1
-    assert ends_of(script, ranks=4) == alone
-    accuracy = float(next(iter(alone)).split()[3])
-    assert accuracy > 0.8
+    (alone,) = re.findall("END .*", python(script))
+    assert re.findall("END .*", run_script(script, 4)) == [alone] * 4
+    assert float(alone.split()[3]) > 0.8
 
 
 def test_a_rule_of_one_s_own_alone_and_on_ranks(tmp_path: Path) -> None:
+    """Under torchrun itself."""
     script, text = script_of("docs/python.md", "class SeesInput", tmp_path)
     assert len(text.splitlines()) <= 60
-    alone = ends_of(script)
-    assert ends_of(script, ranks=2) == alone
+    (alone,) = re.findall("END .*", run_script(script))
+    done = on_two_ranks(script)
+    assert done.returncode == 0, done.stderr
+    assert re.findall("END .*", done.stdout) == [alone] * 2
 
 
 def test_ranks_with_other_weights_do_not_train_together(tmp_path: Path) -> None:
     """Each would train its stages of another network, and nobody would see it."""
-    text = """
-import os
-import pipelocal as pl, torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-torch.manual_seed(int(os.environ["RANK"]))
-net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3))
-data = DataLoader(TensorDataset(torch.zeros(20, 6), torch.zeros(20, dtype=torch.int64)), 10)
-pl.Pipeline(net, stages=2).fit(data, epochs=1, progress=False)
-"""
-    done = on_two_ranks(text, tmp_path)
-    assert done.returncode == 1
-    for rank in (0, 1):
-        assert f"pipelocal (rank {rank}): error: " in done.stderr
-    assert "another model than on rank 0: its first weights" in done.stderr
-    assert "with torch.manual_seed(...) before it" in done.stderr
+
+    def body(rank: int) -> None:
+        torch.manual_seed(rank)
+        net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3))
+        with pytest.raises(PipelocalError) as raised:
+            quiet(pl.Pipeline(net, stages=2), loader(), epochs=1)
+        assert "another model than on rank 0: its first weights" in str(raised.value)
+        assert "with torch.manual_seed(...) before it" in str(raised.value)
+
+    ranks = start(tmp_path, body, 2)
+    assert ranks.wait() == [0, 0], ranks.output()
 
 
-def on_two_ranks(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    (folder / "script.py").write_text(text)
+def on_two_ranks(script: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.run(
-        [*command, "--nproc-per-node", "2", "script.py"],
-        cwd=folder,
+        [*command, "--nproc-per-node", "2", script.name],
+        cwd=script.parent,
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
@@ -575,7 +552,9 @@ torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3))
 pl.Pipeline(net, stages=2).fit(DataLoader(Data(), 10), epochs=2, progress=False)
 """
-    done = on_two_ranks(text, tmp_path)
+    script = tmp_path / "script.py"
+    script.write_text(text)
+    done = on_two_ranks(script)
     assert done.returncode == 1
     for rank in (0, 1):
         assert re.search(

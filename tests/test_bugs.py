@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelocal import cli
@@ -33,10 +34,11 @@ from pipelocal.ranks.world import World
 from pipelocal.results.export import export
 from pipelocal.run.choose_folder import choose_folder
 from pipelocal.stage.stage import Stage
+from pipelocal.telemetry.clock import seconds_behind_rank_0
 from pipelocal.transport.contract import edge_contract
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import InProcessEdge
-from tests.launching import PATIENCE_S, run_ranks, start
+from tests.launching import PATIENCE_S, launch, run_ranks, start, world_of
 
 
 def _stage(body: nn.Sequential, head: nn.Module, *, reconcile: bool = False) -> Stage:
@@ -255,21 +257,23 @@ def test_a_rank_lost_patience_with_stages_that_still_worked(tmp_path: Path) -> N
 
 def test_a_rank_that_met_nobody_could_not_be_ended(tmp_path: Path) -> None:
     """The rendezvous waits within C++ on the main thread, where Python sees no signal."""
-    command = [sys.executable, "-m", "pipelocal", "train", "--out", str(tmp_path / "run")]
     with socket.create_server(("127.0.0.1", 0)) as master:
         master.settimeout(PATIENCE_S)
-        environment = os.environ | {
-            "RANK": "1",
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(master.getsockname()[1]),
-        }
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+        def before(_: int) -> None:
+            del os.environ["PIPELOCAL_INIT_METHOD"]
+            os.environ |= {
+                "RANK": "1",
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(master.getsockname()[1]),
+            }
+
+        ranks = launch(tmp_path / "log", ["train", "--out", str(tmp_path / "run")], 1, before)
         master.accept()[0].close()  # it has come to the rendezvous, where nobody answers it
-    process.terminate()
-    _, said = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 143
-    assert "pipelocal (rank 1): stopped: terminated by a signal" in said
+    ranks.kill(0, signal.SIGTERM)
+    assert ranks.wait() == [143]
+    assert "pipelocal (rank 1): stopped: terminated by a signal" in ranks.output()
 
 
 def of_nothing() -> Description:
@@ -441,14 +445,11 @@ def test_two_ranks_of_one_host_had_two_clocks(tmp_path: Path) -> None:
     """Each rank's clock was off by up to half a round trip, so that a trace now and then showed a stage
     that used a batch some microseconds before the stage in front of it had made it.
     """
-    script = tmp_path / "clock.py"
-    script.write_text(
-        "import torch.distributed as dist\n"
-        "from pipelocal.telemetry.clock import seconds_behind_rank_0\n"
-        "dist.init_process_group('gloo')\n"
-        "assert [seconds_behind_rank_0() for _ in range(20)] == [0.0] * 20\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    assert done.returncode == 0, done.stderr
+
+    def body(rank: int) -> None:
+        world_of(rank)
+        assert [seconds_behind_rank_0() for _ in range(20)] == [0.0] * 20
+        dist.destroy_process_group()
+
+    ranks = start(tmp_path, body, 2)
+    assert ranks.wait() == [0, 0], ranks.output()

@@ -1,13 +1,13 @@
 """The worked examples of the documentation run as they stand there."""
 
+import os
 import re
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.launching import PATIENCE_S
+from tests.launching import launch, python
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -16,20 +16,20 @@ def python_blocks(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.DOTALL)
 
 
+def train_in(folder: Path, options: Sequence[str]) -> str:
+    """Train in a folder, in a process of its own; what it says."""
+    arguments = ["train", *options, "--plain", "--out", "run"]
+    ranks = launch(folder / "log", arguments, 1, lambda _: os.chdir(folder))
+    assert ranks.wait() == [0], ranks.output()
+    return ranks.output()
+
+
 def test_a_new_partition_of_a_new_model_in_under_forty_lines(tmp_path: Path) -> None:
     (example,) = python_blocks("partitions.md")
     assert len(example.splitlines()) < 40
     (tmp_path / "my_partition.py").write_text(example)
-    done = subprocess.run(
-        [sys.executable, "my_partition.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[['0', '1', '2', '3'], ['4'], ['5']]"
+    said = python(tmp_path / "my_partition.py")
+    assert said.splitlines()[-1] == "[['0', '1', '2', '3'], ['4'], ['5']]"
 
 
 @pytest.mark.slow
@@ -38,46 +38,22 @@ def test_a_model_by_the_names_of_its_units(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(example)
     options = "--model mine.py:resnet34 --data synthetic --objective greedy --stages 5"
     arguments = [*options.split(), "--max-steps", "1", "--batch-size", "2", "--evaluate-every", "9"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelocal", "train", *arguments, "--plain", "--out", "run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "5 stage(s)" in done.stdout
+    said = train_in(tmp_path, arguments)
+    assert "5 stage(s)" in said
 
 
 def test_a_closed_form_of_one_s_own(tmp_path: Path) -> None:
     (example,) = python_blocks("bp-free.md")
     (tmp_path / "mine.py").write_text(example)
     options = "--model mine.py:leaky --stages 2 --bp-free --max-steps 6"
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelocal", "train", *options.split(), "--plain", "--out", "run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 stage(s)" in done.stdout
+    said = train_in(tmp_path, options.split())
+    assert "2 stage(s)" in said
 
 
 def test_what_can_be_done_with_a_run(tmp_path: Path) -> None:
     (tmp_path / "use.py").write_text("\n".join(python_blocks("using-a-run.md")))
-    done = subprocess.run(
-        [sys.executable, "use.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "4 heads" in done.stdout
+    said = python(tmp_path / "use.py")
+    assert "4 heads" in said
 
 
 def test_own_model_head_distance_and_data_set(tmp_path: Path) -> None:
@@ -85,13 +61,5 @@ def test_own_model_head_distance_and_data_set(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("\n".join(python_blocks("extending.md")))
     options = "--model mine.py:tiny --data mine.py:stripes --head mine.py:Hidden --max-steps 6"
     options += " --distance mine.py:manhattan"
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelocal", "train", *options.split(), "--plain", "--out", "run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "accuracy" in done.stdout.splitlines()[-1]
+    said = train_in(tmp_path, options.split())
+    assert "accuracy" in said.splitlines()[-1]

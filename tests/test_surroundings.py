@@ -19,7 +19,7 @@ from pipelocal.checkpoint.snapshot import SnapshotFolder
 from pipelocal.config import TrainConfig
 from pipelocal.config.training import train
 from pipelocal.ranks.world import World
-from tests.launching import PATIENCE_S, until
+from tests.launching import PATIENCE_S, Ranks, launch, until
 
 PIPELOCAL = [sys.executable, "-m", "pipelocal"]
 SHORT = ["--max-steps", "4"]
@@ -37,35 +37,27 @@ SMALL = [
 ]
 
 
-def ignore_sighup() -> None:
-    """As nohup does."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def start_long(tmp_path: Path, before: Callable[[int], None] | None = None) -> Ranks:
+    """A run without a soon end, in which training goes on; what it says on standard error is kept."""
+
+    def begin(rank: int) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if before is not None:
+            before(rank)
+
+    options = [*SMALL, "--epochs", "4000", "--snapshot-every", "100000"]
+    ranks = launch(tmp_path / "log", [*options, "--out", str(tmp_path / "run")], 1, begin)
+    wait_for_more(tmp_path / "run", ranks.processes[0].is_alive)
+    return ranks
 
 
-def start_long(
-    tmp_path: Path, *options: str, before: Callable[[], None] | None = None
-) -> subprocess.Popen[str]:
-    """A run without a soon end, in which training goes on."""
-    out = tmp_path / "run"
-    command = [*PIPELOCAL, *SMALL, "--epochs", "4000", "--out", str(out), *options]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=before,
-    )
-    wait_for_more(out, process)
-    return process
-
-
-def wait_for_more(out: Path, process: subprocess.Popen[str]) -> None:
+def wait_for_more(out: Path, alive: Callable[[], bool]) -> None:
     """Wait until a run has written further metrics."""
     metrics = out / "metrics.jsonl"
     before = metrics.stat().st_size if metrics.exists() else 0
 
     def grown() -> bool:
-        assert process.poll() is None, process.communicate()
+        assert alive()
         return metrics.exists() and metrics.stat().st_size >= before + 2000
 
     until(grown)
@@ -73,34 +65,34 @@ def wait_for_more(out: Path, process: subprocess.Popen[str]) -> None:
 
 def test_sighup_took_no_snapshot(tmp_path: Path) -> None:
     """Only SIGTERM and Ctrl-C were listened to, so a closed terminal ended a run at once, in silence."""
-    process = start_long(tmp_path, "--snapshot-every", "100000")
-    process.send_signal(signal.SIGHUP)
-    _, said = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 128 + signal.SIGHUP
-    assert said.count("\n") == 1
-    assert "the terminal was closed (SIGHUP); a snapshot after batch" in said
+    ranks = start_long(tmp_path)
+    ranks.kill(0, signal.SIGHUP)
+    assert ranks.wait() == [128 + signal.SIGHUP]
+    assert ranks.output().count("\n") == 1
+    assert "the terminal was closed (SIGHUP); a snapshot after batch" in ranks.output()
     assert SnapshotFolder(tmp_path / "run").steps()
 
 
 def test_a_repeated_sighup_is_one(tmp_path: Path) -> None:
     """The system tells all processes of a terminal, and torchrun passes it on as well."""
-    process = start_long(tmp_path, "--snapshot-every", "100000")
+    ranks = start_long(tmp_path)
     for _ in range(3):
-        process.send_signal(signal.SIGHUP)
+        ranks.kill(0, signal.SIGHUP)
         time.sleep(0.01)
-    _, said = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 128 + signal.SIGHUP
-    assert "a snapshot after batch" in said
+    assert ranks.wait() == [128 + signal.SIGHUP]
+    assert "a snapshot after batch" in ranks.output()
 
 
 def test_nohup_is_respected(tmp_path: Path) -> None:
-    process = start_long(tmp_path, "--snapshot-every", "100000", before=ignore_sighup)
-    process.send_signal(signal.SIGHUP)
-    wait_for_more(tmp_path / "run", process)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "a snapshot after batch" in said
+    def ignore_sighup(_rank: int) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    ranks = start_long(tmp_path, ignore_sighup)
+    ranks.kill(0, signal.SIGHUP)
+    wait_for_more(tmp_path / "run", ranks.processes[0].is_alive)
+    ranks.kill(0, signal.SIGTERM)
+    assert ranks.wait() == [128 + signal.SIGTERM]
+    assert "a snapshot after batch" in ranks.output()
 
 
 def test_a_terminal_that_is_gone(tmp_path: Path) -> None:
@@ -119,7 +111,7 @@ def test_a_terminal_that_is_gone(tmp_path: Path) -> None:
         preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # makes it the terminal
     )
     os.close(theirs)
-    wait_for_more(out, process)
+    wait_for_more(out, lambda: process.poll() is None)
     os.close(ours)
     assert process.wait(timeout=PATIENCE_S) == 128 + signal.SIGHUP
     assert SnapshotFolder(out).steps()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from pipelocal.plan.plan import plan, planned_input
 from pipelocal.ranks.world import World
 from pipelocal.results.evaluate import evaluate
 from pipelocal.system.quantities import parse_bytes, parse_flops, parse_rate, parse_time
-from tests.launching import run_ranks
+from tests.launching import launch, run_ranks
 
 COMMANDS: list[Any] = [TrainConfig(), PlanConfig(), DoctorConfig(), EvaluateConfig(run="r")]
 
@@ -154,12 +152,9 @@ def test_doctor_and_evaluate_look_too(tmp_path: Path) -> None:
 
 def test_threads_beyond_the_system_s_crashed_the_process(tmp_path: Path) -> None:
     """``--threads 100000`` was a segmentation fault of the OpenMP library."""
-    command = [sys.executable, "-m", "pipelocal", "train", "--plain", "--out", str(tmp_path / "r")]
-    done = subprocess.run(
-        [*command, "--threads", "100000"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "--threads 100000: must be at most 1024" in done.stderr
+    ranks = launch(tmp_path, ["train", "--out", str(tmp_path / "r"), "--threads", "100000"], 1)
+    assert ranks.wait() == [2], ranks.output()
+    assert "--threads 100000: must be at most 1024" in ranks.output()
 
 
 def test_what_is_at_its_bound_trains(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch._dynamo  # DDP imports it, which takes a second or two: here once, not in every rank
 import torch.distributed as dist
 
 from tests.launching import start, world_of

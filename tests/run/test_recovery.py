@@ -11,10 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelocal import cli
 from pipelocal.checkpoint.snapshot import SnapshotFolder, verify
 from tests.interrupted import BASE, EVERY
-from tests.launching import PATIENCE_S, until
+from tests.launching import PATIENCE_S, Ranks, launch, run_ranks, until
 from tests.test_transparency import assert_same_bits, train_alone
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 def _process_of(rank: int, out: Path) -> psutil.Process | None:
@@ -32,15 +35,8 @@ def _process_of(rank: int, out: Path) -> psutil.Process | None:
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_torchrun_brings_a_killed_run_back(tmp_path: Path, uninterrupted: Path, rank: int) -> None:
     out = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    command += ["--max-restarts", "2", "-m", "pipelocal", "train", *BASE, *EVERY, "--plain"]
+    command = [*TORCHRUN, "2", "--max-restarts", "2", "-m", "pipelocal", "train"]
+    command += [*BASE, *EVERY, "--plain"]
     with (tmp_path / "log").open("wb") as log:
         launcher = subprocess.Popen([*command, "--out", str(out)], stdout=log, stderr=log)
     try:
@@ -56,21 +52,19 @@ def test_torchrun_brings_a_killed_run_back(tmp_path: Path, uninterrupted: Path, 
     assert_same_bits(uninterrupted, out)
 
 
-def _start(command: list[str], out: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Started, and its first snapshot taken."""
-    with log.open("ab") as file:
-        process = subprocess.Popen([*command, "--out", str(out)], stdout=file, stderr=file)
+def _taken(out: Path, ranks: Ranks) -> Ranks:
+    """The ranks, their first snapshot taken."""
 
     def taken() -> bool:
-        assert process.poll() is None, log.read_text()
+        assert all(process.is_alive() for process in ranks.processes), ranks.output()
         return bool(SnapshotFolder(out).steps())
 
-    until(taken, log.read_text)
-    return process
+    until(taken, ranks.output)
+    return ranks
 
 
 @pytest.mark.parametrize(
-    ("ranks", "number"),
+    ("size", "number"),
     [
         (2, signal.SIGTERM),
         (1, signal.SIGINT),
@@ -78,45 +72,47 @@ def _start(command: list[str], out: Path, log: Path) -> subprocess.Popen[bytes]:
         pytest.param(2, signal.SIGHUP, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_stops_with_a_snapshot(tmp_path: Path, ranks: int, number: int) -> None:
-    """And the same command then ends with the bits of a run without a pause."""
+def test_a_signal_stops_with_a_snapshot(tmp_path: Path, size: int, number: int) -> None:
+    """And the same command then ends with the bits of a run without a pause.
+
+    Under torchrun, which passes the signal on, where there are two ranks.
+    """
     work = ["--model", "mlp", "--stages", "3", "--epochs", "12"]
-    options = ["train", *work, "--plain", *EVERY]
     whole = train_alone(work, tmp_path / "whole")
-    command = [sys.executable, "-m"]
-    if ranks > 1:
-        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
     out, log = tmp_path / "run", tmp_path / "log"
-    process = _start([*command, "pipelocal", *options], out, log)
-    process.send_signal(number)
-    assert process.wait(PATIENCE_S) != 0
-    said = log.read_text()
+    options = ["train", *work, "--plain", *EVERY, "--out", str(out)]
+    if size == 1:
+        ranks = _taken(out, launch(log, options, 1))
+        ranks.kill(0, number)
+        (code,), said = ranks.wait(), ranks.output()
+    else:
+        command = [*TORCHRUN, str(size), "-m", "pipelocal", *options]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        until(lambda: process.poll() is not None or SnapshotFolder(out).steps())
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=PATIENCE_S)
+        code = process.returncode
+    assert code != 0
     assert "the same command goes on from it" in said
     steps = SnapshotFolder(out).steps()[0]
     assert f"a snapshot after batch {steps} is in" in said
     assert 10 <= steps < 276
     assert verify(SnapshotFolder(out).at(steps)).step == steps
-    with log.open("ab") as file:
-        again = subprocess.run(
-            [*command, "pipelocal", *options, "--out", str(out)],
-            stdout=file,
-            stderr=file,
-            check=False,
-            timeout=PATIENCE_S,
-        )
-    assert again.returncode == 0, log.read_text()
+    run_ranks(log, options, size)
     assert_same_bits(whole, out)
 
 
 def test_sigusr1_asks_for_a_snapshot(tmp_path: Path) -> None:
+    out = tmp_path / "run"
     options = ["train", "--model", "mlp", "--stages", "3", "--epochs", "12", "--plain"]
     # An evaluation may be worth a snapshot as well: there is one, at the end.
-    options += ["--evaluate-every", "12", "--snapshot-every", "100"]
-    command = [sys.executable, "-m", "pipelocal", *options]
-    process = _start(command, tmp_path / "run", tmp_path / "log")
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(PATIENCE_S) == 0
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    options += ["--evaluate-every", "12", "--snapshot-every", "100", "--out", str(out)]
+    ranks = _taken(out, launch(tmp_path / "log", options, 1))
+    ranks.kill(0, signal.SIGUSR1)
+    assert ranks.wait() == [0]
+    lines = (out / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     steps = {r["step"] for r in records if r["event"] == "snapshot"}
     assert len([step for step in steps if step % 100 and step != 276]) == 1
@@ -128,22 +124,17 @@ def test_snapshots_by_time(tmp_path: Path) -> None:
     assert SnapshotFolder(out).steps()[:2] == [68, 67], "and the end"
 
 
-def test_a_run_that_goes_on_has_its_folder_for_itself(tmp_path: Path) -> None:
-    options = ["train", "--model", "mlp", "--stages", "3", "--epochs", "4000", "--plain", *EVERY]
-    command = [sys.executable, "-m", "pipelocal", *options]
+def test_a_run_that_goes_on_has_its_folder_for_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
-    process = _start(command, out, tmp_path / "log")
+    options = ["train", "--model", "mlp", "--stages", "3", "--epochs", "4000", "--plain", *EVERY]
+    options += ["--out", str(out)]
+    ranks = _taken(out, launch(tmp_path / "log", options, 1))
     try:
-        other = subprocess.run(
-            [*command, "--out", str(out)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PATIENCE_S,
-        )
-        assert other.returncode == 2
-        assert "is in use by a run that still goes on" in other.stderr
-        assert process.poll() is None
+        assert cli.run(options) == cli.USER_ERROR
+        assert "is in use by a run that still goes on" in capsys.readouterr().err
+        assert ranks.processes[0].is_alive()
     finally:
-        process.kill()
-        process.wait()
+        ranks.kill(0)
+        ranks.wait()

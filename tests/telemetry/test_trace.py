@@ -16,7 +16,7 @@ from pipelocal import cli
 from pipelocal.telemetry import actions
 from pipelocal.telemetry.actions import Recorder
 from pipelocal.telemetry.timeline import Timeline
-from tests.launching import FOR_EVER, launch, lose_patience_at, run_ranks, torchrun
+from tests.launching import FOR_EVER, launch, lose_patience_at, run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 
 MODELS = Path(__file__).parents[1] / "models_for_tests.py"
@@ -37,8 +37,7 @@ def stage_events(events: list[dict[str, Any]]) -> dict[tuple[int, int, str], dic
 
 def test_a_trace_of_real_ranks_on_one_clock(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = torchrun(STAGES, ["train", *OPTIONS, "--trace", "--plain", "--out", str(out)])
-    assert done.returncode == 0, done.stderr
+    run_ranks(tmp_path, ["train", *OPTIONS, "--trace", "--plain", "--out", str(out)], STAGES)
     assert not (out / "trace").exists()
     trace = json.loads((out / "trace.json").read_text())
     assert trace["otherData"] == {"actions_left_out": 0}
