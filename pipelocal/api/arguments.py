@@ -19,8 +19,9 @@ from pipelocal.options import check_values
 from pipelocal.partition.partitioners import PARTITIONERS, Partitioner
 from pipelocal.run.costs import CutRequest
 from pipelocal.run.options import RunOptions
+from pipelocal.stage.freezing import parse_freezing
 from pipelocal.stage.lr_schedule import LR_SCHEDULES, scheduled
-from pipelocal.stage.recipe import ScheduleBuilder
+from pipelocal.stage.recipe import FreezingOf, ScheduleBuilder, never_frozen
 from pipelocal.system.describing import described
 from pipelocal.tasks import Classification, Loss, Task
 
@@ -39,6 +40,11 @@ def schedule_of(schedule: ScheduleBuilder | str | None) -> ScheduleBuilder | Non
     if not isinstance(schedule, str):
         return schedule
     return partial(scheduled, factor=LR_SCHEDULES.get(schedule))
+
+
+def freezing_of(text: str | None) -> FreezingOf:
+    """Return what decides when stages are frozen."""
+    return never_frozen if text is None else lambda stages: parse_freezing(text, stages=stages)
 
 
 def task_of(task: Task | None, loss: Loss | None) -> Task:

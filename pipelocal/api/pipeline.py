@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipelocal.api.arguments import (
     cut_of,
     default_optimizer,
+    freezing_of,
     options_of,
     schedule_of,
     task_of,
@@ -86,6 +87,8 @@ class Pipeline:
             learning rate 0.1, momentum 0.9 and weight decay 5e-4.
         schedule: called with a stage's optimizer and the total number of updates; its result is stepped
             after each update. Or ``"cosine"``. Constant by default.
+        freeze_stage: stages that stop training, as text: ``"1:0"`` (stage 1 is never trained),
+            ``"1:500,2:plateau"`` (after 500 batches, and on a plateau of its training loss).
         clip_norm: maximum L2 norm of a stage's gradient in an update.
         ema: decay of an exponential moving average of the weights, kept alongside them.
         input_shape: shape of one sample; by default taken from the data.
@@ -113,6 +116,7 @@ class Pipeline:
         objective: ObjectiveRecipe | Callable[..., Any] | None = None,
         optimizer: OptimizerBuilder | None = None,
         schedule: ScheduleBuilder | str | None = None,
+        freeze_stage: str | None = None,
         clip_norm: float | None = None,
         ema: float | None = None,
         input_shape: Sequence[int] | None = None,
@@ -127,17 +131,20 @@ class Pipeline:
             optimizer=default_optimizer if optimizer is None else optimizer,
             schedule=schedule_of(schedule),
             counts_batches=isinstance(schedule, str),
+            freezing=freezing_of(freeze_stage),
             clip=clip_norm,
             ema=ema,
             seed=seed,
             compute=chosen,
         )
         check_combinations(chosen, recipe)
+        asked = cut_of(stages, cut, balance, memory_limit, speeds)
+        recipe.freezing(asked.stages)  # which refuses a stage that there is not
         self._given = Definition(
             model=model,
             input_shape=None if input_shape is None else tuple(input_shape),
             recipe=recipe,
-            cut=cut_of(stages, cut, balance, memory_limit, speeds),
+            cut=asked,
             options=chosen,
             text={
                 "stages": stages,
@@ -149,6 +156,7 @@ class Pipeline:
                 "objective": described(objective),
                 "optimizer": described(optimizer),
                 "schedule": described(schedule),
+                "freeze_stage": freeze_stage,
                 "clip_norm": clip_norm,
                 "ema": ema,
                 "seed": seed,
@@ -317,7 +325,11 @@ class Pipeline:
         device = next(stages[0].body.parameters(), x).device
         x, target = x.to(device), target.to(device)
         figures = []
+        freezing = self._given.recipe.freezing(blueprint.stages)
         for stage in stages:
+            own = freezing.get(stage.number)
+            if own is not None and not stage.frozen and own.due(stage.updated_at, None):
+                stage.freeze()
             wanted = delta if reconciles and stage.wants_delta else None
             result = stage.step(x, target, wanted)
             metrics = result.metrics
