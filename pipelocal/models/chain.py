@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.models.in_place import give_own_input
+from pipelocal.models.payload import Inputs, first_argument, kinds_of
+from pipelocal.models.shared import check_nothing_shared, untied
 from pipelocal.models.state import Versions, versions_of, with_versions
 from pipelocal.models.traced import copy_of_piece, split_module
 from pipelocal.models.trial import Layout, check_not_lazy, try_unit
 from pipelocal.seeding import seeded
 from pipelocal.system.names import unwritable
+from pipelocal.system.tensor_kind import TensorKind, dtype_name
+from pipelocal.telemetry.formats import format_bytes
 
 Shape = tuple[int, ...]
 """A shape without its batch dimension."""
@@ -37,8 +41,10 @@ class Unit:
     prefix: str | None = None
     """Prefix of the unit's own names in the whole model's state dict; None for
     ``"NAME."``. With ``""`` a unit can hold several parts of the model's top level."""
-    in_place: bool = False
-    """Whether the unit is known to change its input; see :meth:`Chain.tried`."""
+    passes: tuple[str, ...] | None = None
+    """Names of the tensors that it passes on, its own first; None to call them after the unit."""
+    in_place: tuple[int, ...] = ()
+    """Places of the inputs that the unit is known to change; see :meth:`Chain.tried`."""
     layout: Layout | None = None
     """Contents of its state dict, if known; see :meth:`Chain.tried`."""
     begin_with: Callable[[nn.Module], None] | None = None
@@ -50,7 +56,7 @@ class Unit:
         if self.begin_with is not None:
             self.begin_with(module)
         if self.in_place:
-            give_own_input(module)
+            give_own_input(module, self.in_place)
         return module
 
     def whole_name(self, own_name: str) -> str:
@@ -69,19 +75,23 @@ class Unit:
 class Chain:
     """A network ``unit_1, ..., unit_n, classifier``, each of which feeds the next.
 
+    A unit takes and returns a tensor, or a tuple ``(main, *beside)`` of several.
+
     The classifier is the model's own last part. It is never cut off: it serves as the head of the
     last stage, so that the bodies of all stages and this head make up the whole model.
 
     Args:
         units: the units in order; at least one.
-        classifier: maps the last unit's output to logits.
-        input_shape: shape of one sample, without the batch dimension.
+        classifier: maps what the last unit passes on to logits.
+        input_shape: shape of one sample, without the batch dimension, if the model takes one tensor.
         classes: width of the logits, if given; otherwise :meth:`tried` finds it.
         input_dtype: dtype of the samples.
+        inputs: what the model takes, instead of ``input_shape``, if it is several tensors.
         whole: builds the uncut model as its author wrote it, if that is not simply the sequence of
             units; its state dict has the same names.
         versions: versions of the uncut model's modules, as in its state dict; None for the units' own.
         given: the module whose weights the units start from; None if each draws its own.
+        notes: what was done to the model to make a chain of it, in a line each.
     """
 
     def __init__(
@@ -89,12 +99,14 @@ class Chain:
         units: Sequence[Unit],
         *,
         classifier: Unit,
-        input_shape: Shape,
+        input_shape: Shape | None = None,
         classes: int | None = None,
         input_dtype: torch.dtype = torch.float32,
+        inputs: Inputs | None = None,
         whole: Callable[[], nn.Module] | None = None,
         versions: Versions | None = None,
         given: nn.Module | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         if not units:
             raise UserError("the model has no units before its classifier: nothing can be cut")
@@ -109,25 +121,43 @@ class Chain:
                 )
         self.units = tuple(units)
         self.classifier = classifier
-        self.input_shape = input_shape
-        self.input_dtype = input_dtype
+        self.inputs = kinds_of(inputs, input_shape, input_dtype)
         self.classes = classes
+        self.crossing: tuple[tuple[TensorKind, ...], ...] = ()
+        """Kinds of the tensors that each unit passes on, main first, once :meth:`tried` has found them."""
         self._whole = whole
         self._versions = versions
         self.given = given
+        self.notes = tuple(notes)
+
+    @property
+    def input_shape(self) -> Shape:
+        """Shape of one sample, without the batch dimension; of several inputs, the first."""
+        return self.inputs[0].shape
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Dtype of the samples; of several inputs, the first. It may be set before the chain is tried."""
+        return self.inputs[0].dtype
+
+    @input_dtype.setter
+    def input_dtype(self, dtype: torch.dtype) -> None:
+        self.inputs = (replace(self.inputs[0], dtype=dtype), *self.inputs[1:])
 
     @classmethod
     def from_sequential(
         cls,
         model: nn.Sequential,
         *,
-        input_shape: Shape,
+        input_shape: Shape | None = None,
         classes: int | None = None,
         input_dtype: torch.dtype = torch.float32,
+        inputs: Inputs | None = None,
     ) -> Chain:
         """Make a chain of any ``nn.Sequential``: each child is a unit, the last one the classifier.
 
-        Parameters keep their values from ``model``; state-dict names are the model's own.
+        Parameters keep their values from ``model``; state-dict names are the model's own. Children may pass
+        on tuples of tensors; if the model takes one, ``inputs`` says of what.
 
         Raises:
             UserError: the model does more than call its children in sequence, has fewer than two,
@@ -146,7 +176,7 @@ class Chain:
         ]
         for name, child in children:
             check_not_lazy(f"unit '{name}'", child)
-        _check_nothing_shared(children)
+        check_nothing_shared(children)
         if len(children) < 2:
             raise UserError(
                 f"a sequential model needs at least two children (a unit and the classifier), "
@@ -157,9 +187,8 @@ class Chain:
         return cls(
             units[:-1],
             classifier=units[-1],
-            input_shape=input_shape,
             classes=classes,
-            input_dtype=input_dtype,
+            inputs=kinds_of(inputs, input_shape, input_dtype),
             versions=versions_of(model.state_dict()),
             given=model,
         )
@@ -170,47 +199,65 @@ class Chain:
         model: nn.Module,
         *,
         units: Sequence[str],
-        input_shape: Shape,
+        input_shape: Shape | None = None,
         classes: int | None = None,
         input_dtype: torch.dtype = torch.float32,
+        inputs: Inputs | None = None,
+        untie: bool = False,
     ) -> Chain:
-        """Make a chain of any module whose forward calls some submodules in sequence, with code between.
+        """Make a chain of any module whose forward calls some submodules, with code between.
 
         Code between two of them becomes part of the second, code after the last part of the last. It is
         traced with ``torch.fx``; the submodules themselves are not, nor modules that contain none of
-        them. Parameters keep their values and state-dict names from ``model``.
+        them. Tensors that later units use as well, such as skips and masks, are passed on from unit to unit.
+        Parameters keep their values and state-dict names from ``model``.
 
         Args:
-            model: takes one tensor and returns logits; further arguments must have defaults.
+            model: returns logits, or a dict with ``"logits"``; arguments that are not given must have
+                defaults.
             units: names of submodules, such as ``layer1.0``, in the order in which they are called;
                 the last one is the classifier.
-            input_shape: shape of one sample, without the batch dimension.
+            input_shape: shape of one sample, without the batch dimension, if the model takes one tensor.
             classes: width of the logits, if it should be checked.
             input_dtype: dtype of the samples.
+            inputs: what the model takes, instead of ``input_shape``, if it is several tensors: a batch of any
+                rows by the names of its arguments, such as a tokenizer makes, or a TensorKind for each.
+            untie: whether a parameter that two units share is copied at the start, to be trained by each
+                on its own, instead of refused.
 
         Raises:
-            UserError: the model is not a chain of these (names the tensors that cross a cut), its code
-                between them cannot be traced or would then behave differently, or two of them share
-                a parameter.
+            UserError: the model cannot be cut so (names what crosses a cut and cannot), its code between the
+                units cannot be traced or would then behave differently, or two of them share a parameter.
         """
-        if isinstance(model, nn.Module):
-            check_not_lazy(type(model).__name__, model)
-        pieces = list(zip(units, split_module(model, units), strict=True))
-        _check_nothing_shared(pieces)
+        if not isinstance(model, nn.Module):
+            raise UserError(f"Chain.from_module takes an nn.Module, not a {type(model).__name__}")
+        check_not_lazy(type(model).__name__, model)
+        kinds = kinds_of(inputs, input_shape, input_dtype, name=first_argument(model))
+        pieces = split_module(model, units, kinds)
+        notes: list[str] = []
+        if untie:
+            model, notes = untied(model, pieces)
+            pieces = split_module(model, units, kinds) if notes else pieces
         saved = model.state_dict()
+        check_nothing_shared([(piece.name, piece.module) for piece in pieces], saved)
         *links, classifier = (
-            Unit(name=name, build=partial(copy_of_piece, piece, list(saved)), prefix="")
-            for name, piece in pieces
+            Unit(
+                name=piece.name,
+                build=partial(copy_of_piece, piece.module, list(saved)),
+                prefix="",
+                passes=piece.passes,
+            )
+            for piece in pieces
         )
         return cls(
             links,
             classifier=classifier,
-            input_shape=input_shape,
             classes=classes,
-            input_dtype=input_dtype,
+            inputs=kinds,
             whole=partial(copy.deepcopy, model),
             versions=versions_of(saved),
             given=model,
+            notes=notes,
         )
 
     def build(self, start: int, stop: int, *, seed: int) -> nn.Sequential:
@@ -316,14 +363,20 @@ class Chain:
         Raises:
             UserError: a unit does not accept the output of the unit before it; names the unit.
         """
-        sample = torch.empty((2, *self.input_shape), dtype=self.input_dtype, device="meta")
-        shapes: list[Shape] = []
+        given = self.inputs
         units: list[Unit] = []
+        crossing: list[tuple[TensorKind, ...]] = []
         for unit in (*self.units, self.classifier):
-            sample, in_place, layout = try_unit(unit.name, unit.build, sample)
+            given, in_place, layout = try_unit(unit.name, unit.build, given, unit.passes)
             units.append(replace(unit, in_place=in_place, layout=layout))
-            shapes.append(tuple(sample.shape[1:]))
-        logits = shapes.pop()
+            crossing.append(given)
+        made = crossing.pop()
+        if len(made) > 1:
+            raise UserError(
+                f"the classifier '{self.classifier.name}' must return one tensor, the logits, not a tuple of "
+                f"{len(made)}"
+            )
+        logits = made[0].shape
         if not logits:
             raise UserError(
                 f"the classifier '{self.classifier.name}' makes one number a sample: it must make logits "
@@ -338,19 +391,38 @@ class Chain:
         *links, tried.classifier = units
         tried.units = tuple(links)
         tried.classes = logits[-1]
-        return tried, shapes
+        tried.crossing = tuple(crossing)
+        return tried, [kinds[0].shape for kinds in crossing]
 
+    def describe(self, stops: Sequence[int] | None = None) -> list[str]:
+        """Say what was done to the model, and what crosses a cut if it is several tensors, in a line each.
 
-def _check_nothing_shared(children: Sequence[tuple[str, nn.Module]]) -> None:
-    owners: dict[int, str] = {}
-    for name, module in children:
-        for tensor in (*module.parameters(), *module.buffers()):
-            owner = owners.setdefault(id(tensor), name)
-            if owner != name:
-                raise UserError(
-                    f"units '{owner}' and '{name}' share a parameter or buffer, which stages "
-                    f"cannot: put both into one unit, or give each its own"
-                )
+        Args:
+            stops: numbers of units before each cut; None for behind every unit.
+        """
+        lines = list(self.notes)
+        for stop in range(1, len(self.units) + 1) if stops is None else stops:
+            kinds = self.crossing[stop - 1]
+            if len(kinds) > 1:
+                lines.append(f"cut after {self.units[stop - 1].name}: {self._crossing_text(kinds)}")
+        return lines
+
+    def _crossing_text(self, kinds: Sequence[TensorKind]) -> str:
+        inputs = {kind.name for kind in self.inputs}
+        texts = []
+        for place, kind in enumerate(kinds):
+            dtype = "" if kind.dtype == torch.float32 else f" {dtype_name(kind.dtype)}"
+            role = (
+                "input"
+                if kind.name in inputs
+                else "skip"
+                if kind.dtype.is_floating_point
+                else "mask"
+            )
+            texts.append(f"{kind.name} {list(kind.shape)}{dtype}" + (f" ({role})" if place else ""))
+        return (
+            f"{', '.join(texts)}: {format_bytes(sum(kind.bytes_per_row for kind in kinds))} a row"
+        )
 
 
 def build_unit(unit: Unit, seed: int) -> nn.Module:

@@ -13,40 +13,72 @@ import copy
 import difflib
 import operator
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 
 from pipelocal.errors import UserError
+from pipelocal.models.crossing import Cuts, drop_idle, makes_rows, takes_out
+from pipelocal.models.in_place import PART
 from pipelocal.models.tracing import kind_of_result, trace
+from pipelocal.system.tensor_kind import TensorKind
 
 
-def split_module(model: nn.Module, names: Sequence[str]) -> list[fx.GraphModule]:
+class Piece(NamedTuple):
+    """One unit, with the code before it."""
+
+    name: str
+    module: fx.GraphModule
+    """Takes and returns a tensor, or a tuple of tensors if there are several."""
+    passes: tuple[str, ...]
+    """Names of the tensors that it returns, its own first."""
+
+
+def split_module(
+    model: nn.Module, names: Sequence[str], inputs: Sequence[TensorKind]
+) -> list[Piece]:
     """Cut a model into one module per name, whose sequence computes the same as the model.
 
     Args:
-        model: takes one tensor and returns one; it is not changed.
+        model: returns one tensor, or a dict with ``"logits"``; it is not changed.
         names: submodules in the order in which they are called, at least two.
+        inputs: what the model takes, by the names of its arguments.
 
     Returns:
-        The modules, each with one tensor in and one out. Parameters and buffers are copies, under their
-        names in ``model``; each belongs to exactly one of the modules.
+        The modules. Parameters and buffers are copies, under their names in ``model``; each belongs to
+        exactly one of the modules.
 
     Raises:
-        UserError: the names are not those of submodules, or not in order; the model is not a chain
-            of them; its code between them cannot be traced.
+        UserError: the names are not those of submodules, or not in order; what passes from one to the
+            next cannot be sent; the model's code between them cannot be traced.
     """
     _check_names(model, names)
-    graph, held = trace(model, names)
-    unit_of = _assign(graph, names)
-    crossing = _what_crosses(graph, unit_of, names)
+    graph, held = trace(model, names, inputs)
+    if kind := kind_of_result(graph):
+        raise UserError(f"the model returns a {kind}: it must return one tensor, the logits")
+    given = _inputs(graph, inputs)
+    unit_of = _assign(graph, names, given)
+    crossing = Cuts(graph, unit_of, names, given, saved=set(model.state_dict())).found()
     pieces = []
+    before: Sequence[fx.Node] = list(given)
     for index, name in enumerate(names):
         own = [node for node in graph.nodes if unit_of.get(node) == index]
-        before = crossing[index - 1] if index else None
-        pieces.append(_piece(held, own, before, crossing[index], name))
-    _check_all_used(model, pieces)
+        passed = crossing[index]
+        pieces.append(
+            Piece(name, _piece(held, own, before, list(passed), name), tuple(passed.values()))
+        )
+        before = list(passed)
+    _check_all_used(model, [piece.module for piece in pieces])
     return pieces
+
+
+def _inputs(graph: fx.Graph, inputs: Sequence[TensorKind]) -> dict[fx.Node, str]:
+    """Return the nodes of the model's inputs, in order, with their names."""
+    (x,) = graph.find_nodes(op="placeholder")
+    if len(inputs) == 1:
+        return {x: str(x.target)}
+    found = {node.args[1]: node for node in x.users if node.target is operator.getitem}
+    return {found[at]: kind.name for at, kind in enumerate(inputs)}
 
 
 def _check_names(model: nn.Module, names: Sequence[str]) -> None:
@@ -71,11 +103,11 @@ def _check_names(model: nn.Module, names: Sequence[str]) -> None:
             raise UserError(f"units: '{name}' is named twice")
 
 
-def _assign(graph: fx.Graph, names: Sequence[str]) -> dict[fx.Node, int]:
-    """Return the unit of every node except the input and the output."""
-    for node in reversed(graph.nodes):
-        if node.target is operator.getitem and not node.users:  # unpacked, as in x, _ = lstm(x)
-            graph.erase_node(node)
+def _assign(
+    graph: fx.Graph, names: Sequence[str], given: Collection[fx.Node]
+) -> dict[fx.Node, int]:
+    """Return the unit of every node but the inputs; the output is of the last."""
+    drop_idle(graph, given)
     called = [
         str(node.target)
         for node in graph.nodes
@@ -95,97 +127,43 @@ def _assign(graph: fx.Graph, names: Sequence[str]) -> dict[fx.Node, int]:
     unit_of: dict[fx.Node, int] = {}
     index = 0
     for node in graph.nodes:
-        if node.op in ("placeholder", "output"):
+        if node.op == "placeholder" or node in given:
             continue
         unit_of[node] = min(index, len(names) - 1)
         if node.op == "call_module" and str(node.target) in names:
             index += 1
-    returned = set()
     for node in graph.nodes:
         if node.op == "get_attr":  # a parameter belongs to the unit that uses it
             unit_of[node] = min((unit_of.get(user, index) for user in node.users), default=0)
-        elif node.op == "call_module" and str(node.target) in names:
-            returned.add(node)
-        elif _takes_out(node) and node.args[0] in returned:  # only tensors can be passed on
-            returned.add(node)
-            unit_of[node] = unit_of[node.args[0]]
+        elif (takes_out(node) or makes_rows(node)) and node not in given:
+            # Only tensors of rows can be passed on.
+            unit_of[node] = max(unit_of[before] for before in node.all_input_nodes)
     return unit_of
-
-
-def _takes_out(node: fx.Node) -> bool:
-    """Return whether a node is ``something[number]``, which picks one of several results."""
-    return node.target is operator.getitem and isinstance(node.args[1], int)
-
-
-def _what_crosses(
-    graph: fx.Graph, unit_of: dict[fx.Node, int], names: Sequence[str]
-) -> list[fx.Node]:
-    """Return the one node that each unit passes to the next; for the last, the model's output."""
-    (result,) = (node.args[0] for node in graph.nodes if node.op == "output")
-    if kind := kind_of_result(graph):
-        raise UserError(f"the model returns a {kind}: it must return one tensor, the logits")
-    last = len(names) - 1
-    crossing = [
-        [
-            node
-            for node in graph.nodes
-            if unit_of.get(node, -1) <= index
-            and node.op != "output"
-            and any(unit_of.get(user, len(names)) > index for user in node.users)
-        ]
-        for index in range(last)
-    ]
-    crossing.append([result])
-    for index, nodes in enumerate(crossing):
-        if len(nodes) > 1:
-            # The next place where a single tensor is alive; after the last unit there is one.
-            to = next(i for i in range(index, len(names)) if len(crossing[i]) == 1)
-            left_out = " and ".join(f"'{name}'" for name in names[index:to])
-            mend = f"leave {left_out} out of the units, to go with '{names[to]}'"
-            raise UserError(
-                f"the model is no chain between '{names[index]}' and '{names[index + 1]}': "
-                f"{' and '.join(map(_describe, nodes))} are used behind it, but one tensor can be "
-                f"passed on: {mend if index or to < last else 'there is no place to cut this model'}"
-            )
-        if not nodes or unit_of.get(nodes[0]) != index:
-            raise UserError(f"what unit '{names[index]}' makes is not used: leave it out")
-    return [nodes[0] for nodes in crossing]
-
-
-def _describe(node: fx.Node) -> str:
-    if node.op == "placeholder":
-        return f"the input '{node.target}'"
-    if node.op == "call_module":
-        return f"the output of '{node.target}'"
-    if node.op == "get_attr":
-        return f"'{node.target}'"
-    # The tracer made up this name, so report what the model's author knows.
-    seen = [node]
-    for one in seen:
-        if one is node or one.op in ("call_function", "call_method"):
-            seen += [before for before in one.all_input_nodes if before not in seen]
-    sources = [_describe(one) for one in seen if one.op not in ("call_function", "call_method")]
-    return f"'{node.name}' (of {', '.join(sources)})" if sources else f"'{node.name}'"
 
 
 def _piece(
     held: dict[str, Any],
     own: Iterable[fx.Node],
-    before: fx.Node | None,
-    result: fx.Node,
+    before: Sequence[fx.Node],
+    results: Sequence[fx.Node],
     name: str,
 ) -> fx.GraphModule:
     graph = fx.Graph()
     x = graph.placeholder("x")
     copies: dict[fx.Node, fx.Node] = {}
-
-    def copy_of(node: fx.Node) -> fx.Node:
-        from_outside = node is before or (before is None and node.op == "placeholder")
-        return x if from_outside else copies[node]
-
+    if len(before) == 1:
+        copies[before[0]] = x
+    else:
+        for place, node in enumerate(before):
+            copies[node] = graph.create_node(
+                "call_function", operator.getitem, (x, place), name=PART
+            )
     for node in own:
-        copies[node] = graph.node_copy(node, copy_of)
-    graph.output(copy_of(result))
+        if node.op != "output":
+            copies[node] = graph.node_copy(node, lambda other: copies[other])
+            copies[node].meta.clear()  # holds what was only for the trace
+    made = tuple(copies[node] for node in results)
+    graph.output(made if len(made) > 1 else made[0])
     return fx.GraphModule(held, graph, class_name=name.rpartition(".")[2].title())
 
 

@@ -17,15 +17,21 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipelocal.errors import UserError
+from pipelocal.models.payload import call, logits_of
+from pipelocal.models.proxies import ExampleTracer
 from pipelocal.seeding import other_generators
+from pipelocal.system.tensor_kind import TensorKind
 
 
-def trace(model: nn.Module, whole: Sequence[str]) -> tuple[fx.Graph, dict[str, Any]]:
-    """Trace what a model's forward does with its only input.
+def trace(
+    model: nn.Module, whole: Sequence[str], inputs: Sequence[TensorKind]
+) -> tuple[fx.Graph, dict[str, Any]]:
+    """Trace what a model's forward does with its inputs.
 
     Args:
-        model: takes one tensor; it is not changed.
+        model: the model; it is not changed.
         whole: names of submodules to keep as one node each, as are modules that contain none of them.
+        inputs: kinds of the tensors that it takes, by the names of its arguments.
 
     Returns:
         The graph, and copies of the modules and tensors that it refers to, under their names in
@@ -38,8 +44,8 @@ def trace(model: nn.Module, whole: Sequence[str]) -> tuple[fx.Graph, dict[str, A
     # Copies, because tracing runs the code between the units, which may change the model.
     training, evaluating = copy.deepcopy(model).train(), copy.deepcopy(model).eval()
     generators = _generators()
-    root, graph = _trace(training, whole)
-    other_root, other_graph = _trace(evaluating, whole)
+    root, graph = _trace(training, whole, inputs)
+    other_root, other_graph = _trace(evaluating, whole, inputs)
     _check_results(type(model).__name__, graph, other_graph)
     _check_same(root, graph, other_root, other_graph)
     _check_modes(root, graph, training=True)
@@ -55,25 +61,28 @@ def trace(model: nn.Module, whole: Sequence[str]) -> tuple[fx.Graph, dict[str, A
 class _Call(nn.Module):
     """Calls the model as users do: with its hooks, and with further arguments at their defaults."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.model = model
+        self._names = names
 
-    def forward(self, x: Tensor) -> object:
-        return self.model(x)
+    def forward(self, x: Any) -> object:
+        several = len(self._names) > 1
+        values = [x[at] for at in range(len(self._names))] if several else [x]
+        return logits_of(call(self.model, self._names, values))
 
 
 _PREFIX = "model."
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(ExampleTracer):
     """Traces only into modules that contain a named submodule; all others may run any code."""
 
     proxy_buffer_attributes = True  # trace code that reads or writes buffers, like any other
 
-    def __init__(self, model: nn.Module, whole: Sequence[str]) -> None:
-        super().__init__()
-        self._model = type(model).__name__
+    def __init__(self, root: _Call, whole: Sequence[str], inputs: Sequence[TensorKind]) -> None:
+        super().__init__(inputs, root)
+        self._model = type(root.model).__name__
         self._names = {_PREFIX + name for name in whole}
         self._contexts = _contexts()
         self.failed_in = ""
@@ -87,7 +96,8 @@ class _Tracer(fx.Tracer):
         try:
             return super().call_module(m, *args, **kwargs)
         except Exception:
-            self.failed_in = self.failed_in or self.path_of_module(m)
+            known = not self.examples.running and m in (self.submodule_paths or {})
+            self.failed_in = self.failed_in or (self.path_of_module(m) if known else "")
             raise
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -111,25 +121,34 @@ def _generators() -> tuple[object, ...]:
     return torch.get_rng_state().tolist(), own, str(numpy)
 
 
-def _trace(model: nn.Module, whole: Sequence[str]) -> tuple[_Call, fx.Graph]:
+def _trace(
+    model: nn.Module, whole: Sequence[str], inputs: Sequence[TensorKind]
+) -> tuple[_Call, fx.Graph]:
     """Return what was traced and its graph, whose names begin with ``_PREFIX``."""
     kind = type(model).__name__
+    names = [one.name for one in inputs]
     try:
         signature = inspect.signature(model.forward)
-        signature.bind(Tensor())
+        if set(names) <= set(signature.parameters):
+            signature.bind(**dict.fromkeys(names))
+        else:
+            signature.bind(*names)
     except (TypeError, ValueError) as error:
+        given = "one tensor" if len(names) < 2 else ", ".join(names)
         raise UserError(
-            f"the forward of {kind} cannot be called with one tensor ({error}): units pass on a "
-            f"single tensor"
+            f"the forward of {kind} cannot be called with {given} ({error}): give Chain.from_module("
+            f"inputs=) a tensor, or its TensorKind, for each of its arguments that it needs, by name"
         ) from error
-    root = _Call(model)
-    tracer = _Tracer(model, whole)
+    root = _Call(model, names)
+    tracer = _Tracer(root, whole, inputs)
     try:
-        graph = tracer.trace(root)
+        graph = tracer.traced(root)
     except UserError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
+        if "Cache'" in reason:
+            reason += "; Hugging Face's models keep no cache with model.config.use_cache = False"
         raise UserError(
             f"the code of {kind} between its units cannot be traced ({reason})"
             f"{_place(error, tracer.failed_in)}: put what depends on values into a submodule, or name what "
@@ -142,13 +161,13 @@ def _trace(model: nn.Module, whole: Sequence[str]) -> tuple[_Call, fx.Graph]:
                 f"would lose: put it into a submodule"
             )
     for node in graph.find_nodes(op="placeholder"):
-        node.target = next(iter(signature.parameters))
+        node.target = names[0] if len(names) < 2 else node.target
     return root, graph
 
 
 def _place(error: Exception, path: str) -> str:
     """Describe the innermost code outside torch.fx and its submodule; may be empty."""
-    ours = (str(Path(fx.__file__).parent), __file__)
+    ours = (str(Path(fx.__file__).parent), str(Path(__file__).parent))
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)
     ]

@@ -7,8 +7,9 @@ BatchNorm with a cumulative average, is run for real on two rows.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,37 +17,52 @@ from torch.nn.parameter import is_lazy
 
 from pipelocal.errors import UserError
 from pipelocal.models.in_place import disable_inplace
+from pipelocal.models.payload import Payload, payload_of, tensors_of
 from pipelocal.seeding import seeded
+from pipelocal.system.tensor_kind import TensorKind
 
 Layout = tuple[tuple[str, tuple[int, ...], str], ...]
 """Name, shape and dtype of each tensor in a state dict."""
 
 
+class Trial(NamedTuple):
+    """What a unit showed when it was tried out."""
+
+    made: tuple[TensorKind, ...]
+    """Kinds of the tensors that it returns, its own first."""
+    in_place: tuple[int, ...]
+    """Places of the inputs that it changes in place."""
+    layout: Layout
+
+
 def try_unit(
-    name: str, build: Callable[[], nn.Module], sample: Tensor
-) -> tuple[Tensor, bool, Layout]:
+    name: str,
+    build: Callable[[], nn.Module],
+    given: Sequence[TensorKind],
+    passes: Sequence[str] | None = None,
+) -> Trial:
     """Build a unit for this trial alone, and run it.
 
     Args:
         name: the unit's name.
         build: builds the unit.
-        sample: input ``[2, ...]`` on the meta device.
-
-    Returns:
-        Its output, on the meta device; whether it changes its input in place; and the layout of its
-        state dict.
+        given: kinds of what it is given.
+        passes: names of what it returns, if they are known.
 
     Raises:
-        UserError: the unit does not accept the input, does not return a tensor with the batch dimension
-            first, or works in a dtype other than float32.
+        UserError: the unit does not accept the input, or does not return one tensor or several with the
+            batch dimension first, the first of them floating.
     """
+    sample = payload_of(
+        [torch.empty((2, *kind.shape), dtype=kind.dtype, device="meta") for kind in given]
+    )
     try:
         try:
             with torch.device("meta"):
                 module = build()
                 check_not_lazy(f"unit '{name}'", module)
                 layout = _layout(module)
-                out, in_place = _run(module.to("meta"), torch.empty_like(sample))
+                out, in_place, relayed = _run(module.to("meta"), sample)
         except (RuntimeError, NotImplementedError, ValueError) as error:
             if not isinstance(error, NotImplementedError) and "meta" not in str(error).lower():
                 raise
@@ -54,31 +70,47 @@ def try_unit(
                 module = build()
                 layout = _layout(module)
                 device = next(module.parameters(), torch.empty(0)).device
-                out, in_place = _run(module, _values(sample, device))
+                out, in_place, relayed = _run(module, _values(sample, device))
     except UserError:
         raise
     except Exception as error:
-        before = tuple(sample.shape[1:])
-        raise UserError(
-            f"unit '{name}' does not take an input of shape {before}: {error}"
-        ) from error
-    if not isinstance(out, Tensor) or out.shape[:1] != (2,):
-        raise UserError(
-            f"unit '{name}' must return one tensor with the batch dimension first, "
-            f"not {type(out).__name__}: give units that pass on a single tensor"
-        )
-    if not out.is_floating_point():
-        raise UserError(
-            f"unit '{name}' makes {out.dtype}: edges carry float32, so put it into one "
-            f"unit with what takes it"
-        )
-    for tensor in (out, *module.parameters()):
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+        said = ", ".join(f"{kind.name} {kind.shape}" for kind in given)
+        what = f"an input of shape {given[0].shape}" if len(given) == 1 else f"a tuple ({said})"
+        raise UserError(f"unit '{name}' does not take {what}: {error}") from error
+    out = tuple(out) if isinstance(out, list) else out
+    several = isinstance(out, tuple) and len(out) > 1
+    for place, one in enumerate(out if isinstance(out, tuple) and several else (out,)):
+        if not isinstance(one, Tensor) or one.shape[:1] != (2,):
+            which = f"in place {place} of what it returns " if several else ""
             raise UserError(
-                f"unit '{name}' works in {tensor.dtype}: edges carry float32, so build "
-                f"the model in float32"
+                f"unit '{name}' must return one tensor with the batch dimension first, or a tuple of "
+                f"such, not {which}{_said(one)}: give units that pass on tensors [rows, ...]"
             )
-    return torch.empty_like(out, device="meta"), in_place, layout
+    tensors = tensors_of(cast(Payload, out))
+    if not tensors[0].is_floating_point():
+        raise UserError(
+            f"unit '{name}' makes {tensors[0].dtype}: what a unit passes on first must be floating, so put "
+            f"it into one unit with what takes it"
+        )
+    names = passes or [
+        name
+        if not place
+        else given[relayed[place]].name
+        if place in relayed
+        else f"{name}[{place}]"
+        for place in range(len(tensors))
+    ]
+    made = tuple(
+        TensorKind(name=called, shape=tuple(tensor.shape[1:]), dtype=tensor.dtype)
+        for called, tensor in zip(names, tensors, strict=True)
+    )
+    return Trial(made, in_place, layout)
+
+
+def _said(thing: object) -> str:
+    if isinstance(thing, Tensor):
+        return f"a tensor of shape {list(thing.shape)} for 2 rows"
+    return type(thing).__name__
 
 
 def check_not_lazy(what: str, module: nn.Module) -> None:
@@ -98,20 +130,20 @@ def shadow(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
 
 
-def changes_input(module: nn.Module, x: Tensor) -> bool:
-    """Return whether a module changes its input, in training or in evaluation.
+def changes_input(module: nn.Module, x: Payload) -> tuple[int, ...]:
+    """Return the places of the inputs that a module changes, in training or in evaluation.
 
     This does not count ``inplace=True``, which is turned off.
 
     Args:
         module: may be changed by the trial.
-        x: an input for this trial alone, ``[2, ...]``, which may be changed too.
+        x: an input for this trial alone, of ``[2, ...]``, which may be changed too.
     """
     disable_inplace(module)
     for train in (True, False):
         with suppress(Exception), torch.no_grad(), seeded(0, "trial"):
             module.train(train)(x)
-    return x._version > 0
+    return tuple(place for place, one in enumerate(tensors_of(x)) if one._version > 0)
 
 
 def _layout(module: nn.Module) -> Layout:
@@ -122,14 +154,25 @@ def _layout(module: nn.Module) -> Layout:
     )
 
 
-def _run(module: nn.Module, x: Tensor) -> tuple[object, bool]:
+def _run(module: nn.Module, x: Payload) -> tuple[object, tuple[int, ...], dict[int, int]]:
+    """Return the output, the places of the inputs that were changed, and which outputs are which inputs."""
     disable_inplace(module)
-    again = x.clone()
+    again = payload_of([one.clone() for one in tensors_of(x)])
     out: object = module(x)
-    return out, x._version > 0 or changes_input(module, again)
+    given = tensors_of(x)
+    made = out if isinstance(out, (tuple, list)) else (out,)
+    changed = {place for place, one in enumerate(given) if one._version > 0}
+    relayed = {
+        to: at for to, one in enumerate(made) for at, other in enumerate(given) if one is other
+    }
+    return out, tuple(sorted(changed | set(changes_input(module, again)))), relayed
 
 
-def _values(sample: Tensor, device: torch.device) -> Tensor:
+def _values(sample: Payload, device: torch.device) -> Payload:
+    return payload_of([_value(one, device) for one in tensors_of(sample)])
+
+
+def _value(sample: Tensor, device: torch.device) -> Tensor:
     if sample.is_floating_point():
-        return torch.randn(sample.shape, device=device)
+        return torch.randn(sample.shape, dtype=sample.dtype, device=device)
     return torch.zeros(sample.shape, dtype=sample.dtype, device=device)

@@ -192,10 +192,16 @@ class _Returns(nn.Module):
         return (x, x) if self.kind == "tuple" else x[0]
 
 
-@pytest.mark.parametrize("kind", ["tuple", "first row"])
-def test_unit_that_returns_no_batch(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("tuple", r"unit 'out' does not take a tuple \(odd \(4,\), x \(4,\)\)"),
+        ("first row", "unit 'odd' must return one tensor with the batch"),
+    ],
+)
+def test_unit_that_returns_no_batch(kind: str, said: str) -> None:
     unit = Unit(name="odd", build=partial(_Returns, kind))
-    with pytest.raises(UserError, match="unit 'odd' must return one tensor with the batch"):
+    with pytest.raises(UserError, match=said):
         _chain(unit, _linear("out", 4, 3)).shapes()
 
 

@@ -280,7 +280,7 @@ def counts(m: Any, x: Tensor) -> Tensor:
 
 
 def named_results(m: Any, x: Tensor) -> dict[str, Tensor]:
-    return {"logits": m.out(m.c(m.b(m.a(x))))}
+    return {"scores": m.out(m.c(m.b(m.a(x))))}
 
 
 def two_results(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -295,29 +295,6 @@ def shared_scale(m: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("forward", "said"),
     [
-        (
-            skip,
-            "no chain between 'b' and 'c': the output of 'a' and the output of 'b' are used behind "
-            "it, but one tensor can be passed on: leave 'b' out of the units, to go with 'c'",
-        ),
-        (
-            skip_from_the_input,
-            "no chain between 'a' and 'b': the input 'x' and the output of 'a' are used behind it",
-        ),
-        (
-            skip_of_an_expression,
-            "between 'b' and 'c': 'tanh' (of the output of 'a') and the output of 'b' are used",
-        ),
-        (
-            long_skip,
-            "between 'b' and 'c': the output of 'a' and the output of 'b' are used behind it, but one "
-            "tensor can be passed on: leave 'b' and 'c' out of the units, to go with 'out'",
-        ),
-        (
-            skip_over_all,
-            "between 'a' and 'b': the input 'x' and the output of 'a' are used behind it, but one "
-            "tensor can be passed on: there is no place to cut this model",
-        ),
         (not_used, "what unit 'b' makes is not used: leave it out"),
         (result_not_used, "what unit 'out' makes is not used: leave it out"),
         (without_b, "'b' is not called by the model's forward: it must be once"),
@@ -370,10 +347,14 @@ def test_a_unit_within_a_unit_is_refused() -> None:
         a_chain(a_net(), "first", "blocks.0", "blocks.0.conv", "fc")
 
 
-def test_leaving_out_the_unit_that_is_skipped_mends_a_skip() -> None:
-    """As the error says."""
-    model = Parts(skip)
-    chain = a_chain(model, "a", "c", "out", shape=(4,))
+@pytest.mark.parametrize(
+    "forward", [skip, skip_from_the_input, skip_of_an_expression, long_skip, skip_over_all]
+)
+@pytest.mark.parametrize("units", ["abc", "ac"])
+def test_skips_go_over_cuts(forward: Any, units: str) -> None:
+    """And within a unit, if the one that is skipped is left out."""
+    model = Parts(forward)
+    chain = a_chain(model, *units, "out", shape=(4,))
     ours, expected = outputs(model, chain, torch.randn(2, 4), train=True)
     assert torch.equal(ours, expected)
 
