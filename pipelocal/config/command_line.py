@@ -96,14 +96,15 @@ def _parse_train(arguments: Sequence[str], options_of: OptionsOf, *, quiet: bool
             args=words,
             default=in_panels(defaults, everything=everything),
             console_outputs=not quiet,
+            config=(tyro.conf.HelptextFromCommentsOff,),  # the panels bring their help along
         )
         return out_of_panels(parsed)
 
-    # Parse twice, so that --config and --resume are found like every other option.
+    # Parse again with what --config and --resume hold, so that these are found like every other option.
     first = over(TrainConfig())
     options = {} if first.config is None else read_toml(home_expanded(first.config))
     if first.resume == options.get("resume", "auto") == "auto":
-        return over(TrainConfig(**options))
+        return over(TrainConfig(**options)) if options else first
     given = over(TrainConfig(resume=NOT_GIVEN, stages=-1, balance=NOT_GIVEN))
     resume = options["resume"] if given.resume == NOT_GIVEN else given.resume
     if resume in ("auto", "never") or not resume.strip():
