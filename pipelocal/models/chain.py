@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.models.in_place import give_own_input
-from pipelocal.models.payload import Inputs, first_argument, kinds_of
+from pipelocal.models.inputs import Inputs, first_argument, kinds_of
 from pipelocal.models.shared import check_nothing_shared, untied
 from pipelocal.models.state import Versions, versions_of, with_versions
 from pipelocal.models.traced import copy_of_piece, split_module
@@ -123,6 +123,8 @@ class Chain:
         self.classifier = classifier
         self.inputs = kinds_of(inputs, input_shape, input_dtype)
         self.classes = classes
+        self.output_shape: Shape | None = None
+        """Shape of one row of the classifier's output, once :meth:`tried` has found it."""
         self.crossing: tuple[tuple[TensorKind, ...], ...] = ()
         """Kinds of the tensors that each unit passes on, main first, once :meth:`tried` has found them."""
         self._whole = whole
@@ -269,8 +271,14 @@ class Chain:
         return _assemble(self.units[start:stop], seed)
 
     def build_classifier(self, *, seed: int) -> nn.Module:
-        """Build the classifier alone, drawn from its own seed."""
-        return build_unit(self.classifier, seed)
+        """Build the classifier alone, drawn from its own seed.
+
+        If it takes a tuple of several tensors, its attribute ``takes_beside`` is true.
+        """
+        module = build_unit(self.classifier, seed)
+        if self.crossing and len(self.crossing[-1]) > 1 and not hasattr(module, "takes_beside"):
+            module.takes_beside = True  # type: ignore[assignment]
+        return module
 
     def build_whole(self, *, seed: int) -> nn.Module:
         """Build the uncut model, as a plain module that includes the classifier."""
@@ -356,7 +364,8 @@ class Chain:
     def tried(self) -> tuple[Chain, list[Shape]]:
         """Run every unit without memory; return the chain with what that showed, and all output shapes.
 
-        The returned chain knows which units change their input, and how wide its logits are.
+        The returned chain knows which units change their input, what each passes on, and the shape of
+        its output.
 
         Shapes are without the batch dimension.
 
@@ -391,6 +400,7 @@ class Chain:
         *links, tried.classifier = units
         tried.units = tuple(links)
         tried.classes = logits[-1]
+        tried.output_shape = logits
         tried.crossing = tuple(crossing)
         return tried, [kinds[0].shape for kinds in crossing]
 

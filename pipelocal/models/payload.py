@@ -1,102 +1,43 @@
-"""What passes from unit to unit: a tensor, or a tuple ``(main, *beside)`` of several.
+"""What passes between two units: one tensor, or a main tensor and others beside it.
 
-The main tensor is what the unit itself makes. Beside it travel others that later units use: skips, masks,
-inputs of the model. All have as many rows.
+::
+
+    x                       main alone
+    (x, skip, mask)         main, and what lies beside it: skips, masks, positions
+
+``nn.Sequential`` hands either on as one argument. Heads, delta and eta are of the main tensor.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
-
-from pipelocal.errors import UserError
-from pipelocal.system.tensor_kind import TensorKind
+from torch import Tensor
 
 Payload = Tensor | tuple[Tensor, ...]
-"""What a unit takes and returns."""
+"""Tensors ``[B, ...]`` of any dtype; a tuple has at least two."""
 
-Inputs = Mapping[str, Tensor] | Sequence[TensorKind]
-"""What a model of several inputs takes: a batch, by the names of its arguments, or kinds so named."""
+
+def pack(main: Tensor, beside: tuple[Tensor, ...]) -> Payload:
+    """Return a payload of a main tensor and those beside it."""
+    return (main, *beside) if beside else main
+
+
+def unpack(payload: Payload) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the main tensor of a payload, and those beside it."""
+    if isinstance(payload, Tensor):
+        return payload, ()
+    main, *beside = payload
+    return main, tuple(beside)
 
 
 def tensors_of(payload: Payload) -> tuple[Tensor, ...]:
-    """Return the tensors of a payload, main first."""
-    return payload if isinstance(payload, tuple) else (payload,)
+    """Return all tensors of a payload, main first."""
+    return (payload,) if isinstance(payload, Tensor) else tuple(payload)
 
 
-def payload_of(tensors: Sequence[Tensor]) -> Payload:
-    """Return the payload of some tensors, main first: the tensor itself if it is the only one."""
-    return tuple(tensors) if len(tensors) > 1 else tensors[0]
-
-
-def kinds_of(
-    inputs: Inputs | None,
-    input_shape: tuple[int, ...] | None,
-    input_dtype: torch.dtype,
-    *,
-    name: str = "x",
-) -> tuple[TensorKind, ...]:
-    """Return the kinds of a model's inputs, as a user says them.
-
-    Args:
-        inputs: the inputs; None if there is one, of ``input_shape``.
-        input_shape: shape of one sample, without the batch dimension.
-        input_dtype: its dtype.
-        name: the input's name, if it is only one.
-
-    Raises:
-        UserError: both are given, or none, or ``inputs`` is something else.
-    """
-    if (inputs is None) == (input_shape is None):
-        raise UserError(
-            "say what the model takes, once: input_shape= for one tensor, inputs= for several"
-        )
-    if input_shape is not None:
-        return (TensorKind(name=name, shape=tuple(input_shape), dtype=input_dtype),)
-    if isinstance(inputs, Mapping):
-        for key, value in inputs.items():
-            if not isinstance(value, Tensor) or value.dim() < 1:
-                raise UserError(
-                    f"inputs['{key}'] is {type(value).__name__}: give a batch of rows, a tensor [rows, ...], "
-                    f"for each input"
-                )
-        kinds = tuple(
-            TensorKind(name=key, shape=tuple(value.shape[1:]), dtype=value.dtype)
-            for key, value in inputs.items()
-        )
-    else:
-        kinds = tuple(inputs or ())
-    if not kinds or not all(isinstance(kind, TensorKind) for kind in kinds):
-        raise UserError(
-            f"inputs={inputs!r}: give a batch of tensors by the names of the model's arguments, such as a "
-            f"tokenizer makes, or a TensorKind for each"
-        )
-    return kinds
-
-
-def first_argument(model: nn.Module) -> str:
-    """Return the name of the first argument of a model's forward; ``"x"`` if it has none."""
-    return next(iter(_arguments(model)), "x")
-
-
-def call(model: Any, names: Sequence[str], values: Sequence[Any]) -> Any:
-    """Call a model as its author does: by position where its inputs are its first arguments, else by name."""
-    known = _arguments(getattr(model, "module", model))
-    if known[: len(names)] == list(names) or not set(names) <= set(known):
-        return model(*values)
-    return model(**dict(zip(names, values, strict=True)))
-
-
-def logits_of(result: object) -> object:
-    """Return a model's logits: its result, or what is called so in a dict, as Hugging Face's return."""
-    if isinstance(result, Mapping) and "logits" in result:
-        return result["logits"]
-    return result
-
-
-def _arguments(model: nn.Module) -> list[str]:
-    return list(inspect.signature(model.forward).parameters)
+def each(change: Callable[[Tensor], Tensor], payload: Payload) -> Payload:
+    """Return a payload of what a function makes of each tensor."""
+    if isinstance(payload, Tensor):
+        return change(payload)
+    return tuple(change(tensor) for tensor in payload)

@@ -164,7 +164,16 @@ def _piece(
             copies[node].meta.clear()  # holds what was only for the trace
     made = tuple(copies[node] for node in results)
     graph.output(made if len(made) > 1 else made[0])
-    return fx.GraphModule(held, graph, class_name=name.rpartition(".")[2].title())
+    return _Traced(held, graph, class_name=name.rpartition(".")[2].title())
+
+
+class _Traced(fx.GraphModule):
+    """A unit with the code before it."""
+
+    @property
+    def takes_beside(self) -> bool:
+        """Whether it takes a tuple of tensors, if it is a head; an attribute would be lost by a copy."""
+        return any(node.name.startswith(PART) for node in self.graph.nodes)
 
 
 def copy_of_piece(piece: nn.Module, saved: Collection[str]) -> nn.Module:

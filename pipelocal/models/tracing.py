@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipelocal.errors import UserError
-from pipelocal.models.payload import call, logits_of
+from pipelocal.models.inputs import call, logits_of
 from pipelocal.models.proxies import ExampleTracer
 from pipelocal.seeding import other_generators
 from pipelocal.system.tensor_kind import TensorKind

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from pipelocal.errors import UserError
 from pipelocal.models.in_place import disable_inplace
-from pipelocal.models.payload import Payload, payload_of, tensors_of
+from pipelocal.models.payload import Payload, each, pack, tensors_of
 from pipelocal.seeding import seeded
 from pipelocal.system.tensor_kind import TensorKind
 
@@ -53,9 +53,10 @@ def try_unit(
         UserError: the unit does not accept the input, or does not return one tensor or several with the
             batch dimension first, the first of them floating.
     """
-    sample = payload_of(
-        [torch.empty((2, *kind.shape), dtype=kind.dtype, device="meta") for kind in given]
+    main, *beside = (
+        torch.empty((2, *kind.shape), dtype=kind.dtype, device="meta") for kind in given
     )
+    sample = pack(main, tuple(beside))
     try:
         try:
             with torch.device("meta"):
@@ -70,7 +71,7 @@ def try_unit(
                 module = build()
                 layout = _layout(module)
                 device = next(module.parameters(), torch.empty(0)).device
-                out, in_place, relayed = _run(module, _values(sample, device))
+                out, in_place, relayed = _run(module, each(lambda one: _value(one, device), sample))
     except UserError:
         raise
     except Exception as error:
@@ -157,7 +158,7 @@ def _layout(module: nn.Module) -> Layout:
 def _run(module: nn.Module, x: Payload) -> tuple[object, tuple[int, ...], dict[int, int]]:
     """Return the output, the places of the inputs that were changed, and which outputs are which inputs."""
     disable_inplace(module)
-    again = payload_of([one.clone() for one in tensors_of(x)])
+    again = each(Tensor.clone, x)
     out: object = module(x)
     given = tensors_of(x)
     made = out if isinstance(out, (tuple, list)) else (out,)
@@ -166,10 +167,6 @@ def _run(module: nn.Module, x: Payload) -> tuple[object, tuple[int, ...], dict[i
         to: at for to, one in enumerate(made) for at, other in enumerate(given) if one is other
     }
     return out, tuple(sorted(changed | set(changes_input(module, again)))), relayed
-
-
-def _values(sample: Payload, device: torch.device) -> Payload:
-    return payload_of([_value(one, device) for one in tensors_of(sample)])
 
 
 def _value(sample: Tensor, device: torch.device) -> Tensor:

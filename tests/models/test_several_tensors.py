@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.models import Chain, Unit
-from pipelocal.models.payload import Payload, call, logits_of, tensors_of
+from pipelocal.models.inputs import call, logits_of
+from pipelocal.models.payload import Payload, tensors_of
 from pipelocal.system.tensor_kind import TensorKind
 from tests.models.several_tensors import Decoder, Encoder, UNet
 from tests.models.test_traced import Parts
@@ -385,6 +386,17 @@ def test_a_sequential_s_children_pass_tuples() -> None:
     assert [[kind.name for kind in kinds] for kinds in chain.crossing] == [["0", "x"], ["1", "x"]]
     x = torch.randn(5, 4)
     assert torch.equal(in_a_row(chain, x, train=True)[0], model(x))
+
+
+def test_a_classifier_says_whether_it_takes_several_tensors() -> None:
+    """In a copy as well."""
+    unet = of_unet(a_unet(), "merge1", "out").tried()[0].build_classifier(seed=0)
+    assert not getattr(unet, "takes_beside", False)
+    model, batch = an_encoder()
+    encoder = of_encoder(model, batch).tried()[0].build_classifier(seed=0)
+    assert copy.deepcopy(encoder).takes_beside
+    chain, _ = Chain.from_sequential(nn.Sequential(Fork(), Join()), input_shape=(4,)).tried()
+    assert copy.deepcopy(chain.build_classifier(seed=0)).takes_beside
 
 
 def test_a_sequential_takes_several_inputs() -> None:

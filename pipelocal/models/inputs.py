@@ -1,0 +1,85 @@
+"""What a model takes: one tensor, or several that have names; and how it is called with them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelocal.errors import UserError
+from pipelocal.system.tensor_kind import TensorKind
+
+Inputs = Mapping[str, Tensor] | Sequence[TensorKind]
+"""What a model of several inputs takes: a batch, by the names of its arguments, or kinds so named."""
+
+
+def kinds_of(
+    inputs: Inputs | None,
+    input_shape: tuple[int, ...] | None,
+    input_dtype: torch.dtype,
+    *,
+    name: str = "x",
+) -> tuple[TensorKind, ...]:
+    """Return the kinds of a model's inputs, as a user says them.
+
+    Args:
+        inputs: the inputs; None if there is one, of ``input_shape``.
+        input_shape: shape of one sample, without the batch dimension.
+        input_dtype: its dtype.
+        name: the input's name, if it is only one.
+
+    Raises:
+        UserError: both are given, or none, or ``inputs`` is something else.
+    """
+    if (inputs is None) == (input_shape is None):
+        raise UserError(
+            "say what the model takes, once: input_shape= for one tensor, inputs= for several"
+        )
+    if input_shape is not None:
+        return (TensorKind(name=name, shape=tuple(input_shape), dtype=input_dtype),)
+    if isinstance(inputs, Mapping):
+        for key, value in inputs.items():
+            if not isinstance(value, Tensor) or value.dim() < 1:
+                raise UserError(
+                    f"inputs['{key}'] is {type(value).__name__}: give a batch of rows, a tensor [rows, ...], "
+                    f"for each input"
+                )
+        kinds = tuple(
+            TensorKind(name=key, shape=tuple(value.shape[1:]), dtype=value.dtype)
+            for key, value in inputs.items()
+        )
+    else:
+        kinds = tuple(inputs or ())
+    if not kinds or not all(isinstance(kind, TensorKind) for kind in kinds):
+        raise UserError(
+            f"inputs={inputs!r}: give a batch of tensors by the names of the model's arguments, such as a "
+            f"tokenizer makes, or a TensorKind for each"
+        )
+    return kinds
+
+
+def first_argument(model: nn.Module) -> str:
+    """Return the name of the first argument of a model's forward; ``"x"`` if it has none."""
+    return next(iter(_arguments(model)), "x")
+
+
+def call(model: Any, names: Sequence[str], values: Sequence[Any]) -> Any:
+    """Call a model as its author does: by position where its inputs are its first arguments, else by name."""
+    known = _arguments(getattr(model, "module", model))
+    if known[: len(names)] == list(names) or not set(names) <= set(known):
+        return model(*values)
+    return model(**dict(zip(names, values, strict=True)))
+
+
+def logits_of(result: object) -> object:
+    """Return a model's logits: its result, or what is called so in a dict, as Hugging Face's return."""
+    if isinstance(result, Mapping) and "logits" in result:
+        return result["logits"]
+    return result
+
+
+def _arguments(model: nn.Module) -> list[str]:
+    return list(inspect.signature(model.forward).parameters)
