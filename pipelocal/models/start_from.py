@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.models.chain import Chain, Shape, Unit
+from pipelocal.models.renaming import Renaming
 from pipelocal.models.state import Versions, versions_of, with_versions
 
 SHOWN = 3
@@ -28,23 +28,27 @@ class Fit:
     """Name in the state dict, by the name in the whole model."""
     left_new: Mapping[str, str]
     """The classifier's tensors that start as they are, and why, by name in the whole model."""
-    renamed: str
-    """Says by how the names differ; empty if they do not."""
+    left_out: Sequence[str]
+    """The state dict's tensors that belong to a classifier of its own, by their names there."""
+    renaming: Renaming
 
     def describe(self) -> str:
         """Return what was found, in one line."""
-        text = f"{len(self.source)} tensors{self.renamed}"
+        text = f"{len(self.source)} tensors{self.renaming.describe()}"
         if self.left_new:
             listed = ", ".join(f"{name} ({why})" for name, why in self.left_new.items())
             text += f"; of the classifier left new: {listed}"
+        if self.left_out:
+            text += f"; of the file's own classifier left out: {_listed(self.left_out)}"
         return text
 
 
 def fit(chain: Chain, given: Mapping[str, Shape], what: str) -> Fit:
     """Match the tensors of a state dict to those of a model, by name and shape.
 
-    A prefix on one side only is found. The classifier may be for another number of classes, or
-    missing; then its last layer is left new.
+    A prefix on one side only is found. The classifier may be for another number of classes, or missing; then
+    its last layer is left new. In the latter case the file may have another one, under names that lie beside
+    the model's.
 
     Args:
         chain: the model; a chain returned by :meth:`Chain.tried`.
@@ -54,34 +58,36 @@ def fit(chain: Chain, given: Mapping[str, Shape], what: str) -> Fit:
     Raises:
         UserError: a tensor is missing, is not the model's, or has another shape; lists the first ones.
     """
-    own = _shapes(chain.units)
     last = _shapes([chain.classifier])
-    wanted = {**own, **last}
-    prefix, added = _prefix(wanted, given)
-    source = _renamed(wanted, given, prefix, added)
+    wanted = {**_shapes(chain.units), **last}
+    renaming = Renaming.between(given, wanted)
+    own = {name: renaming.own(name, wanted) for name in given}
+    found = {mine: theirs for theirs, mine in own.items() if mine in wanted}
     left_new = {
-        name: f"{_text(given[source[name]])} there, {_text(shape)} here"
+        name: f"{_text(given[found[name]])} there, {_text(shape)} here"
         for name, shape in _last_layer(last).items()
-        if name in source and _differs_in_classes(given[source[name]], shape)
+        if name in found and _differs_in_classes(given[found[name]], shape)
     }
-    absent = {n for n in wanted if n not in source and not n.endswith(COUNTED)}
-    for name in _replaceable(chain.classifier, last, absent):
-        left_new[name] = "not in the file"
-    known = set(source.values())
-    source = {name: theirs for name, theirs in source.items() if name not in left_new}
+    absent = {n for n in wanted if n not in found and not n.endswith(COUNTED)}
+    replaced = _replaceable(chain.classifier, last, absent)
+    left_new |= dict.fromkeys(replaced, "not in the file")
+    source = {n: found[n] for n in wanted if n in found and n not in left_new}
     missing = [name for name in wanted if name in absent - left_new.keys()]
     other = [
         f"{name} ({_text(given[theirs])} there, {_text(wanted[name])} here)"
         for name, theirs in source.items()
         if given[theirs] != wanted[name]
     ]
-    unexpected = [name for name in given if name not in known]
+    constants = _constants(chain)
+    unexpected = [n for n, mine in own.items() if mine not in wanted and mine not in constants]
+    left_out = unexpected if replaced and _beside(unexpected, wanted, renaming) else []
+    unexpected = [] if left_out else unexpected
     if missing or unexpected or other:
         kinds = {"missing": missing, "unexpected": unexpected, "of another shape": other}
         listed = "; ".join(f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names)
         mend = _mend(len(source) - len(other), len(wanted), missing, unexpected)
         raise UserError(f"{what} does not fit the model: {listed}: {mend}")
-    return Fit(source=source, left_new=left_new, renamed=_said(prefix, added, source.values()))
+    return Fit(source=source, left_new=left_new, left_out=left_out, renaming=renaming)
 
 
 def starting_from(
@@ -95,7 +101,7 @@ def starting_from(
         read: reads a tensor of the state dict.
         versions: versions of the state dict's modules, by their names there; empty if not known.
     """
-    by_model = versions if not fitted.renamed else {}
+    by_model = versions if fitted.renaming == Renaming() else {}
 
     def of(unit: Unit) -> Unit:
         return replace(unit, begin_with=partial(_load, unit, fitted.source, read, by_model))
@@ -136,41 +142,17 @@ def _shapes(units: Iterable[Unit]) -> dict[str, Shape]:
     return found
 
 
-def _prefix(wanted: Mapping[str, Shape], given: Mapping[str, Shape]) -> tuple[str, str]:
-    """Return the prefix to take off the given names, and the one to put before them; at most one is set."""
-    plain = sum(given.get(name) == shape for name, shape in wanted.items())
-    off = _commonest(given, wanted)
-    on = _commonest(wanted, given)
-    best = max((plain, "", ""), (off[0], off[1], ""), (on[0], "", on[1]), key=lambda each: each[0])
-    return best[1], best[2]
+def _constants(chain: Chain) -> set[str]:
+    """Return the names of buffers that are not saved with the model, but once were with some."""
+    if chain.given is None:
+        return set()
+    return {name for name, _ in chain.given.named_buffers()}
 
 
-def _commonest(longer: Mapping[str, Shape], shorter: Mapping[str, Shape]) -> tuple[int, str]:
-    """Return the prefix without which most of the longer names are the shorter ones, and how many are."""
-    counts: Counter[str] = Counter()
-    for name, shape in longer.items():
-        place = name.find(".") + 1
-        while place:
-            if shorter.get(name[place:]) == shape:
-                counts[name[:place]] += 1
-            place = name.find(".", place) + 1
-    most = max(counts.values(), default=0)
-    prefix = min((each for each, count in counts.items() if count == most), default="", key=len)
-    return most, prefix
-
-
-def _renamed(
-    wanted: Mapping[str, Shape], given: Mapping[str, Shape], prefix: str, added: str
-) -> dict[str, str]:
-    """Return the given name of each wanted one; a name without the prefix stands for itself."""
-    found = {name: name for name in given if name in wanted}
-    found |= {added + name: name for name in given if added and added + name in wanted}
-    found |= {
-        name.removeprefix(prefix): name
-        for name in given
-        if prefix and name.startswith(prefix) and name.removeprefix(prefix) in wanted
-    }
-    return {name: found[name] for name in wanted if name in found}
+def _beside(names: Iterable[str], wanted: Iterable[str], renaming: Renaming) -> bool:
+    """Return whether names of a state dict lie in none of the modules that the model has at its top."""
+    tops = {name.removeprefix(renaming.on).partition(".")[0] for name in wanted}
+    return all(name.removeprefix(renaming.off).partition(".")[0] not in tops for name in names)
 
 
 def _differs_in_classes(theirs: Shape, own: Shape) -> bool:
@@ -195,14 +177,6 @@ def _last_layer(classifier: Mapping[str, Shape]) -> dict[str, Shape]:
     return {n: shape for n, shape in classifier.items() if n.rpartition(".")[0] == owner}
 
 
-def _said(prefix: str, added: str, used: Iterable[str]) -> str:
-    if added:
-        return f", with '{added}' before their names"
-    if prefix and any(name.startswith(prefix) for name in used):
-        return f", without '{prefix}' before their names"
-    return ""
-
-
 def _mend(fitting: int, wanted: int, missing: list[str], unexpected: list[str]) -> str:
     if 2 * fitting < wanted:
         return "give the --model that these weights are of, or weights of this one"
@@ -213,7 +187,7 @@ def _mend(fitting: int, wanted: int, missing: list[str], unexpected: list[str]) 
     return "give the model and the data the sizes that these weights were made for"
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 

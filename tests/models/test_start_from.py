@@ -102,6 +102,53 @@ def test_a_file_without_the_classifier(gone: list[str]) -> None:
     assert set(fitted.left_new.values()) == {"not in the file"}
 
 
+def test_a_file_with_a_classifier_of_its_own_name() -> None:
+    """As BERT's, which was pretrained with another one; what lies within the model must be the model's."""
+    state = {n: v for n, v in given(prefix="bert.").items() if not n.startswith("bert.head.")}
+    state |= {"cls.bias": torch.zeros(2), "cls.out.weight": torch.zeros(2, 4)}
+    fitted = fit(a_chain(), shapes(state), "--init x.pt")
+    assert fitted.describe().endswith(
+        "head.out.bias (not in the file); of the file's own classifier left out: cls.bias, cls.out.weight"
+    )
+    with pytest.raises(
+        UserError, match=r"unexpected: cls.bias, cls.out.weight, bert.one.more: save"
+    ):
+        fit(a_chain(), shapes(state | {"bert.one.more": torch.zeros(2)}), "--init x.pt")
+
+
+def test_old_names_of_hugging_face() -> None:
+    state = {}
+    for name, value in given().items():
+        owner, _, end = name.rpartition(".")
+        old = {"weight": "gamma", "bias": "beta"}.get(end, end) if "norm" in owner else end
+        state[f"{owner}.{old}"] = value
+    found = built(a_chain(), state)
+    assert torch.equal(found["head.norm.bias"], state["head.norm.beta"])
+    assert len(fit(a_chain(), shapes(state), "--init x.pt").source) == 18
+
+
+def test_constants_that_old_files_hold() -> None:
+    """As the masks of GPT-2: buffers that are no longer saved, and are what the model makes."""
+    net = a_net()
+    net[0].register_buffer("mask", torch.ones(3), persistent=False)
+    chain = Chain.from_sequential(net, input_shape=(4,)).tried()[0]
+    fitted = fit(chain, shapes(given() | {"one.mask": torch.zeros(3)}), "--init x.pt")
+    assert len(fitted.source) == 18
+
+
+def test_a_rank_reads_the_tensors_of_its_own_units() -> None:
+    chain, state, read = a_chain(), given(), []
+
+    def reading(name: str) -> Tensor:
+        read.append(name)
+        return state[name]
+
+    started = starting_from(chain, fit(chain, shapes(state), "--init x.pt"), reading, {})
+    assert not read
+    started.build(1, 2, seed=0)
+    assert read == [name for name in state if name.startswith("two.")]
+
+
 def test_batchnorm_of_an_old_file() -> None:
     state = {n: v for n, v in given().items() if not n.endswith("num_batches_tracked")}
     assert int(built(a_chain(), state)["one.norm.num_batches_tracked"]) == 0
