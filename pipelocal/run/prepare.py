@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -92,6 +92,9 @@ def prepare(
         folder = choose_folder(spec, model, earlier=earlier) if spec.keeps else RunFolder(".")
         batches = spec.batches()
         data = batches.describe()
+        if folder.goes_on and spec.init is not None and model.init is None:
+            # The file is gone, which does not matter; what it was is still known.
+            model = replace(model, init=folder.description().model.init)
         description = Description(
             model=model, references=own_code(spec.references), data=data, versions=versions()
         )

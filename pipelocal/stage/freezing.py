@@ -67,7 +67,8 @@ def parse_freezing(text: str, *, stages: int) -> dict[int, Freezing]:
         stages: how many there are.
 
     Raises:
-        UserError: it is no such list, there is no such stage, one is named twice, or a patience is 0.
+        UserError: it is no such list, there is no such stage, one is named twice, a patience is 0, or no
+            stage would ever train.
     """
     found: dict[int, Freezing] = {}
     for word in text.split(","):
@@ -91,4 +92,8 @@ def parse_freezing(text: str, *, stages: int) -> dict[int, Freezing]:
             )
         after = None if match[2] is None else int(match[2])
         found[stage] = Freezing(after=after, patience=patience)
+    if len(found) == stages and all(each.from_start for each in found.values()):
+        raise UserError(
+            f"--freeze-stage {text}: no stage is left to train: leave one out, or freeze it later"
+        )
     return found

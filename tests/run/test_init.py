@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelocal import cli
+from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.results.evaluate import plain_state_dict
 from tests.interrupted import EVERY, train_until
 from tests.launching import launch, run_ranks
@@ -83,13 +84,15 @@ def test_going_on_needs_the_file_no_more_and_has_the_same_bits(
 ) -> None:
     init = tmp_path / "weights.pt"
     init.write_bytes(weights.read_bytes())
-    options = [*SHORT, *EVERY, "--init", str(init)]
+    options = [*SHORT, *EVERY, "--init", str(init), "--objective", "sgr", "--freeze-stage", "1:0"]
     whole = train_alone(options, tmp_path / "whole")
     train_until(15, options, tmp_path / "parts", monkeypatch)
     init.unlink()
     run_ranks(tmp_path / "log", ["train", *options, "--out", str(tmp_path / "parts")], 3)
     assert_same_bits(whole, tmp_path / "parts")
     assert "starting from" not in (tmp_path / "log" / "rank-0.log").read_text()
+    described = [RunFolder(tmp_path / name).description().model.init for name in ("whole", "parts")]
+    assert described[0] == described[1] is not None
     # And a new run from its weights names them, and not the file that they began with.
     out = [
         "--resume",

@@ -69,6 +69,7 @@ def test_on_a_plateau() -> None:
         ("0:5", "there is no stage 0, stages are 1 to 4"),
         ("5:5", "there is no stage 5"),
         ("2:5,2:plateau", "stage 2 is named twice"),
+        ("1:0,2:0,3:0,4:0", "no stage is left to train"),
     ],
 )
 def test_lists_that_are_none(text: str, said: str) -> None:
