@@ -35,10 +35,10 @@ from pipelocal.results.export import export
 from pipelocal.run.choose_folder import choose_folder
 from pipelocal.stage.stage import Stage
 from pipelocal.telemetry.clock import seconds_behind_rank_0
-from pipelocal.transport.contract import edge_contract
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import InProcessEdge
 from tests.launching import PATIENCE_S, launch, run_ranks, start, world_of
+from tests.transport.contracts import plain_contract
 
 
 def _stage(body: nn.Sequential, head: nn.Module, *, reconcile: bool = False) -> Stage:
@@ -180,9 +180,7 @@ def test_an_evaluation_of_nothing_divided_by_zero() -> None:
     """
     config = TrainConfig(model="mlp", stages=1)
     stage = blueprint_of(config).build_stage(1, device=torch.device("cpu"), total_steps=1)
-    edge = InProcessEdge(
-        edge_contract(source=0, feature_shape=(1,), target_shape=(), classes=10, max_rows=1)
-    )
+    edge = InProcessEdge(plain_contract(source=0, feature=(1,), label=(), classes=10, max_rows=1))
     for number, kind in enumerate((Kind.EVALUATED, Kind.END)):
         edge.begin(Header(kind=kind, number=number, rows=0, epoch=0, step=0))
     records: list[dict[str, object]] = []

@@ -206,7 +206,7 @@ def trained(
         except BenchmarkError as error:
             if "NaN or infinite" not in str(error):
                 raise
-            row |= {"accuracy": 1 / data_info(options.data).classes, "diverged": True}
+            row |= {"accuracy": 1 / data_info(options.data).known_classes, "diverged": True}
         else:
             summary = json.loads((out / "summary.json").read_text())
             row |= {"accuracy": summary["eval_accuracy"], "bytes": _bytes(summary, options)}

@@ -101,7 +101,7 @@ def noise(_root: Path | None, seed: int) -> ArrayDataset:
     generator = torch.Generator().manual_seed(seed)
     shape = (SAMPLES, *DATA.sample_shape)
     x = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    y = torch.arange(SAMPLES) % DATA.classes
+    y = torch.arange(SAMPLES) % DATA.known_classes
     half = (0.5,) * 3
     few = slice(0, 8)
     return ArrayDataset(

@@ -105,7 +105,7 @@ def measure_stage(blueprint: Blueprint, config: TrainConfig, number: int, repeat
     dtype = blueprint.chain.input_dtype if number == 1 else torch.float32
     x = torch.randn(shape) if dtype.is_floating_point else torch.randint(9, shape, dtype=dtype)
     delta = torch.randn(shape) / config.batch_size if stage.wants_delta else None
-    target = torch.randint(blueprint.classes, (config.batch_size, *blueprint.target_shape))
+    target = torch.randint(blueprint.classes, (config.batch_size, *blueprint.info.target_shape))
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()

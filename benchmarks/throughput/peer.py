@@ -87,7 +87,7 @@ def random_batch(blueprint: Blueprint, rows: int) -> tuple[Tensor, Tensor]:
     """Samples ``[rows, ...]`` and labels, the same on every rank."""
     generator = torch.Generator().manual_seed(0)
     chain = blueprint.chain
-    shape = (rows, *blueprint.target_shape)
+    shape = (rows, *blueprint.info.target_shape)
     target = torch.randint(blueprint.classes, shape, generator=generator)
     if chain.input_dtype.is_floating_point:
         return torch.randn(rows, *chain.input_shape, generator=generator), target

@@ -157,4 +157,4 @@ class Definition:
         """Return the cut model; a cut that has yet to be measured has equal numbers of units for now."""
         chain = self.chain(info)
         cuts = self.cut.first(chain, uncut=self.recipe.uncut)
-        return Blueprint.of(chain, self.recipe, target_shape=info.target_shape).cut_into(cuts)
+        return Blueprint.of(chain, self.recipe, info).cut_into(cuts)

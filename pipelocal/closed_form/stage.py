@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,11 +34,15 @@ class ClosedFormStage(Stage):
         self._body_run: ClosedRun | None = None
         self._delta: Tensor | None = None
 
-    def forward(self, x: Tensor, *, reconciled: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, beside: Sequence[Tensor] = (), *, reconciled: bool = False
+    ) -> Tensor:
         """See :meth:`Stage.forward`."""
         del reconciled  # the gradient at the input can be formed or left out later
+        assert not beside, "a layer has one input"
         self._set_train_mode(not self.frozen)
-        self._seed_for("step")
+        self._passes.step = self.steps
+        self._passes.seed_for("step")
         x = x.detach()
         if self.frozen:
             with torch.no_grad():
@@ -60,11 +65,11 @@ class ClosedFormStage(Stage):
         """See :meth:`Stage.output_gradient`."""
         out = self._require_pass().out
         self._target = target
-        self._seed_for("head")
+        self._passes.seed_for("head")
         head_run = ClosedRun(self.head, out, moves_buffers=not self.frozen)
         self._logits = head_run.out
         runs = [run for run in (self._body_run, head_run) if run is not None]
-        self.kept_bytes = self._count_kept(*runs)
+        self._passes.kept_bytes = self._count_kept(*runs)
         self._loss, at_logits = cross_entropy_with_gradient(head_run.out, target)
         delta = head_run.backward(at_logits, wants_input=True)
         assert delta is not None
@@ -92,9 +97,9 @@ class ClosedFormStage(Stage):
     @torch.no_grad()
     def _add_gradients_at(self, x: Tensor, rows: Tensor | None, factor: Tensor) -> None:
         """See :data:`~pipelocal.objective.local.AddGradientsAt`."""
-        self._seed_for("step")
+        self._passes.seed_for("step")
         body_run = ClosedRun(self.body, x, moves_buffers=False)
-        self._seed_for("head")
+        self._passes.seed_for("head")
         head_run = ClosedRun(self.head, body_run.out, moves_buffers=False)
         _, at_logits = cross_entropy_with_gradient(head_run.out, self._target_of(rows))
         # All formulas are linear in the upstream gradient, so the factor is applied only here.

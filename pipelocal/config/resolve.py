@@ -183,7 +183,7 @@ def chain_of(config: TrainConfig, info: DataInfo) -> Chain:
         UserError: it cannot be made, or is for data of another kind.
     """
     chain = build_chain(
-        config.model, input_shape=info.sample_shape, classes=info.classes, seed=config.seed
+        config.model, input_shape=info.sample_shape, classes=info.known_classes, seed=config.seed
     )
     _check_sample_dtype(chain, config.model, info)
     if chain.classes is None:

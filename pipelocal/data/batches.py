@@ -21,13 +21,15 @@ class Batch:
 
     Attributes:
         x: ``[B, *sample_shape]``, contiguous: float32 and normalised per channel, or int64 tokens.
-        target: ``[B, *target_shape]``, int64, the class (of the sample, or of each token).
+        target: ``[B, *target_shape]``, int64 for classes (of the sample, or of each token or pixel).
         ids: ``[B]``, int64, index of the sample in its part of the data set.
+        beside: ``[B, ...]`` each, of any dtype: further inputs of the model, such as an attention mask.
     """
 
     x: Tensor
     target: Tensor
     ids: Tensor
+    beside: tuple[Tensor, ...] = ()
 
 
 class Batches(Protocol):

@@ -134,7 +134,7 @@ class Cifar:
             raise corrupt_file(path, name=name, reason=reason)
         table = content.reshape(records, size)
         labels = table[:, self.label_bytes - 1]
-        check_labels(labels, classes=self.info.classes, path=path, name=name)
+        check_labels(labels, classes=self.info.known_classes, path=path, name=name)
         return table
 
 

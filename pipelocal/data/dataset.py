@@ -1,13 +1,14 @@
 """A classification data set that lies in memory."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from pipelocal.errors import DataError
+from pipelocal.system.tensor_kind import TensorKind, dtype_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,28 +19,61 @@ class DataInfo:
         name: the name in the registry.
         sample_shape: shape of one sample, channels first, such as ``(3, 32, 32)``; ``(T,)`` for a
             sequence of tokens.
-        classes: number of classes; labels are ``0 .. classes - 1``.
-        target_shape: shape of the labels of one sample: ``()`` for one label, ``(T,)`` for one per
-            token.
+        classes: number of classes; labels are ``0 .. classes - 1``. None if targets are no classes,
+            or their number is not known.
+        target_shape: shape of the target of one sample: ``()`` for one label or number, ``(T,)`` for
+            one per token, ``(H, W)`` for one per pixel.
         sample_dtype: dtype of the samples in a batch: float32, or int64 for tokens.
+        target_dtype: dtype of the targets in a batch: int64 for labels, float32 for numbers.
+        beside: further inputs of the model, such as an attention mask, in the order of its arguments.
+        train_target: what targets of training batches are, if not the same as those of evaluation, such
+            as the mixed labels of MixUp.
     """
 
     name: str
     sample_shape: tuple[int, ...]
-    classes: int
+    classes: int | None
     target_shape: tuple[int, ...] = ()
     sample_dtype: torch.dtype = torch.float32
+    target_dtype: torch.dtype = torch.int64
+    beside: tuple[TensorKind, ...] = ()
+    train_target: TensorKind | None = None
 
     @property
     def tokens(self) -> bool:
         """Whether samples are token numbers, which are not normalised."""
         return self.sample_dtype == torch.int64
 
+    @property
+    def known_classes(self) -> int:
+        """Number of classes.
+
+        Raises:
+            DataError: there are none, or nobody knows.
+        """
+        if self.classes is None:
+            raise DataError(
+                f"data set '{self.name}' has no classes: say what is to be learnt of it"
+            )
+        return self.classes
+
+    @property
+    def target(self) -> TensorKind:
+        """What a target of evaluation is."""
+        return TensorKind(name="target", shape=self.target_shape, dtype=self.target_dtype)
+
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        dtype = str(self.sample_dtype).removeprefix("torch.")
-        shapes = {name: list(getattr(self, name)) for name in ("sample_shape", "target_shape")}
-        return {**asdict(self), **shapes, "sample_dtype": dtype}
+        return {
+            "name": self.name,
+            "sample_shape": list(self.sample_shape),
+            "classes": self.classes,
+            "target_shape": list(self.target_shape),
+            "sample_dtype": dtype_name(self.sample_dtype),
+            "target_dtype": dtype_name(self.target_dtype),
+            "beside": [kind.to_json() for kind in self.beside],
+            "train_target": None if self.train_target is None else self.train_target.to_json(),
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -50,18 +84,25 @@ class DataInfo:
             classes=values["classes"],
             target_shape=tuple(values["target_shape"]),
             sample_dtype=getattr(torch, values["sample_dtype"]),
+            # Runs of earlier versions knew labels alone.
+            target_dtype=getattr(torch, values.get("target_dtype", "int64")),
+            beside=tuple(TensorKind.from_json(kind) for kind in values.get("beside", ())),
+            train_target=TensorKind.from_json(mixed)
+            if (mixed := values.get("train_target"))
+            else None,
         )
 
     def __post_init__(self) -> None:
-        if not self.sample_shape or min(self.sample_shape) < 1 or self.classes < 1:
+        no_class = self.classes is not None and self.classes < 1
+        if not self.sample_shape or min(self.sample_shape) < 1 or no_class:
             raise DataError(
                 f"data set '{self.name}': sample shape {self.sample_shape} and {self.classes} "
                 f"classes; give at least one dimension, all of them positive, and one class"
             )
-        if self.sample_dtype not in (torch.float32, torch.int64):
+        if not self.sample_dtype.is_floating_point and self.sample_dtype != torch.int64:
             raise DataError(
                 f"data set '{self.name}': samples of {self.sample_dtype}; batches hold "
-                f"torch.float32, or torch.int64 for tokens"
+                f"torch.float32 or another floating point, or torch.int64 for tokens"
             )
 
 
@@ -172,7 +213,7 @@ class ArrayDataset:
                 f"{len(x)} {part} samples but {len(y)} labels; give as many of both, at least one"
             )
         low, high = int(y.min()), int(y.max())
-        if low < 0 or high >= self.info.classes:
+        if self.info.classes is not None and (low < 0 or high >= self.info.classes):
             raise self._error(
                 f"{part} labels run from {low} to {high}; "
                 f"{self.info.classes} classes allow 0 to {self.info.classes - 1}"

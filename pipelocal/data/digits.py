@@ -25,7 +25,7 @@ def load(_root: Path | None, _seed: int) -> ArrayDataset:
     x = torch.from_numpy(table[:, :-1].astype(np.float32) / _HIGHEST_VALUE).view(-1, 1, 8, 8)
     y = torch.from_numpy(table[:, -1].astype(np.int64))
     is_test = torch.zeros(len(y), dtype=torch.bool)
-    for label in range(INFO.classes):
+    for label in range(INFO.known_classes):
         members = torch.nonzero(y == label).flatten()
         is_test[members[TEST_EVERY - 1 :: TEST_EVERY]] = True
     return ArrayDataset(

@@ -48,7 +48,7 @@ def _read_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     if len(labels) != len(images) or len(labels) == 0:
         reason = f"{len(labels)} labels for {len(images)} images in {images_file.name}"
         raise corrupt_file(labels_file, name=INFO.name, reason=reason)
-    check_labels(labels, classes=INFO.classes, path=labels_file, name=INFO.name)
+    check_labels(labels, classes=INFO.known_classes, path=labels_file, name=INFO.name)
     return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).long()
 
 

@@ -25,7 +25,7 @@ def load(_root: Path | None, seed: int) -> ArrayDataset:
     A sample is its class's pattern, moved by up to 8 pixels each way (round the border) and of
     random contrast, on clutter as smooth as the pattern itself, with noise on each pixel.
     """
-    patterns = _smooth_fields(INFO.classes, _generator(seed, "patterns"))
+    patterns = _smooth_fields(INFO.known_classes, _generator(seed, "patterns"))
     train_x, train_y = _draw(patterns, TRAIN_SAMPLES, _generator(seed, "train"))
     test_x, test_y = _draw(patterns, TEST_SAMPLES, _generator(seed, "test"))
     return ArrayDataset(
@@ -52,7 +52,7 @@ def _smooth_fields(count: int, generator: torch.Generator) -> Tensor:
 
 def _draw(patterns: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """``[count, 3, 32, 32]`` uint8 and their classes ``[count]`` int64, as even as can be."""
-    y = torch.randperm(count, generator=generator) % INFO.classes
+    y = torch.randperm(count, generator=generator) % INFO.known_classes
     shifts = torch.randint(-_MAX_SHIFT, _MAX_SHIFT + 1, (2, count), generator=generator)
     contrast = 0.5 + torch.rand(count, 1, 1, 1, generator=generator)
     clutter = _smooth_fields(count, generator)

@@ -117,7 +117,7 @@ def free_bytes_where_written(folder: Path) -> int:
 
 def _make_model(config: DoctorConfig) -> None:
     info = data_info(config.data, root=config.data_root)
-    build_chain(config.model, input_shape=info.sample_shape, classes=info.classes, seed=0)
+    build_chain(config.model, input_shape=info.sample_shape, classes=info.known_classes, seed=0)
 
 
 def _read_data(config: DoctorConfig) -> None:

@@ -6,7 +6,16 @@ from pipelocal.heads.build import (
     build_head,
     call_head,
     check_logits,
+    takes_beside,
     takes_input,
 )
 
-__all__ = ["HEADS", "HeadBuilder", "build_head", "call_head", "check_logits", "takes_input"]
+__all__ = [
+    "HEADS",
+    "HeadBuilder",
+    "build_head",
+    "call_head",
+    "check_logits",
+    "takes_beside",
+    "takes_input",
+]

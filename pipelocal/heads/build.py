@@ -91,6 +91,11 @@ def takes_input(head: nn.Module) -> bool:
     return bool(getattr(head, "takes_input", False))
 
 
+def takes_beside(head: nn.Module) -> bool:
+    """Return whether a head takes a tuple of all that its stage passes on, by ``takes_beside = True``."""
+    return bool(getattr(head, "takes_beside", False))
+
+
 def call_head(head: Callable[..., Tensor], out: Tensor, x: Tensor) -> Tensor:
     """Compute a head's logits.
 

@@ -399,7 +399,6 @@ class Chain:
         tried = copy.copy(self)
         *links, tried.classifier = units
         tried.units = tuple(links)
-        tried.classes = logits[-1]
         tried.output_shape = logits
         tried.crossing = tuple(crossing)
         return tried, [kinds[0].shape for kinds in crossing]

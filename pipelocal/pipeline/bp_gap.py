@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, autograd
 
+from pipelocal.models.payload import Payload, unpack
 from pipelocal.stage.stage import Stage
 
 
@@ -38,19 +39,20 @@ class BackPropagationGap:
         self._stages = stages
         self._expected: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
-    def begin(self, x: Tensor, target: Tensor) -> None:
+    def begin(self, x: Payload, target: Tensor) -> None:
         """Back-propagate a batch through all stages in their current state, without training.
 
         Args:
-            x: the first stage's input ``[B, ...]``.
+            x: the first stage's inputs ``[B, ...]``.
             target: labels.
         """
         outputs, loss = [], None
         for stage in self._stages:
             x = stage.replay_body(x)
-            if not x.requires_grad:  # after frozen stages
-                x.requires_grad_()
-            outputs.append(x)
+            main, _ = unpack(x)
+            if not main.requires_grad:  # after frozen stages
+                main.requires_grad_()
+            outputs.append(main)
         loss = self._stages[-1].replay_loss(x, target)
         at_outputs = autograd.grad(loss, outputs, retain_graph=True)
         for stage, at_output in zip(self._stages, at_outputs, strict=True):

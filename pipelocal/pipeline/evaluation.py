@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipelocal.errors import StageError
 from pipelocal.pipeline.hearing import EVERYBODY, Hearing
+from pipelocal.pipeline.messages import PLAIN, Messages, named_outputs
 from pipelocal.pipeline.tally import Reading, Tally
 from pipelocal.stage.stage import Stage
 from pipelocal.transport.edge import IncomingBatch
@@ -24,6 +25,7 @@ class Evaluation:
         last: whether it is the last stage, which computes the ensemble of all heads.
         votes: whether the heads' votes are sent along, which the ensemble needs.
         hearing: which heads are heard.
+        messages: names of the tensors that come in.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class Evaluation:
         last: bool,
         votes: bool = True,
         hearing: Hearing = EVERYBODY,
+        messages: Messages = PLAIN,
     ) -> None:
+        self._messages = messages
         self.reading: Reading | None = None
         """Reading of the last completed evaluation; None before."""
         self.ensemble_accuracy: float | None = None
@@ -52,15 +56,16 @@ class Evaluation:
 
     def meet(self, batch: IncomingBatch) -> dict[str, Tensor]:
         """Evaluate a batch; return the tensors for the next stage, in the order of the contract."""
-        x, target = batch.get("x"), batch.get("target")
+        x, beside = self._messages.inputs(batch)
+        target = batch.get("target")
         if self._stage.number > 1:
             self._bad_input |= ~torch.isfinite(x).all()
-        output, logits = self._stage.evaluate(x)
+        output, logits = self._stage.evaluate(x, beside)
         loss = self._stage.task.loss(logits, target)
         if self._heard:
             self._add(self._tally, batch, loss, logits, target)
         # A copy: the received tensor's memory is reused after this batch.
-        found = {"target": target.clone(), "x": output}
+        found = {"target": target.clone(), **dict(named_outputs(output, self._stage.beside))}
         if self._votes:
             votes = self._stage.task.votes(logits)
             if not self._heard:

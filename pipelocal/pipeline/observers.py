@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 
 from torch import Tensor
 
+from pipelocal.models.payload import pack
 from pipelocal.pipeline.bp_gap import BackPropagationGap
 from pipelocal.pipeline.callbacks import BatchEnd, Callback
+from pipelocal.pipeline.messages import Messages
 from pipelocal.pipeline.records import Records
 from pipelocal.stage.memory import model_tensors, resident_bytes
 from pipelocal.stage.stage import Stage, StepMetrics
@@ -72,9 +74,18 @@ class BpGap(Observer):
         records: receive the figures.
         gap: the comparison for all stages, in this process.
         every: training batches between two comparisons.
+        messages: names of the tensors that come in.
     """
 
-    def __init__(self, stage: Stage, records: Records, gap: BackPropagationGap, every: int) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        records: Records,
+        gap: BackPropagationGap,
+        every: int,
+        messages: Messages,
+    ) -> None:
+        self._messages = messages
         self._stage = stage
         self._records = records
         self._gap = gap
@@ -83,7 +94,9 @@ class BpGap(Observer):
     def begin(self, batch: IncomingBatch) -> None:
         """See :class:`Observer`."""
         if self._stage.number == 1 and self._stage.steps % self._every == 0:
-            self._gap.begin(batch.get("x"), batch.get("target"))
+            main, beside = self._messages.inputs(batch)
+            x = pack(main, beside)
+            self._gap.begin(x, batch.get(self._messages.train_target))
 
     def gradients(self, batch: IncomingBatch, delta: Tensor | None) -> None:
         """See :class:`Observer`."""

@@ -9,7 +9,9 @@ import torch
 
 from pipelocal.data.batches import Batch, Batches
 from pipelocal.pipeline.markers import Markers
+from pipelocal.pipeline.messages import named_outputs
 from pipelocal.pipeline.timetable import Timetable
+from pipelocal.transport.contract import TRAIN_TARGET
 from pipelocal.transport.deal import EVERYTHING, Deal
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import HandedBatch
@@ -123,6 +125,10 @@ class Source:
         handed = HandedBatch(header)
         self._number += 1
         if batch is not None:
-            for name, tensor in (("x", batch.x), ("target", batch.target), ("ids", batch.ids)):
+            tensors = {"ids": batch.ids, "target": batch.target}
+            tensors |= dict(named_outputs(batch.x, batch.beside))
+            for name, tensor in tensors.items():
                 handed.tensors[name] = tensor.to(self._device, non_blocking=True)
+            # A batch has one target, whatever the name under which it is asked for.
+            handed.tensors[TRAIN_TARGET] = handed.tensors["target"]
         return handed

@@ -22,6 +22,7 @@ from pipelocal.pipeline.bp_gap import BackPropagationGap
 from pipelocal.pipeline.callbacks import Callback, EpochEnd, EvaluationEnd
 from pipelocal.pipeline.evaluation import Evaluation
 from pipelocal.pipeline.hearing import EVERYBODY, Hearing
+from pipelocal.pipeline.messages import PLAIN, Messages, send_outputs
 from pipelocal.pipeline.observers import (
     BpGap,
     Observer,
@@ -61,6 +62,7 @@ class Worker:
         gap_every: training batches between two comparisons.
         votes: whether evaluations send the heads' votes along.
         callbacks: called with what the stage has done.
+        messages: names of the tensors that come in.
     """
 
     def __init__(
@@ -81,13 +83,20 @@ class Worker:
         gap_every: int = 1,
         votes: bool = True,
         callbacks: Sequence[Callback] = (),
+        messages: Messages = PLAIN,
     ) -> None:
         self.stage = stage
+        self._messages = messages
         self.incoming = incoming
         self.outgoing = outgoing
         self.records = Records(stage, device, report, log_every=log_every)
         self.evaluation = Evaluation(
-            stage, device, last=outgoing is None, votes=votes, hearing=hearing
+            stage,
+            device,
+            last=outgoing is None,
+            votes=votes,
+            hearing=hearing,
+            messages=messages,
         )
         self._device = device
         self._encode_delta = encode_delta
@@ -100,7 +109,7 @@ class Worker:
         self._callbacks = callbacks
         observers: list[Observer] = [PeakMemory(stage, self.records)]
         if gap is not None:
-            observers.append(BpGap(stage, self.records, gap, gap_every))
+            observers.append(BpGap(stage, self.records, gap, gap_every, messages))
         observers.append(Recording(stage, self.records))
         if callbacks:
             observers.append(Telling(stage, callbacks))
@@ -183,6 +192,7 @@ class Worker:
 
     def _train(self, batch: IncomingBatch) -> None:
         stage, outgoing, observed = self.stage, self.outgoing, self._observers
+        messages = self._messages
         stage.steps = batch.header.step
         self._freeze_if_due()
         observed.begin(batch)
@@ -192,18 +202,18 @@ class Worker:
         delta = None
         with observed.passes():
             with self._action("receive"):
-                x = batch.get("x")
+                x, beside = messages.inputs(batch)
             with self._action("forward"):
-                output = stage.forward(x, reconciled=wants_delta)
+                output = stage.forward(x, beside, reconciled=wants_delta)
             with self._action("receive"):
-                target, ids = batch.get("target"), batch.get("ids")
+                target, ids = batch.get(messages.train_target), batch.get("ids")
             if outgoing is not None:
                 with self._action("send"):
                     outgoing.begin(batch.header)
                     # Copies: the memory of received tensors is reused after this batch.
-                    outgoing.send("target", target.clone())
                     outgoing.send("ids", ids.clone())
-                    outgoing.send("x", output)
+                    outgoing.send(messages.train_target, target.clone())
+                    send_outputs(outgoing, output, stage.beside)
             with self._action("head"):
                 if not self._hearing.runs_head:
                     pass

@@ -79,9 +79,10 @@ class Assembly:
         summary = self._blueprint.summary(source) if self._sends_delta(source) else None
         return edge_contract(
             source=source,
-            feature_shape=self._blueprint.output_shape(source),
-            target_shape=self._blueprint.target_shape,
-            classes=self._blueprint.classes,
+            x=self._blueprint.passed_on(source),
+            target=self._blueprint.info.target,
+            train_target=self._blueprint.info.train_target,
+            output_shape=self._blueprint.model_output,
             max_rows=self._batch_size,
             form=self._options.wire,
             channels_last=self._options.channels_last,
@@ -129,6 +130,7 @@ class Assembly:
                 gap_every=every or 1,
                 votes=self.votes.travel,
                 callbacks=self._callbacks,
+                messages=self._blueprint.messages(stage.number),
             )
             for stage, receiver, sender in zip(stages, receivers, senders, strict=True)
         ]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipelocal.closed_form import ClosedFormStage, check_stage
+from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS, build_head, check_logits
 from pipelocal.heads.downstream import Downstream
@@ -16,12 +17,14 @@ from pipelocal.models import Chain, Shape
 from pipelocal.objective import SGR, Greedy, Place
 from pipelocal.objective.delta_encoding import Summary
 from pipelocal.partition import Cut, by_count, from_names, names_of, to_text
+from pipelocal.pipeline.messages import Messages
 from pipelocal.seeding import derive_seed, seeded
 from pipelocal.stage.ema import Average
 from pipelocal.stage.layout import put_channels_last
 from pipelocal.stage.recipe import Recipe, check_schedule
 from pipelocal.stage.stage import Stage, own_parameters
 from pipelocal.stage.state import trained_names
+from pipelocal.system.tensor_kind import TensorKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,41 +36,47 @@ class Blueprint:
     shapes: list[Shape]
     """Output shape of each unit, without the batch dimension."""
     recipe: Recipe
-    target_shape: Shape = ()
-    """Shape of the labels of one sample."""
+    info: DataInfo
+    """Description of the data."""
 
     @classmethod
-    def of(cls, chain: Chain, recipe: Recipe, *, target_shape: Shape = ()) -> Blueprint:
+    def of(cls, chain: Chain, recipe: Recipe, info: DataInfo) -> Blueprint:
         """Make the blueprint of an uncut model; it holds no parameters.
 
         Args:
             chain: the model.
             recipe: how to build its stages.
-            target_shape: shape of the labels of one sample.
+            info: description of the data.
 
         Raises:
             UserError: a unit fails to run.
         """
         chain, shapes = chain.tried()
         wanted = recipe.task.classes
-        if wanted is not None and wanted != chain.classes:
+        assert chain.output_shape is not None
+        if wanted is not None and wanted != chain.output_shape[-1]:
             raise UserError(
-                f"the model makes {chain.classes} logits, but the task has {wanted} classes: make both the "
-                f"same"
+                f"the model makes {chain.output_shape[-1]} logits, but the task has {wanted} classes: make "
+                f"both the same"
             )
         return cls(
             chain=chain,
             cuts=by_count(chain, 1),
             shapes=shapes,
             recipe=recipe,
-            target_shape=target_shape,
+            info=info,
         )
+
+    @property
+    def model_output(self) -> Shape:
+        """Shape of one row of the model's output, and of every head's."""
+        assert self.chain.output_shape is not None, "a chain that was tried knows it"
+        return self.chain.output_shape
 
     @property
     def classes(self) -> int:
         """Width of the model's output."""
-        assert self.chain.classes is not None, "a chain that was tried knows it"
-        return self.chain.classes
+        return self.model_output[-1]
 
     @property
     def stages(self) -> int:
@@ -95,6 +104,16 @@ class Blueprint:
     def output_shape(self, stage: int) -> Shape:
         """Return the shape of one row of a stage's output; for stage 0, of one sample."""
         return self.shapes[self.cuts[stage - 1].stop - 1] if stage else self.chain.input_shape
+
+    def passed_on(self, stage: int) -> tuple[TensorKind, ...]:
+        """Return the kinds of the tensors that a stage passes on, main first; stage 0 is the data."""
+        if stage:
+            return self.chain.crossing[self.cuts[stage - 1].stop - 1]
+        return self.chain.inputs
+
+    def messages(self, stage: int) -> Messages:
+        """Return the names of the tensors that come in to a stage."""
+        return Messages.of(self.info, len(self.passed_on(stage - 1)) - 1)
 
     def units(self, stage: int) -> str:
         """Return the names of a stage's first and last unit, as text."""
@@ -140,7 +159,7 @@ class Blueprint:
             self.recipe.head,
             self.shapes[stop - 1],
             classes=self.classes,
-            target_shape=self.target_shape,
+            target_shape=self.info.target_shape,
             input_shape=input_shape,
             downstream=Downstream(
                 units=chain.units[stop:],
@@ -163,7 +182,7 @@ class Blueprint:
             check_logits(
                 head,
                 feature_shape,
-                (*self.target_shape, self.classes),
+                (*self.info.target_shape, self.classes),
                 what=f"the classifier '{self.chain.classifier.name}'",
                 mend="model and data set do not go together",
             )

@@ -115,7 +115,7 @@ def cost_model(
         classes=blueprint.classes,
         exact=exact,
         optimizer=lambda named: recipe.make_optimizer(named, place),
-        target_shape=blueprint.target_shape,
+        target_shape=blueprint.info.target_shape,
         seed=recipe.seed,
     )
     encodings = [

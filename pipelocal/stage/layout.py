@@ -24,8 +24,9 @@ def put_channels_last(module: nn.Module) -> None:
         parameter.data = laid_out(parameter.data, channels_last=True)
 
 
-def own_memory(out: Tensor, x: Tensor, *, channels_last: bool = False) -> Tensor:
-    """Lay out ``out``, in memory apart from the input's, which is reused while ``out`` is being sent."""
+def own_memory(out: Tensor, *inputs: Tensor, channels_last: bool = False) -> Tensor:
+    """Lay out ``out``, in memory apart from the inputs', which is reused while ``out`` is being sent."""
     out = laid_out(out, channels_last=channels_last)
-    shared = out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    own = out.untyped_storage().data_ptr()
+    shared = any(own == x.untyped_storage().data_ptr() for x in inputs)
     return out.clone() if shared else out

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from pipelocal.models.payload import Payload, each, tensors_of
 from pipelocal.models.trial import shadow
 from pipelocal.seeding import other_generators, restored, set_other_generators
 from pipelocal.stage.replay import Buffers, copies_of_buffers, leaving_input, replay
@@ -41,20 +43,20 @@ class RecomputedBody:
         """Peak bytes that the backward pass holds: the groups' inputs, and the activations of the
         largest group. Measured on the first batch, by an extra forward pass of copies."""
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Payload) -> Any:
         """Compute the body's output."""
         if self.kept_bytes == 0:
             self.kept_bytes = self._count(x)
         return self._run(x, None)
 
-    def replay(self, x: Tensor, before: Buffers) -> Tensor:
+    def replay(self, x: Payload, before: Buffers) -> Any:
         """See :func:`~pipelocal.stage.replay.replay`."""
         return self._run(x, before)
 
-    def _run(self, x: Tensor, before: Buffers | None) -> Tensor:
+    def _run(self, x: Payload, before: Buffers | None) -> Any:
         """Run with the given copies of buffers, or with the body's own, which are updated."""
 
-        def run(group: nn.Module, x: Tensor, buffers: Buffers) -> Tensor:
+        def run(group: nn.Module, x: Payload, buffers: Buffers) -> Any:
             if before is not None or self._again:
                 return replay(group, x, before=buffers)
             return leaving_input(group, x)
@@ -80,19 +82,20 @@ class RecomputedBody:
 
         return nullcontext(), computing_again()
 
-    def _count(self, x: Tensor) -> int:
-        devices = [x.device] if x.device.type == "cuda" else []
+    def _count(self, x: Payload) -> int:
+        device = tensors_of(x)[0].device
+        devices = [device] if device.type == "cuda" else []
         inputs = largest = 0
         fork = torch.random.fork_rng(devices=devices)
         with fork, restored(other_generators()), torch.enable_grad():
             for group in self._groups:
-                inputs += x.nbytes
+                inputs += sum(tensor.nbytes for tensor in tensors_of(x))
                 made, x = _made_bytes(group, x)
                 largest = max(largest, made)
         return inputs + largest
 
 
-def _made_bytes(group: nn.Module, x: Tensor) -> tuple[int, Tensor]:
+def _made_bytes(group: nn.Module, x: Payload) -> tuple[int, Payload]:
     """Return the bytes that autograd keeps of a group, without parameters, and the group's output."""
     saved: dict[int, torch.UntypedStorage] = {}
     own = {id(parameter.untyped_storage()) for parameter in group.parameters()}
@@ -102,7 +105,7 @@ def _made_bytes(group: nn.Module, x: Tensor) -> tuple[int, Tensor]:
         storage = tensor.untyped_storage()
         saved[id(storage)] = storage
 
-    with saved_tensors_hooks(note, lambda _: x):
-        out = leaving_input(shadow(group), x).detach()
+    with saved_tensors_hooks(note, lambda _: tensors_of(x)[0]):
+        out = leaving_input(shadow(group), x)
     made = sum(storage.nbytes() for key, storage in saved.items() if key not in own)
-    return made, out.requires_grad_(out.is_floating_point())
+    return made, each(lambda t: t.detach().requires_grad_(t.is_floating_point()), out)

@@ -6,10 +6,13 @@ start from the buffers with which the first pass started, not those with which i
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from pipelocal.errors import UserError
+from pipelocal.models.payload import Payload, tensors_of
 
 Buffers = dict[str, Tensor]
 """Copies of a module's buffers, by name."""
@@ -20,30 +23,30 @@ def copies_of_buffers(module: nn.Module) -> Buffers:
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
-def replay(module: nn.Module, *inputs: Tensor, before: Buffers | None = None) -> Tensor:
+def replay(module: nn.Module, *inputs: Payload, before: Buffers | None = None) -> Any:
     """Run a module on copies of its buffers, so that its own do not change.
 
     Args:
         module: the module; ``before`` may also hold the buffers of a larger one with the same names.
-        inputs: ``[B, ...]``; a head may take two.
+        inputs: ``[B, ...]`` each; a head may take two.
         before: the buffers to start from; None for the module's current ones.
     """
     now = dict(module.named_buffers())
     begin = now if before is None else {name: before[name] for name in now}
     buffers = {name: buffer.clone() for name, buffer in begin.items()}
-    out: Tensor = functional_call(module, buffers, inputs)
-    return out
+    return functional_call(module, buffers, inputs)
 
 
-def leaving_input(units: nn.Module, x: Tensor) -> Tensor:
+def leaving_input(units: nn.Module, x: Payload) -> Payload:
     """Run units, and check that they leave their input unchanged.
 
     Raises:
         UserError: the units changed their input.
     """
-    version = x._version
-    out: Tensor = units(x)
-    if x._version != version:
+    inputs = tensors_of(x)
+    versions = [tensor._version for tensor in inputs]
+    out: Payload = units(x)
+    if [tensor._version for tensor in inputs] != versions:
         names = ", ".join(f"'{name}'" for name, _ in units.named_children())
         raise UserError(
             f"units {names}: the input was changed in place, which was not so when they were tried: clone "

@@ -11,9 +11,8 @@ sequence and a pipeline interleaves with its transfers::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,17 +20,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipelocal.errors import StageError
-from pipelocal.heads import call_head, takes_input
 from pipelocal.models.in_place import disable_inplace
+from pipelocal.models.payload import Payload, pack, unpack
 from pipelocal.objective.local import LocalPass, Objective
 from pipelocal.objective.residual import Residual
-from pipelocal.seeding import derive_seed, reseed
+from pipelocal.seeding import derive_seed
 from pipelocal.stage.early_step import EarlyStep
 from pipelocal.stage.ema import Average
-from pipelocal.stage.layout import laid_out, own_memory
 from pipelocal.stage.options import ComputeOptions
-from pipelocal.stage.recompute import RecomputedBody
-from pipelocal.stage.replay import Buffers, copies_of_buffers, leaving_input, replay
+from pipelocal.stage.passes import Passes
 from pipelocal.stage.replicas import Replicas
 from pipelocal.stage.update import Update
 from pipelocal.tasks import Classification, Task
@@ -116,24 +113,17 @@ class Stage:
         self._update = Update(optimizer, scheduler, every=accumulate, average=average, clip=clip)
         self.steps = 0
         """Batches of the run so far; with replicas, not all of them were processed here."""
-        self.kept_bytes = 0
-        """Bytes kept for the last batch's backward pass outside autograd, which are counted elsewhere."""
+        self._passes = Passes(number=number, body=body, head=head, seed=seed, compute=compute)
         self._further: tuple[str, ...] = tuple(task.metrics[1:])
         self._figure_names: tuple[str, ...] = getattr(objective, "figure_names", ())
-        self._head_takes_input = takes_input(head)
         self._seed = seed
         self._autocast = compute.autocast_dtype
-        self._channels_last = compute.channels_last
         self._pass: LocalPass | None = None
         self._target: Tensor | None = None
         self._logits: Tensor | None = None
         self._loss: Tensor | None = None
         self._residual: Residual | None = None
         self._figures: Mapping[str, Tensor] = NONE
-        self._before: dict[nn.Module, Buffers] = {}
-        """Buffers of body and head at the start of this batch, if they may be run again on it."""
-        units = compute.checkpoint_activations
-        self._recomputed = RecomputedBody(body, units) if units else None
         self._early = EarlyStep(optimizer, self._trained()) if compute.step_early else None
         places = {id(p): place for place, p in enumerate(self._trained())}
         held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -173,7 +163,14 @@ class Stage:
             parameter.requires_grad_(False)
         self._update.forget()
 
-    def step(self, x: Tensor, target: Tensor, delta: Tensor | None = None) -> StepResult:
+    def step(
+        self,
+        x: Tensor,
+        target: Tensor,
+        delta: Tensor | None = None,
+        *,
+        beside: Sequence[Tensor] = (),
+    ) -> StepResult:
         """Train on one batch.
 
         Args:
@@ -181,31 +178,41 @@ class Stage:
             target: labels ``[B]`` (or ``[B, T]``), int64.
             delta: output gradient of the stage before, with x's shape, if the batch is to be
                 reconciled; only if :attr:`wants_delta`.
+            beside: what the input has beside its main tensor.
         """
-        output = self.forward(x, reconciled=delta is not None)
+        output = self.forward(x, beside, reconciled=delta is not None)
         output_gradient = self.output_gradient(target)
         self.reconcile(delta)
         metrics = self.metrics(target)
         self.update()
         return StepResult(output=output, output_gradient=output_gradient, metrics=metrics)
 
-    def forward(self, x: Tensor, *, reconciled: bool = False) -> Tensor:
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes kept for the last batch's backward pass outside autograd, which are counted elsewhere."""
+        return self._passes.kept_bytes
+
+    @property
+    def beside(self) -> tuple[Tensor, ...]:
+        """What the last output has beside the main tensor: skips, masks and positions, detached."""
+        return self._passes.beside
+
+    def forward(
+        self, x: Tensor, beside: Sequence[Tensor] = (), *, reconciled: bool = False
+    ) -> Tensor:
         """Run the body and return its detached output, which must not be modified until :meth:`update`.
+
+        What the output has beside its main tensor is in :attr:`beside`.
 
         Args:
             x: input ``[B, ...]``.
+            beside: what the input has beside its main tensor ``[B, ...]``; gets no gradient.
             reconciled: whether :meth:`reconcile` will receive delta.
         """
         assert not (reconciled and self.frozen), "a frozen stage has nothing to reconcile"
         self._set_train_mode(not self.frozen)
-        self._seed_for("step")
-        x = self._laid_out(x)
-        leaf = x.detach().requires_grad_(reconciled)
-        if reconciled:
-            self._before[self.body] = copies_of_buffers(self.body)
-        out = self._run(self._recomputed or partial(leaving_input, self.body), leaf)
-        if self._recomputed is not None:
-            self.kept_bytes = self._recomputed.kept_bytes
+        self._passes.step = self.steps
+        leaf, out, sent = self._passes.body(x, beside, reconciled=reconciled)
         if self._early is not None:
             self._early.on = not reconciled
         self._pass = LocalPass(
@@ -217,25 +224,21 @@ class Stage:
             seed=derive_seed(self._seed, "objective", self.number, self.steps),
             mixed=self._autocast is not None,
         )
-        return own_memory(out.detach(), x, channels_last=self._channels_last)
+        return sent
 
     def output_gradient(self, target: Tensor) -> Tensor:
         """Compute the local loss and return its gradient at the output (delta, of the batch mean)."""
         local = self._require_pass()
         self._target = target
-        if local.reconciled:
-            self._before[self.head] = copies_of_buffers(self.head)
-
         x = local.x  # capturing the pass itself would create a reference cycle
 
         def loss_of(out: Tensor) -> Tensor:
-            logits = self._run_head(out, x)
+            logits = self._passes.head(out, x)
             self._logits = logits.detach()
             return self.task.loss(logits, target)
 
         local.target, local.head, local.task_loss = target, self.head, loss_of
-        # Reseed: draws by others while the output is sent must not change the head's dropout.
-        self._seed_for("head")
+        self._passes.before_head(again=local.reconciled)
         version = local.out._version
         in_place = StageError(
             "the head changes the stage's output in place, while the output is on its way to "
@@ -253,13 +256,13 @@ class Stage:
             raise in_place
         if self._figure_names:  # now: the objective may run again on other inputs
             self._figures = self._said_figures()
-        return self._laid_out(delta)
+        return self._passes.laid_out(delta)
 
     @torch.no_grad()
     def local_loss(self, target: Tensor) -> None:
         """Compute only the loss, for :meth:`metrics` of a frozen stage whose delta is not needed."""
         local = self._require_pass()
-        logits = self._run_head(local.out, local.x)
+        logits = self._passes.head(local.out, local.x)
         self._logits, self._loss = logits, self.task.loss(logits, target)
 
     def reconcile(self, delta: Tensor | None) -> None:
@@ -316,7 +319,7 @@ class Stage:
         if self._figures:
             self._figures = NONE
             getattr(self.objective, "figures", {}).clear()  # with what they hold of the batch
-        self._before.clear()
+        self._passes.end_batch()
 
     def complete_update(self, steps: int | None = None) -> None:
         """Update with the batches since the last update, at the end of an epoch.
@@ -342,12 +345,13 @@ class Stage:
         return self._update.last
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output and the head's logits in evaluation mode, without training."""
+    def evaluate(self, x: Tensor, beside: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """Return the output and the head's logits in evaluation mode, without training.
+
+        What the output has beside its main tensor is in :attr:`beside`.
+        """
         self._set_train_mode(False)
-        x = self._laid_out(x)
-        out = self._run(self.body, x)
-        return own_memory(out, x, channels_last=self._channels_last), self._run_head(out, x)
+        return self._passes.evaluate(x, beside)
 
     def state_dict(self) -> dict[str, Any]:
         """Return body, head, objective, optimizer and step counts; loads with ``weights_only=True``."""
@@ -380,22 +384,21 @@ class Stage:
         self._update.load_state_dict(state, done=steps)
         self.steps, self.frozen_at = steps, frozen_at
 
-    def replay_body(self, x: Tensor, *, full: bool = False) -> Tensor:
+    def replay_body(self, x: Payload, *, full: bool = False) -> Any:
         """Recompute the body's output, with its graph, from this step's seed and buffers; changes neither.
 
+        It is a tensor, or a tuple where the input is one.
+
         Args:
-            x: input ``[B, ...]``.
+            x: inputs ``[B, ...]``.
             full: whether to run without autocast.
         """
         self._set_train_mode(not self.frozen)
-        self._seed_for("step")
-        run: Callable[[Tensor], Tensor] = partial(replay, self.body, before=self._begun(self.body))
-        if self._recomputed is not None:
-            run = partial(self._recomputed.replay, before=self._begun(self.body))
-        return run(x) if full else self._run(run, x)
+        self._passes.step = self.steps
+        return self._passes.replay_body(x, full=full)
 
     def replay_loss(
-        self, out: Tensor, target: Tensor, *, x: Tensor | None = None, full: bool = False
+        self, out: Payload, target: Tensor, *, x: Tensor | None = None, full: bool = False
     ) -> Tensor:
         """Recompute the task's loss at an output of the body, from this step's seed and buffers.
 
@@ -405,41 +408,18 @@ class Stage:
             x: the input that it was computed from, for heads that see the input.
             full: whether to run without autocast.
         """
-        self._seed_for("head")
-        second = () if x is None or not self._head_takes_input else (x,)
-
-        def run(out: Tensor) -> Tensor:
-            return replay(self.head, out, *second, before=self._begun(self.head))
-
-        return self.task.loss(run(out) if full else self._run(run, out), target)
-
-    def _begun(self, module: nn.Module) -> Buffers:
-        """Return the buffers of body or head at the start of this batch."""
-        return self._before.get(module) or copies_of_buffers(module)
-
-    def _run(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Run body or head, under autocast if requested; the output is float32."""
-        if self._autocast is None:
-            return module(x)
-        with torch.autocast(x.device.type, self._autocast):
-            return module(x).float()
-
-    def _run_head(self, out: Tensor, x: Tensor) -> Tensor:
-        """Compute the head's logits, under autocast if requested."""
-        if not self._head_takes_input:
-            return self._run(self.head, out)
-        return self._run(lambda out: call_head(self.head, out, x), out)
+        return self.task.loss(self._passes.replay_head(out, x, full=full), target)
 
     def _add_gradients_at(self, x: Tensor, rows: Tensor | None, factor: Tensor) -> None:
         """See :data:`~pipelocal.objective.local.AddGradientsAt`."""
-        target, out = self._target_of(rows), self.replay_body(x, full=True)
-        local = replace(
-            self._require_pass(),
-            x=x,
-            out=out,
-            target=target,
-            task_loss=partial(self.replay_loss, target=target, x=x, full=True),
-        )
+        target = self._target_of(rows)
+        beside = tuple(t if rows is None else t[rows] for t in self._passes.beside_input)
+        out, beside_out = unpack(self.replay_body(pack(x, beside), full=True))
+
+        def loss_of(out: Tensor) -> Tensor:
+            return self.replay_loss(pack(out, beside_out), target, x=x, full=True)
+
+        local = replace(self._require_pass(), x=x, out=out, target=target, task_loss=loss_of)
         loss = factor * self.objective.loss(local, out)
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -455,12 +435,6 @@ class Stage:
 
     def _trained(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self._parameters() if parameter.requires_grad)
-
-    def _seed_for(self, what: str) -> None:
-        reseed(derive_seed(self._seed, what, self.number, self.steps))
-
-    def _laid_out(self, tensor: Tensor) -> Tensor:
-        return laid_out(tensor, channels_last=self._channels_last)
 
     def _require_pass(self) -> LocalPass:
         assert self._pass is not None, "forward comes first"

@@ -30,6 +30,12 @@ Token = torch.cuda.Event | None
 WaitSent = Callable[[], None]
 WaitReceived = Callable[[], Token]
 
+SENT_AS_THEY_ARE = frozenset(
+    getattr(torch, name)
+    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8")
+)
+"""Dtypes that gloo and NCCL both know; others, such as bool, travel as bytes."""
+
 FRAME_TAG = 0
 """Tag of frames; tensors use tags 1, 2, ... by position in the contract (gloo only; NCCL uses order)."""
 
@@ -99,12 +105,12 @@ class GlooChannel:
         return None
 
     def post_send(self, tensor: Tensor, ready: Token, index: int) -> WaitSent:  # noqa: ARG002
-        work = dist.isend(tensor, self._peer, group=self._group, tag=index)
+        work = dist.isend(_sendable(tensor), self._peer, group=self._group, tag=index)
         assert work is not None
         return lambda: _finish(work)
 
     def post_receive(self, buffer: Tensor, free: Token, index: int) -> WaitReceived:  # noqa: ARG002
-        work = dist.irecv(buffer, self._peer, group=self._group, tag=index)
+        work = dist.irecv(_sendable(buffer), self._peer, group=self._group, tag=index)
         assert work is not None
         return lambda: _finish(work)
 
@@ -183,7 +189,9 @@ class NcclChannel(PinnedChannel):
             return super().post_send(tensor, ready, index)
         with torch.cuda.stream(self._stream):
             self.join(ready)
-            _finish(dist.isend(tensor, self._peer, group=self._nccl_group))  # blocks the stream
+            _finish(
+                dist.isend(_sendable(tensor), self._peer, group=self._nccl_group)
+            )  # blocks the stream
             sent = _record_event(self._stream)
         return sent.synchronize
 
@@ -192,7 +200,7 @@ class NcclChannel(PinnedChannel):
             return super().post_receive(buffer, free, index)
         with torch.cuda.stream(self._stream):
             self.join(free)
-            _finish(dist.irecv(buffer, self._peer, group=self._nccl_group))
+            _finish(dist.irecv(_sendable(buffer), self._peer, group=self._nccl_group))
             arrived = _record_event(self._stream)
 
         def finish() -> Token:
@@ -200,6 +208,13 @@ class NcclChannel(PinnedChannel):
             return arrived
 
         return finish
+
+
+def _sendable(tensor: Tensor) -> Tensor:
+    """Return a view of a contiguous tensor in a dtype that every back end moves."""
+    if tensor.dtype in SENT_AS_THEY_ARE:
+        return tensor
+    return tensor.flatten().view(torch.uint8)
 
 
 def _record_event(stream: torch.cuda.Stream) -> torch.cuda.Event:

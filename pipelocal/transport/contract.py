@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from pipelocal.errors import UserError
+from pipelocal.system.tensor_kind import TensorKind, dtype_name
 from pipelocal.transport.header import Kind
 from pipelocal.transport.packing import Packing, packing_of
 
-WIRE_DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
-WIRE_DTYPES |= {"bfloat16": torch.bfloat16, "int8": torch.int8}
+ANNOUNCED_BYTES = 16 * 1024
+"""Most bytes of a row that travels within the frame of the header, where every frame has room for it."""
+
+TRAIN_TARGET = "train target"
+"""Name of the targets of training batches, where they differ in kind from those of evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,8 @@ class Message:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype on the wire as a torch dtype."""
-        return WIRE_DTYPES[self.dtype]
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     @property
     def bytes_per_row(self) -> int:
@@ -78,9 +83,11 @@ class Contract:
     Announced tensors come first, within the frame of the header, because separate transfers would cost
     more than their bytes; ``delta`` comes last, because it is computed last::
 
-        TRAIN      [header target ids] x
-        RECONCILE  [header target ids] x  delta
-        EVALUATE   [header target    ] x  votes     if they do not cost more than x
+        TRAIN      [header ids target] x x1 ...
+        RECONCILE  [header ids target] x x1 ... delta
+        EVALUATE   [header     target] x x1 ... votes     if they do not cost more than x
+
+    ``x1`` and so on lie beside ``x``: skips, masks and positions that a later stage uses.
     """
 
     source: int
@@ -125,13 +132,19 @@ class Contract:
         )
 
 
+def names_beside(count: int) -> tuple[str, ...]:
+    """Return the names of the messages beside ``x``."""
+    return tuple(f"x{place}" for place in range(1, count + 1))
+
+
 def edge_contract(
     *,
     source: int,
-    feature_shape: Sequence[int],
-    target_shape: Sequence[int],
-    classes: int,
+    x: Sequence[TensorKind],
+    target: TensorKind,
+    output_shape: Sequence[int],
     max_rows: int,
+    train_target: TensorKind | None = None,
     form: str = "float32",
     channels_last: bool = False,
     delta_shape: Sequence[int] | None = None,
@@ -142,48 +155,71 @@ def edge_contract(
 
     Args:
         source: number of the sending stage.
-        feature_shape: shape of one row of its output.
-        target_shape: shape of one row of the labels, ``()`` for one label per sample.
-        classes: number of classes.
+        x: its output; what lies beside the first tensor is sent as it is.
+        target: the targets of evaluation, and of training.
+        output_shape: shape of one row of a head's output.
         max_rows: number of rows in a full batch.
-        form: packing of the output, a name in :data:`~pipelocal.transport.packing.PACKINGS`.
+        train_target: the targets of training batches, if they are of another kind.
+        form: packing of the output, a name in :data:`~pipelocal.transport.packing.PACKINGS`; an output
+            that is not float32 is sent as it is.
         channels_last: whether images ``[C, H, W]`` are sent and received channels last in memory.
         delta_shape: shape of one row of delta as sent; None if delta is not sent.
         delta_dtype: dtype of delta as sent.
-        votes: whether evaluations send the sum of the heads' class probabilities; None to send it if
-            it takes no more bytes than the output.
+        votes: whether evaluations send the sum of the heads' votes; None to send it if it takes no more
+            bytes than the output.
     """
-    feature, label = tuple(feature_shape), tuple(target_shape)
+    main, *beside = x
     train, evaluate = ("TRAIN", "RECONCILE"), ("EVALUATE",)
     both = (*train, *evaluate)
-    x = Packed(form=form, shape=feature, channels_last=channels_last and len(feature) == 3)
-    as_it_is = form == "float32" and not x.channels_last
+    packed = _packed(main, form, channels_last=channels_last)
     messages = [
-        Message(name="target", shape=label, dtype="int64", kinds=both, announced=True),
         Message(name="ids", shape=(), dtype="int64", kinds=train, announced=True),
+        _target("target", target, both if train_target is None else evaluate),
+        *([] if train_target is None else [_target(TRAIN_TARGET, train_target, train)]),
         Message(
             name="x",
-            shape=x.packing.shape,
-            dtype=_name_of(x.packing.dtype),
+            shape=main.shape if packed is None else packed.packing.shape,
+            dtype=dtype_name(main.dtype if packed is None else packed.packing.dtype),
             kinds=both,
-            packed=None if as_it_is else x,
+            packed=packed,
         ),
     ]
-    # Sum of the heads' class probabilities so far, from which the last stage gets the ensemble.
-    ballot = Message(name="votes", shape=(*label, classes), dtype="float32", kinds=evaluate)
-    if ballot.bytes_per_row <= messages[-1].bytes_per_row if votes is None else votes:
+    messages += [
+        Message(name=name, shape=kind.shape, dtype=dtype_name(kind.dtype), kinds=both)
+        for name, kind in zip(names_beside(len(beside)), beside, strict=True)
+    ]
+    # Sum of the heads' votes so far, from which the last stage gets the ensemble.
+    ballot = Message(name="votes", shape=tuple(output_shape), dtype="float32", kinds=evaluate)
+    x_bytes = sum(message.bytes_per_row for message in messages if message.name == "x")
+    if ballot.bytes_per_row <= x_bytes if votes is None else votes:
         messages.append(ballot)
     if delta_shape is not None:
-        dtype = _name_of(delta_dtype)
         messages.append(
-            Message(name="delta", shape=tuple(delta_shape), dtype=dtype, kinds=("RECONCILE",))
+            Message(
+                name="delta",
+                shape=tuple(delta_shape),
+                dtype=dtype_name(delta_dtype),
+                kinds=("RECONCILE",),
+            )
         )
     return Contract(source=source, target=source + 1, max_rows=max_rows, messages=tuple(messages))
 
 
-def _name_of(dtype: torch.dtype) -> str:
-    (name,) = (name for name, known in WIRE_DTYPES.items() if known == dtype)
-    return name
+def _packed(x: TensorKind, form: str, *, channels_last: bool) -> Packed | None:
+    if x.dtype != torch.float32:
+        return None
+    packed = Packed(form=form, shape=x.shape, channels_last=channels_last and len(x.shape) == 3)
+    return None if form == "float32" and not packed.channels_last else packed
+
+
+def _target(name: str, kind: TensorKind, kinds: tuple[str, ...]) -> Message:
+    return Message(
+        name=name,
+        shape=kind.shape,
+        dtype=dtype_name(kind.dtype),
+        kinds=kinds,
+        announced=kind.dtype == torch.int64 and kind.bytes_per_row <= ANNOUNCED_BYTES,
+    )
 
 
 def _as_lists(value: Any) -> Any:

@@ -4,7 +4,7 @@
 
     stage k                                             stage k+1
     Sender.begin(header)
-    Sender.send("target"), "ids"
+    Sender.send("ids"), "target"
     Sender.send("x", x)    ----- frame, x ----------->  Receiver.receive() -> IncomingBatch
                                                         batch.get("target"), batch.get("x")
     Sender.send("delta")   ----- delta -------------->  batch.get("delta")

@@ -3,7 +3,7 @@
 A frame is one int64 tensor of fixed length, so that the receiver can post a receive before it knows
 what comes::
 
-    | header 7 | target, room for max_rows | ids, room for max_rows |
+    | header 7 | ids, room for max_rows | target, room for max_rows |
 """
 
 from collections.abc import Mapping

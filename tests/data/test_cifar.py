@@ -23,7 +23,7 @@ def write_binary(name: str, folder: Path) -> dict[str, tuple[Bytes, Bytes]]:
             file,
             records=3 if file == variant.test_file else 4,
             label_bytes=variant.label_bytes,
-            classes=variant.info.classes,
+            classes=variant.info.known_classes,
         )
         for file in (*variant.train_files, variant.test_file)
     }
@@ -113,7 +113,7 @@ def test_cifar100_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     data = load_dataset("cifar100", root=tmp_path, seed=0)
     assert torch.equal(data.train_x, torch.from_numpy(written["train"][0]))
     assert data.test_y.tolist() == [0, 3, 9, 1]
-    assert data.info.classes == 100
+    assert data.info.known_classes == 100
 
 
 @pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])

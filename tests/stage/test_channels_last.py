@@ -13,12 +13,12 @@ from pipelocal.config import TrainConfig
 from pipelocal.config.resolve import blueprint_of
 from pipelocal.stage.layout import laid_out, own_memory
 from pipelocal.stage.stage import Stage
-from pipelocal.transport.contract import edge_contract
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import InProcessEdge
 from pipelocal.transport.packing import PACKINGS, packing_of
 from tests.launching import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
+from tests.transport.contracts import plain_contract
 
 LAST = torch.channels_last
 STEPS = ["--stages", "4", "--max-steps", "25", "--channels-last"]
@@ -107,10 +107,10 @@ def test_what_is_no_image_travels_as_ever() -> None:
 
 def test_an_edge_within_a_process_hands_images_over_channels_last() -> None:
     edge = InProcessEdge(
-        edge_contract(
+        plain_contract(
             source=1,
-            feature_shape=(3, 4, 5),
-            target_shape=(),
+            feature=(3, 4, 5),
+            label=(),
             classes=2,
             max_rows=6,
             channels_last=True,

@@ -64,7 +64,7 @@ def test_gradients_do_not_all_live_at_once() -> None:
     for early in (False, True):
         stage, blueprint = a_stage(early=early, objective="greedy", model="gpt", data="text64")
         x = torch.randn(1, *blueprint.output_shape(1))
-        target = torch.zeros(1, *blueprint.target_shape, dtype=torch.int64)
+        target = torch.zeros(1, *blueprint.info.target_shape, dtype=torch.int64)
         stage.step(x, target)  # makes the optimizer's state
         stage.forward(x)
         with LiveBytes() as counter:  # gradients, and what lives for a moment

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from pipelocal.errors import UserError
-from pipelocal.transport.contract import edge_contract
 from pipelocal.transport.frame import FrameLayout
 from pipelocal.transport.header import HEADER_LENGTH, Header, Kind
 from pipelocal.transport.window import check_room
+from tests.transport.contracts import plain_contract
 
-CONTRACT = edge_contract(
-    source=2, feature_shape=(3, 4), target_shape=(), classes=5, max_rows=8, delta_shape=(3, 4)
+CONTRACT = plain_contract(
+    source=2, feature=(3, 4), label=(), classes=5, max_rows=8, delta_shape=(3, 4)
 )
 
 
@@ -47,8 +47,8 @@ def test_other_bytes_are_no_header() -> None:
 def test_what_follows_a_header() -> None:
     names = {kind: [message.name for message in CONTRACT.of_kind(kind)] for kind in Kind}
     assert names == {
-        Kind.TRAIN: ["target", "ids", "x"],
-        Kind.RECONCILE: ["target", "ids", "x", "delta"],
+        Kind.TRAIN: ["ids", "target", "x"],
+        Kind.RECONCILE: ["ids", "target", "x", "delta"],
         Kind.EVALUATE: ["target", "x", "votes"],
         Kind.EVALUATED: [],
         Kind.END: [],
@@ -61,9 +61,7 @@ def test_what_follows_a_header() -> None:
 @pytest.mark.parametrize("rows", [8, 3, 1])
 @pytest.mark.parametrize("label", [(), (4,)])
 def test_a_frame_holds_the_header_and_what_is_announced(rows: int, label: tuple[int, ...]) -> None:
-    contract = edge_contract(
-        source=1, feature_shape=(3,), target_shape=label, classes=5, max_rows=8
-    )
+    contract = plain_contract(source=1, feature=(3,), label=label, classes=5, max_rows=8)
     layout = FrameLayout(contract)
     header = Header(kind=Kind.TRAIN, number=5, rows=rows, epoch=1, step=0)
     target = torch.randint(1, 9, (rows, *label))
@@ -101,10 +99,10 @@ def test_bytes_per_row() -> None:
 def test_votes_travel_where_they_do_not_cost_more(
     label: tuple[int, ...], form: str, votes: bool | None, travels: bool
 ) -> None:
-    contract = edge_contract(
+    contract = plain_contract(
         source=1,
-        feature_shape=(3,),
-        target_shape=label,
+        feature=(3,),
+        label=label,
         classes=3,
         max_rows=8,
         form=form,

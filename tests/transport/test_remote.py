@@ -13,7 +13,7 @@ from pipelocal.errors import StageError
 from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.device import describe_device
 from pipelocal.transport.connect import Link, connect, use_nccl
-from pipelocal.transport.contract import Contract, edge_contract
+from pipelocal.transport.contract import Contract
 from pipelocal.transport.edge import Receiver, Sender
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.packing import SCALE_BYTES
@@ -21,16 +21,17 @@ from pipelocal.transport.remote_receiver import RemoteReceiver
 from pipelocal.transport.remote_sender import RemoteSender
 from pipelocal.transport.window import ring_slots
 from tests.launching import FORK, PATIENCE_S, start, until, world_of
+from tests.transport.contracts import plain_contract
 
 CPU = torch.device("cpu")
 SLOW_S = 0.5
 
 
 def contract(features: int, max_rows: int = 8, form: str = "float32") -> Contract:
-    return edge_contract(
+    return plain_contract(
         source=1,
-        feature_shape=(features,),
-        target_shape=(),
+        feature=(features,),
+        label=(),
         classes=2,
         max_rows=max_rows,
         form=form,
@@ -85,8 +86,8 @@ def run_edge(
 def send_batch(sender: Sender, number: int, x: torch.Tensor) -> None:
     rows = len(x)
     sender.begin(Header(kind=Kind.RECONCILE, number=number, rows=rows, epoch=0, step=0))
-    sender.send("target", torch.full((rows,), number))
     sender.send("ids", torch.arange(rows))
+    sender.send("target", torch.full((rows,), number))
     sender.send("x", x)
     sender.send("delta", -x)
     sender.finish()
