@@ -24,6 +24,7 @@ from pipelocal.heads.pooled import ConvHead, linear, mlp
 from pipelocal.heads.token import TokenMeanLinear, TokenMLP
 from pipelocal.models.in_place import give_own_input
 from pipelocal.models.layers import TokenLinear
+from pipelocal.models.payload import Payload, unpack
 from pipelocal.models.trial import changes_input, shadow
 from pipelocal.registry import Registry
 
@@ -96,15 +97,19 @@ def takes_beside(head: nn.Module) -> bool:
     return bool(getattr(head, "takes_beside", False))
 
 
-def call_head(head: Callable[..., Tensor], out: Tensor, x: Tensor) -> Tensor:
+def call_head(head: Callable[..., Tensor], out: Payload, x: Payload | None) -> Tensor:
     """Compute a head's logits.
 
     Args:
         head: the head of a stage.
-        out: output of its body ``[B, ...]``.
-        x: the stage's input ``[B, ...]``, which some heads take as their second argument.
+        out: outputs of its body ``[B, ...]``; most heads take the main one alone.
+        x: the stage's inputs ``[B, ...]``, the main one of which some heads take as second argument; None
+            to leave it out.
     """
-    return head(out, x) if getattr(head, "takes_input", False) else head(out)
+    features = out if getattr(head, "takes_beside", False) else unpack(out)[0]
+    if x is None or not getattr(head, "takes_input", False):
+        return head(features)
+    return head(features, unpack(x)[0])
 
 
 def check_logits(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from pipelocal.objective import ExactReconciliation, FirstOrderReconciliation, Objective
 from pipelocal.objective.probe import check_double_backward, check_one_row, random_input
 from pipelocal.run.blueprint import Blueprint
@@ -27,15 +25,15 @@ def check_stage_fits(
     Raises:
         UserError: the stage does not support the run; names the unit and the remedy.
     """
-    number, x_shape = stage.number, blueprint.output_shape(stage.number - 1)
+    number, kinds = stage.number, blueprint.passed_on(stage.number - 1)
     if smallest_batch == 1 and number > 1:
-        check_one_row(stage.body, stage.head, x_shape, stage=number)
+        check_one_row(stage.body, stage.head, kinds, stage=number)
     if isinstance(stage.objective, ExactReconciliation):
-        check_double_backward(stage.body, stage.head, x_shape, stage=number)
+        main, *beside = kinds
+        check_double_backward(stage.body, stage.head, main.shape, stage=number, beside=beside)
     check_extra_state(stage.body, stage.head, replicas=replicas, stage=number)
     demands = _demands(spec, stage.objective, replicas)
-    dtype = blueprint.chain.input_dtype if number == 1 else torch.float32
-    x = random_input(stage.body, stage.head, (2, *x_shape), dtype)
+    x = random_input(stage.body, stage.head, 2, kinds)
     check_purity(stage.body, stage.head, x, demands, stage=number)
 
 

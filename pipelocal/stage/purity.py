@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.heads import call_head
+from pipelocal.models.payload import Payload, each, tensors_of
 from pipelocal.models.trial import shadow
 from pipelocal.seeding import seeded
 from pipelocal.stage.replay import copies_of_buffers
@@ -43,14 +44,14 @@ class Demands:
 
 
 def check_purity(
-    body: nn.Module, head: nn.Module, x: Tensor, demands: Demands, *, stage: int
+    body: nn.Module, head: nn.Module, x: Payload, demands: Demands, *, stage: int
 ) -> None:
     """Run copies of the stage's units and head repeatedly on the same input.
 
     Args:
         body: the stage's units, by name.
         head: its head.
-        x: an input of two rows.
+        x: inputs of two rows.
         demands: what the run asks for.
         stage: number of the stage, for the error.
 
@@ -64,7 +65,8 @@ def check_purity(
     parts = [(f"unit '{name.replace('/', '.')}'", unit) for name, unit in body.named_children()]
     for what, part in [*parts, ("the head", head)]:
         try:
-            counted, same, x = _run_again(shadow(part).train(), x, first)
+            seen = first if what == "the head" else None
+            counted, same, x = _run_again(shadow(part).train(), x, seen)
         except Exception:
             return
         if counted:
@@ -126,9 +128,17 @@ def _why(demands: Demands) -> str:
     return "of which each replica would have its own"
 
 
-def _run_again(module: nn.Module, x: Tensor, first: Tensor) -> tuple[str | None, bool, Tensor]:
-    """Return the name of a number that each pass changes, whether outputs are equal, and the output."""
-    outs: list[Tensor] = []
+def _run_again(
+    module: nn.Module, x: Payload, first: Payload | None
+) -> tuple[str | None, bool, Payload]:
+    """Return the name of a number that each pass changes, whether outputs are equal, and the output.
+
+    Args:
+        module: a unit or a head.
+        x: its input.
+        first: the stage's input, for a head.
+    """
+    outs: list[Payload] = []
     numbers: list[dict[str, Any]] = []
     buffers = None
     for _ in range(3):  # the first pass may create state once, such as a mask
@@ -137,14 +147,22 @@ def _run_again(module: nn.Module, x: Tensor, first: Tensor) -> tuple[str | None,
                 for name, buffer in module.named_buffers():
                     buffer.copy_(buffers[name])
         with seeded(0, "purity"):
-            outs.append(call_head(module, x, first).detach())
+            out = module(x) if first is None else call_head(module, x, first)
+            outs.append(each(Tensor.detach, out))
         numbers.append(_numbers(module))
         buffers = buffers or copies_of_buffers(module)
     *_, before, after = numbers
     counted = next((name for name, value in after.items() if before.get(name) != value), None)
     *_, one, two = outs
+    same = all(map(_close, tensors_of(one), tensors_of(two)))
+    return counted, same, two
+
+
+def _close(one: Tensor, two: Tensor) -> bool:
+    if not one.is_floating_point():
+        return torch.equal(one, two)
     within = TOLERANCE * float(one.nan_to_num().abs().max())
-    return counted, torch.allclose(one, two, rtol=0, atol=within, equal_nan=True), two
+    return torch.allclose(one, two, rtol=0, atol=within, equal_nan=True)
 
 
 def _numbers(module: nn.Module) -> dict[str, Any]:
