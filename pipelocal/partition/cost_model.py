@@ -19,12 +19,14 @@ class CostModel:
 
     Args:
         profile: the costs.
-        x_bytes: bytes sent of the output after each unit, per batch.
+        x_bytes: bytes sent of the outputs after each unit, per batch: the main one as it is packed, and
+            those beside it.
         delta_bytes: bytes sent of delta after each unit, per batch.
         reconcile_share: share of the batches that are reconciled; 0 with the greedy objective.
         passes: first-order reconciliation: extra forward and backward passes per reconciled batch; 0
             with the exact form, whose cost is in the profile.
         window: batches that a stage may have sent before the next stage takes them.
+        label_bytes: bytes of targets and ids, which every edge carries, per batch.
     """
 
     profile: Profile
@@ -33,6 +35,7 @@ class CostModel:
     reconcile_share: float
     passes: float
     window: int
+    label_bytes: int = 0
 
     def seconds(self, start: int, stop: int) -> float:
         """Return the seconds per training batch of the stage with units ``start..stop-1`` and its head."""
@@ -83,8 +86,8 @@ class CostModel:
         return self.delta_bytes[stop - 1] * self.reconcile_share
 
     def edge_bytes(self, stop: int) -> int:
-        """Return bytes sent per training batch by that stage: x, and delta if it is reconciled."""
-        return self.x_bytes[stop - 1] + round(self.mean_delta_bytes(stop))
+        """Return bytes sent per training batch by that stage: outputs, labels, delta if it is reconciled."""
+        return self.x_bytes[stop - 1] + self.label_bytes + round(self.mean_delta_bytes(stop))
 
 
 def balanced(

@@ -273,7 +273,6 @@ def predict(
             replicas,
             sent_bytes=[stage.sent_bytes for stage in stages],
             parameters=[stage.parameters for stage in stages],
-            target_shape=blueprint.info.target_shape,
         ),
         alternatives=_alternatives(blueprint, model, config.micro_batches, speeds),
     )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import lcm, prod
+from math import lcm
 
 import numpy as np
 
 from pipelocal.config import PlanConfig
 from pipelocal.config.limits import MOST_RANKS
 from pipelocal.errors import UserError
-from pipelocal.models import Shape
 from pipelocal.partition.replicas import batches_an_update, choose_replicas, parse_replicas
 
 
@@ -91,22 +90,19 @@ def replicate(
     *,
     sent_bytes: Sequence[int],
     parameters: Sequence[int],
-    target_shape: Shape,
 ) -> Replication:
     """Place the replicas on ranks.
 
     Args:
         config: the options.
         replicas: number of replicas of each stage.
-        sent_bytes: bytes of x and delta sent after each stage, per training batch.
+        sent_bytes: bytes sent after each stage, per training batch.
         parameters: number of float32 parameters of each stage, including its head.
-        target_shape: shape of one sample's labels (int64), which are sent along.
     """
     used = sum(replicas)
     ranks = used if parse_replicas("--replicas", config.replicas, None) else _all_ranks(config)
     a_node = ranks // config.nodes
     batches = batches_an_update(replicas)
-    target_bytes = config.batch_size * prod(target_shape) * 8
     seats = [
         PlannedReplica(rank=rank, stage=stage, replica=replica)
         for rank, (stage, replica) in enumerate(
@@ -124,7 +120,7 @@ def replicate(
         crossing_bytes=crossing_bytes(
             replicas,
             a_node,
-            edge_bytes=[sent + target_bytes for sent in sent_bytes[:-1]],
+            edge_bytes=sent_bytes[:-1],
             gradient_bytes=[
                 2 * (r - 1) * 4 * count / batches
                 for r, count in zip(replicas, parameters, strict=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from pipelocal.models import Chain
 from pipelocal.objective import SGR, Place
 from pipelocal.partition import Cut, by_count, from_names, from_text
@@ -15,7 +17,9 @@ from pipelocal.partition.replicas import paces
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.options import RunOptions
 from pipelocal.seeding import derive_seed
-from pipelocal.transport.packing import PACKINGS, row_bytes
+from pipelocal.system.tensor_kind import TensorKind
+from pipelocal.transport.contract import sent_row_bytes
+from pipelocal.transport.packing import row_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +126,16 @@ def cost_model(
         objective.delta_encoding(shape, derive_seed(recipe.seed, "delta", 0))
         for shape in blueprint.shapes
     ]
-    packings = [PACKINGS.get(options.wire)(shape) for shape in blueprint.shapes]
+    info = blueprint.info
+    target = info.train_target or info.target
+    ids = TensorKind(name="ids", shape=(), dtype=torch.int64)
     every, passes = objective.reconcile_every, 0.0
     if sgr is not None and not sgr.exact:
         passes = 2 * sgr.fraction if sgr.fraction < 1 else 1.0
     return CostModel(
         profile=profile,
-        x_bytes=[batch_size * row_bytes(packing) for packing in packings],
+        x_bytes=[batch_size * sent_row_bytes(kinds, options.wire) for kinds in chain.crossing],
+        label_bytes=batch_size * (target.bytes_per_row + ids.bytes_per_row),
         delta_bytes=[batch_size * row_bytes(encoding) for encoding in encodings],
         reconcile_share=0.0 if every is None else 1 / every,
         passes=passes,

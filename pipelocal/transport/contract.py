@@ -14,7 +14,7 @@ from torch import Tensor
 from pipelocal.errors import UserError
 from pipelocal.system.tensor_kind import TensorKind, dtype_name
 from pipelocal.transport.header import Kind
-from pipelocal.transport.packing import Packing, packing_of
+from pipelocal.transport.packing import Packing, packing_of, row_bytes
 
 ANNOUNCED_BYTES = 16 * 1024
 """Most bytes of a row that travels within the frame of the header, where every frame has room for it."""
@@ -203,6 +203,14 @@ def edge_contract(
             )
         )
     return Contract(source=source, target=source + 1, max_rows=max_rows, messages=tuple(messages))
+
+
+def sent_row_bytes(x: Sequence[TensorKind], form: str) -> int:
+    """Return the bytes on the wire of one row of a stage's output; arguments as in :func:`edge_contract`."""
+    main, *beside = x
+    packed = _packed(main, form, channels_last=False)
+    own = main.bytes_per_row if packed is None else row_bytes(packed.packing)
+    return own + sum(kind.bytes_per_row for kind in beside)
 
 
 def _packed(x: TensorKind, form: str, *, channels_last: bool) -> Packed | None:

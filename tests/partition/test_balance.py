@@ -178,5 +178,6 @@ def test_measured_bytes_are_a_real_stages(objective: str) -> None:
     parts = [*model.profile.units[cut.start : cut.stop], model.profile.heads[cut.stop - 1]]
     predicted = sum(2 * p.parameter_bytes + p.buffer_bytes + p.optimizer_bytes for p in parts)
     assert predicted == resident_bytes(stage)
-    # By default delta travels with every eighth batch.
-    assert model.edge_bytes(cut.stop) == (1.125 if objective == "sgr" else 1) * 8 * 32 * 4 * 4 * 4
+    # By default delta travels with every eighth batch; a label and an id of 8 bytes with each sample.
+    x_bytes = 8 * 32 * 4 * 4 * 4
+    assert model.edge_bytes(cut.stop) == (1.125 if objective == "sgr" else 1) * x_bytes + 8 * 16
