@@ -6,6 +6,7 @@ from pipelocal.heads.build import (
     build_head,
     call_head,
     check_logits,
+    give_beside,
     takes_beside,
     takes_input,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "build_head",
     "call_head",
     "check_logits",
+    "give_beside",
     "takes_beside",
     "takes_input",
 ]

@@ -11,7 +11,7 @@ from torch import nn
 from pipelocal.closed_form import ClosedFormStage, check_stage
 from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
-from pipelocal.heads import HEADS, build_head, check_logits
+from pipelocal.heads import HEADS, build_head, give_beside
 from pipelocal.heads.downstream import Downstream
 from pipelocal.models import Chain, Shape
 from pipelocal.objective import SGR, Greedy, Place
@@ -176,16 +176,11 @@ class Blueprint:
         """
         cut, seed, compute = self.cuts[number - 1], self.recipe.seed, self.recipe.compute
         body = self.chain.build(cut.start, cut.stop, seed=seed)
-        feature_shape = self.output_shape(number)
         if number == self.stages:
             head = self.chain.build_classifier(seed=seed)
-            check_logits(
-                head,
-                feature_shape,
-                (*self.info.target_shape, self.classes),
-                what=f"the classifier '{self.chain.classifier.name}'",
-                mend="model and data set do not go together",
-            )
+            if len(self.passed_on(number)) > 1:
+                give_beside(head)
+            self._check_output()
         else:
             with seeded(seed, "head", self.chain.units[cut.stop - 1].name):
                 head = self.head(cut.stop, input_shape=self.output_shape(number - 1))
@@ -196,6 +191,20 @@ class Blueprint:
             if compute.compile is not None:
                 part.compile(backend=compute.compile)  # in place: names in state dicts stay
         return body, head
+
+    def _check_output(self) -> None:
+        """Check that the classifier's output is what the targets want.
+
+        Raises:
+            UserError: it is not.
+        """
+        wanted = (*self.info.target_shape, self.classes)
+        if self.model_output != wanted:
+            raise UserError(
+                f"the classifier '{self.chain.classifier.name}' makes {list(self.model_output)} of features "
+                f"{list(self.output_shape(self.stages))}, but the labels want logits {list(wanted)}: model "
+                f"and data set do not go together"
+            )
 
     def stage_to_evaluate(self, number: int, *, device: torch.device) -> Stage:
         """Build one stage that will not be trained."""
