@@ -6,7 +6,6 @@ from pipelocal.heads.build import (
     build_head,
     call_head,
     check_logits,
-    give_beside,
     takes_beside,
     takes_input,
 )
@@ -17,7 +16,6 @@ __all__ = [
     "build_head",
     "call_head",
     "check_logits",
-    "give_beside",
     "takes_beside",
     "takes_input",
 ]

@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.heads.downstream import Downstream, downstream_head
@@ -94,18 +94,7 @@ def takes_input(head: nn.Module) -> bool:
 
 def takes_beside(head: nn.Module) -> bool:
     """Return whether a head takes a tuple of all that its stage passes on, by ``takes_beside = True``."""
-    traced = getattr(head, "meta", {})
-    return bool(getattr(head, "takes_beside", False) or traced.get("takes_beside"))
-
-
-def give_beside(head: nn.Module) -> None:
-    """Have a head, such as a model's own classifier, called with all that its stage passes on."""
-    if isinstance(head, fx.GraphModule):
-        head.meta["takes_beside"] = (
-            True  # copies of a GraphModule keep this, but no other attribute
-        )
-    else:
-        head.takes_beside = True  # type: ignore[assignment]
+    return bool(getattr(head, "takes_beside", False))
 
 
 def call_head(head: Callable[..., Tensor], out: Payload, x: Payload | None) -> Tensor:
@@ -117,7 +106,7 @@ def call_head(head: Callable[..., Tensor], out: Payload, x: Payload | None) -> T
         x: the stage's inputs ``[B, ...]``, the main one of which some heads take as second argument; None
             to leave it out.
     """
-    features = out if isinstance(head, nn.Module) and takes_beside(head) else unpack(out)[0]
+    features = out if getattr(head, "takes_beside", False) else unpack(out)[0]
     if x is None or not getattr(head, "takes_input", False):
         return head(features)
     return head(features, unpack(x)[0])

@@ -9,7 +9,7 @@ from torch import Tensor, autograd, nn
 
 from pipelocal.errors import UserError
 from pipelocal.heads import call_head
-from pipelocal.models.payload import Payload, each, payload_of, unpack
+from pipelocal.models.payload import Payload, each, pack, unpack
 from pipelocal.models.trial import shadow
 from pipelocal.seeding import seeded
 from pipelocal.system.tensor_kind import TensorKind
@@ -99,13 +99,13 @@ def random_input(
                 made.append(torch.zeros(shape, dtype=kind.dtype, device=device))
             else:
                 made.append(torch.ones(shape, dtype=kind.dtype, device=device))
-    return payload_of(made)
+    return pack(made[0], tuple(made[1:]))
 
 
 def _differentiate_twice(unit: Callable[[Payload], Payload], x: Payload) -> Payload:
     main, beside = unpack(x)
     main = main.detach().requires_grad_()
-    payload = unit(payload_of((main, *beside)))
+    payload = unit(pack(main, beside))
     out, _ = unpack(payload)
     (gradient,) = autograd.grad(out.square().sum(), main, create_graph=True)
     if gradient.requires_grad:

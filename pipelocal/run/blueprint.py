@@ -11,7 +11,7 @@ from torch import nn
 from pipelocal.closed_form import ClosedFormStage, check_stage
 from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
-from pipelocal.heads import HEADS, build_head, give_beside
+from pipelocal.heads import HEADS, build_head
 from pipelocal.heads.downstream import Downstream
 from pipelocal.models import Chain, Shape
 from pipelocal.objective import SGR, Greedy, Place
@@ -178,8 +178,6 @@ class Blueprint:
         body = self.chain.build(cut.start, cut.stop, seed=seed)
         if number == self.stages:
             head = self.chain.build_classifier(seed=seed)
-            if len(self.passed_on(number)) > 1:
-                give_beside(head)
             self._check_output()
         else:
             with seeded(seed, "head", self.chain.units[cut.stop - 1].name):
