@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.models.in_place import give_own_input
-from pipelocal.models.inputs import Inputs, first_argument, kinds_of
+from pipelocal.models.inputs import Inputs, call, first_argument, kinds_of, logits_of
+from pipelocal.models.payload import Payload, tensors_of
 from pipelocal.models.shared import check_nothing_shared, untied
 from pipelocal.models.state import Versions, versions_of, with_versions
 from pipelocal.models.traced import copy_of_piece, split_module
@@ -300,6 +301,22 @@ class Chain:
         built = _assemble(pieces, 0)
         self.load_whole_state(built, 0, len(pieces), state)
         return built
+
+    def logits(self, whole: nn.Module, x: Payload) -> Tensor:
+        """Call the uncut model as its author does, and return its logits.
+
+        Args:
+            whole: made by :meth:`build_whole` or :meth:`whole_with`.
+            x: all of its inputs.
+
+        Raises:
+            UserError: it returns something else.
+        """
+        names = [kind.name for kind in self.inputs]
+        made = whole(x) if self._whole is None else logits_of(call(whole, names, tensors_of(x)))
+        if not isinstance(made, Tensor):
+            raise UserError(f"the model returns {type(made).__name__} instead of logits")
+        return made
 
     def whole_state(self, body: nn.Sequential, start: int, stop: int) -> dict[str, Tensor]:
         """Return the state dict of units ``start..stop-1``, by the whole model's names, with versions.

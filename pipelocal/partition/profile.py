@@ -7,11 +7,10 @@ device (:mod:`pipelocal.partition.analysed`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from typing import Protocol
 
 import torch
@@ -21,6 +20,8 @@ from torch import Tensor, autograd, nn
 from pipelocal.errors import NotTwiceDifferentiable, UserError
 from pipelocal.models.chain import Chain, Shape, build_unit
 from pipelocal.models.in_place import disable_inplace
+from pipelocal.models.payload import tensors_of
+from pipelocal.system.tensor_kind import TensorKind
 from pipelocal.telemetry.memory import SavedBytes, tensor_bytes
 
 HeadBuilder = Callable[[int], nn.Module]
@@ -107,7 +108,6 @@ class Meter(Protocol):
 
 def profile_chain(
     chain: Chain,
-    shapes: list[Shape],
     head: HeadBuilder,
     meter: Meter,
     *,
@@ -121,8 +121,7 @@ def profile_chain(
     """Profile a chain.
 
     Args:
-        chain: the model.
-        shapes: output shape of each unit (:meth:`Chain.shapes`).
+        chain: the model; a chain returned by :meth:`Chain.tried`.
         head: builds the auxiliary heads.
         meter: measures durations.
         batch_size: number of rows in a batch.
@@ -154,7 +153,7 @@ def profile_chain(
     def cost(
         name: str,
         build: Callable[[], nn.Module],
-        x: Tensor,
+        given: tuple[Tensor, ...],
         target: Tensor | None,
         reconcile: bool,
     ) -> Cost:
@@ -162,10 +161,14 @@ def profile_chain(
             with torch.device("meta") if on_meta else nullcontext():
                 module = build().to(meter.device).train()
             disable_inplace(module)  # as a stage does
+            if target is not None and not getattr(module, "takes_beside", False):
+                given = given[:1]
             # Most networks are repetitive: equally built modules with equal inputs cost the same.
-            key = (_make(module), tuple(x.shape), target is None, reconcile)
+            kinds = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in given)
+            key = (_make(module), kinds, target is None, reconcile)
             if key not in seen:
-                seen[key] = _cost(meter, optimizer, module, x, target, reconcile)
+                x, *beside = given
+                seen[key] = _cost(meter, optimizer, _OfMain(module, beside), x, target, reconcile)
             return seen[key]
         except RuntimeError as error:
             if on_meta and "meta" in str(error):
@@ -180,32 +183,49 @@ def profile_chain(
                 f"({error}): choose --reconcile first-order"
             ) from error
 
-    before, dtype = chain.input_shape, chain.input_dtype
+    def payload(kinds: Sequence[TensorKind]) -> tuple[Tensor, ...]:
+        main, *beside = kinds
+        # Masks, and numbers in tables of any size.
+        ones = (torch.ones_like(random(kind.shape, kind.dtype)) for kind in beside)
+        return (random(main.shape, main.dtype), *ones)
+
+    before = chain.inputs
     target = random(target_shape, torch.int64)
-    for index, (unit, shape) in enumerate(zip(chain.units, shapes, strict=True)):
+    for index, unit in enumerate(chain.units):
         # The first stage never reconciles: no stage precedes it.
-        x, with_delta = random(before, dtype), exact and index > 0
-        units.append(
-            cost(f"unit '{unit.name}'", partial(build_unit, unit, seed), x, None, with_delta)
-        )
-        last = index == len(shapes) - 1
-        build = partial(build_unit, chain.classifier, seed) if last else partial(head, index + 1)
-        feature = random(shape, torch.float32)
-        heads.append(cost(f"the head behind '{unit.name}'", build, feature, target, exact))
-        before, dtype = shape, torch.float32
+        x, with_delta = payload(before), exact and index > 0
+        unit_of = partial(build_unit, unit, seed)
+        units.append(cost(f"unit '{unit.name}'", unit_of, x, None, with_delta))
+        last = index == len(chain.units) - 1
+        build = partial(chain.build_classifier, seed=seed) if last else partial(head, index + 1)
+        features = payload(chain.crossing[index])
+        heads.append(cost(f"the head behind '{unit.name}'", build, features, target, exact))
+        before = chain.crossing[index]
     return Profile(
         batch_size=batch_size,
         device=str(meter.device),
         units=units,
         heads=heads,
-        input_bytes=batch_size * prod(chain.input_shape) * chain.input_dtype.itemsize,
+        input_bytes=batch_size * sum(kind.bytes_per_row for kind in chain.inputs),
     )
+
+
+class _OfMain(nn.Module):
+    """A module of several tensors as one of the main tensor, with the others beside it fixed."""
+
+    def __init__(self, inner: nn.Module, beside: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.beside = tuple(beside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return tensors_of(self.inner((x, *self.beside) if self.beside else x))[0]
 
 
 def _cost(
     meter: Meter,
     optimizer: OptimizerOf,
-    module: nn.Module,
+    module: _OfMain,
     x: Tensor,
     target: Tensor | None,
     reconcile: bool,
@@ -224,7 +244,7 @@ def _cost(
         reconcile_s = max(0.0, seconds - forward_s - backward_s)
         reconcile_bytes = max(0, _saved_bytes(module, x, target, reconcile=True)[0] - saved)
     update_s, state = 0.0, []
-    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    trained = [(name, p) for name, p in module.inner.named_parameters() if p.requires_grad]
     if trained:
         of_module = optimizer(trained)
         update_s = meter.seconds_of_step(of_module)
@@ -265,11 +285,11 @@ def backward_pass(leaf: Tensor, out: Tensor, *, reconcile: bool) -> None:
 
 
 def _saved_bytes(
-    module: nn.Module, x: Tensor, target: Tensor | None, *, reconcile: bool
+    module: _OfMain, x: Tensor, target: Tensor | None, *, reconcile: bool
 ) -> tuple[int, Tensor]:
-    """Return bytes that autograd keeps besides the module's tensors and its input, and the output."""
+    """Return bytes that autograd keeps besides the module's tensors and its inputs, and the output."""
     leaf = x.detach().requires_grad_(x.requires_grad)
-    counter = SavedBytes([*module.parameters(), *module.buffers(), leaf])
+    counter = SavedBytes([*module.parameters(), *module.buffers(), leaf, *module.beside])
     with counter.counting():
         out = forward_pass(module, leaf, target)
         backward_pass(leaf, out, reconcile=reconcile)

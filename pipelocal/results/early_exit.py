@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pipelocal.heads import call_head
+from pipelocal.models.payload import each, pack
 from pipelocal.results.saved_run import FinishedRun
 
 
@@ -54,46 +56,48 @@ class HeadedNetwork(nn.Module):
             [stage.body for stage in stages], [stage.head for stage in stages], silent=silent
         ).eval()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """Compute the last head's logits ``[B, ..., classes]``, as the uncut model does."""
-        before = x
+        x = before = pack(inputs[0], inputs[1:])
         for body in self.bodies:
             before, x = x, body(x)
         return call_head(self.heads[-1], x, before)
 
-    def all_logits(self, x: Tensor) -> list[Tensor]:
+    def all_logits(self, *inputs: Tensor) -> list[Tensor]:
         """Compute every head's logits ``[B, ..., classes]``, in order."""
         logits = []
+        x = pack(inputs[0], inputs[1:])
         for body, head in zip(self.bodies, self.heads, strict=True):
             before, x = x, body(x)
             logits.append(call_head(head, x, before))
         return logits
 
-    def ensemble(self, x: Tensor) -> Tensor:
+    def ensemble(self, *inputs: Tensor) -> Tensor:
         """Compute the mean of the heads' class probabilities ``[B, ..., classes]``."""
         heard = [
             logits.softmax(-1)
-            for number, logits in enumerate(self.all_logits(x), start=1)
+            for number, logits in enumerate(self.all_logits(*inputs), start=1)
             if number not in self.silent
         ]
         return torch.stack(heard).mean(0)
 
     @torch.no_grad()
-    def predict(self, x: Tensor, *, until: float) -> Prediction:
+    def predict(self, *inputs: Tensor, until: float) -> Prediction:
         """Predict each sample with the first head that is confident enough, or with the last.
 
         Samples stop at the head that answers.
 
         Args:
-            x: samples ``[B, ...]`` with one label each.
+            inputs: samples ``[B, ...]`` with one label each; a model of several inputs takes them all.
             until: least probability of the label, 0 to 1, at which an earlier head may answer. With
                 more than 1 the last head answers all.
         """
-        rows = len(x)
-        label = torch.zeros(rows, dtype=torch.int64, device=x.device)
+        rows, device = len(inputs[0]), inputs[0].device
+        label = torch.zeros(rows, dtype=torch.int64, device=device)
         stage = torch.zeros_like(label)
-        confidence = torch.zeros(rows, device=x.device)
-        left = torch.arange(rows, device=x.device)
+        confidence = torch.zeros(rows, device=device)
+        left = torch.arange(rows, device=device)
+        x = pack(inputs[0], inputs[1:])
         for number, (body, head) in enumerate(zip(self.bodies, self.heads, strict=True), start=1):
             before, x = x, body(x)
             if number in self.silent:
@@ -104,10 +108,14 @@ class HeadedNetwork(nn.Module):
             there = left[answers]
             label[there], confidence[there] = best[answers], sure[answers].to(confidence.dtype)
             stage[there] = number
-            x, left = x[~answers], left[~answers]
+            x, left = each(partial(_rows, which=~answers), x), left[~answers]
             if len(left) == 0:
                 break
         return Prediction(label=label, confidence=confidence, stage=stage)
+
+
+def _rows(tensor: Tensor, *, which: Tensor) -> Tensor:
+    return tensor[which]
 
 
 def load(run: str, *, averaged: bool = False) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipelocal.config import ExportConfig
 from pipelocal.errors import UserError
 from pipelocal.models import Chain
+from pipelocal.models.payload import pack
 from pipelocal.results.early_exit import HeadedNetwork
 from pipelocal.results.saved_run import FinishedRun
 from pipelocal.system.files import write_atomically
@@ -101,20 +102,37 @@ class _AllHeads(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.network.all_logits(x))
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network.all_logits(*inputs))
+
+
+class _Logits(nn.Module):
+    """Takes a model's inputs in order, and returns its logits alone."""
+
+    def __init__(self, chain: Chain, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._chain = [chain]  # no module
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self._chain[0].logits(self.model, pack(inputs[0], inputs[1:]))
 
 
 def _write_program(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
     chain = run.blueprint.chain
-    module: nn.Module = chain.whole_with(run.plain_state())
+    whole: nn.Module = chain.whole_with(run.plain_state())
+    module = whole
+    examples = _examples(chain)
+    rows = {0: torch.export.Dim("batch", min=1)}
+    dynamic: tuple[object, ...] = (rows,)
     if heads:
         module = _AllHeads(HeadedNetwork.of(run))
-    example = _example(chain)
+    elif len(examples) > 1:
+        module = _Logits(chain, whole)
+    if module is not whole:  # whose forward takes any number
+        dynamic = ((rows,) * len(examples),)
     try:
-        program = torch.export.export(
-            module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
-        )
+        program = torch.export.export(module.eval(), examples, dynamic_shapes=dynamic)
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
     except Exception as error:
@@ -123,14 +141,16 @@ def _write_program(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
             f"--to: torch.export cannot go through this model ({reason}): choose .pt or .safetensors"
         ) from error
     logits = f"logits of {run.blueprint.stages} heads" if heads else "logits"
-    shape = ", ".join(map(str, chain.input_shape))
-    what = f"a torch.export program from {example.dtype} [batch, {shape}] to {logits},"
-    return buffer.getvalue(), what
+    takes = " and ".join(
+        f"{kind.dtype} [batch, {', '.join(map(str, kind.shape))}]" for kind in chain.inputs
+    )
+    return buffer.getvalue(), f"a torch.export program from {takes} to {logits},"
 
 
-def _example(chain: Chain) -> Tensor:
-    """Make two samples of zeros: a batch of one would be treated as a fixed size."""
-    return torch.zeros((2, *chain.input_shape), dtype=chain.input_dtype)
+def _examples(chain: Chain) -> tuple[Tensor, ...]:
+    """Make two samples: a batch of one would be treated as a fixed size. A mask of zeros would be odd."""
+    main, *beside = (torch.zeros((2, *kind.shape), dtype=kind.dtype) for kind in chain.inputs)
+    return (main, *map(torch.ones_like, beside))
 
 
 WRITERS: dict[str, Callable[..., tuple[bytes, str]]] = {

@@ -112,7 +112,6 @@ def cost_model(
     place = Place(number=1, stages=1, input_shape=(), output_shape=(), total_steps=1)
     profile = profile_chain(
         chain,
-        blueprint.shapes,
         blueprint.head,
         meter,
         batch_size=batch_size,

@@ -18,6 +18,7 @@ from pipelocal.partition.measured import Stopwatch
 from pipelocal.partition.profile import Cost, Profile, profile_chain
 from pipelocal.run.costs import cost_model
 from pipelocal.stage.memory import resident_bytes
+from tests.models.several_tensors import Encoder
 
 CPU = torch.device("cpu")
 NOTHING = Cost(
@@ -142,8 +143,7 @@ def test_one_heavy_unit_gets_a_stage_of_its_own() -> None:
         units, classifier=Unit(name="c", build=lambda: nn.Linear(8, 3)), input_shape=(8,), classes=3
     )
     profile = profile_chain(
-        chain,
-        chain.shapes(),
+        chain.tried()[0],
         lambda _stop: nn.Linear(8, 3),
         Clock(device=CPU),
         batch_size=4,
@@ -181,3 +181,22 @@ def test_measured_bytes_are_a_real_stages(objective: str) -> None:
     # By default delta travels with every eighth batch; a label and an id of 8 bytes with each sample.
     x_bytes = 8 * 32 * 4 * 4 * 4
     assert model.edge_bytes(cut.stop) == (1.125 if objective == "sgr" else 1) * x_bytes + 8 * 16
+
+
+def test_units_of_several_tensors_are_profiled() -> None:
+    """A mask lies beside the main tensor in every unit, and is not what the unit makes."""
+    ids = torch.zeros(2, 9, dtype=torch.int64)
+    chain, _ = Chain.from_module(
+        Encoder(), units=Encoder.UNITS, inputs={"ids": ids, "attention_mask": ids}
+    ).tried()
+    profile = profile_chain(
+        chain,
+        lambda _stop: nn.Sequential(nn.Flatten(), nn.Linear(72, 5)),
+        Clock(device=CPU),
+        batch_size=2,
+        classes=5,
+        exact=False,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+    assert [cost.output_bytes for cost in profile.units] == [2 * 9 * 8 * 4] * 4
+    assert profile.input_bytes == 2 * 2 * 9 * 8

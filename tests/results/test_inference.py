@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import pipelocal
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
+from pipelocal.models import Chain
+from pipelocal.results.early_exit import HeadedNetwork
+from tests.models.several_tensors import Encoder
 from tests.test_transparency import train_alone
 
 
@@ -104,3 +107,27 @@ def test_a_model_whose_names_are_its_own(tmp_path: Path) -> None:
     run = train_alone([*options, "--epochs", "1"], tmp_path / "run")
     model = pipelocal.load(str(run))
     assert model.state_dict().keys() == pipelocal.plain_state_dict(str(run)).keys()
+
+
+def test_a_network_of_several_inputs_answers_row_by_row() -> None:
+    """The mask is cut as the tokens are, where rows stop at an earlier head."""
+    torch.manual_seed(0)
+    ids, mask = torch.randint(20, (6, 9)), torch.ones(6, 9, dtype=torch.int64)
+    mask[2:, 4:] = 0
+    model = Encoder().eval()
+    chain, _ = Chain.from_module(
+        model, units=Encoder.UNITS, inputs={"ids": ids, "attention_mask": mask}
+    ).tried()
+    heads = [nn.Sequential(nn.Flatten(), nn.Linear(72, 5)), chain.build_classifier(seed=0)]
+    bodies: list[nn.Module] = [chain.build(0, 2, seed=0), chain.build(2, 4, seed=0)]
+    network = HeadedNetwork(bodies, heads).eval()
+    logits = model(ids, mask)["logits"]
+    assert torch.equal(network(ids, mask), logits)
+    first, last = network.all_logits(ids, mask)
+    sure = first.detach().softmax(-1).max(-1).values
+    until = sure.median().item() + 1e-6
+    answer = network.predict(ids, mask, until=until)
+    early = sure >= until
+    assert 0 < int(early.sum()) < 6
+    assert torch.equal(answer.label, torch.where(early, first.argmax(-1), last.argmax(-1)))
+    assert network.ensemble(ids, mask).shape == (6, 5)
