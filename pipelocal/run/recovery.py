@@ -218,6 +218,13 @@ def load_snapshot(
             f"that are no update yet, which replicas cannot go on with: give another one, or go on in one "
             f"process"
         )
+    number = stage.number
+    if state["frozen_at"] == 0 and number < blueprint.stages and not blueprint.silent(number):
+        raise UserError(
+            f"--resume: the units of stage {number} ({blueprint.units(number)}) are of a stage that never "
+            f"trained and has no head that learnt: keep it so by --freeze-stage {number}:0, or give --init "
+            f"in place of --resume, to train it"
+        )
     load_stage_weights(blueprint.chain, blueprint.cuts[stage.number - 1], stage, state)
     steps, frozen_at = state["steps"], state["frozen_at"]
     stage.load_training_state(state["training"], steps=steps, frozen_at=frozen_at)

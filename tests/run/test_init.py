@@ -105,6 +105,25 @@ def test_going_on_needs_the_file_no_more_and_has_the_same_bits(
     assert cli.run(["train", *out, "--plain"]) == 0
 
 
+def test_a_stage_that_never_trained_stays_so_or_is_begun_anew(
+    tmp_path: Path, earlier: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its head knows nothing, and must not be taken for one that does; the run's weights can be taken."""
+    options = [*SHORT, "--init", str(earlier), "--freeze-stage", "1:0", "--max-steps", "3"]
+    run = train_alone(options, tmp_path / "run")
+    more = ["--resume", str(run), "--max-steps", "6"]
+    finer = [*more, "--stages", "6", "--freeze-stage", "1:0"]
+    assert cli.run(["train", *finer, "--out", str(tmp_path / "none"), "--plain"]) == 2
+    said = capfd.readouterr().err
+    assert "the units of stage 2 (layer2) are of a stage that never trained" in said
+    assert "keep it so by --freeze-stage 2:0, or give --init" in said
+    train_alone([*finer, "--freeze-stage", "1:0,2:0"], tmp_path / "kept")
+    train_alone([*SHORT, "--init", str(run), "--max-steps", "3"], tmp_path / "unfrozen")
+    one, other = (stage_of(tmp_path / name, 1)["body"] for name in ("kept", "unfrozen"))
+    assert torch.equal(one["layer1.1.weight"], plain_state_dict(str(earlier))["layer1.1.weight"])
+    assert not torch.equal(one["layer1.1.weight"], other["layer1.1.weight"])
+
+
 def test_going_on_with_other_weights_is_refused(
     tmp_path: Path,
     weights: Path,
