@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.interrupted import BASE
+from pipelocal.checkpoint.snapshot import SnapshotFolder
+from tests.interrupted import BASE, EVERY, train_until
 from tests.test_transparency import train_alone
 
 # One thread: the ranks of a test share two cores, and a forked child must not inherit a thread pool.
@@ -27,3 +28,13 @@ settings.load_profile("busy")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that those which were interrupted must come out equal to."""
     return train_alone(BASE, tmp_path_factory.mktemp("runs") / "uninterrupted")
+
+
+@pytest.fixture(scope="session")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run for reading, with snapshots after 10 and 20 batches, and no end."""
+    out = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        train_until(25, [*BASE, *EVERY], out, patch)
+    assert SnapshotFolder(out).steps() == [20, 10]
+    return out

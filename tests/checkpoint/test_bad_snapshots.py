@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelocal.checkpoint.snapshot import BadSnapshot, SnapshotFolder, verify
-from tests.interrupted import BASE, EVERY, train_until
+from tests.interrupted import BASE, EVERY
 from tests.test_transparency import assert_same_bits, train_alone
 
 
@@ -64,16 +64,6 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     ),
     "manifest with more keys": lambda at: _edit(at / MANIFEST, lambda c: c.update(more=1)),
 }
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with snapshots after 10 and 20 batches, and no end."""
-    out = tmp_path_factory.mktemp("runs") / "stopped"
-    with pytest.MonkeyPatch.context() as patch:
-        train_until(25, [*BASE, *EVERY], out, patch)
-    assert SnapshotFolder(out).steps() == [20, 10]
-    return out
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from pipelocal import cli
 from pipelocal.checkpoint.snapshot import SnapshotFolder, verify
 from tests.interrupted import EVERY, train_until
-from tests.launching import PATIENCE_S, until
+from tests.launching import launch, until
 from tests.test_transparency import assert_same_bits, train_alone
 
 LONG = ["--model", "mlp", "--stages", "3", "--epochs", "8", "--log-every", "8", *EVERY]
@@ -50,19 +49,14 @@ def fill(file: Path) -> None:
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_disk_that_fills_up(tmp_path: Path, disk: Path, ranks: int) -> None:
     """While it trains; with room again the same command goes on, to the same bits."""
-    run, log = disk / "run", tmp_path / "log"
-    command = [sys.executable, "-m"]
-    if ranks > 1:
-        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    command += ["pipelocal", "train", *LONG, "--plain", "--out", str(run)]
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file)
-    until(lambda: len(SnapshotFolder(run).steps()) >= 2, log.read_text)
+    run = disk / "run"
+    under_way = launch(tmp_path, ["train", *LONG, "--plain", "--out", str(run)], ranks)
+    until(lambda: len(SnapshotFolder(run).steps()) >= 2, under_way.output)
     fill(disk / "ballast")
-    assert process.wait(PATIENCE_S) != 0
-    said = [line for line in log.read_text().splitlines() if line.startswith("pipelocal")]
+    assert all(under_way.wait())
+    said = [line for line in under_way.output().splitlines() if line.startswith("pipelocal")]
     reasons = [line for line in said if "cannot be written (No space left on device)" in line]
-    assert reasons, log.read_text()
+    assert reasons, under_way.output()
     assert str(run) in reasons[0]
     newest = SnapshotFolder(run).steps()[0]
     assert verify(SnapshotFolder(run).at(newest)).step == newest

@@ -10,21 +10,10 @@ import pytest
 import torch
 
 from pipelocal import cli
-from pipelocal.checkpoint.snapshot import SnapshotFolder
 from pipelocal.stage.stage import Stage
 from tests.interrupted import BASE, EVERY, train_until
 from tests.launching import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with snapshots after 10 and 20 batches, and no end."""
-    out = tmp_path_factory.mktemp("runs") / "stopped"
-    with pytest.MonkeyPatch.context() as patch:
-        train_until(25, [*BASE, *EVERY], out, patch)
-    assert SnapshotFolder(out).steps() == [20, 10]
-    return out
 
 
 @pytest.mark.parametrize("where", ["", "snapshots/step-00000010", "snapshots/step-00000020/"])
