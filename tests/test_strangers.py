@@ -20,7 +20,7 @@ from tests.strangers import Strangers
 from tests.test_transparency import assert_same_bits, train_alone
 
 TRAIN = ["--model", "mlp", "--stages", "3", "--max-steps", "60"]
-FEW_FILES = 128
+FEW_FILES = 48
 """Open in one process at the start; a flood is larger."""
 
 

@@ -1,4 +1,4 @@
-"""Four hosts with a rank each: network namespaces of this machine, joined by links that can be bad."""
+"""Hosts with a rank each: network namespaces of this machine, joined by links that can be bad."""
 
 from __future__ import annotations
 
@@ -65,19 +65,21 @@ def _ended_well(agents: list[subprocess.Popen[bytes]], log: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape",
+    ("count", "shape"),
     [
-        pytest.param(Shape(), id="fast"),
+        pytest.param(2, Shape(), id="two"),
+        pytest.param(4, Shape(), id="four", marks=pytest.mark.slow),
         pytest.param(
+            4,
             Shape(bits_per_s=2e7, one_way_s=0.02, loss=0.01),
-            id="20 Mbit/s, 20 ms, 1 % lost",
+            id="four, 20 Mbit/s, 20 ms, 1 % lost",
             marks=pytest.mark.slow,
         ),
     ],
 )
-def test_four_hosts_equal_one_process(tmp_path: Path, shape: Shape) -> None:
+def test_hosts_equal_one_process(tmp_path: Path, count: int, shape: Shape) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
-    with some_hosts(4, shape) as hosts:
+    with some_hosts(count, shape) as hosts:
         options = [*SHORT, "--plain", "--out", str(out)]
         with launched(hosts, options, log) as agents:
             _ended_well(agents, log)
