@@ -1,0 +1,74 @@
+"""Runs whose edges carry several tensors: skips of a U-Net over two and more cuts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelocal import cli
+from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
+from pipelocal.pipeline.bp_gap import BackPropagationGap
+from tests.launching import run_ranks
+from tests.test_transparency import assert_same_bits, train_alone
+
+MODEL = f"{Path(__file__).parent / 'skipping_models.py'}:unet"
+CUT = "second,middle,up_first"
+OPTIONS = ["--model", MODEL, "--cut", CUT, "--batch-size", "30", "--lr", "0.02"]
+
+
+def test_skips_over_ranks_equal_one_process(tmp_path: Path) -> None:
+    """Also where they are recomputed, packed, and used by the first-order form, which moves the input."""
+    arguments = [*OPTIONS, "--max-steps", "12", "--objective", "sgr", "--reconcile-every", "3"]
+    arguments += ["--wire", "bf16", "--checkpoint-activations", "1"]
+    alone = train_alone(arguments, tmp_path / "alone")
+    out = tmp_path / "ranks"
+    run_ranks(tmp_path / "log", ["train", *arguments, "--out", str(out)], 4)
+    assert_same_bits(alone, out)
+
+
+def test_plan_says_what_the_edges_carry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first and the second skip travel beside the main tensor, as do labels and ids."""
+    sent: list[list[int]] = []
+    for steps in (2, 5):
+        out = train_alone([*OPTIONS, "--max-steps", str(steps)], tmp_path / str(steps))
+        summary = json.loads((out / "summary.json").read_text())
+        sent.append([stage["sent_bytes"] for stage in summary["stages"]])
+    a_batch = [(more - less) // 3 for less, more in zip(*sent, strict=True)]
+    capsys.readouterr()
+    planned = ["plan", "--model", MODEL, "--cut", CUT, "--batch-size", "30", "--json"]
+    assert cli.run([*planned, "--data", "digits", "--objective", "greedy"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert [stage["sent_bytes"] for stage in stages] == a_batch
+    one, two, middle, up = 4 * 64, 6 * 16, 8 * 4, 6 * 16
+    floats = [one, two + one, up + one]  # the decoder's second block has used the second skip
+    assert a_batch == [30 * (4 * numbers + 16) for numbers in floats] + [0]
+    assert middle < up
+
+
+def test_the_gap_to_back_propagation_goes_through_skips() -> None:
+    """One stage less knows of what the others do, and the last is trained as back-propagation would."""
+    blueprint = blueprint_of(TrainConfig(model=MODEL, cut=CUT))
+    stages = [
+        blueprint.build_stage(number, device=torch.device("cpu"), total_steps=1)
+        for number in range(1, blueprint.stages + 1)
+    ]
+    x, target = torch.randn(6, 1, 8, 8), torch.arange(6)
+    gap = BackPropagationGap(stages)
+    gap.begin(x, target)
+    beside: tuple[torch.Tensor, ...] = ()
+    found = []
+    for stage in stages:
+        x = stage.forward(x, beside)
+        beside = stage.beside
+        delta = stage.output_gradient(target)
+        stage.reconcile(None)
+        found.append(gap.compare(stage, delta))
+        stage.update()
+    assert all(each is not None for each in found)
+    *earlier, last = [each.update_cosine for each in found if each is not None]
+    assert last == pytest.approx(1, abs=1e-6)
+    assert all(-1 <= cosine < 0.99 for cosine in earlier)
