@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelocal.models import Chain
+from pipelocal.objective import Greedy, LocalPass, Relay
 
 UNITS = ["first", "second", "middle", "up_second", "up_first", "out"]
 
@@ -36,3 +37,21 @@ class UNet(nn.Module):
 
 def unet(shape: tuple[int, ...], classes: int) -> Chain:
     return Chain.from_module(UNet(classes), units=UNITS, input_shape=shape)
+
+
+class SeesEarlier(Greedy):
+    """Wants the image at every stage, and what the first stage made at the third."""
+
+    figure_names = ("brightness", "first")
+
+    @staticmethod
+    def relays(stages: int) -> list[Relay]:
+        return [Relay(name="image", of=0, until=stages), Relay(name="first", of=1, until=3)]
+
+    def loss(self, local: LocalPass, out: Tensor) -> Tensor:
+        image = local.relayed["image"]
+        assert image.shape[1:] == (1, 8, 8)
+        first = local.relayed.get("first")
+        self.figures["brightness"] = image.mean()
+        self.figures["first"] = image.new_zeros(()) if first is None else first.mean()
+        return super().loss(local, out) + 0.1 * (out.mean() - image.mean()).square()

@@ -30,6 +30,24 @@ def test_skips_over_ranks_equal_one_process(tmp_path: Path) -> None:
     assert_same_bits(alone, out)
 
 
+def test_an_objective_has_earlier_outputs_relayed(tmp_path: Path) -> None:
+    """Every stage sees the same image, on any number of ranks, and its bytes are in the plan."""
+    objective = f"{Path(__file__).parent / 'skipping_models.py'}:SeesEarlier"
+    arguments = [*OPTIONS, "--max-steps", "4", "--objective", objective]
+    alone = train_alone(arguments, tmp_path / "alone")
+    out = tmp_path / "ranks"
+    run_ranks(tmp_path / "log", ["train", *arguments, "--out", str(out)], 2)
+    assert_same_bits(alone, out)
+    summary = json.loads((out / "summary.json").read_text())
+    figures = [stage["figures"]["train"] for stage in summary["stages"]]
+    assert len({each["brightness"] for each in figures}) == 1
+    assert [each["first"] == 0 for each in figures] == [True, False, False, True]
+    assert figures[1]["first"] == figures[2]["first"]
+    blueprint = blueprint_of(TrainConfig(model=MODEL, cut=CUT, objective=objective))
+    names = [[kind.name for kind in blueprint.relayed(source)] for source in (1, 2, 3)]
+    assert names == [["relay image"], ["relay image", "relay first"], ["relay image"]]
+
+
 def test_plan_says_what_the_edges_carry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The first and the second skip travel beside the main tensor, as do labels and ids."""
     sent: list[list[int]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from pipelocal.objective.first_order import FirstOrderReconciliation
 from pipelocal.objective.local import LocalPass
 from pipelocal.seeding import derive_seed
 from pipelocal.stage.layout import own_memory
-from pipelocal.stage.stage import Stage
+from pipelocal.stage.stage import NONE, Stage
 
 
 class ClosedFormStage(Stage):
@@ -35,10 +35,15 @@ class ClosedFormStage(Stage):
         self._delta: Tensor | None = None
 
     def forward(
-        self, x: Tensor, beside: Sequence[Tensor] = (), *, reconciled: bool = False
+        self,
+        x: Tensor,
+        beside: Sequence[Tensor] = (),
+        *,
+        reconciled: bool = False,
+        relayed: Mapping[str, Tensor] = NONE,
     ) -> Tensor:
         """See :meth:`Stage.forward`."""
-        del reconciled  # the gradient at the input can be formed or left out later
+        del reconciled, relayed  # the gradient at the input can be formed or left out later
         assert not beside, "a layer has one input"
         self._set_train_mode(not self.frozen)
         self._passes.step = self.steps

@@ -12,7 +12,7 @@ from pipelocal.objective.distances import DISTANCES
 from pipelocal.objective.exact import ExactReconciliation
 from pipelocal.objective.first_order import FirstOrderReconciliation
 from pipelocal.objective.greedy import BackPropagation, Greedy, as_recipe
-from pipelocal.objective.local import LocalPass, Objective, ObjectiveRecipe, Place
+from pipelocal.objective.local import LocalPass, Objective, ObjectiveRecipe, Place, Relay, relays_of
 from pipelocal.objective.reconciliation import WEIGHT_SCHEDULES, Reconciliation
 from pipelocal.objective.sgr import SGR
 from pipelocal.registry import Registry
@@ -39,5 +39,7 @@ __all__ = [
     "ObjectiveRecipe",
     "Place",
     "Reconciliation",
+    "Relay",
     "as_recipe",
+    "relays_of",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelocal.errors import UserError
 from pipelocal.models.chain import Shape
 from pipelocal.objective.delta_encoding import Summary, whole_delta
-from pipelocal.objective.local import LocalPass, Objective, ObjectiveRecipe, Place
+from pipelocal.objective.local import LocalPass, Objective, ObjectiveRecipe, Place, Relay
 from pipelocal.objective.residual import Residual
 
 
@@ -89,6 +89,11 @@ class EachStage:
     def for_stage(self, place: Place) -> Objective:
         """See :class:`~pipelocal.objective.local.ObjectiveRecipe`."""
         return self.make(place)
+
+    def relays(self, stages: int) -> Sequence[Relay]:
+        """See :class:`~pipelocal.objective.local.ObjectiveRecipe`; a class has them as a static method."""
+        asked: Callable[[int], Sequence[Relay]] | None = getattr(self.make, "relays", None)
+        return () if asked is None else asked(stages)
 
     def delta_encoding(self, shape: Shape, seed: int) -> Summary:
         """See :class:`~pipelocal.objective.local.ObjectiveRecipe`; sends delta unchanged."""

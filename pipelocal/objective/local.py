@@ -12,8 +12,8 @@ gradients of all parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -53,6 +53,8 @@ class LocalPass:
     """The batch's targets; available from :meth:`Objective.head_backward` on."""
     head: nn.Module | None = None
     """The stage's head; available from :meth:`Objective.head_backward` on."""
+    relayed: Mapping[str, Tensor] = field(default_factory=dict)
+    """By name, what the objective has relayed to this stage; see :class:`Relay`."""
     task_loss: LossOf | None = None
     """Applies head and task loss to an output; available from :meth:`Objective.head_backward` on."""
 
@@ -60,6 +62,27 @@ class LocalPass:
     def reconciled(self) -> bool:
         """Whether delta of the stage before will be received."""
         return self.x.requires_grad
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relay:
+    """A main output that later stages see too: the model's input, or what an earlier stage made.
+
+    The stage right behind has it as its input; each stage passes it on to the next, in training and in
+    evaluation::
+
+        Relay(name="image", of=0, until=3)      x > [stage 1] > out, image > [stage 2] > out, image > [stage 3]
+    """
+
+    name: str
+    of: int
+    """Number of the stage that makes it; 0 for the model's main input."""
+    until: int
+    """Number of the last stage that sees it."""
+
+    def crosses(self, source: int) -> bool:
+        """Return whether it is sent from stage ``source`` to the next, beside that stage's output."""
+        return self.of < source < self.until
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +124,11 @@ class Objective(Protocol):
 
 
 class ObjectiveRecipe(Protocol):
-    """Makes the objective of every stage of a network."""
+    """Makes the objective of every stage of a network.
+
+    One that wants more than its stage's input has a further method, ``relays(stages)``, which returns a
+    :class:`Relay` for each tensor; it is called with the number of stages.
+    """
 
     @property
     def reconcile_every(self) -> int | None:
@@ -117,3 +144,9 @@ class ObjectiveRecipe(Protocol):
             shape: shape of one row of the stage's output.
             seed: the same at both ends of the edge.
         """
+
+
+def relays_of(recipe: ObjectiveRecipe, stages: int) -> Sequence[Relay]:
+    """Return what an objective has relayed in a network of this many stages."""
+    asked: Callable[[int], Sequence[Relay]] | None = getattr(recipe, "relays", None)
+    return () if asked is None else asked(stages)

@@ -66,6 +66,7 @@ class Evaluation:
             self._add(self._tally, batch, loss, logits, target)
         # A copy: the received tensor's memory is reused after this batch.
         found = {"target": target.clone(), **dict(named_outputs(output, self._stage.beside))}
+        found |= self._messages.passed_on(batch)
         if self._votes:
             votes = self._stage.task.votes(logits)
             if not self._heard:

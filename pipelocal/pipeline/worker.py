@@ -22,7 +22,7 @@ from pipelocal.pipeline.bp_gap import BackPropagationGap
 from pipelocal.pipeline.callbacks import Callback, EpochEnd, EvaluationEnd
 from pipelocal.pipeline.evaluation import Evaluation
 from pipelocal.pipeline.hearing import EVERYBODY, Hearing
-from pipelocal.pipeline.messages import PLAIN, Messages, send_outputs
+from pipelocal.pipeline.messages import PLAIN, Messages, named_outputs, send_all
 from pipelocal.pipeline.observers import (
     BpGap,
     Observer,
@@ -204,7 +204,9 @@ class Worker:
             with self._action("receive"):
                 x, beside = messages.inputs(batch)
             with self._action("forward"):
-                output = stage.forward(x, beside, reconciled=wants_delta)
+                output = stage.forward(
+                    x, beside, reconciled=wants_delta, relayed=messages.relayed_to(batch)
+                )
             with self._action("receive"):
                 target, ids = batch.get(messages.train_target), batch.get("ids")
             if outgoing is not None:
@@ -213,7 +215,9 @@ class Worker:
                     # Copies: the memory of received tensors is reused after this batch.
                     outgoing.send("ids", ids.clone())
                     outgoing.send(messages.train_target, target.clone())
-                    send_outputs(outgoing, output, stage.beside)
+                    send_all(outgoing, named_outputs(output, stage.beside))
+                    if messages.relays:
+                        send_all(outgoing, messages.passed_on(batch).items())
             with self._action("head"):
                 if not self._hearing.runs_head:
                     pass
@@ -308,8 +312,7 @@ class Worker:
     def _pass_on(self, header: Header, tensors: dict[str, Tensor]) -> None:
         if self.outgoing is not None:
             self.outgoing.begin(header)
-            for name, tensor in tensors.items():
-                self.outgoing.send(name, tensor)
+            send_all(self.outgoing, tensors.items())
             self.outgoing.finish()
 
     def _waited_s(self) -> float:

@@ -246,6 +246,7 @@ def predict(
     for k, cut in enumerate(blueprint.cuts):
         parts = [*model.profile.units[cut.start : cut.stop], model.profile.heads[cut.stop - 1]]
         last = k + 1 == blueprint.stages
+        relayed = sum(kind.bytes_per_row for kind in blueprint.relayed(k + 1)) * config.batch_size
         stages.append(
             StagePlan(
                 stage=k + 1,
@@ -256,7 +257,7 @@ def predict(
                 every_seconds=alone[k] / replicas[k],
                 head_fraction=0.0 if last else min(1.0, parts[-1].train_s / seconds[k]),
                 memory_bytes=model.memory_bytes(cut.start, cut.stop),
-                sent_bytes=0 if last else model.edge_bytes(cut.stop),
+                sent_bytes=0 if last else model.edge_bytes(cut.stop) + relayed,
             )
         )
     slowest = max(stages, key=lambda stage: stage.every_seconds)

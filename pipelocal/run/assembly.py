@@ -89,6 +89,7 @@ class Assembly:
             delta_shape=None if summary is None else summary.shape,
             delta_dtype=torch.float32 if summary is None else summary.dtype,
             votes=votes,
+            relayed=self._blueprint.relayed(source),
         )
 
     def workers(

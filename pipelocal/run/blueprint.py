@@ -14,10 +14,10 @@ from pipelocal.errors import UserError
 from pipelocal.heads import HEADS, build_head
 from pipelocal.heads.downstream import Downstream
 from pipelocal.models import Chain, Shape
-from pipelocal.objective import SGR, Greedy, Place
+from pipelocal.objective import SGR, Greedy, Place, Relay, relays_of
 from pipelocal.objective.delta_encoding import Summary
 from pipelocal.partition import Cut, by_count, from_names, names_of, to_text
-from pipelocal.pipeline.messages import Messages
+from pipelocal.pipeline.messages import Messages, relay_name
 from pipelocal.seeding import derive_seed, seeded
 from pipelocal.stage.ema import Average
 from pipelocal.stage.layout import put_channels_last
@@ -112,8 +112,21 @@ class Blueprint:
         return self.chain.inputs
 
     def messages(self, stage: int) -> Messages:
-        """Return the names of the tensors that come in to a stage."""
-        return Messages.of(self.info, len(self.passed_on(stage - 1)) - 1)
+        """Return the names of the tensors that come in to a stage, and of what it relays."""
+        return Messages.of(self.info, len(self.passed_on(stage - 1)) - 1, stage, self.relays)
+
+    @property
+    def relays(self) -> Sequence[Relay]:
+        """What the objective has relayed."""
+        return relays_of(self.recipe.objective, self.stages)
+
+    def relayed(self, source: int) -> list[TensorKind]:
+        """Return the kinds of what is relayed from stage ``source`` to the next."""
+        return [
+            replace(self.passed_on(relay.of)[0], name=relay_name(relay.name))
+            for relay in self.relays
+            if relay.crosses(source)
+        ]
 
     def units(self, stage: int) -> str:
         """Return the names of a stage's first and last unit, as text."""

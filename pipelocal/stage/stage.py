@@ -198,7 +198,12 @@ class Stage:
         return self._passes.beside
 
     def forward(
-        self, x: Tensor, beside: Sequence[Tensor] = (), *, reconciled: bool = False
+        self,
+        x: Tensor,
+        beside: Sequence[Tensor] = (),
+        *,
+        reconciled: bool = False,
+        relayed: Mapping[str, Tensor] = NONE,
     ) -> Tensor:
         """Run the body and return its detached output, which must not be modified until :meth:`update`.
 
@@ -208,6 +213,7 @@ class Stage:
             x: input ``[B, ...]``.
             beside: what the input has beside its main tensor ``[B, ...]``; gets no gradient.
             reconciled: whether :meth:`reconcile` will receive delta.
+            relayed: by name, what the objective has relayed to this stage ``[B, ...]``.
         """
         assert not (reconciled and self.frozen), "a frozen stage has nothing to reconcile"
         self._set_train_mode(not self.frozen)
@@ -219,6 +225,7 @@ class Stage:
             x=leaf,
             out=out,
             add_gradients_at=self._add_gradients_at,
+            relayed=relayed,
             parameters=self._parameters,
             step=self.steps,
             seed=derive_seed(self._seed, "objective", self.number, self.steps),
@@ -419,7 +426,11 @@ class Stage:
         def loss_of(out: Tensor) -> Tensor:
             return self.replay_loss(pack(out, beside_out), target, x=x, full=True)
 
-        local = replace(self._require_pass(), x=x, out=out, target=target, task_loss=loss_of)
+        now = self._require_pass()
+        relayed = now.relayed
+        if rows is not None:
+            relayed = {name: tensor[rows] for name, tensor in relayed.items()}
+        local = replace(now, x=x, out=out, target=target, task_loss=loss_of, relayed=relayed)
         loss = factor * self.objective.loss(local, out)
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]

@@ -150,6 +150,7 @@ def edge_contract(
     delta_shape: Sequence[int] | None = None,
     delta_dtype: torch.dtype = torch.float32,
     votes: bool | None = None,
+    relayed: Sequence[TensorKind] = (),
 ) -> Contract:
     """Make the contract of the edge from stage ``source`` to the next.
 
@@ -167,6 +168,7 @@ def edge_contract(
         delta_dtype: dtype of delta as sent.
         votes: whether evaluations send the sum of the heads' votes; None to send it if it takes no more
             bytes than the output.
+        relayed: outputs of earlier stages that the objective has passed on.
     """
     main, *beside = x
     train, evaluate = ("TRAIN", "RECONCILE"), ("EVALUATE",)
@@ -187,6 +189,10 @@ def edge_contract(
     messages += [
         Message(name=name, shape=kind.shape, dtype=dtype_name(kind.dtype), kinds=both)
         for name, kind in zip(names_beside(len(beside)), beside, strict=True)
+    ]
+    messages += [
+        Message(name=kind.name, shape=kind.shape, dtype=dtype_name(kind.dtype), kinds=both)
+        for kind in relayed
     ]
     # Sum of the heads' votes so far, from which the last stage gets the ensemble.
     ballot = Message(name="votes", shape=tuple(output_shape), dtype="float32", kinds=evaluate)
