@@ -27,6 +27,7 @@ from pipelocal.objective import (
     LocalPass,
     Objective,
     Place,
+    Relay,
 )
 from pipelocal.partition.partitioners import PARTITIONERS, PartitionRequest
 from pipelocal.pipeline.callbacks import BatchEnd, Callback, EpochEnd, EvaluationEnd
@@ -56,6 +57,7 @@ __all__ = [
     "LocalPass",
     "Objective",
     "Place",
+    "Relay",
     "PartitionRequest",
     "Stage",
     "StepResult",

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelocal.models import Chain
-from pipelocal.objective import Greedy, LocalPass, Relay
+from pipelocal.objective import Greedy, LocalPass, Place, Relay
 
 UNITS = ["first", "second", "middle", "up_second", "up_first", "out"]
 
@@ -43,6 +43,9 @@ class SeesEarlier(Greedy):
     """Wants the image at every stage, and what the first stage made at the third."""
 
     figure_names = ("brightness", "first")
+
+    def __init__(self, place: Place) -> None:
+        assert place.stages == 4
 
     @staticmethod
     def relays(stages: int) -> list[Relay]:

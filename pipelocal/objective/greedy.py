@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -85,15 +85,12 @@ class EachStage:
 
     make: Callable[[Place], Objective]
     reconcile_every: int | None
+    relays: Callable[[int], Sequence[Relay]] = lambda _stages: ()
+    """See :class:`~pipelocal.objective.local.ObjectiveRecipe`; a static method of the class."""
 
     def for_stage(self, place: Place) -> Objective:
         """See :class:`~pipelocal.objective.local.ObjectiveRecipe`."""
         return self.make(place)
-
-    def relays(self, stages: int) -> Sequence[Relay]:
-        """See :class:`~pipelocal.objective.local.ObjectiveRecipe`; a class has them as a static method."""
-        asked: Callable[[int], Sequence[Relay]] | None = getattr(self.make, "relays", None)
-        return () if asked is None else asked(stages)
 
     def delta_encoding(self, shape: Shape, seed: int) -> Summary:
         """See :class:`~pipelocal.objective.local.ObjectiveRecipe`; sends delta unchanged."""
@@ -108,8 +105,8 @@ def as_recipe(objective: Any) -> ObjectiveRecipe:
         UserError: it is none of these.
     """
     if not isinstance(objective, type) and hasattr(objective, "for_stage"):
-        recipe: ObjectiveRecipe = objective
-        return recipe
+        given: ObjectiveRecipe = objective
+        return given
     if not callable(objective):
         raise UserError(
             f"objective: {type(objective).__name__} is none: give pipelocal.Greedy(), pipelocal.SGR(), or a "
@@ -118,4 +115,6 @@ def as_recipe(objective: Any) -> ObjectiveRecipe:
     every = getattr(objective, "reconcile_every", None)
     if every is None and getattr(objective, "wants_delta", False):
         every = 1
-    return EachStage(objective, every)
+    recipe = EachStage(objective, every)
+    asked = getattr(objective, "relays", None)
+    return recipe if asked is None else replace(recipe, relays=asked)

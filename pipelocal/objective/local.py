@@ -71,7 +71,7 @@ class Relay:
     The stage right behind has it as its input; each stage passes it on to the next, in training and in
     evaluation::
 
-        Relay(name="image", of=0, until=3)      x > [stage 1] > out, image > [stage 2] > out, image > [stage 3]
+        Relay(name="image", of=0, until=3)      x > [stage 1] > x, image > [stage 2] > x, image > [stage 3]
     """
 
     name: str

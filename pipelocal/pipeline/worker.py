@@ -2,7 +2,7 @@
 
 A training batch, with time from left to right; ``>`` marks what is sent to the next stage::
 
-    receive x | forward > target, ids, x | head backward > delta | receive delta, reconcile | update
+    receive x | forward > ids, target, x | head backward > delta | receive delta, reconcile | update
 
 Their names in a trace: receive, forward, send, head, send, backward (or receive, reconcile), average
 (with replicas), step.
