@@ -33,10 +33,26 @@ def reseed(seed: int) -> None:
     As torch.manual_seed does, but fit for every batch: that one also goes through the back ends that
     are not in use, and takes down the call stack for one of them.
     """
-    torch.default_generator.manual_seed(seed)
+    reseed_host(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
+
+
+def reseed_host(seed: int) -> None:
+    """Seed the same generators but for those of CUDA devices."""
+    torch.default_generator.manual_seed(seed)
     _seed_others(seed)
+
+
+@contextmanager
+def host_generators_kept() -> Iterator[None]:
+    """Leave the generators of :func:`reseed_host` as they were before the block."""
+    state = torch.default_generator.get_state()
+    try:
+        with restored(other_generators()):
+            yield
+    finally:
+        torch.default_generator.set_state(state)
 
 
 @contextmanager

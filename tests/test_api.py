@@ -415,12 +415,15 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         "schedule: it makes ReduceLROnPlateau",
     ),
-    "no loader": (lambda: fit_with([1]), "train: list is no DataLoader"),
+    "no loader": (lambda: fit_with(1), "train: int is no data"),
     "distributed": (
         lambda: fit_with(loader(sampler=DistributedSampler(TensorDataset(X), 2, 0))),
         "a DistributedSampler deals the samples out",
     ),
-    "items": (lambda: fit_with(DataLoader(Odd({"x": ONE}), 5)), "a batch is dict"),
+    "items": (
+        lambda: fit_with(DataLoader(Odd({"x": ONE}), 5)),
+        "a sample is dict, with x: say which",
+    ),
     "bytes": (lambda: fit_with(DataLoader(Odd((ONE.byte(), 1)), 5)), "samples of torch.uint8"),
     "targets": (lambda: fit_with(DataLoader(Odd((ONE, 0.5)), 5)), "targets of torch.float"),
     "shape": (
@@ -558,6 +561,6 @@ pl.Pipeline(net, stages=2).fit(DataLoader(Data(), 10), epochs=2, progress=False)
     assert done.returncode == 1
     for rank in (0, 1):
         assert re.search(
-            rf"pipelocal \(rank {rank}\): error: (rank 0, )?stage 1, batch 3: KeyError: 'sample 33 ",
+            rf"pipelocal \(rank {rank}\): error: (rank 0: )?train: sample 33 failed \(KeyError: 'sample 33 ",
             done.stderr,
         )

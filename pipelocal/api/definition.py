@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pipelocal.api.arguments import described_model
+from pipelocal.api.data import Data
 from pipelocal.data.dataset import DataInfo
-from pipelocal.data.loader import Loader, LoaderBatches
 from pipelocal.errors import UserError
 from pipelocal.models import Chain
 from pipelocal.options import names_that
@@ -50,8 +50,7 @@ class Definition:
         self,
         options: RunOptions,
         text: Mapping[str, Any],
-        train: Loader,
-        test: Loader | None,
+        data: Data,
         out: str | None,
         callbacks: tuple[Callback, ...],
     ) -> Spec:
@@ -60,25 +59,18 @@ class Definition:
         Args:
             options: options of this run.
             text: what the run folder records, from :meth:`written`.
-            train: training data.
-            test: test data; None for no evaluation.
+            data: training and test data.
             out: run folder; None to write nothing.
             callbacks: called on this rank.
         """
-        opened: list[LoaderBatches] = []
-
-        def batches() -> LoaderBatches:
-            if not opened:
-                opened.append(LoaderBatches(train, test, seed=self.recipe.seed))
-            return opened[0]
-
+        opener = data.opener(self.recipe.seed, self.recipe.task.classes)
         return Spec(
             recipe=replace(self.recipe, compute=options),
             options=options,
             cut=self.cut,
             chain=self.chain,
-            info=self.info_of(batches),
-            batches=batches,
+            info=opener.info,
+            batches=opener.batches,
             describe_model=described_model,
             text=text,
             defaults=text,
@@ -91,21 +83,16 @@ class Definition:
             callbacks=callbacks,
         )
 
-    def written(self, options: RunOptions, train: Loader) -> dict[str, Any]:
+    def written(self, options: RunOptions, data: Data) -> dict[str, Any]:
         """Describe a run for its folder; this alone is not enough to recreate the run."""
         model = self.model
         return {
             "python": True,
             "model": type(model).__name__,
-            "data": type(getattr(train, "dataset", train)).__name__,
-            "batch_size": getattr(train, "batch_size", None),
+            **data.text,
             **self.text,
             **asdict(options),
         }
-
-    def info_of(self, batches: Callable[[], LoaderBatches]) -> Callable[[], DataInfo]:
-        """Return a function that describes one sample of the data."""
-        return lambda: batches().info(self.recipe.task.classes)
 
     def known_info(self) -> DataInfo:
         """Describe one sample without data.

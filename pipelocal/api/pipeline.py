@@ -19,11 +19,12 @@ from pipelocal.api.arguments import (
     schedule_of,
     task_of,
 )
+from pipelocal.api.data import Data, epoch_steps, loading_of
 from pipelocal.api.definition import Definition
 from pipelocal.checkpoint.description import Description
 from pipelocal.checkpoint.pick_snapshot import read_weights
 from pipelocal.data.dataset import DataInfo
-from pipelocal.data.loader import Loader, LoaderBatches
+from pipelocal.data.mixing import Mixing
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS, HeadBuilder
 from pipelocal.models import Chain
@@ -169,11 +170,18 @@ class Pipeline:
     @leaving_torch_as_it_was
     def fit(
         self,
-        train: Loader,
-        test: Loader | None = None,
+        train: Any,
+        test: Any = None,
         *,
-        epochs: int,
+        epochs: int | None = None,
         max_steps: int | None = None,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        columns: Sequence[str] | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        bad_samples: str = "error",
+        mixup: float | None = None,
+        cutmix: float | None = None,
         out: str | None = None,
         resume: str = "auto",
         evaluate_every: int = 1,
@@ -184,10 +192,22 @@ class Pipeline:
         """Train; all ranks call it together. Another call continues from the current weights.
 
         Args:
-            train: yields ``(x, target)``; only the ranks of the first stage read it.
-            test: yields the same for evaluation; None for no evaluation.
-            epochs: passes over the training data.
+            train: a data set of samples ``(x, target)``, ``(x, ..., target)``, ``((x, ...), target)`` or
+                dicts; a ``DataLoader``; an ``IterableDataset``; or a function that returns one of these, or
+                a pair of training and test data. Only the ranks of the first stage open and read it.
+            test: the same for evaluation; a number to evaluate on such a share of the training data; None
+                for no evaluation.
+            epochs: passes over the training data; 1 if only ``max_steps`` is given. Data without a length
+                are counted in batches: an epoch is an equal part of ``max_steps``.
             max_steps: stop after this many batches, even within an epoch.
+            batch_size: samples in a batch, 64 by default; a DataLoader has its own.
+            workers: processes that load ahead of the training; by default data are loaded in the process
+                of the first stage. The bits are the same.
+            columns: names of the inputs and, last, the target, of samples that are dicts.
+            collate: makes a batch of a list of samples.
+            bad_samples: ``error``, or ``skip``: leave out and count samples whose loading fails.
+            mixup: alpha of MixUp, such as 0.2; training targets become shares of the classes.
+            cutmix: alpha of CutMix, such as 1.0.
             out: run folder to create, or to continue in if it holds this same run, unfinished; None to
                 write nothing.
             resume: ``auto`` (continue an unfinished run in ``out``), ``never``, or the folder of a run or
@@ -206,6 +226,9 @@ class Pipeline:
             StageError: a stage of this rank cannot continue.
             Interrupted: another rank failed.
         """
+        if epochs is None and max_steps is None:
+            raise UserError("fit: say how long to train, with epochs= or max_steps=")
+        epochs = 1 if epochs is None else epochs
         options = replace(
             self._given.options,
             epochs=epochs,
@@ -216,9 +239,25 @@ class Pipeline:
             keep_snapshots=self._given.options.keep_snapshots if out is not None else 0,
         )
         check_values(options)
-        text = self._given.written(options, train)
+        loading = loading_of(
+            options,
+            given=(train, test),
+            batch_size=batch_size,
+            workers=workers,
+            columns=columns,
+            collate=collate,
+            bad_samples=bad_samples,
+        )
+        data = Data(
+            train=train,
+            test=test,
+            loading=loading,
+            mixing=Mixing(mixup=mixup, cutmix=cutmix),
+            steps=epoch_steps(epochs, max_steps),
+        )
+        text = self._given.written(options, data)
         run, summary = run_training(
-            partial(self._given.spec, options, text, train, test, out, tuple(callbacks)),
+            partial(self._given.spec, options, text, data, out, tuple(callbacks)),
             text=text,
             own=names_that(options, "alike"),
             patience_s=options.start_timeout,
@@ -258,11 +297,25 @@ class Pipeline:
         self._fitted = (blueprint, stages)
 
     @leaving_torch_as_it_was
-    def evaluate(self, loader: Loader) -> dict[str, Any]:
+    def evaluate(
+        self,
+        data: Any,
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        columns: Sequence[str] | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        bad_samples: str = "error",
+    ) -> dict[str, Any]:
         """Evaluate every stage's head on some data; all ranks call it together.
 
         Args:
-            loader: yields ``(x, target)``.
+            data: as for :meth:`fit`, and so are the others.
+            batch_size: samples in a batch.
+            workers: processes that load ahead.
+            columns: names of the inputs and, last, the target, of samples that are dicts.
+            collate: makes a batch of a list of samples.
+            bad_samples: ``error`` or ``skip``.
 
         Returns:
             ``loss`` and the task's metrics, such as ``accuracy``, of the last head, identical on every
@@ -270,13 +323,23 @@ class Pipeline:
             figures for each stage.
         """
         world = self._next_world()
-        batches = partial(LoaderBatches, None, loader, seed=self._given.recipe.seed)
+        loading = loading_of(
+            self._given.options,
+            given=(data,),
+            batch_size=batch_size,
+            workers=workers,
+            columns=columns,
+            collate=collate,
+            bad_samples=bad_samples,
+        )
+        recipe = self._given.recipe
+        opener = Data(test=data, loading=loading).opener(recipe.seed, recipe.task.classes)
         blueprint, stages = self._fitted or (None, None)
         result = evaluate_stages(
             lambda info: blueprint or self._given.draw(info),
             stages,
-            batches,
-            info=self._given.info_of(batches),
+            opener.batches,
+            info=opener.info,
             options=self._given.options,
             world=world,
         )

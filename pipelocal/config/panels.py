@@ -14,13 +14,13 @@ import tyro
 from pipelocal.checkpoint.options import SnapshotOptions
 from pipelocal.config.train import (
     CutOptions,
-    DataOptions,
     FolderOptions,
     ModelOptions,
     ObjectiveOptions,
     OptimizerOptions,
     TrainConfig,
 )
+from pipelocal.data.options import DataOptions
 from pipelocal.pipeline.options import LengthOptions
 from pipelocal.replicas.options import ReplicaOptions
 from pipelocal.stage.options import ComputeOptions

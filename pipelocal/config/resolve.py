@@ -15,9 +15,9 @@ from torch import nn
 from pipelocal.checkpoint.description import ModelDescription
 from pipelocal.config.named import REGISTRIES, plain_references, references
 from pipelocal.config.train import DELTA_NUMBERS, TrainConfig
-from pipelocal.data import DataInfo, data_info, load_dataset
-from pipelocal.data.batches import BatchStream
-from pipelocal.data.dataset import ArrayDataset
+from pipelocal.data import DataInfo
+from pipelocal.data.batches import Batches
+from pipelocal.data.opening import NamedData
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS
 from pipelocal.models import Chain, build_chain
@@ -44,13 +44,14 @@ def spec_of(config: TrainConfig, *, info: DataInfo | None = None) -> Spec:
         config: the options.
         info: what the model is fed; by default what ``--data`` holds.
     """
+    data = data_of(config)
     return Spec(
         recipe=recipe_of(config),
         options=config,
         cut=cut_of(config),
         chain=partial(chain_of, config),
-        info=partial(info_of, config) if info is None else info,
-        batches=partial(open_data, config),
+        info=data.info if info is None else info,
+        batches=data.batches,
         describe_model=partial(ModelDescription.of, config.model),
         text=text_of(config),
         defaults=text_of(TrainConfig()),
@@ -207,23 +208,22 @@ def blueprint_of(config: TrainConfig, *, info: DataInfo | None = None) -> Bluepr
 
 def info_of(config: TrainConfig) -> DataInfo:
     """What the data is like."""
-    return data_info(config.data, root=config.data_root, seed=config.seed)
+    return data_of(config).info()
 
 
-def open_dataset(config: TrainConfig) -> ArrayDataset:
-    """The data set that the options name, or so much of it."""
-    dataset = load_dataset(config.data, root=config.data_root, seed=config.seed)
-    return dataset if config.train_samples is None else dataset.first(config.train_samples)
-
-
-def open_data(config: TrainConfig) -> BatchStream:
-    """Its batches."""
-    return BatchStream(
-        open_dataset(config),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        drop_last=config.drop_last,
+def data_of(config: TrainConfig) -> NamedData:
+    """The data that the options name; nothing is read yet."""
+    return NamedData(
+        config,
+        config.seed,
+        steps=None if config.max_steps is None else -(-config.max_steps // config.epochs),
+        patience_s=config.timeout,
     )
+
+
+def open_data(config: TrainConfig) -> Batches:
+    """Its batches."""
+    return data_of(config).batches()
 
 
 def _check_sample_dtype(chain: Chain, model: str, info: DataInfo) -> None:

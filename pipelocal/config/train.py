@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pipelocal.data.options import DataOptions
 from pipelocal.options import (
     BATCHES,
     BELOW_ONE,
@@ -24,25 +25,6 @@ from pipelocal.run.options import RunOptions
 
 DELTA_NUMBERS = {"sketch": Number(256, Limits(1, 10**9))}
 """What ``--delta`` takes behind a name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Which data, and in which batches."""
-
-    data: str = "digits"
-    """Data set: digits (comes with scikit-learn); fashion-mnist, cifar10, cifar100 (read from
-    --data-root); text (bytes in sequences of 128; text16 to text1024 for other lengths), or
-    synthetic."""
-    data_root: str | None = option(None, of_the_bits=False, alike=False)
-    """Folder that holds the files of the data set, or for text the file itself; nothing is
-    downloaded."""
-    train_samples: int | None = option(None, limits=BATCHES)
-    """Train on the first so many samples only, to study small data; the test part stays whole."""
-    batch_size: int = option(64, limits=Limits(1, 10**7))
-    """Samples in a batch."""
-    drop_last: bool = option(False, seldom=True)
-    """Leave out the last batch of an epoch if it is not full; by default it is trained on as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)

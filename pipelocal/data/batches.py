@@ -1,8 +1,7 @@
 """Batches in an order that a resumed run reproduces bit for bit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +12,9 @@ from pipelocal.data.dataset import ArrayDataset
 from pipelocal.data.fingerprint import describe_data
 from pipelocal.errors import UserError
 from pipelocal.seeding import derive_seed
+
+WORTH_A_THREAD = 2**20
+"""Bytes of a batch from which on a thread prepares it ahead."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,10 @@ class Batch:
     beside: tuple[Tensor, ...] = ()
 
 
+Mine = Callable[[int], bool]
+"""Whether this rank needs a batch, by its step in the epoch or evaluation; replicas share the batches."""
+
+
 class Batches(Protocol):
     """The source of the first stage; each batch depends only on epoch and step."""
 
@@ -47,18 +53,37 @@ class Batches(Protocol):
     def smallest_batch(self) -> int:
         """Rows of the smallest training batch."""
 
-    def makers(self, epoch: int, start: int = 0) -> Iterator[Callable[[], Batch]]:
-        """What makes each training batch of one epoch, from step ``start`` on.
+    @property
+    def ahead(self) -> bool:
+        """Whether a thread may prepare batches ahead of the stage, and it is worth it.
 
-        One that is not called costs a replica as little as can be.
+        Not where making them draws from torch's, Python's or NumPy's own generators in this process, from
+        which the stage draws too.
         """
 
-    def test_makers(self) -> Iterator[Callable[[], Batch]]:
-        """Yield a function that makes each test batch; empty without test data."""
+    def training(self, epoch: int, start: int, mine: Mine) -> Generator[Batch | None]:
+        """Yield the training batches of one epoch, from step ``start`` on; None for those of others."""
+
+    def testing(self, mine: Mine) -> Generator[Batch | None]:
+        """Yield the test batches, None for those of others; nothing without test data."""
 
     def describe(self) -> dict[str, Any]:
         """What a run remembers of its data, a ``fingerprint`` of the content among it; see
         :func:`~pipelocal.data.fingerprint.describe_data`."""
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """State of the training data behind the last batch; None if a step says all."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load a :meth:`state_dict`, before any batch is read."""
+
+    def close(self) -> None:
+        """Let go of what loads."""
+
+
+def everything(_step: int) -> bool:
+    """See :data:`Mine`: all batches."""
+    return True
 
 
 class BatchStream:
@@ -109,18 +134,25 @@ class BatchStream:
         self._centre = (mean * unit).float()
         self._scale = (1 / (std * unit)).float()
 
+    @property
+    def ahead(self) -> bool:
+        """See :class:`Batches`; cheap batches are made when they are needed."""
+        row_bytes = self.dataset.train_x[:1].numel() * 4
+        return self.dataset.augment or self.batch_size * row_bytes >= WORTH_A_THREAD
+
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The training batches of one epoch, from step ``start`` on; see :meth:`makers`."""
-        return (make() for make in self.makers(epoch, start))
+        """The training batches of one epoch, from step ``start`` on; see :meth:`training`."""
+        return filter(None, self.training(epoch, start))
 
-    def makers(self, epoch: int, start: int = 0) -> Iterator[Callable[[], Batch]]:
-        """What makes each training batch of one epoch, from step ``start`` on.
-
-        One that is not called costs nothing: a replica calls those of its own batches.
+    def training(
+        self, epoch: int, start: int = 0, mine: Mine = everything
+    ) -> Generator[Batch | None]:
+        """The training batches of one epoch, from step ``start`` on; those of others cost nothing.
 
         Args:
             epoch: number of the epoch; each has an order and an augmentation of its own.
             start: the first step to yield, 0 to ``steps_per_epoch`` (which yields none).
+            mine: see :data:`Mine`.
 
         Raises:
             UserError: ``start`` is out of range; raised here, not at the first batch.
@@ -130,41 +162,53 @@ class BatchStream:
                 f"start at step {start} of an epoch of {self.steps_per_epoch} steps: "
                 f"give 0 to {self.steps_per_epoch}, and resume with the batch size of the first run"
             )
-        return self._makers_from(epoch, start)
+        return self._training(epoch, start, mine)
 
-    def _makers_from(self, epoch: int, start: int) -> Iterator[Callable[[], Batch]]:
+    def _training(self, epoch: int, start: int, mine: Mine) -> Generator[Batch | None]:
         samples, targets = self.dataset.training_part(derive_seed(self._seed, "part", epoch))
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
         order = self.dataset.training_order(len(samples), generator)
-
-        def make(step: int) -> Batch:
+        for step in range(start, self.steps_per_epoch):
+            if not mine(step):
+                yield None
+                continue
             ids = order[step * self.batch_size : (step + 1) * self.batch_size].clone()
             x = samples[ids]
             if self.dataset.augment:
                 x = random_crop_flip(x, seed=derive_seed(self._seed, "augment", epoch, step))
-            return Batch(self._ready(x), targets[ids].long(), ids)
-
-        for step in range(start, self.steps_per_epoch):
-            yield partial(make, step)
+            yield Batch(self._ready(x), self._targets(targets[ids]), ids)
 
     def test(self) -> Iterator[Batch]:
         """The test batches in the order of the test set, the last with its true size."""
-        return (make() for make in self.test_makers())
+        return filter(None, self.testing())
 
-    def test_makers(self) -> Iterator[Callable[[], Batch]]:
-        """Yield a function that makes each test batch; one that is not called costs nothing."""
-        for first in range(0, len(self.dataset.test_x), self.batch_size):
-            yield partial(self._test_batch, first)
+    def testing(self, mine: Mine = everything) -> Generator[Batch | None]:
+        """The test batches; those of others are None, and cost nothing."""
+        firsts = range(0, len(self.dataset.test_x), self.batch_size)
+        for step, first in enumerate(firsts):
+            yield self._test_batch(first) if mine(step) else None
 
     def describe(self) -> dict[str, Any]:
         """See :class:`Batches`."""
         return describe_data(self.dataset)
 
+    def state_dict(self) -> None:
+        """See :class:`Batches`."""
+
+    def load_state_dict(self, _state: dict[str, Any]) -> None:
+        """See :class:`Batches`."""
+
+    def close(self) -> None:
+        """See :class:`Batches`."""
+
     def _test_batch(self, first: int) -> Batch:
         data, here = self.dataset, slice(first, first + self.batch_size)
-        target = data.test_y[here].to(torch.int64, copy=True)
+        target = self._targets(data.test_y[here])
         ids = torch.arange(first, first + len(target))
         return Batch(self._ready(data.test_x[here]), target, ids)
+
+    def _targets(self, y: Tensor) -> Tensor:
+        return y.to(self.dataset.info.target_dtype, copy=True)
 
     def _ready(self, x: Tensor) -> Tensor:
         if self.dataset.info.tokens:

@@ -114,8 +114,8 @@ class ArrayDataset:
         info: name, shapes and number of classes.
         train_x: ``[N, *sample_shape]``, uint8 or floating. uint8 means 0 to 255 for 0 to 1. Tokens
             are uint8 or int64 and mean themselves.
-        train_y: ``[N, *target_shape]``, int64; for tokens also uint8.
-        test_x: ``[M, *sample_shape]``, of the dtype of ``train_x``.
+        train_y: ``[N, *target_shape]``, int64; for tokens also uint8; or of the info's floating dtype.
+        test_x: ``[M, *sample_shape]``, of the dtype of ``train_x``; M may be 0, for no evaluation.
         test_y: ``[M, *target_shape]``, of the dtype of ``train_y``.
         mean: per channel (first dimension of a sample), of the data scaled to [0, 1] if it is
             uint8, else of the data as it is; empty for tokens.
@@ -192,8 +192,8 @@ class ArrayDataset:
 
     def _check_part(self, part: str, x: Tensor, y: Tensor) -> None:
         if self.info.tokens:
-            if x.dtype not in (torch.uint8, torch.int64):
-                raise self._error(f"{part} samples are {x.dtype}; tokens are uint8 or int64")
+            if x.dtype not in (torch.uint8, torch.int32, torch.int64):
+                raise self._error(f"{part} samples are {x.dtype}; tokens are uint8, int32 or int64")
         elif x.dtype != torch.uint8 and not x.is_floating_point():
             raise self._error(f"{part} samples are {x.dtype}; give uint8 or a floating dtype")
         if tuple(x.shape[1:]) != self.info.sample_shape:
@@ -201,25 +201,35 @@ class ArrayDataset:
                 f"{part} samples have shape {tuple(x.shape[1:])}; "
                 f"the data set is described with {self.info.sample_shape}"
             )
-        label_dtypes = (torch.int64, torch.uint8) if self.info.tokens else (torch.int64,)
+        numbers = self.info.target_dtype.is_floating_point
+        label_dtypes = (
+            (torch.int64, torch.int32, torch.uint8) if self.info.tokens else (torch.int64,)
+        )
+        if numbers:
+            label_dtypes = (self.info.target_dtype,)
         if y.dtype not in label_dtypes or y.ndim < 1 or y.shape[1:] != self.info.target_shape:
             wanted = ", ".join(["N", *map(str, self.info.target_shape)])
             raise self._error(
                 f"{part} labels are {y.dtype} of shape {tuple(y.shape)}; "
-                f"give int64 of shape [{wanted}]"
+                f"give {dtype_name(self.info.target_dtype)} of shape [{wanted}]"
             )
-        if len(x) != len(y) or len(x) == 0:
+        if len(x) != len(y) or (len(x) == 0 and part == "training"):
             raise self._error(
                 f"{len(x)} {part} samples but {len(y)} labels; give as many of both, at least one"
             )
+        if len(x) == 0:  # no evaluation
+            return
+        for what, values in (("samples", x), ("targets", y)):
+            if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+                raise self._error(f"{part} {what} hold NaN or infinity; give finite values only")
+        if numbers:
+            return
         low, high = int(y.min()), int(y.max())
         if self.info.classes is not None and (low < 0 or high >= self.info.classes):
             raise self._error(
                 f"{part} labels run from {low} to {high}; "
                 f"{self.info.classes} classes allow 0 to {self.info.classes - 1}"
             )
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            raise self._error(f"{part} samples hold NaN or infinity; give finite values only")
 
     def _error(self, reason: str) -> DataError:
         return DataError(f"data set '{self.info.name}': {reason}")

@@ -1,6 +1,6 @@
-"""Any text as a sequence of bytes, cut into windows, for language models.
+"""Any text as a sequence of bytes, or of a tokenizer's tokens, cut into windows, for language models.
 
-The last tenth of the bytes is the test part. A window of ``T`` tokens is a sample, and the same
+The last tenth is the test part. A window of ``T`` tokens is a sample, and the same
 window one byte later its labels::
 
     bytes    t h e _ c a t _ s a t ...
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from pipelocal.data.dataset import ArrayDataset, DataInfo
+from pipelocal.data.options import DataOptions
+from pipelocal.data.tokenizer import tokens_of, vocabulary_size
 from pipelocal.errors import DataError
 from pipelocal.system.streams import tell
 
@@ -50,13 +52,13 @@ class TextDataset(ArrayDataset):
     number; training takes those of :meth:`training_part`.
 
     Attributes:
-        train_tokens: ``[L]`` uint8, the whole training part.
+        train_tokens: ``[L]`` uint8 for bytes, int32 for a tokenizer's tokens, the whole training part.
     """
 
     train_tokens: Tensor
 
     def training_part(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Samples and labels ``[N, T]`` uint8, views of the text from a random place on."""
+        """Samples and labels ``[N, T]``, views of the text from a random place on."""
         count, length = self.train_x.shape
         generator = torch.Generator().manual_seed(seed)
         spare = len(self.train_tokens) - count * length  # at least 1: the last label
@@ -84,26 +86,39 @@ class TextSource:
     @property
     def info(self) -> DataInfo:
         """Sequences ``(T,)`` of bytes, each token's label the byte that comes next."""
+        return self._info(VOCABULARY)
+
+    def info_with(self, tokenizer: str | None) -> DataInfo:
+        """The same for the tokens of a tokenizer's file."""
+        return self.info if tokenizer is None else self._info(vocabulary_size(tokenizer))
+
+    def _info(self, vocabulary: int) -> DataInfo:
         return DataInfo(
             name=self.name,
             sample_shape=(self.length,),
-            classes=VOCABULARY,
+            classes=vocabulary,
             target_shape=(self.length,),
             sample_dtype=torch.int64,
         )
 
-    def load(self, root: Path | None, _seed: int) -> TextDataset:
+    def load(
+        self, root: Path | None, _seed: int, options: DataOptions | None = None
+    ) -> TextDataset:
         """The text at ``root``; the same parts for every seed.
 
         Raises:
             DataError: no text there, or too little of it.
             OSError: it cannot be read; ``load_dataset`` makes a DataError of it.
         """
+        tokenizer = None if options is None else options.tokenizer
         tokens = self._read(root)
+        if tokenizer is not None:
+            tokens = tokens_of(bytes(tokens.numpy()), tokenizer, name=self.name)
         least = TEST_SHARE * (self.length + 1)
         if len(tokens) < least:
             raise DataError(
-                f"data set '{self.name}': {root} holds {len(tokens)} bytes, but a test part of one "
+                f"data set '{self.name}': {root} holds {len(tokens)} "
+                f"{'bytes' if tokenizer is None else 'tokens'}, but a test part of one "
                 f"sequence of {self.length} needs {least}: give more text, or shorter sequences"
             )
         border = len(tokens) - len(tokens) // TEST_SHARE
@@ -114,7 +129,7 @@ class TextSource:
         train_x, train_y = _windows(train_tokens, start=0, count=train_count, length=self.length)
         test_x, test_y = _windows(test_tokens, start=0, count=test_count, length=self.length)
         return TextDataset(
-            info=self.info,
+            info=self.info_with(tokenizer),
             train_x=train_x,
             train_y=train_y,
             test_x=test_x,

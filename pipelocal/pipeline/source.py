@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
+from contextlib import closing
 from itertools import islice
+from typing import Any
 
 import torch
 
-from pipelocal.data.batches import Batch, Batches
+from pipelocal.data.ahead import prepared_ahead
+from pipelocal.data.batches import Batch, Batches, Mine
 from pipelocal.pipeline.markers import Markers
 from pipelocal.pipeline.messages import named_outputs
 from pipelocal.pipeline.timetable import Timetable
@@ -60,18 +63,24 @@ class Source:
         """Return the next event; after the last batch, always the end of the stream."""
         return next(self._events, None) or self._event(Kind.END, 0)
 
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the state of the data behind the last batch; None if the step says all."""
+        return self._batches.state_dict()
+
     def close(self) -> None:
         self._events.close()
+        self._batches.close()
 
     def _training(self, plan: Timetable, evaluated: bool) -> Generator[HandedBatch]:
         total, start, markers = plan.total_steps, self._done, self._markers
         for epoch in range(plan.epoch_of_last(start), plan.epochs_begun):
             first = plan.first_of(epoch)
             stop = min(first + plan.steps_per_epoch, total)
-            makers = self._batches.makers(epoch, self._done - first)
-            for make in islice(makers, stop - self._done):
+            begun = self._done - first
+            batches = self._batches.training(epoch, begun, self._mine(begun))
+            for batch in islice(self._ahead(batches), stop - self._done):
                 kind = Kind.RECONCILE if plan.reconciles(self._done) else Kind.TRAIN
-                yield from self._dealt(kind, epoch, make)
+                yield from self._dealt(kind, epoch, batch)
                 self._done += 1
                 if self._done == stop:
                     if plan.together > 1 and (self._done - first) % plan.update_every:
@@ -96,16 +105,32 @@ class Source:
 
     def _evaluation(self, epoch: int) -> Generator[HandedBatch]:
         """Yield the events of an evaluation, cut short if the stream is to end."""
-        for make in self._batches.test_makers():
+        for batch in self._ahead(self._batches.testing(self._mine(0))):
             if self._markers and self._markers.stopping():
                 return
-            yield from self._dealt(Kind.EVALUATE, epoch, make)
+            yield from self._dealt(Kind.EVALUATE, epoch, batch)
         yield self._event(Kind.EVALUATED, epoch)
 
-    def _dealt(self, kind: Kind, epoch: int, make: Callable[[], Batch]) -> Generator[HandedBatch]:
+    def _mine(self, begun: int) -> Mine:
+        """Return which of the batches from step ``begun`` on are this replica's.
+
+        Markers between them are only where a round ends, so they change nothing.
+        """
+        number = self._number
+        return lambda step: self._deal.has(number + step - begun)
+
+    def _ahead(self, batches: Generator[Batch | None]) -> Generator[Batch | None]:
+        """Yield the batches, prepared ahead where that is worth it; close them with this stream."""
+        if self._batches.ahead:
+            batches = prepared_ahead(batches, pin=self._device.type == "cuda")
+        with closing(batches):
+            yield from batches
+
+    def _dealt(self, kind: Kind, epoch: int, batch: Batch | None) -> Generator[HandedBatch]:
         """Yield the event if it is this replica's; otherwise only count it."""
-        if self._deal.has(self._number):
-            yield self._event(kind, epoch, make())
+        assert (batch is not None) == self._deal.has(self._number)
+        if batch is not None:
+            yield self._event(kind, epoch, batch)
         else:
             self._number += 1
 

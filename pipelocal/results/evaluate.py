@@ -11,7 +11,7 @@ from pipelocal.checkpoint.description import data_differences
 from pipelocal.config import EvaluateConfig
 from pipelocal.config.resolve import open_data
 from pipelocal.data import DATASETS
-from pipelocal.data.batches import BatchStream
+from pipelocal.data.batches import Batches
 from pipelocal.errors import UserError
 from pipelocal.options import check_values
 from pipelocal.pipeline.source import Source
@@ -67,7 +67,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def _data(config: EvaluateConfig, finished: FinishedRun) -> BatchStream:
+def _data(config: EvaluateConfig, finished: FinishedRun) -> Batches:
     """Open the run's current data; report if they have changed."""
     run = replace(
         finished.config,

@@ -18,7 +18,7 @@ from pipelocal.run.spec import Spec
 FITTING = {"model", "optimizer", "head", "bp_free"}
 """Options without which the weights of another run, or what its optimizer knows, cannot be taken over."""
 
-PLACE = ("data", "train_samples", "batch_size", "drop_last", "seed")
+PLACE = ("data", "train_samples", "test_split", "batch_size", "drop_last", "seed")
 """Options that say which samples are in which batch."""
 
 Tell = Callable[[str], None]

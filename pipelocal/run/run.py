@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
 from pipelocal.checkpoint.description import ModelDescription, own_code
 from pipelocal.checkpoint.run_folder import RunFolder
+from pipelocal.checkpoint.snapshot import load_stage
 from pipelocal.data.batches import Batches
 from pipelocal.data.dataset import DataInfo
 from pipelocal.errors import StageError, UserError
@@ -298,6 +300,8 @@ class Run:
         """Return the start of the stream, on replicas of the first stage."""
         if batches is None:
             return None
+        if start.step and (state := load_stage(Path(start.snapshot), 1).get("data")) is not None:
+            batches.load_state_dict(state)
         options, markers = self.spec.options, None
         if snapshots is not None and options.takes_snapshots:
             markers = Markers(

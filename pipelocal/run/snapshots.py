@@ -11,6 +11,7 @@ from typing import Any
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.checkpoint.snapshot import Epochs, Evaluated, Manifest, SnapshotFolder, save_stage
 from pipelocal.checkpoint.writer import Part, SnapshotWriter
+from pipelocal.pipeline.source import Source
 from pipelocal.pipeline.timetable import Timetable
 from pipelocal.pipeline.worker import Worker
 from pipelocal.ranks.control import ControlPlane
@@ -119,6 +120,8 @@ class Snapshots:
         state = stage_state(chain, cut, stage)
         state["optimizer"] = training.pop("optimizer")
         state |= {"training": training, "worker": worker.state_dict()}
+        if isinstance(worker.incoming, Source):
+            state["data"] = worker.incoming.state_dict()
         # A frozen stage has no optimizer state to look up by name.
         state["names"] = [] if stage.frozen else parameter_names(chain, cut, stage)
         return state

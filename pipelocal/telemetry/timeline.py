@@ -84,7 +84,14 @@ class Timeline:
         ranks: dict[int, float] = defaultdict(float)
         for stage in self.stages:
             ranks[stage.rank] += stage.computing_ms
+        waited = self.stages[0].ms["receive"] / self.period_ms
+        loading = (
+            f"loading the data is the bottleneck: stage 1 waits for it {waited:.0%} of the time: load them "
+            f"in more processes (--workers N, workers=N in Python), or make a sample cheaper"
+        )
         if len(ranks) == 1:
+            if waited > 1 - SATURATED:
+                return loading
             return (
                 f"one rank runs all stages in turn, {self.period_ms:.1f} ms a batch: start more ranks "
                 f"with torchrun to run them at once"
@@ -98,11 +105,8 @@ class Timeline:
                     f"{self.edges_ms[edge]:.1f} of {self.period_ms:.1f} ms a batch: send fewer bytes "
                     f"(--wire bf16 or int8), or cut where the output is smaller (pipelocal plan)"
                 )
-            if self.stages[0].share("receive") > 1 - SATURATED:
-                return (
-                    f"the data is the bottleneck: stage 1 waits for it "
-                    f"{self.stages[0].share('receive'):.0%} of its time"
-                )
+            if waited > 1 - SATURATED:
+                return loading
         rest = [time for rank, time in ranks.items() if rank != slowest]
         names = [f"stage {s.stage}" for s in self.stages if s.rank == slowest]
         said = f"rank {slowest} ({', '.join(names)})"

@@ -40,7 +40,11 @@ def test_the_first_training_samples_alone() -> None:
     ("changes", "said"),
     [
         ({"train_y": torch.tensor([0, 1])}, "6 training samples but 2 labels"),
-        ({"test_x": torch.zeros(0, 2, 3, 3), "test_y": torch.tensor([]).long()}, "0 test samples"),
+        ({"test_x": torch.zeros(0, 2, 3, 3)}, "0 test samples"),
+        (
+            {"train_x": torch.zeros(0, 2, 3, 3), "train_y": torch.tensor([]).long()},
+            "0 training samples",
+        ),
         ({"train_y": torch.tensor([0, 1, 2, 4, 0, 1])}, "run from 0 to 4; 4 classes allow 0 to 3"),
         ({"test_y": torch.tensor([-1, 0])}, "test labels run from -1 to 0"),
         ({"test_y": torch.tensor([1, 0], dtype=torch.int32)}, "torch.int32"),
@@ -82,7 +86,7 @@ def test_tokens_are_taken() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train_x": torch.zeros(6, 5)}, "torch.float32; tokens are uint8 or int64"),
+        ({"train_x": torch.zeros(6, 5)}, "torch.float32; tokens are uint8, int32 or int64"),
         ({"train_y": torch.arange(6)}, r"shape \(6,\); give int64 of shape \[N, 5\]"),
         ({"train_y": torch.full((6, 5), 9)}, "run from 9 to 9; 9 classes"),
         ({"mean": (0.5,)}, "one of each for 0 channel"),

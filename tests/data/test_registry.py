@@ -28,7 +28,8 @@ def test_info_imports_no_slow_library() -> None:
     code = """
 import sys
 from pipelocal.data import DATASETS, data_info
-assert [data_info(name).name for name in DATASETS] == list(DATASETS)
+known = [name for name in DATASETS if name not in ("imagefolder", "csv", "npz")]
+assert [data_info(name).name for name in known] == known
 assert not {"torchvision", "sklearn"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

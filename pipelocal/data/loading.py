@@ -1,0 +1,204 @@
+"""Loads batches of a user's map-style data set, here or in worker processes, to the same bits.
+
+What travels to a worker is (epoch, indices of a batch). Before each sample torch's, Python's and NumPy's
+generators are seeded from the run's seed, the epoch and the index, so that neither the number of workers nor
+what was loaded before can change an augmentation::
+
+    order of the epoch    [5 0 | 3 1 | 4 2]      from (seed, epoch)
+    worker 0              (7, [5, 0])  (7, [4, 2])
+    worker 1              (7, [3, 1])             sample 3 from (seed, epoch 7, index 3)
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Generator as TorchGenerator
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from pipelocal.data.collating import Collate, Collator, Failure, Loaded, loaded
+from pipelocal.errors import DataError
+from pipelocal.seeding import derive_seed, host_generators_kept, reseed_host
+
+Key = tuple[int, Sequence[Any]]
+"""An epoch, and the indices of a batch."""
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a user's data are loaded.
+
+    Args:
+        batch_size: samples in a batch, where no DataLoader says so; None for
+            :data:`BATCH_SIZE`, or all samples if there are fewer.
+        workers: processes that load ahead of the training; 0 loads in the training's own process.
+        columns: see :class:`~pipelocal.data.collating.Collator`.
+        collate: makes a batch of a list of samples.
+        bad_samples: ``error``, or ``skip``: leave out and count samples that cannot be loaded.
+        drop_last: whether an incomplete last training batch is left out.
+        patience_s: most seconds to wait for a worker; 0 to wait for ever.
+    """
+
+    batch_size: int | None = None
+    workers: int = 0
+    columns: tuple[str, ...] | None = None
+    collate: Collate | None = None
+    bad_samples: Literal["error", "skip"] = "error"
+    drop_last: bool = False
+    patience_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Batches(Dataset[Loaded]):
+    """A data set whose samples are batches."""
+
+    dataset: Any
+    collate: Collator
+    seed: int
+    what: str
+    draws: bool
+
+    def __getitem__(self, key: Key) -> Loaded:
+        epoch, indices = key
+        return loaded([self._sample(epoch, index) for index in indices], indices, self.collate)
+
+    def _sample(self, epoch: int, index: Any) -> Any:
+        if self.draws:
+            reseed_host(derive_seed(self.seed, "sample", self.what, epoch, str(index)))
+        try:
+            return self.dataset[index]
+        except Exception as error:
+            return Failure.of(index, error)
+
+
+class Loaders:
+    """What loads the batches of one data set.
+
+    Args:
+        dataset: the user's.
+        what: ``train`` or ``test``.
+        seed: the run's.
+        loading: how.
+        collate: makes batches of samples.
+        start_worker: called in each worker with its number.
+        context: how workers are started, as DataLoader takes it.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        what: str,
+        seed: int,
+        loading: Loading,
+        collate: Collator,
+        *,
+        start_worker: Callable[[int], None] | None = None,
+        context: Any = None,
+    ) -> None:
+        self._batches = _Batches(dataset, collate, seed, what, not _draws_nothing(dataset))
+        self._loading = loading
+        self._keys: list[Key] = []
+        self._loader: DataLoader[Loaded] | None = None
+        self._start_worker = start_worker
+        self._context = context
+
+    @property
+    def ahead(self) -> bool:
+        """Whether nothing is drawn in this process while batches are loaded."""
+        return self._loading.workers > 0
+
+    def here(self, key: Key) -> Loaded:
+        """Load a batch in this process."""
+        with host_generators_kept():
+            return self._batches[key]
+
+    def read(self, keys: list[Key]) -> Generator[Loaded]:
+        """Load these batches, in order; workers begin with the call."""
+        return self._in_turn(keys) if not self.ahead else self._by_workers(iter(self._begun(keys)))
+
+    def close(self) -> None:
+        """End the workers."""
+        self._loader = None
+
+    def _in_turn(self, keys: list[Key]) -> Generator[Loaded]:
+        for key in keys:
+            yield self.here(key)
+
+    def _begun(self, keys: list[Key]) -> DataLoader[Loaded]:
+        self._keys[:] = keys
+        if self._loader is None:
+            self._loader = DataLoader(
+                self._batches,
+                batch_size=None,
+                sampler=_Keys(self._keys),
+                num_workers=self._loading.workers,
+                collate_fn=as_it_is,
+                persistent_workers=True,
+                timeout=self._loading.patience_s,
+                worker_init_fn=Start(self._start_worker),
+                multiprocessing_context=self._context,
+                generator=TorchGenerator(),  # or it would draw from the training's
+            )
+        return self._loader
+
+    def _by_workers(self, batches: Iterator[Loaded]) -> Generator[Loaded]:
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:
+                raise worker_failed(error, self._batches.what) from error
+            if batch is None:
+                return
+            yield batch
+
+
+def worker_failed(error: RuntimeError, what: str) -> DataError:
+    """The error for worker processes that ended or are too slow."""
+    first = str(error).partition("\n")[0].strip()
+    return DataError(
+        f"{what}: a worker process that loads the data failed ({first}): see above for what it printed; if "
+        f"memory ran out, start fewer workers"
+    )
+
+
+class _Keys:
+    """The keys of the coming pass, whichever it is: persistent workers keep their loader."""
+
+    def __init__(self, keys: list[Key]) -> None:
+        self._keys = keys
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(list(self._keys))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Called in a worker process as it starts."""
+
+    then: Callable[[int], None] | None
+
+    def __call__(self, number: int) -> None:
+        # These ask the training for a snapshot or its end, and a terminal sends them to all processes.
+        for each in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(each, signal.SIG_IGN)
+        if self.then is not None:
+            self.then(number)
+
+
+def as_it_is(batch: Any) -> Any:
+    """Return what a worker made: it is a batch already."""
+    return batch
+
+
+def _draws_nothing(dataset: Any) -> bool:
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return isinstance(dataset, TensorDataset | list | tuple)

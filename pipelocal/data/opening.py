@@ -1,0 +1,98 @@
+"""Opens the data that the options of the command line name, once in a process."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from pipelocal.data import ArrayDataset, BatchStream, DataInfo, Ready, find_data, known_info
+from pipelocal.data.batches import Batches
+from pipelocal.data.loading import Loading
+from pipelocal.data.mixing import Mixed, Mixing
+from pipelocal.data.options import DataOptions
+from pipelocal.data.own import OwnBatches, first_samples
+from pipelocal.errors import UserError
+
+
+class NamedData:
+    """The data of a training by ``--data``.
+
+    Args:
+        options: which, and how they are read.
+        seed: the run's.
+        steps: batches of an epoch of data without a length; None if nobody knows.
+        patience_s: most seconds to wait for a worker.
+    """
+
+    def __init__(
+        self, options: DataOptions, seed: int, *, steps: int | None = None, patience_s: float = 0.0
+    ) -> None:
+        self._options, self._seed = options, seed
+        self._steps, self._patience_s = steps, patience_s
+        self._mixing = Mixing(mixup=options.mixup, cutmix=options.cutmix)
+
+    def info(self) -> DataInfo:
+        """Describe the data; reads files only if nothing is known without."""
+        known = known_info(self._options)
+        if known is None:
+            found = self.found
+            known = found.info if isinstance(found, ArrayDataset) else self._own.info(None)
+        return self._mixing.described(known)
+
+    @cached_property
+    def found(self) -> ArrayDataset | Ready:
+        """The data set, or as much of it as is asked for."""
+        options = self._options
+        found = find_data(options, self._seed)
+        if isinstance(found, Ready):
+            if options.train_samples is None:
+                return found
+            return found.with_train(first_samples(found.train, options.train_samples))
+        if options.test_split is not None and len(found.test_x) and options.data not in SPLIT:
+            raise UserError(
+                f"--test-split {options.test_split:g}: data set '{options.data}' has a test part: leave "
+                f"it out"
+            )
+        return found if options.train_samples is None else found.first(options.train_samples)
+
+    def batches(self) -> Batches:
+        """Return the batches."""
+        options, found = self._options, self.found
+        batches: Batches
+        if isinstance(found, Ready):
+            batches = self._own
+        else:
+            batches = BatchStream(
+                found,
+                batch_size=options.batch_size,
+                seed=self._seed,
+                drop_last=options.drop_last,
+            )
+        if not self._mixing:
+            return batches
+        return Mixed(batches, self._mixing, self.info().known_classes, self._seed)
+
+    @cached_property
+    def _own(self) -> OwnBatches:
+        options, found = self._options, self.found
+        assert isinstance(found, Ready)
+        split = options.test_split is not None and found.test is None
+        return OwnBatches(
+            found.train,
+            options.test_split if split else found.test,
+            seed=self._seed,
+            loading=Loading(
+                batch_size=options.batch_size,
+                workers=found.workers if options.workers is None else options.workers,
+                bad_samples=options.bad_samples,
+                drop_last=options.drop_last,
+                patience_s=self._patience_s,
+            ),
+            steps=self._steps,
+            name=found.name,
+            classes=found.classes,
+            more=found.more,
+        )
+
+
+SPLIT = ("csv", "npz")
+"""Data sets in memory whose loader itself splits a test part off."""
