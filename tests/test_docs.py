@@ -50,6 +50,13 @@ def test_a_closed_form_of_one_s_own(tmp_path: Path) -> None:
     assert "2 stage(s)" in said
 
 
+def test_data_of_one_s_own(tmp_path: Path) -> None:
+    (example,) = python_blocks("data.md")
+    (tmp_path / "waves.py").write_text(example)
+    said = python(tmp_path / "waves.py")
+    assert float(said.splitlines()[-1]) > 0.7
+
+
 def test_what_can_be_done_with_a_run(tmp_path: Path) -> None:
     (tmp_path / "use.py").write_text("\n".join(python_blocks("using-a-run.md")))
     said = python(tmp_path / "use.py")
