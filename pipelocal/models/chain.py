@@ -132,6 +132,8 @@ class Chain:
         self._versions = versions
         self.given = given
         self.notes = tuple(notes)
+        self.copies: Mapping[str, str] = {}
+        """Names of parameters that were tied to others and now start as copies of them, with those names."""
 
     @property
     def input_shape(self) -> Shape:
@@ -238,8 +240,9 @@ class Chain:
         kinds = kinds_of(inputs, input_shape, input_dtype, name=first_argument(model))
         pieces = split_module(model, units, kinds)
         notes: list[str] = []
+        copies: dict[str, str] = {}
         if untie:
-            model, notes = untied(model, pieces)
+            model, notes, copies = untied(model, pieces)
             pieces = split_module(model, units, kinds) if notes else pieces
         saved = model.state_dict()
         check_nothing_shared([(piece.name, piece.module) for piece in pieces], saved)
@@ -252,7 +255,7 @@ class Chain:
             )
             for piece in pieces
         )
-        return cls(
+        chain = cls(
             links,
             classifier=classifier,
             classes=classes,
@@ -262,6 +265,8 @@ class Chain:
             given=model,
             notes=notes,
         )
+        chain.copies = copies
+        return chain
 
     def build(self, start: int, stop: int, *, seed: int) -> nn.Sequential:
         """Build the units ``start..stop-1`` as one module.

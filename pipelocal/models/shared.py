@@ -46,14 +46,18 @@ def check_nothing_shared(
             )
 
 
-def untied(model: nn.Module, pieces: Sequence[Piece]) -> tuple[nn.Module, list[str]]:
-    """Return a copy of a model in which each unit has parameters of its own, and a line for each copied one.
+def untied(
+    model: nn.Module, pieces: Sequence[Piece]
+) -> tuple[nn.Module, list[str], dict[str, str]]:
+    """Return a copy of a model in which each unit has parameters of its own, and what was copied.
+
+    That is a line for each copied parameter, and by its name (or names) that of the one it was tied to.
 
     A tensor that two units use under one and the same name stays shared.
     """
     owners: dict[int, tuple[str, str]] = {}
     own = copy.deepcopy(model)
-    notes = []
+    notes, copies = [], {}
     for piece in pieces:
         made: dict[int, nn.Parameter] = {}  # what is tied within the unit stays so
         for name, parameter in piece.module.named_parameters(remove_duplicate=False):
@@ -67,6 +71,7 @@ def untied(model: nn.Module, pieces: Sequence[Piece]) -> tuple[nn.Module, list[s
                 notes.append(
                     f"'{name}' of unit '{piece.name}' starts as a copy of '{first}' and is trained apart"
                 )
+            copies[name] = first
             path, _, last = name.rpartition(".")
             setattr(own.get_submodule(path), last, made[id(parameter)])
-    return own, notes
+    return own, notes, copies

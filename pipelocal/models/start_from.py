@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -63,6 +64,7 @@ def fit(chain: Chain, given: Mapping[str, Shape], what: str) -> Fit:
     renaming = Renaming.between(given, wanted)
     own = {name: renaming.own(name, wanted) for name in given}
     found = {mine: theirs for theirs, mine in own.items() if mine in wanted}
+    found |= {n: found[same] for n, same in _tied(chain) if n not in found and same in found}
     left_new = {
         name: f"{_text(given[found[name]])} there, {_text(shape)} here"
         for name, shape in _last_layer(last).items()
@@ -140,6 +142,18 @@ def _shapes(units: Iterable[Unit]) -> dict[str, Shape]:
         assert unit.layout is not None, "the chain was not tried"
         found |= {unit.whole_name(name): tuple(shape) for name, shape, _ in unit.layout}
     return found
+
+
+def _tied(chain: Chain) -> Iterator[tuple[str, str]]:
+    """Yield pairs of names of one tensor, or of a tensor and a copy of it; files may hold it once."""
+    yield from chain.copies.items()
+    if chain.given is None:
+        return
+    names: dict[int, list[str]] = {}
+    for name, tensor in chain.given.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    for same in names.values():
+        yield from itertools.permutations(same, 2)
 
 
 def _constants(chain: Chain) -> set[str]:

@@ -136,6 +136,32 @@ def test_constants_that_old_files_hold() -> None:
     assert len(fitted.source) == 18
 
 
+class Tied(nn.Module):
+    """The first layer's weights are the last one's, as in GPT-2, and two names within the second are one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4, bias=False)
+        self.second = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        self.second[1].weight = self.second[0].weight
+        self.last = nn.Linear(4, 4, bias=False)
+        self.last.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(x)))  # type: ignore[no-any-return]
+
+
+def test_tied_weights_that_a_file_holds_once() -> None:
+    """As those of safetensors do, which know no two names of one tensor."""
+    units = ["first", "second", "last"]
+    chain = Chain.from_module(Tied(), units=units, input_shape=(4,), untie=True).tried()[0]
+    state = given(Tied())
+    del state["last.weight"], state["second.0.weight"]
+    found = built(chain, state)
+    assert torch.equal(found["last.weight"], state["first.weight"])
+    assert torch.equal(found["second.0.weight"], state["second.1.weight"])
+
+
 def test_a_rank_reads_the_tensors_of_its_own_units() -> None:
     chain, state, read = a_chain(), given(), []
 
