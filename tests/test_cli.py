@@ -16,7 +16,7 @@ from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.checkpoint.snapshot import load_stage
 from pipelocal.config.resolve import blueprint_of
 from pipelocal.config.saved import options_of
-from tests.launching import launch, torchrun
+from tests.launching import launch
 
 MODELS = Path(__file__).parent / "models_for_tests.py"
 QUICK = ["--model", "mlp", "--max-steps", "12", "--plain"]
@@ -270,14 +270,6 @@ def test_bp_on_several_ranks(tmp_path: Path) -> None:
     ranks = launch(tmp_path / "log", ["train", "--objective", "bp"], 2)
     assert ranks.wait() == [2, 2]
     assert "bp trains the uncut model in one process, but 2 ranks were started" in ranks.output(1)
-
-
-def test_torchrun_passes_a_bad_option_on_in_time(tmp_path: Path) -> None:
-    result = torchrun(2, ["train", "--model", "nothing", "--out", str(tmp_path)])
-    assert result.returncode != 0
-    # torchrun ends the other rank as soon as one has spoken.
-    assert re.search(r"pipelocal \(rank [01]\): error: unknown model 'nothing'", result.stderr)
-    assert "pipelocal/cli.py" not in result.stderr, "a traceback of ours"
 
 
 def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
