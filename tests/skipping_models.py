@@ -58,3 +58,28 @@ class SeesEarlier(Greedy):
         self.figures["brightness"] = image.mean()
         self.figures["first"] = image.new_zeros(()) if first is None else first.mean()
         return super().loss(local, out) + 0.1 * (out.mean() - image.mean()).square()
+
+
+class Into(nn.Module):
+    """Changes the dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype)
+
+
+def _half(classes: int, dtype: torch.dtype) -> nn.Sequential:
+    layers = [nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(2)]
+    first = nn.Sequential(nn.Flatten(), nn.Linear(64, 32))
+    return nn.Sequential(Into(dtype), first, *layers, nn.Linear(32, classes)).to(dtype)
+
+
+def bfloat16(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    return _half(classes, torch.bfloat16)
+
+
+def float16(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    return _half(classes, torch.float16)

@@ -90,3 +90,23 @@ def test_the_gap_to_back_propagation_goes_through_skips() -> None:
     *earlier, last = [each.update_cosine for each in found if each is not None]
     assert last == pytest.approx(1, abs=1e-6)
     assert all(-1 <= cosine < 0.99 for cosine in earlier)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_models_in_half_precision(
+    tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What crosses a cut has two bytes a number; heads and losses are in float32."""
+    arguments = ["--model", MODEL.replace("unet", dtype), "--stages", "3", "--max-steps", "100"]
+    arguments += ["--batch-size", "30", "--lr", "0.05", "--data", "digits"]
+    out = train_alone([*arguments, "--objective", "greedy"], tmp_path / "alone")
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["eval_accuracy"] > 0.5
+    assert summary["stages"][0]["sent_bytes"] < 100 * 30 * (2 * 32 + 16) + 355 * (64 + 8 + 40) + 1
+    if dtype == "bfloat16":
+        ranks = tmp_path / "ranks"
+        greedy = ["train", *arguments, "--objective", "greedy", "--out", str(ranks)]
+        run_ranks(tmp_path / "log", greedy, 3)
+        assert_same_bits(out, ranks)
+    assert cli.run(["train", *arguments, "--out", str(tmp_path / "no"), "--plain"]) == 2
+    assert f"works in torch.{dtype}, which is too coarse" in capsys.readouterr().err

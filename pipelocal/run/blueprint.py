@@ -21,6 +21,7 @@ from pipelocal.pipeline.messages import Messages, relay_name
 from pipelocal.seeding import derive_seed, seeded
 from pipelocal.stage.ema import Average
 from pipelocal.stage.layout import put_channels_last
+from pipelocal.stage.passes import HALF
 from pipelocal.stage.recipe import Recipe, check_schedule
 from pipelocal.stage.stage import Stage, own_parameters
 from pipelocal.stage.state import trained_names
@@ -58,6 +59,12 @@ class Blueprint:
             raise UserError(
                 f"the model makes {chain.output_shape[-1]} logits, but the task has {wanted} classes: make "
                 f"both the same"
+            )
+        half = next((kinds[0].dtype for kinds in chain.crossing if kinds[0].dtype in HALF), None)
+        if half is not None and recipe.objective.reconcile_every is not None:
+            raise UserError(
+                f"the model works in {half}, which is too coarse to compare gradients in: build it in "
+                f"float32 (with --autocast bf16 for speed), or choose --objective greedy"
             )
         return cls(
             chain=chain,

@@ -21,6 +21,9 @@ from pipelocal.stage.options import ComputeOptions
 from pipelocal.stage.recompute import RecomputedBody
 from pipelocal.stage.replay import Buffers, copies_of_buffers, leaving_input, replay
 
+HALF = (torch.float16, torch.bfloat16)
+"""Dtypes of models in half precision; their auxiliary heads, and all losses, are in float32."""
+
 
 class Passes:
     """The passes of one stage.
@@ -55,6 +58,7 @@ class Passes:
         self._head = head
         self._head_takes_input = takes_input(head)
         self._head_takes_beside = takes_beside(head)
+        self._head_dtype = next((p.dtype for p in head.parameters()), None)
         self._seed = seed
         self._autocast = compute.autocast_dtype
         self._channels_last = compute.channels_last
@@ -184,11 +188,13 @@ class Passes:
         *,
         full: bool = False,
     ) -> Tensor:
+        if out.dtype in HALF and self._head_dtype is not None:
+            out = out.to(self._head_dtype)
         features = pack(out, beside) if self._head_takes_beside else out
         second = (x,) if self._head_takes_input and x is not None else ()
         if full or self._autocast is None:
             made: Tensor = head(features, *second)
-            return made
+            return made.float() if made.dtype in HALF else made
         with torch.autocast(out.device.type, self._autocast):
             made = head(features, *second)
             return made.float()
