@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pipelocal as pl
 from pipelocal import cli
-from pipelocal.data import DATASETS
 from pipelocal.errors import UserError
 from pipelocal.models import build_chain
 from pipelocal.results.evaluate import plain_state_dict
@@ -47,7 +46,6 @@ def photos(folder: Path) -> None:
                 image.fromarray(pixels.numpy()).save(folder / part / kind / f"{number}.png")
 
 
-@pytest.mark.skipif("imagefolder" not in DATASETS, reason="imagefolder is not there yet")
 def test_the_commands_of_the_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
