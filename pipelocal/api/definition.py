@@ -14,6 +14,7 @@ from pipelocal.api.data import Data
 from pipelocal.data.dataset import DataInfo
 from pipelocal.errors import UserError
 from pipelocal.models import Chain
+from pipelocal.models.inputs import check_beside
 from pipelocal.options import names_that
 from pipelocal.pipeline.callbacks import Callback
 from pipelocal.run.blueprint import Blueprint
@@ -21,6 +22,7 @@ from pipelocal.run.costs import CutRequest
 from pipelocal.run.options import RunOptions
 from pipelocal.run.spec import Spec
 from pipelocal.stage.recipe import Recipe
+from pipelocal.system.tensor_kind import TensorKind
 
 ANYWHERE = frozenset({"stages", "cut", "balance", "memory_limit", "speeds", "out"})
 """Recorded arguments that do not change the bits, like the command-line options of the same names."""
@@ -105,8 +107,11 @@ class Definition:
             raise UserError(
                 "the model's input shape is not known before it has seen data: give Pipeline(input_shape=)"
             )
-        dtype = self.model.input_dtype if isinstance(self.model, Chain) else torch.float32
-        return DataInfo(name="own", sample_shape=shape, classes=1, sample_dtype=dtype)
+        inputs = self.model.inputs if isinstance(self.model, Chain) else ()
+        dtype = inputs[0].dtype if inputs else torch.float32
+        return DataInfo(
+            name="own", sample_shape=shape, classes=1, sample_dtype=dtype, beside=inputs[1:]
+        )
 
     def chain(self, info: DataInfo) -> Chain:
         """Return the model for samples like these.
@@ -125,6 +130,7 @@ class Definition:
                     f"the model takes {self.model.input_dtype}, and the data has {info.sample_dtype}: give "
                     f"Chain.from_module(input_dtype={info.sample_dtype})"
                 )
+            check_beside(self.model.inputs, info.beside)
             return self.model
         if not isinstance(self.model, nn.Sequential):
             raise UserError(
@@ -136,9 +142,8 @@ class Definition:
             raise UserError(
                 f"input_shape={self.input_shape}, and the data has {info.sample_shape}: leave it out"
             )
-        return Chain.from_sequential(
-            self.model, input_shape=info.sample_shape, input_dtype=info.sample_dtype
-        )
+        x = TensorKind(name="x", shape=info.sample_shape, dtype=info.sample_dtype)
+        return Chain.from_sequential(self.model, inputs=(x, *info.beside))
 
     def draw(self, info: DataInfo) -> Blueprint:
         """Return the cut model; a cut that has yet to be measured has equal numbers of units for now."""

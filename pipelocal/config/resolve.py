@@ -21,6 +21,7 @@ from pipelocal.data.opening import NamedData
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS
 from pipelocal.models import Chain, build_chain
+from pipelocal.models.inputs import check_beside
 from pipelocal.objective import OBJECTIVES, SGR, Objective, ObjectiveRecipe, Place, as_recipe
 from pipelocal.objective.greedy import EachStage
 from pipelocal.options import listed_numbers, names_that, numbers_of, without_number
@@ -35,6 +36,9 @@ from pipelocal.stage.optimizers import OPTIMIZERS
 from pipelocal.stage.recipe import Recipe, takes_two
 from pipelocal.system.quantities import parse_bytes, parse_speeds, parse_weights
 from pipelocal.tasks import Classification
+
+IMAGINED = "planned"
+"""Name of data that are only described, to plan for."""
 
 
 def spec_of(config: TrainConfig, *, info: DataInfo | None = None) -> Spec:
@@ -187,6 +191,8 @@ def chain_of(config: TrainConfig, info: DataInfo) -> Chain:
         config.model, input_shape=info.sample_shape, classes=info.known_classes, seed=config.seed
     )
     _check_sample_dtype(chain, config.model, info)
+    if info.name != IMAGINED:  # whose further inputs are as the model has them
+        check_beside(chain.inputs, info.beside)
     if chain.classes is None:
         chain.classes = info.classes
     return chain
@@ -228,8 +234,10 @@ def open_data(config: TrainConfig) -> Batches:
 
 def _check_sample_dtype(chain: Chain, model: str, info: DataInfo) -> None:
     """A model of the registry says what it takes; a user's own is given what the data has."""
-    if ":" in model:
+    if ":" in model and chain.input_dtype == torch.float32:  # which says nothing
         chain.input_dtype = info.sample_dtype
+    elif ":" in model and info.name == IMAGINED:
+        return
     elif chain.input_dtype != info.sample_dtype:
         kinds = {torch.int64: "tokens", torch.float32: "images or vectors"}
         fitting = "gpt, lstm or gru" if info.tokens else "mlp or a resnet"

@@ -413,10 +413,12 @@ class Chain:
                 f"the classifier '{self.classifier.name}' makes one number a sample: it must make logits "
                 f"[..., classes]"
             )
-        if logits[-1:] != (self.classes or logits[-1],):
+        width = logits[0] if len(logits) > 2 else logits[-1]  # a class for each pixel: [C, H, W]
+        if self.classes not in (None, width):
+            which = "first" if len(logits) > 2 else "last"
             raise UserError(
                 f"the classifier '{self.classifier.name}' makes outputs of shape {logits}, but the "
-                f"data has {self.classes} classes: the last dimension must be {self.classes}"
+                f"data has {self.classes} classes: the {which} dimension must be {self.classes}"
             )
         tried = copy.copy(self)
         *links, tried.classifier = units

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
-from pipelocal.system.tensor_kind import TensorKind
+from pipelocal.system.tensor_kind import TensorKind, dtype_name
 
 Inputs = Mapping[str, Tensor] | Sequence[TensorKind]
 """What a model of several inputs takes: a batch, by the names of its arguments, or kinds so named."""
@@ -59,6 +59,32 @@ def kinds_of(
             f"tokenizer makes, or a TensorKind for each"
         )
     return kinds
+
+
+def check_beside(inputs: Sequence[TensorKind], beside: Sequence[TensorKind]) -> None:
+    """Check that data have a model's further inputs.
+
+    Args:
+        inputs: what the model takes.
+        beside: what a sample of the data holds beside the main input.
+
+    Raises:
+        UserError: they do not, in number, shape or dtype.
+    """
+    wanted = [(kind.shape, kind.dtype) for kind in inputs[1:]]
+    if wanted != [(kind.shape, kind.dtype) for kind in beside]:
+        has = said(beside) if beside else "nothing"
+        raise UserError(
+            f"the model takes {said(inputs)}, but beside the first a sample of the data holds {has}: let the "
+            f"data set return (({', '.join(kind.name for kind in inputs)}), target)"
+        )
+
+
+def said(kinds: Sequence[TensorKind]) -> str:
+    """Describe tensors by names and rows."""
+    return " and ".join(
+        f"{kind.name} {list(kind.shape)} {dtype_name(kind.dtype)}" for kind in kinds
+    )
 
 
 def first_argument(model: nn.Module) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelocal.config import PlanConfig, TrainConfig
 from pipelocal.config.checks import validate
-from pipelocal.config.resolve import blueprint_of, cut_of, recipe_of
+from pipelocal.config.resolve import IMAGINED, blueprint_of, cut_of, recipe_of
 from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import NotTwiceDifferentiable, UserError
 from pipelocal.partition import to_text
@@ -108,6 +108,8 @@ class Plan:
     samples_per_second: float
     replication: Replication
     alternatives: list[Alternative]
+    crossing: tuple[str, ...] = ()
+    """Says what crosses each cut that several tensors cross, and what was done to the model to cut it."""
     note: str | None = None
     """Says what was planned differently from the request, and why."""
     simulation: Simulation | None = None
@@ -223,7 +225,7 @@ def planned_input(config: PlanConfig) -> DataInfo:
                 f"multiplied are at most {MOST_NUMBERS}"
             )
     return DataInfo(
-        name="planned",
+        name=IMAGINED,
         sample_shape=shape,
         classes=config.classes or info.classes,
         target_shape=shape if info.tokens else (),
@@ -266,6 +268,7 @@ def predict(
         batch_size=config.batch_size,
         device=model.profile.device,
         cut=to_text(blueprint.chain, blueprint.cuts),
+        crossing=blueprint.describe_crossing(),
         stages=stages,
         bottleneck=slowest.stage,
         samples_per_second=config.batch_size / slowest.every_seconds,

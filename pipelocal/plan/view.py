@@ -54,6 +54,8 @@ def _print(plan: Plan, console: Console) -> None:
             format_bytes(stage.sent_bytes) if stage.sent_bytes else "-",
         )
     console.print(table)
+    for line in plan.crossing:
+        console.print(line)
     console.print(
         f"* the bottleneck: {plan.samples_per_second:,.1f} samples/s at most, over links that keep up"
     )

@@ -118,6 +118,10 @@ class Blueprint:
             return self.chain.crossing[self.cuts[stage - 1].stop - 1]
         return self.chain.inputs
 
+    def describe_crossing(self) -> tuple[str, ...]:
+        """Say in a line each what several tensors cross a cut, and what was done to the model to cut it."""
+        return tuple(self.chain.describe([cut.stop for cut in self.cuts[:-1]]))
+
     def messages(self, stage: int) -> Messages:
         """Return the names of the tensors that come in to a stage, and of what it relays."""
         return Messages.of(self.info, len(self.passed_on(stage - 1)) - 1, stage, self.relays)

@@ -233,6 +233,9 @@ class Run:
                 blueprint = replace(blueprint, chain=initial.begun(blueprint.chain))
                 if self.world.rank == 0:
                     tell(initial.describe())
+        if self.world.rank == 0:
+            for line in blueprint.describe_crossing():
+                tell(line)
         for number in self.seat.block.stages:
             stage = blueprint.build_stage(
                 number,

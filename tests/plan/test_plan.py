@@ -10,6 +10,7 @@ import pytest
 from pipelocal import cli
 from tests.bugs import stateful_models
 from tests.launching import run_ranks
+from tests.models import of_several_tensors
 
 
 def test_the_plan_as_json_is_consistent(capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,3 +232,28 @@ def test_bad_replicas_end_in_one_line(
     line = capsys.readouterr().err
     assert said in line
     assert line.count("\n") == 1
+
+
+def test_what_crosses_a_cut_beside_the_main_tensor_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A model of tokens and a mask, planned without data."""
+    model = f"{of_several_tensors.__file__}:encoder"
+    options = ["--input-shape", "9", "--classes", "5", "--cut", "layers.1", "--device", "meta"]
+    assert cli.run(["plan", "--model", model, *options]) == 0
+    assert (
+        "cut after layers.0: layers.0 [9, 8], attention_mask [9] int64 (input): 360 B a row\n"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_model_of_several_inputs_wants_data_that_have_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = f"{of_several_tensors.__file__}:encoder"
+    assert cli.run(["plan", "--model", model, "--data", "text16"]) == cli.USER_ERROR
+    assert (
+        "the model takes ids [16] int64 and attention_mask [16] int64, but beside the first a sample of "
+        "the data holds nothing: let the data set return ((ids, attention_mask), target)"
+        in capsys.readouterr().err
+    )
