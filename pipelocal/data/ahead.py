@@ -8,6 +8,7 @@ from collections.abc import Generator
 from dataclasses import replace
 
 from pipelocal.data.batches import Batch
+from pipelocal.data.loading import worker_failed
 
 DEPTH = 2
 """Batches that wait at most, besides the one that is being made."""
@@ -54,7 +55,10 @@ def prepared_ahead(
     thread.start()
     try:
         while True:
-            batch, error, over = made.get()
+            try:
+                batch, error, over = made.get()
+            except RuntimeError as lost:  # torch's handler of the signal that a worker died
+                raise worker_failed(lost, "data") from lost
             if error is not None:
                 raise error
             if over:

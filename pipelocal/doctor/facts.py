@@ -15,7 +15,8 @@ import psutil
 import torch
 
 from pipelocal.config.doctor import DoctorConfig
-from pipelocal.data import data_info, load_dataset
+from pipelocal.data import DataOptions
+from pipelocal.data.opening import NamedData
 from pipelocal.errors import PipelocalError
 from pipelocal.models import build_chain
 from pipelocal.ranks.address import own_address
@@ -116,12 +117,16 @@ def free_bytes_where_written(folder: Path) -> int:
 
 
 def _make_model(config: DoctorConfig) -> None:
-    info = data_info(config.data, root=config.data_root)
+    info = _data(config).info()
     build_chain(config.model, input_shape=info.sample_shape, classes=info.known_classes, seed=0)
 
 
+def _data(config: DoctorConfig) -> NamedData:
+    return NamedData(DataOptions(data=config.data, data_root=config.data_root, batch_size=1), 0)
+
+
 def _read_data(config: DoctorConfig) -> None:
-    load_dataset(config.data, root=config.data_root, seed=0)
+    _data(config).batches()
 
 
 def _tried(call: Callable[[], T]) -> tuple[T | None, str | None]:
