@@ -37,7 +37,13 @@ def weights(pipe: pl.Pipeline) -> Tensor:
 def test_a_stream_goes_on_after_a_failure(
     kind: type[Counting], workers: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    length = {"max_steps": 14, "epochs": 2, "batch_size": 5, "workers": workers, "progress": False}
+    length: dict[str, Any] = {
+        "max_steps": 14,
+        "epochs": 2,
+        "batch_size": 5,
+        "workers": workers,
+        "progress": False,
+    }
     whole, broken, again = pipe(), pipe(), pipe()
     whole.fit(kind(), **length)
     out = str(tmp_path / "run")
@@ -67,10 +73,10 @@ def test_several_inputs() -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+            self.first, self.middle, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
 
         def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-            made: Tensor = self.last(self.first(x) * mask[:, :1])
+            made: Tensor = self.last(self.middle(self.first(x)) * mask[:, :1])
             return made
 
     class Pairs(Augmented):
@@ -79,9 +85,8 @@ def test_several_inputs() -> None:
             return (x, torch.ones(4)), y
 
     torch.manual_seed(0)
-    chain = pl.Chain.from_module(
-        Masked(), units=["first", "last"], inputs={"x": torch.zeros(2, 4), "mask": torch.ones(2, 4)}
-    )
+    inputs = {"x": torch.zeros(2, 4), "mask": torch.ones(2, 4)}
+    chain = pl.Chain.from_module(Masked(), units=["first", "middle", "last"], inputs=inputs)
     pipe = pl.Pipeline(chain, stages=2)
     pipe.fit(Pairs(), epochs=1, batch_size=5, progress=False)
     assert pipe.evaluate(Pairs())["loss"] > 0
