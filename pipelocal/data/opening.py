@@ -11,6 +11,7 @@ from pipelocal.data.mixing import Mixed, Mixing
 from pipelocal.data.options import DataOptions
 from pipelocal.data.own import OwnBatches, first_samples
 from pipelocal.errors import UserError
+from pipelocal.options import option_name
 
 
 class NamedData:
@@ -42,14 +43,15 @@ class NamedData:
     def found(self) -> ArrayDataset | Ready:
         """The data set, or as much of it as is asked for."""
         options = self._options
+        _check_asked(options)
         found = find_data(options, self._seed)
         if isinstance(found, Ready):
             if options.train_samples is None:
                 return found
             return found.with_train(first_samples(found.train, options.train_samples))
-        if options.test_split is not None and len(found.test_x) and options.data not in SPLIT:
+        if options.test_split is not None and options.data not in SPLIT:
             raise UserError(
-                f"--test-split {options.test_split:g}: data set '{options.data}' has a test part: leave "
+                f"--test-split {options.test_split:g}: data set '{options.data}' is split by itself: leave "
                 f"it out"
             )
         return found if options.train_samples is None else found.first(options.train_samples)
@@ -94,5 +96,23 @@ class NamedData:
         )
 
 
+ASKED_BY = {"image_size": "imagefolder", "rand_augment": "imagefolder", "tokenizer": "text"}
+"""Options that only some data look at, by how the names of those begin."""
+
 SPLIT = ("csv", "npz")
 """Data sets in memory whose loader itself splits a test part off."""
+
+
+def _check_asked(options: DataOptions) -> None:
+    """Refuse options that the data would not look at.
+
+    Raises:
+        UserError: there is one.
+    """
+    for name, kind in ASKED_BY.items():
+        value = getattr(options, name)
+        if value != getattr(DataOptions(), name) and not options.data.startswith(kind):
+            raise UserError(
+                f"{option_name(name)} {value}: it is for --data {kind}, and not for {options.data}: leave it "
+                f"out"
+            )
