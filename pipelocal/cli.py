@@ -196,9 +196,14 @@ def _print_figures(result: dict[str, Any], command: EvaluateConfig) -> None:
     if command.json:
         print(to_json(result, indent=2))
         return
+    metrics = [name for name in result["eval"] if name != "loss"]
+
+    def shown(figures: dict[str, float | None]) -> str:
+        return "  ".join(f"{name} {known(figures.get(name))}" for name in metrics)
+
     for stage in result["stages"]:
-        print(f"stage {stage['stage']:>3}  {stage['units']:<24} accuracy {stage['accuracy']:.4f}")
-    print(f"ensemble of heads                   accuracy {known(result['ensemble_accuracy'])}")
+        print(f"stage {stage['stage']:>3}  {stage['units']:<24} {shown(stage)}")
+    print(f"ensemble of heads                   {shown(result['ensemble'] or {})}")
     if result["no_ensemble"] is not None:
         print(result["no_ensemble"])
 

@@ -402,7 +402,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "classes": (
         lambda: fit_of(stages=2, task=pl.tasks.Classification(classes=4)),
-        "the model makes 3 logits, but the task has 4 classes",
+        "makes outputs [B, 3], but Classification of this data wants [B, 4]",
     ),
     "optimizer": (lambda: fit_of(stages=2, optimizer=lambda _: 3), "optimizer: it makes int"),
     "left out": (
@@ -438,8 +438,8 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "not known": (lambda: pl.Pipeline(layers(), stages=2).module(), "give Pipeline(input_shape=)"),
     "loss and task": (
-        lambda: pl.Pipeline(layers(), stages=2, task=pl.tasks.Classification(), loss=nn.NLLLoss()),
-        "give loss, or a task that has one",
+        lambda: pl.Pipeline(layers(), stages=2, task=pl.tasks.NextToken(), loss=nn.NLLLoss()),
+        "the task NextToken has a loss of its own",
     ),
     "smoothing": (
         lambda: pl.tasks.Classification(label_smoothing=0.1, loss_function=nn.NLLLoss()),

@@ -195,8 +195,8 @@ def test_an_evaluation_of_nothing_divided_by_zero() -> None:
     )
     run_stream([worker], lambda: None)
     assert worker.evaluation.reading is not None
-    assert worker.evaluation.reading.accuracy is None
-    assert worker.evaluation.ensemble_accuracy is None
+    assert worker.evaluation.reading.metrics == {"accuracy": None}
+    assert worker.evaluation.ensemble == {"accuracy": None}
     assert records == []  # of no test data there is nothing to tell
 
 

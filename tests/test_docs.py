@@ -70,3 +70,14 @@ def test_own_model_head_distance_and_data_set(tmp_path: Path) -> None:
     options += " --distance mine.py:manhattan"
     said = train_in(tmp_path, options.split())
     assert "accuracy" in said.splitlines()[-1]
+
+
+def test_every_ready_task_and_one_of_one_s_own(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile("\n".join(python_blocks("tasks.md")), "tasks.md", "exec"), {"__name__": "tasks"})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = {" ".join(w for w in line if w[0].isalpha()): line for line in lines}
+    for name, least in (("classification", 0.7), ("multi-label", 0.8), ("regression", 0.7)):
+        assert float(shown[name][1]) > least
+    assert float(shown["next token"][2]) < 8
+    assert float(shown["segmentation"][1]) > 0.6
+    assert float(shown["quantiles"][1]) < 0.3

@@ -109,11 +109,11 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a head for images": (["--head", "conv"], "head 'conv' wants features .*--head linear"),
     "a head for whole samples": (
         ["--head", "token-mean"],
-        r"makes \[256\] of features \[16, 128\].*want logits \[16, 256\]: choose --head linear",
+        r"makes \[256\] of features \[16, 128\].*wants outputs \[16, 256\]: choose --head linear",
     ),
     "a classifier for whole samples": (
         ["--model", "OWN", "--stages", "1"],
-        r"the classifier 'out' makes \[256\] .*do not go together",
+        r"the classifier 'out' makes outputs \[B, 256\], but NextToken .*\[B, 16, 256\]",
     ),
     "no text": (["--data-root", "nowhere"], "nowhere does not exist"),
     "little text": (["--data", "text512"], "2000 bytes.*needs 5130"),

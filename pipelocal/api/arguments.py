@@ -23,7 +23,9 @@ from pipelocal.stage.freezing import parse_freezing
 from pipelocal.stage.lr_schedule import LR_SCHEDULES, scheduled
 from pipelocal.stage.recipe import FreezingOf, ScheduleBuilder, never_frozen
 from pipelocal.system.describing import described
-from pipelocal.tasks import Classification, Loss, Task
+from pipelocal.tasks import Classification, LossFunction, Task
+from pipelocal.tasks.registry import with_loss
+from pipelocal.tasks.trial import check_task
 
 NOT_HERE = ("epochs", "max_steps", "evaluate_every", "accept_changes", "resume")
 """Run options that a Pipeline refuses: arguments of :meth:`Pipeline.fit`, or meaningless without names."""
@@ -47,17 +49,15 @@ def freezing_of(text: str | None) -> FreezingOf:
     return never_frozen if text is None else lambda stages: parse_freezing(text, stages=stages)
 
 
-def task_of(task: Task | None, loss: Loss | None) -> Task:
-    """Return the task: the one given, or classification with the given loss.
+def task_of(task: Task | None, loss: LossFunction | None) -> Task:
+    """Return the task, by default classification, with the given loss.
 
     Raises:
-        UserError: both a task and a loss are given.
+        UserError: it is no task, or it has a loss of its own.
     """
-    if loss is None:
-        return Classification() if task is None else task
-    if task is not None:
-        raise UserError("Pipeline: give loss, or a task that has one, not both")
-    return Classification(loss_function=loss)
+    task = Classification() if task is None else task
+    check_task(task)
+    return task if loss is None else with_loss(task, loss)
 
 
 def options_of(given: Mapping[str, Any]) -> RunOptions:

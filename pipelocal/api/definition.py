@@ -65,7 +65,7 @@ class Definition:
             out: run folder; None to write nothing.
             callbacks: called on this rank.
         """
-        opener = data.opener(self.recipe.seed, self.recipe.task.classes)
+        opener = data.opener(self.recipe.seed, getattr(self.recipe.task, "classes", None))
         return Spec(
             recipe=replace(self.recipe, compute=options),
             options=options,
@@ -110,7 +110,7 @@ class Definition:
         inputs = self.model.inputs if isinstance(self.model, Chain) else ()
         dtype = inputs[0].dtype if inputs else torch.float32
         return DataInfo(
-            name="own", sample_shape=shape, classes=1, sample_dtype=dtype, beside=inputs[1:]
+            name="own", sample_shape=shape, classes=None, sample_dtype=dtype, beside=inputs[1:]
         )
 
     def chain(self, info: DataInfo) -> Chain:
@@ -146,7 +146,22 @@ class Definition:
         return Chain.from_sequential(self.model, inputs=(x, *info.beside))
 
     def draw(self, info: DataInfo) -> Blueprint:
-        """Return the cut model; a cut that has yet to be measured has equal numbers of units for now."""
+        """Return the cut model; a cut that has yet to be measured has equal numbers of units for now.
+
+        Raises:
+            UserError: the model does not fit data or task.
+        """
+        return self._drawn(info).checked()
+
+    def draw_alone(self) -> Blueprint:
+        """Return the cut model before any data is known, or how the task's targets are shaped.
+
+        Raises:
+            UserError: nobody has given the shape of a sample.
+        """
+        return self._drawn(self.known_info())
+
+    def _drawn(self, info: DataInfo) -> Blueprint:
         chain = self.chain(info)
         cuts = self.cut.first(chain, uncut=self.recipe.uncut)
         return Blueprint.of(chain, self.recipe, info).cut_into(cuts)

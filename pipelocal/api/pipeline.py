@@ -32,6 +32,7 @@ from pipelocal.objective import SGR, ObjectiveRecipe, as_recipe
 from pipelocal.options import check_values, names_that
 from pipelocal.partition.partitioners import Partitioner
 from pipelocal.pipeline.callbacks import Callback
+from pipelocal.pipeline.tally import Tally
 from pipelocal.ranks.script import end_plainly
 from pipelocal.ranks.world import World
 from pipelocal.run.blueprint import Blueprint
@@ -46,7 +47,7 @@ from pipelocal.stage.stage import Stage
 from pipelocal.stage.state import load_stage_weights, stage_state
 from pipelocal.system.describing import described
 from pipelocal.system.streams import tell
-from pipelocal.tasks import Loss, Task
+from pipelocal.tasks import Loss, LossFunction, Task
 
 Fitted = tuple[Blueprint, list[Stage]]
 
@@ -79,8 +80,10 @@ class Pipeline:
             :class:`~pipelocal.partition.partitioners.PartitionRequest`.
         memory_limit: bytes that no stage may exceed, with ``balance`` time or memory.
         speeds: relative speed of each stage's device, with ``balance="time"``.
-        task: what is learnt; by default classification, with one class per model output.
-        loss: function of outputs and targets that replaces cross entropy: a scalar, mean over the batch.
+        task: what is learnt, see :mod:`pipelocal.tasks`; by default classification, with one class per
+            model output.
+        loss: function of outputs and targets that replaces the task's: a scalar, mean over the batch, or a
+            :class:`~pipelocal.tasks.task.Loss`.
         head: name of an auxiliary head, or a function that builds one.
         objective: ``Greedy()``, ``SGR()`` (the default), or your own.
         optimizer: called with the stage's ``(name, parameter)`` pairs, and with its
@@ -112,7 +115,7 @@ class Pipeline:
         memory_limit: int | None = None,
         speeds: Sequence[float] | None = None,
         task: Task | None = None,
-        loss: Loss | None = None,
+        loss: LossFunction | None = None,
         head: str | HeadBuilder = "linear",
         objective: ObjectiveRecipe | Callable[..., Any] | None = None,
         optimizer: OptimizerBuilder | None = None,
@@ -218,8 +221,8 @@ class Pipeline:
             progress: whether rank 0 shows progress on standard output.
 
         Returns:
-            The summary, the same on every rank: ``steps``, ``seconds``, ``eval_accuracy`` and
-            everything else in ``summary.json``.
+            The summary, the same on every rank: ``steps``, ``seconds``, ``eval`` (loss and metrics of the
+            last head) and everything else in ``summary.json``.
 
         Raises:
             UserError: the arguments, the data or the folder cannot be used.
@@ -319,8 +322,8 @@ class Pipeline:
 
         Returns:
             ``loss`` and the task's metrics, such as ``accuracy``, of the last head, identical on every
-            rank; ``ensemble_accuracy`` of all heads together; and ``stages``, a list with the same
-            figures for each stage.
+            rank; ``ensemble``, the metrics of all heads together (and ``ensemble_accuracy``, where
+            accuracy is one of them); and ``stages``, a list with the same figures for each stage.
         """
         world = self._next_world()
         loading = loading_of(
@@ -333,7 +336,9 @@ class Pipeline:
             bad_samples=bad_samples,
         )
         recipe = self._given.recipe
-        opener = Data(test=data, loading=loading).opener(recipe.seed, recipe.task.classes)
+        opener = Data(test=data, loading=loading).opener(
+            recipe.seed, getattr(recipe.task, "classes", None)
+        )
         blueprint, stages = self._fitted or (None, None)
         result = evaluate_stages(
             lambda info: blueprint or self._given.draw(info),
@@ -354,9 +359,8 @@ class Pipeline:
             UserError: nothing has been trained yet, and the model's input shape is unknown.
         """
         world = self._next_world()
-        if self._fitted is None:
-            self._fitted = (self._given.draw(self._given.known_info()), [])
-        blueprint, stages = self._fitted
+        nothing: list[Stage] = []
+        blueprint, stages = self._fitted or (self._given.draw_alone(), nothing)
         return gather_model(blueprint, stages, world, replicas=self._given.options)
 
     @leaving_torch_as_it_was
@@ -365,10 +369,10 @@ class Pipeline:
 
         Args:
             x: samples ``[B, ...]``.
-            target: the samples' classes, int64 ``[B]`` or ``[B, T]``.
+            target: their targets ``[B, ...]``, as the task wants them.
 
         Returns:
-            ``loss`` and ``accuracy`` of the last head on this batch before the update, and the same
+            ``loss`` and the task's metrics of the last head on this batch before the update, and the same
             for every stage in ``stages``.
 
         Raises:
@@ -395,13 +399,11 @@ class Pipeline:
                 stage.freeze()
             wanted = delta if reconciles and stage.wants_delta else None
             result = stage.step(x, target, wanted)
-            metrics = result.metrics
-            figures.append(
-                {
-                    "loss": float(metrics.loss),
-                    "accuracy": float(metrics.correct) / metrics.predictions,
-                }
-            )
+            metrics, tally = result.metrics, Tally(device, task=stage.task)
+            loss = Loss(metrics.loss, metrics.weight)
+            tally.add(batch=steps, rows=len(x), loss=loss, sums=metrics.sums)
+            found = tally.read_and_reset().metrics
+            figures.append({"loss": float(metrics.loss), **found})
             x, delta = result.output, blueprint.summary(stage.number).encode(result.output_gradient)
         return {**figures[-1], "stages": figures}
 
@@ -418,8 +420,9 @@ class Pipeline:
             info = DataInfo(
                 name="own",
                 sample_shape=tuple(x.shape[1:]),
-                classes=self._given.recipe.task.classes or 1,
+                classes=None,
                 target_shape=tuple(target.shape[1:]),
+                target_dtype=target.dtype,
                 sample_dtype=x.dtype,
             )
             self._fitted = (self._given.draw(info), [])

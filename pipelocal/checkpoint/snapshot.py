@@ -61,8 +61,23 @@ class Evaluated:
 
     step: int
     """Training batches before the evaluation."""
-    accuracy: float | None
     loss: float | None
+    metric: str
+    """Name of the task's first metric."""
+    value: float | None
+    """Its value."""
+    higher_is_better: bool = True
+    """Whether greater values are better."""
+
+    @classmethod
+    def of_json(cls, content: dict[str, Any] | None) -> Evaluated | None:
+        """Return the inverse of ``asdict``; earlier versions knew only accuracy."""
+        if content is None:
+            return None
+        if "accuracy" in content:
+            content = {**content, "metric": "accuracy", "value": content["accuracy"]}
+            del content["accuracy"]
+        return cls(**content)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +114,15 @@ class Manifest:
 
     @property
     def quality(self) -> tuple[float, float] | None:
-        """Quality, where greater is better: accuracy, then loss; None if the weights were not evaluated."""
+        """Quality, where greater is better: the task's first metric, then the loss.
+
+        None if the weights were not evaluated.
+        """
         found = self.evaluated
-        if found is None or found.step != self.step or found.accuracy is None:
+        if found is None or found.step != self.step or found.value is None:
             return None
-        return found.accuracy, -math.inf if found.loss is None else -found.loss
+        value = found.value if found.higher_is_better else -found.value
+        return value, -math.inf if found.loss is None else -found.loss
 
 
 class SnapshotFolder:
@@ -279,7 +298,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(
             files=files,
             epochs=Epochs(**content.pop("epochs")),
-            evaluated=None if evaluated is None else Evaluated(**evaluated),
+            evaluated=Evaluated.of_json(evaluated),
             **content,
         )
     except OSError as error:

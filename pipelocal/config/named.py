@@ -18,11 +18,14 @@ from pipelocal.replicas.compression import COMPRESSIONS
 from pipelocal.replicas.options import NUMBERS as COMPRESSION_NUMBERS
 from pipelocal.stage.lr_schedule import LR_SCHEDULES
 from pipelocal.stage.optimizers import OPTIMIZERS
+from pipelocal.tasks.registry import LOSSES, TASKS
 from pipelocal.transport.packing import PACKINGS
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "model": MODELS,
     "data": DATASETS,
+    "task": TASKS,
+    "loss": LOSSES,
     "objective": OBJECTIVES,
     "head": HEADS,
     "distance": DISTANCES,

@@ -35,7 +35,8 @@ from pipelocal.stage.lr_schedule import LR_SCHEDULES, scheduled
 from pipelocal.stage.optimizers import OPTIMIZERS
 from pipelocal.stage.recipe import Recipe, takes_two
 from pipelocal.system.quantities import parse_bytes, parse_speeds, parse_weights
-from pipelocal.tasks import Classification
+from pipelocal.tasks import Task
+from pipelocal.tasks.registry import task_named
 
 IMAGINED = "planned"
 """Name of data that are only described, to plan for."""
@@ -89,7 +90,7 @@ def recipe_of(config: TrainConfig) -> Recipe:
     schedule = LR_SCHEDULES.get(config.schedule)
     of_batches = not takes_two(schedule)
     return Recipe(
-        task=Classification(),
+        task=task_of(config),
         head=HEADS.later(config.head),
         objective=objective_of(config),
         optimizer=partial(optimizer_of, config),
@@ -103,6 +104,12 @@ def recipe_of(config: TrainConfig) -> Recipe:
         seed=config.seed,
         compute=config,
     )
+
+
+def task_of(config: TrainConfig) -> Task:
+    """What is learnt; of text the next token, if the options do not say."""
+    by_default = "next-token" if config.data.startswith("text") else "classification"
+    return task_named(config.task or by_default, config.loss)
 
 
 def optimizer_of(
@@ -187,14 +194,14 @@ def chain_of(config: TrainConfig, info: DataInfo) -> Chain:
     Raises:
         UserError: it cannot be made, or is for data of another kind.
     """
+    task = task_of(config)
+    classes = task.width(task.output_shape(info, None))
     chain = build_chain(
-        config.model, input_shape=info.sample_shape, classes=info.known_classes, seed=config.seed
+        config.model, input_shape=info.sample_shape, classes=classes, seed=config.seed
     )
     _check_sample_dtype(chain, config.model, info)
     if info.name != IMAGINED:  # whose further inputs are as the model has them
         check_beside(chain.inputs, info.beside)
-    if chain.classes is None:
-        chain.classes = info.classes
     return chain
 
 

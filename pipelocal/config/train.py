@@ -64,6 +64,12 @@ class CutOptions:
 class ObjectiveOptions:
     """What every stage trains for, and by which head."""
 
+    task: str | None = None
+    """What is learnt: classification, next-token, multi-label, regression or segmentation; by default
+    next-token for text, and else classification."""
+    loss: str | None = None
+    """Loss in place of the task's own: with --task regression mse (as it is), l1 or huber; or your own
+    function of outputs and targets."""
     objective: str = "sgr"
     """greedy (each stage its own loss), sgr (the same and gradient reconciliation), or bp (ordinary
     back-propagation through the uncut model, one process; --stages does not apply)."""

@@ -118,7 +118,8 @@ def free_bytes_where_written(folder: Path) -> int:
 
 def _make_model(config: DoctorConfig) -> None:
     info = _data(config).info()
-    build_chain(config.model, input_shape=info.sample_shape, classes=info.known_classes, seed=0)
+    classes = info.classes or (info.target_shape or (1,))[-1]
+    build_chain(config.model, input_shape=info.sample_shape, classes=classes, seed=0)
 
 
 def _data(config: DoctorConfig) -> NamedData:

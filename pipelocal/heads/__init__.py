@@ -5,7 +5,7 @@ from pipelocal.heads.build import (
     HeadBuilder,
     build_head,
     call_head,
-    check_logits,
+    check_output,
     takes_beside,
     takes_input,
 )
@@ -15,7 +15,7 @@ __all__ = [
     "HeadBuilder",
     "build_head",
     "call_head",
-    "check_logits",
+    "check_output",
     "takes_beside",
     "takes_input",
 ]

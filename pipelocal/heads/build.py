@@ -1,4 +1,4 @@
-"""Auxiliary heads: what turns a stage's output into logits for its local loss.
+"""Auxiliary heads: what turns a stage's output into the task's output, such as logits, for its local loss.
 
 Auxiliary heads are dropped when the model is exported; the last stage uses the model's own classifier
 instead.
@@ -29,12 +29,14 @@ from pipelocal.models.trial import changes_input, shadow
 from pipelocal.registry import Registry
 
 HeadBuilder = Callable[..., nn.Module]
-"""Called with the shape of one feature (no batch dimension) and the number of classes, and with any of these
-keywords that it has a parameter for: ``target_shape=`` (of one row of the labels), ``input_shape=`` (of one
-row of the stage's input), ``downstream=`` (a :class:`Downstream`)."""
+"""Called with the shape of one feature (no batch dimension) and the number of classes, labels or outputs,
+and with any of these keywords that it has a parameter for: ``output_shape=`` (of one row of what it shall
+make), ``target_shape=`` (of one row of the targets), ``input_shape=`` (of one row of the stage's input),
+``downstream=`` (a :class:`Downstream`)."""
 
 HEADS: Registry[HeadBuilder] = Registry(
-    "head", takes="feature_shape, classes, target_shape=, input_shape=, downstream="
+    "head",
+    takes="feature_shape, classes, output_shape=, target_shape=, input_shape=, downstream=",
 )
 
 
@@ -54,34 +56,43 @@ def build_head(
     *,
     classes: int,
     target_shape: tuple[int, ...],
+    output_shape: tuple[int, ...] | None = None,
     input_shape: tuple[int, ...] | None = None,
     downstream: Downstream | None = None,
 ) -> nn.Module:
-    """Build a head for the labels, and check that it fits them.
+    """Build a head for the task's output, and check that it makes it.
 
     Args:
         builder: builds the head.
         feature_shape: shape of one row of the stage's output.
-        classes: number of classes.
-        target_shape: shape of one row of the labels.
+        classes: number of classes, labels or outputs.
+        target_shape: shape of one row of the targets.
+        output_shape: shape of one row of the output; None for logits of every label.
         input_shape: shape of one row of the stage's input; None if not known yet.
         downstream: what follows the cut; needed only by heads that ask for it.
 
     Raises:
-        UserError: the head does not fit features or labels, or needs an unknown input shape.
+        UserError: the head does not fit features or output, or needs an unknown input shape.
     """
     what = f"head '{HEADS.name_of(builder)}'"
-    offered = {"target_shape": target_shape, "input_shape": input_shape, "downstream": downstream}
+    output_shape = (*target_shape, classes) if output_shape is None else output_shape
+    offered = {
+        "output_shape": output_shape,
+        "target_shape": target_shape,
+        "input_shape": input_shape,
+        "downstream": downstream,
+    }
     asked = inspect.signature(builder).parameters
     head = builder(feature_shape, classes, **{k: v for k, v in offered.items() if k in asked})
     if not isinstance(head, nn.Module):
         raise UserError(f"{what}: returned {type(head).__name__}: return Module")
     head.to(torch.get_default_device())  # units copied from an existing model stay on its device
     mend = "choose --head linear"
-    if target_shape and len(feature_shape) != 2:
-        mend = f"labels {list(target_shape)} want a model that passes on tokens [T, C]"
-    logits_shape = (*target_shape, classes)
-    check_logits(head, feature_shape, logits_shape, what=what, mend=mend, input_shape=input_shape)
+    if len(output_shape) == 2 and len(feature_shape) != 2:
+        mend = f"outputs {list(output_shape)} want a model that passes on tokens [T, C]"
+    elif len(output_shape) == 3 and len(feature_shape) != 3:
+        mend = f"outputs {list(output_shape)} want a model that passes on images [C, H, W]"
+    check_output(head, feature_shape, output_shape, what=what, mend=mend, input_shape=input_shape)
     if not takes_input(head) and changes_input(shadow(head), torch.zeros(2, *feature_shape)):
         give_own_input(head)
     return head
@@ -98,7 +109,7 @@ def takes_beside(head: nn.Module) -> bool:
 
 
 def call_head(head: Callable[..., Tensor], out: Payload, x: Payload | None) -> Tensor:
-    """Compute a head's logits.
+    """Compute a head's output.
 
     Args:
         head: the head of a stage.
@@ -112,10 +123,10 @@ def call_head(head: Callable[..., Tensor], out: Payload, x: Payload | None) -> T
     return head(features, unpack(x)[0])
 
 
-def check_logits(
+def check_output(
     head: nn.Module,
     feature_shape: tuple[int, ...],
-    logits_shape: tuple[int, ...],
+    output_shape: tuple[int, ...],
     *,
     what: str,
     mend: str,
@@ -124,15 +135,15 @@ def check_logits(
     """Try a copy of a head, in evaluation mode, on two samples of zeros.
 
     Args:
-        head: makes logits from features.
+        head: makes outputs from features.
         feature_shape: shape of one row of the features.
-        logits_shape: required shape of one row of its logits.
+        output_shape: required shape of one row of its output.
         what: names the head in the error.
         mend: the remedy to suggest to the user.
         input_shape: shape of one row of the stage's input, for heads that take it.
 
     Raises:
-        UserError: the head does not accept the features, or its logits have another shape.
+        UserError: the head does not accept the features, or its output has another shape.
     """
     if takes_input(head) and input_shape is None:
         raise UserError(
@@ -142,15 +153,15 @@ def check_logits(
     try:
         with torch.no_grad():
             x = torch.zeros(2, *(input_shape or ()))
-            logits = call_head(shadow(head).eval(), torch.zeros(2, *feature_shape), x)
+            output = call_head(shadow(head).eval(), torch.zeros(2, *feature_shape), x)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{what} does not take features {list(feature_shape)} ({reason}): {mend}"
         ) from error
-    if not isinstance(logits, Tensor) or logits.shape != (2, *logits_shape):
-        made = list(logits.shape[1:]) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(output, Tensor) or output.shape != (2, *output_shape):
+        made = list(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(
-            f"{what} makes {made} of features {list(feature_shape)}, but the labels want logits "
-            f"{list(logits_shape)}: {mend}"
+            f"{what} makes {made} of features {list(feature_shape)}, but the task wants outputs "
+            f"{list(output_shape)}: {mend}"
         )

@@ -1,43 +1,54 @@
-"""Heads that use one vector per sample: the features' mean over space or over tokens."""
+"""Heads that answer for a sample (by the features' mean over space or tokens), for a token or for a pixel."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
+from pipelocal.heads.maps import MapLinear, are_maps, map_mlp
 from pipelocal.heads.token import TokenMeanLinear, TokenMLP, pooled_features
 from pipelocal.models.layers import PooledLinear, TokenLinear
 
 
 def linear(
-    feature_shape: tuple[int, ...], classes: int, *, target_shape: tuple[int, ...] = ()
+    feature_shape: tuple[int, ...], classes: int, *, output_shape: tuple[int, ...] = ()
 ) -> nn.Module:
     """Build a linear map of the features' mean, over space or over tokens: logits ``[B, classes]``.
 
-    If every token has its own label, the linear map is applied to each token.
+    If every token or pixel has an output of its own, the linear map is applied to each.
     """
+    if are_maps(feature_shape, output_shape):
+        return MapLinear(feature_shape[0], output_shape)
     if len(feature_shape) != 2:
         return PooledLinear(feature_shape, classes)
-    return (TokenLinear if target_shape else TokenMeanLinear)(feature_shape, classes)
+    return (TokenLinear if len(output_shape) == 2 else TokenMeanLinear)(feature_shape, classes)
 
 
 def mlp(
-    feature_shape: tuple[int, ...], classes: int, *, target_shape: tuple[int, ...] = ()
+    feature_shape: tuple[int, ...], classes: int, *, output_shape: tuple[int, ...] = ()
 ) -> nn.Module:
     """Build a head like :func:`linear`, with one hidden layer before the linear map."""
-    per_token = target_shape and len(feature_shape) == 2
+    if are_maps(feature_shape, output_shape):
+        return map_mlp(feature_shape[0], output_shape)
+    per_token = len(output_shape) == 2 and len(feature_shape) == 2
     return (TokenMLP if per_token else MLPHead)(feature_shape, classes)
 
 
 class ConvHead(nn.Module):
-    """A 3x3 convolution with BatchNorm and ReLU before the pooled linear map.
+    """A 3x3 convolution with BatchNorm and ReLU before the linear map, pooled or of each pixel.
 
-    Maps features ``[B, C, H, W]`` to logits ``[B, classes]``.
+    Maps features ``[B, C, H, W]`` to logits ``[B, classes]``, or to maps ``[B, classes, H, W]``.
 
     Raises:
         UserError: the features are not images.
     """
 
-    def __init__(self, feature_shape: tuple[int, ...], classes: int) -> None:
+    def __init__(
+        self,
+        feature_shape: tuple[int, ...],
+        classes: int,
+        *,
+        output_shape: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
         if len(feature_shape) != 3:
             raise UserError(
@@ -47,7 +58,10 @@ class ConvHead(nn.Module):
         channels = feature_shape[0]
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
-        self.pooled = PooledLinear(feature_shape, classes)
+        maps = are_maps(feature_shape, output_shape)
+        self.pooled = (
+            MapLinear(channels, output_shape) if maps else PooledLinear(feature_shape, classes)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pooled(F.relu(self.norm(self.conv(x))))  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelocal.partition.profile import backward_pass, forward_pass
+from pipelocal.partition.profile import LossOf, backward_pass, forward_pass
 from pipelocal.telemetry.memory import SavedBytes, tensor_bytes
 
 META = torch.device("meta")
@@ -36,7 +36,7 @@ class Roofline:
     device: torch.device = field(default=META, init=False)
 
     def seconds_of_pass(
-        self, module: nn.Module, x: Tensor, target: Tensor | None, *, reconcile: bool
+        self, module: nn.Module, x: Tensor, loss: LossOf | None, *, reconcile: bool
     ) -> tuple[float, float]:
         """See :class:`Meter`."""
         leaf = x.detach().requires_grad_(x.requires_grad)
@@ -44,7 +44,7 @@ class Roofline:
         saved = SavedBytes(fixed)
         with saved.counting():
             with FlopCounterMode(display=False) as forward:
-                out = forward_pass(module, leaf, target)
+                out = forward_pass(module, leaf, loss)
             with FlopCounterMode(display=False) as backward:
                 backward_pass(leaf, out, reconcile=reconcile)
         module.zero_grad(set_to_none=True)

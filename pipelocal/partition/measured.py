@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipelocal.partition.profile import backward_pass, forward_pass
+from pipelocal.partition.profile import LossOf, backward_pass, forward_pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Stopwatch:
     repeats: int = 3
 
     def seconds_of_pass(
-        self, module: nn.Module, x: Tensor, target: Tensor | None, *, reconcile: bool
+        self, module: nn.Module, x: Tensor, loss: LossOf | None, *, reconcile: bool
     ) -> tuple[float, float]:
         """See :class:`Meter`; medians."""
         runs = []
@@ -33,7 +33,7 @@ class Stopwatch:
             module.zero_grad(set_to_none=True)
             leaf = x.detach().requires_grad_(x.requires_grad)
             started = self._now()
-            out = forward_pass(module, leaf, target)
+            out = forward_pass(module, leaf, loss)
             between = self._now()
             backward_pass(leaf, out, reconcile=reconcile)
             runs.append((between - started, self._now() - between))

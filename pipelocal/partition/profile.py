@@ -14,7 +14,6 @@ from functools import partial
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, autograd, nn
 
 from pipelocal.errors import NotTwiceDifferentiable, UserError
@@ -23,6 +22,9 @@ from pipelocal.models.in_place import disable_inplace
 from pipelocal.models.payload import tensors_of
 from pipelocal.system.tensor_kind import TensorKind
 from pipelocal.telemetry.memory import SavedBytes, tensor_bytes
+
+LossOf = Callable[[Tensor], Tensor]
+"""Called with a head's output; returns the scalar loss."""
 
 HeadBuilder = Callable[[int], nn.Module]
 """Called with a unit's index; builds the auxiliary head of a stage that ends before that unit."""
@@ -89,14 +91,14 @@ class Meter(Protocol):
         ...
 
     def seconds_of_pass(
-        self, module: nn.Module, x: Tensor, target: Tensor | None, *, reconcile: bool
+        self, module: nn.Module, x: Tensor, loss: LossOf | None, *, reconcile: bool
     ) -> tuple[float, float]:
         """Return the seconds of the forward and of the backward pass.
 
         Args:
             module: in training mode, on :attr:`device`.
             x: its input, ``[B, ...]``; whether it requires a gradient matters.
-            target: labels ``[B, ...]`` if the module is a head, which is then trained by its loss.
+            loss: loss of its output, if the module is a head, which is then trained by it.
             reconcile: whether to run the backward pass of exact reconciliation.
         """
         ...
@@ -113,9 +115,10 @@ def profile_chain(
     *,
     batch_size: int,
     classes: int,
+    target: TensorKind,
+    loss: Callable[[Tensor, Tensor], Tensor],
     exact: bool,
     optimizer: OptimizerOf,
-    target_shape: Shape = (),
     seed: int = 0,
 ) -> Profile:
     """Profile a chain.
@@ -126,9 +129,10 @@ def profile_chain(
         meter: measures durations.
         batch_size: number of rows in a batch.
         classes: width of the model's output.
+        target: what a target is.
+        loss: scalar loss of outputs and targets.
         exact: whether to also measure exact reconciliation (double backward).
         optimizer: makes the optimizer of some parameters.
-        target_shape: shape of one sample's labels.
         seed: seed of the random parameters and inputs, whose values do not matter.
 
     Raises:
@@ -154,21 +158,21 @@ def profile_chain(
         name: str,
         build: Callable[[], nn.Module],
         given: tuple[Tensor, ...],
-        target: Tensor | None,
+        loss: LossOf | None,
         reconcile: bool,
     ) -> Cost:
         try:
             with torch.device("meta") if on_meta else nullcontext():
                 module = build().to(meter.device).train()
             disable_inplace(module)  # as a stage does
-            if target is not None and not getattr(module, "takes_beside", False):
+            if loss is not None and not getattr(module, "takes_beside", False):
                 given = given[:1]
             # Most networks are repetitive: equally built modules with equal inputs cost the same.
             kinds = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in given)
-            key = (_make(module), kinds, target is None, reconcile)
+            key = (_make(module), kinds, loss is None, reconcile)
             if key not in seen:
                 x, *beside = given
-                seen[key] = _cost(meter, optimizer, _OfMain(module, beside), x, target, reconcile)
+                seen[key] = _cost(meter, optimizer, _OfMain(module, beside), x, loss, reconcile)
             return seen[key]
         except RuntimeError as error:
             if on_meta and "meta" in str(error):
@@ -190,7 +194,11 @@ def profile_chain(
         return (random(main.shape, main.dtype), *ones)
 
     before = chain.inputs
-    target = random(target_shape, torch.int64)
+    targets = random(target.shape, target.dtype)
+
+    def loss_of(output: Tensor) -> Tensor:
+        return loss(output, targets)
+
     for index, unit in enumerate(chain.units):
         # The first stage never reconciles: no stage precedes it.
         x, with_delta = payload(before), exact and index > 0
@@ -199,7 +207,7 @@ def profile_chain(
         last = index == len(chain.units) - 1
         build = partial(chain.build_classifier, seed=seed) if last else partial(head, index + 1)
         features = payload(chain.crossing[index])
-        heads.append(cost(f"the head behind '{unit.name}'", build, features, target, exact))
+        heads.append(cost(f"the head behind '{unit.name}'", build, features, loss_of, exact))
         before = chain.crossing[index]
     return Profile(
         batch_size=batch_size,
@@ -227,22 +235,22 @@ def _cost(
     optimizer: OptimizerOf,
     module: _OfMain,
     x: Tensor,
-    target: Tensor | None,
+    loss: LossOf | None,
     reconcile: bool,
 ) -> Cost:
     takes_gradient = x.is_floating_point()
     forward_s, backward_s = meter.seconds_of_pass(
-        module, x.requires_grad_(takes_gradient), target, reconcile=False
+        module, x.requires_grad_(takes_gradient), loss, reconcile=False
     )
     input_gradient_s, reconcile_s, reconcile_bytes = 0.0, 0.0, 0
     if takes_gradient:
-        without = meter.seconds_of_pass(module, x.detach(), target, reconcile=False)
+        without = meter.seconds_of_pass(module, x.detach(), loss, reconcile=False)
         input_gradient_s = max(0.0, backward_s - without[1])
-    saved, output = _saved_bytes(module, x, target, reconcile=False)
+    saved, output = _saved_bytes(module, x, loss, reconcile=False)
     if reconcile:
-        seconds = sum(meter.seconds_of_pass(module, x, target, reconcile=True))
+        seconds = sum(meter.seconds_of_pass(module, x, loss, reconcile=True))
         reconcile_s = max(0.0, seconds - forward_s - backward_s)
-        reconcile_bytes = max(0, _saved_bytes(module, x, target, reconcile=True)[0] - saved)
+        reconcile_bytes = max(0, _saved_bytes(module, x, loss, reconcile=True)[0] - saved)
     update_s, state = 0.0, []
     trained = [(name, p) for name, p in module.inner.named_parameters() if p.requires_grad]
     if trained:
@@ -264,10 +272,10 @@ def _cost(
     )
 
 
-def forward_pass(module: nn.Module, leaf: Tensor, target: Tensor | None) -> Tensor:
+def forward_pass(module: nn.Module, leaf: Tensor, loss: LossOf | None) -> Tensor:
     """Return a module's output, or a head's loss."""
     out: Tensor = module(leaf)
-    return out if target is None else F.cross_entropy(out.flatten(0, -2), target.flatten())
+    return out if loss is None else loss(out)
 
 
 def backward_pass(leaf: Tensor, out: Tensor, *, reconcile: bool) -> None:
@@ -285,13 +293,13 @@ def backward_pass(leaf: Tensor, out: Tensor, *, reconcile: bool) -> None:
 
 
 def _saved_bytes(
-    module: _OfMain, x: Tensor, target: Tensor | None, *, reconcile: bool
+    module: _OfMain, x: Tensor, loss: LossOf | None, *, reconcile: bool
 ) -> tuple[int, Tensor]:
     """Return bytes that autograd keeps besides the module's tensors and its inputs, and the output."""
     leaf = x.detach().requires_grad_(x.requires_grad)
     counter = SavedBytes([*module.parameters(), *module.buffers(), leaf, *module.beside])
     with counter.counting():
-        out = forward_pass(module, leaf, target)
+        out = forward_pass(module, leaf, loss)
         backward_pass(leaf, out, reconcile=reconcile)
     module.zero_grad(set_to_none=True)
     return counter.peak_bytes, out.detach()

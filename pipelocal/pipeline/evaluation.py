@@ -1,7 +1,8 @@
-"""Evaluates a stage on the batches of an evaluation: its head's accuracy, and the heads' votes."""
+"""Evaluates a stage on the batches of an evaluation: its head's metrics, and the heads' votes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -41,18 +42,20 @@ class Evaluation:
         self._messages = messages
         self.reading: Reading | None = None
         """Reading of the last completed evaluation; None before."""
-        self.ensemble_accuracy: float | None = None
-        """Ensemble accuracy of the last completed evaluation, on the last stage; None without votes."""
+        self.ensemble: dict[str, float | None] | None = None
+        """The ensemble's metrics in the last completed evaluation, on the last stage; None without votes."""
         self.step: int | None = None
         """Training batches before the last completed evaluation."""
         self._stage = stage
         self._votes = votes
         self._heard = hearing.own
+        self._voters = stage.number if hearing.heads is None else hearing.heads
         self._last = last
         self._bad_input = torch.zeros((), dtype=torch.bool, device=device)
-        further = stage.task.metrics[1:]
-        self._tally = Tally(device, metrics=further, each=self._each)
-        self._ensemble = Tally(device, metrics=further, each=self._each)
+        self._tally, self._ensemble = (
+            Tally(device, task=stage.task, shapes=stage.sum_shapes, each=self._each)
+            for _ in range(2)
+        )
 
     def meet(self, batch: IncomingBatch) -> dict[str, Tensor]:
         """Evaluate a batch; return the tensors for the next stage, in the order of the contract."""
@@ -61,9 +64,8 @@ class Evaluation:
         if self._stage.number > 1:
             self._bad_input |= ~torch.isfinite(x).all()
         output, logits = self._stage.evaluate(x, beside)
-        loss = self._stage.task.loss(logits, target)
         if self._heard:
-            self._add(self._tally, batch, loss, logits, target)
+            self._add(self._tally, batch, logits, target)
         # A copy: the received tensor's memory is reused after this batch.
         found = {"target": target.clone(), **dict(named_outputs(output, self._stage.beside))}
         found |= self._messages.passed_on(batch)
@@ -74,7 +76,8 @@ class Evaluation:
             if self._stage.number > 1:
                 votes += batch.get("votes")
             if self._last:
-                self._add(self._ensemble, batch, loss, votes, target)
+                mean = self._stage.task.from_votes(votes / self._voters)
+                self._add(self._ensemble, batch, mean, target)
             found["votes"] = votes
         return found
 
@@ -97,13 +100,22 @@ class Evaluation:
             )
         self.step = step
         self.reading = self._tally.read_and_reset()
-        found: dict[str, Any] = {"loss": self.reading.loss, "accuracy": self.reading.accuracy}
-        found |= self.reading.further
-        if self._last:
-            if self._votes:
-                self.ensemble_accuracy = self._ensemble.read_and_reset().accuracy
-            found["ensemble_accuracy"] = self.ensemble_accuracy
-        return found
+        if self._last and self._votes:
+            self.ensemble = self._ensemble.read_and_reset().metrics
+        return self.figures
+
+    @property
+    def figures_of_head(self) -> dict[str, float | None]:
+        """Loss and metrics of the last completed evaluation."""
+        assert self.reading is not None, "an evaluation has ended"
+        return {"loss": self.reading.loss, **self.reading.metrics}
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The same, and on the last stage the ensemble's."""
+        if not self._last:
+            return self.figures_of_head
+        return self.figures_of_head | ensemble_figures(self.ensemble, self._stage.task.metrics)
 
     @property
     def rows(self) -> int:
@@ -115,27 +127,36 @@ class Evaluation:
         return {
             "step": self.step,
             "reading": None if self.reading is None else asdict(self.reading),
-            "ensemble_accuracy": self.ensemble_accuracy,
+            "ensemble": self.ensemble,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load a :meth:`state_dict`."""
-        self.step, self.ensemble_accuracy = state["step"], state["ensemble_accuracy"]
-        self.reading = None if state["reading"] is None else Reading(**state["reading"])
+        self.step, reading = state["step"], state["reading"]
+        self.reading = None if reading is None else Reading.of_state(reading)
+        if "ensemble" in state:
+            self.ensemble = state["ensemble"]
+        elif state["ensemble_accuracy"] is not None:  # of an earlier version
+            self.ensemble = {"accuracy": state["ensemble_accuracy"]}
 
     def _each(self, values: Tensor) -> Tensor:
         return self._stage.replicas.each(values)
 
-    def _add(
-        self, tally: Tally, batch: IncomingBatch, loss: Tensor, scores: Tensor, target: Tensor
-    ) -> None:
+    def _add(self, tally: Tally, batch: IncomingBatch, output: Tensor, target: Tensor) -> None:
         task = self._stage.task
-        correct, *further = task.counts(scores, target)
         tally.add(
             batch=batch.header.number,
             rows=batch.header.rows,
-            loss=loss,
-            correct=correct,
-            predictions=target.numel(),
-            further=dict(zip(task.metrics[1:], further, strict=True)),
+            loss=task.loss(output, target),
+            sums=task.sums(output, target),
         )
+
+
+def ensemble_figures(
+    ensemble: Mapping[str, float | None] | None, names: Sequence[str]
+) -> dict[str, Any]:
+    """Return the ensemble's part of a record: every metric, and accuracy by a name of its own."""
+    found: dict[str, Any] = {"ensemble": None if ensemble is None else dict(ensemble)}
+    if "accuracy" in names:
+        found["ensemble_accuracy"] = None if ensemble is None else ensemble["accuracy"]
+    return found

@@ -13,6 +13,7 @@ from pipelocal.errors import StageError
 from pipelocal.pipeline.tally import Reading, Tally
 from pipelocal.pipeline.throughput import Throughput
 from pipelocal.stage.stage import Stage, StepMetrics
+from pipelocal.tasks import Loss
 from pipelocal.transport.header import Header
 
 Report = Callable[[dict[str, Any]], None]
@@ -44,14 +45,12 @@ class Records:
         self._log_every = log_every
         # Reading a loss makes the host wait for a CUDA device, so it is done rarely there.
         self._looks_always = device.type == "cpu"
-        metrics = stage.task.metrics[1:]
-        figures = getattr(stage.objective, "figure_names", ())
-        self._further = bool(metrics or figures)
         self._tally = Tally(
             device,
+            task=stage.task,
+            shapes=stage.sum_shapes,
             windows=2,
-            metrics=metrics,
-            figures=figures,
+            figures=getattr(stage.objective, "figure_names", ()),
             each=lambda values: stage.replicas.each(values),
         )
         self._reported = 0
@@ -65,11 +64,10 @@ class Records:
         self._tally.add(
             batch=header.number,
             rows=header.rows,
-            loss=metrics.loss,
-            correct=metrics.correct,
-            predictions=metrics.predictions,
+            loss=Loss(metrics.loss, metrics.weight),
+            sums=metrics.sums,
             residual=metrics.residual,
-            further={**metrics.further, **metrics.figures} if self._further else None,
+            figures=metrics.figures,
         )
         if self._looks_always or self._due:
             self._check_finite(x, metrics)
@@ -113,7 +111,8 @@ class Records:
         """Load a :meth:`state_dict` into one of ``replicas`` replicas."""
         self._tally.load_state_dict(state["tally"], replica=replica, replicas=replicas)
         self._reported = state["reported"]
-        self.last_epoch = None if state["last_epoch"] is None else Reading(**state["last_epoch"])
+        last = state["last_epoch"]
+        self.last_epoch = None if last is None else Reading.of_state(last)
 
     def continue_from(self, step: int) -> None:
         """Continue after ``step`` batches with a stage that did not exist before; its sums start at zero."""
@@ -154,7 +153,7 @@ class Records:
             "train",
             epoch,
             loss=reading.loss,
-            accuracy=reading.accuracy,
+            **reading.metrics,
             reconciliation=reading.reconciliation,
             cosine=reading.cosine,
             residual=reading.residual,
@@ -162,5 +161,5 @@ class Records:
             samples_per_second=rate * self._stage.replicas.count,
             busy_fraction=busy,
             peak_memory_bytes=self.peak_memory_bytes,
-            **reading.further,
+            **reading.figures,
         )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipelocal.data.ahead import prepared_ahead
 from pipelocal.data.batches import Batch, Batches, Mine
+from pipelocal.errors import DataError
 from pipelocal.pipeline.markers import Markers
 from pipelocal.pipeline.messages import named_outputs
 from pipelocal.pipeline.timetable import Timetable
@@ -31,6 +33,7 @@ class Source:
         evaluated: whether the evaluation after those, if any, has been done.
         markers: decides where to put markers; None for no markers.
         deal: the batches of this replica of the first stage; it gets only these, and all markers.
+        check_target: raises a DataError for targets that the task cannot take; called before they are sent.
     """
 
     waited_s = 0.0
@@ -46,12 +49,14 @@ class Source:
         evaluated: bool = False,
         markers: Markers | None = None,
         deal: Deal = EVERYTHING,
+        check_target: Callable[[Tensor], None] = lambda _: None,
     ) -> None:
         self._batches = batches
         self._plan = plan
         self._device = device
         self._markers = markers
         self._deal = deal
+        self._check_target = check_target
         self._number = 0
         self._done = start
         self._events = self._evaluation(0) if plan is None else self._training(plan, evaluated)
@@ -150,6 +155,11 @@ class Source:
         handed = HandedBatch(header)
         self._number += 1
         if batch is not None:
+            try:
+                self._check_target(batch.target)
+            except DataError as error:
+                part = "training" if kind.trains else "test"
+                raise DataError(f"a {part} batch in epoch {epoch + 1}: {error}") from error
             tensors = {"ids": batch.ids, "target": batch.target}
             tensors |= dict(named_outputs(batch.x, batch.beside))
             for name, tensor in tensors.items():

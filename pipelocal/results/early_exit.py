@@ -9,9 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from pipelocal.errors import UserError
 from pipelocal.heads import call_head
 from pipelocal.models.payload import each, pack
 from pipelocal.results.saved_run import FinishedRun
+from pipelocal.tasks import Classification, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class HeadedNetwork(nn.Module):
         bodies: the bodies of the stages, in order.
         heads: the head of each stage; the last is the model's classifier.
         silent: numbers of the stages, from 1, whose heads never learnt anything, and neither answer nor vote.
+        task: what the network has learnt; by default classification.
     """
 
     def __init__(
@@ -41,9 +44,11 @@ class HeadedNetwork(nn.Module):
         heads: list[nn.Module],
         *,
         silent: Collection[int] = (),
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         self.silent = frozenset(silent)
+        self.task = Classification() if task is None else task
         self.bodies = nn.ModuleList(bodies)
         self.heads = nn.ModuleList(heads)
 
@@ -53,18 +58,21 @@ class HeadedNetwork(nn.Module):
         stages = run.stages(torch.device("cpu"))
         silent = [stage.number for stage in stages if run.blueprint.silent(stage.number)]
         return cls(
-            [stage.body for stage in stages], [stage.head for stage in stages], silent=silent
+            [stage.body for stage in stages],
+            [stage.head for stage in stages],
+            silent=silent,
+            task=run.blueprint.recipe.task,
         ).eval()
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Compute the last head's logits ``[B, ..., classes]``, as the uncut model does."""
+        """Compute the last head's output, such as logits ``[B, ..., classes]``, as the uncut model does."""
         x = before = pack(inputs[0], inputs[1:])
         for body in self.bodies:
             before, x = x, body(x)
         return call_head(self.heads[-1], x, before)
 
     def all_logits(self, *inputs: Tensor) -> list[Tensor]:
-        """Compute every head's logits ``[B, ..., classes]``, in order."""
+        """Compute every head's output, such as logits ``[B, ..., classes]``, in order."""
         logits = []
         x = pack(inputs[0], inputs[1:])
         for body, head in zip(self.bodies, self.heads, strict=True):
@@ -73,10 +81,10 @@ class HeadedNetwork(nn.Module):
         return logits
 
     def ensemble(self, *inputs: Tensor) -> Tensor:
-        """Compute the mean of the heads' class probabilities ``[B, ..., classes]``."""
+        """Compute the mean of the heads' votes: class probabilities ``[B, ..., classes]``, for example."""
         heard = [
-            logits.softmax(-1)
-            for number, logits in enumerate(self.all_logits(*inputs), start=1)
+            self.task.votes(output)
+            for number, output in enumerate(self.all_logits(*inputs), start=1)
             if number not in self.silent
         ]
         return torch.stack(heard).mean(0)
@@ -91,7 +99,15 @@ class HeadedNetwork(nn.Module):
             inputs: samples ``[B, ...]`` with one label each; a model of several inputs takes them all.
             until: least probability of the label, 0 to 1, at which an earlier head may answer. With
                 more than 1 the last head answers all.
+
+        Raises:
+            UserError: the network has not learnt classification, so that no head is more or less sure.
         """
+        if not isinstance(self.task, Classification):
+            raise UserError(
+                f"predict answers with a class, and this run learnt {type(self.task).__name__}: call the "
+                f"network itself, or its ensemble()"
+            )
         rows, device = len(inputs[0]), inputs[0].device
         label = torch.zeros(rows, dtype=torch.int64, device=device)
         stage = torch.zeros_like(label)

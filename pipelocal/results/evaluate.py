@@ -28,8 +28,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate every head of a finished run on its test data.
 
     Returns:
-        ``eval_accuracy`` (last head), ``ensemble_accuracy`` (None, and why in ``no_ensemble``, for a run
-        with ``--votes off``) and ``stages``, a list with ``stage``, ``units``, ``loss`` and ``accuracy``.
+        ``eval``, loss and metrics of the last head; ``ensemble``, the metrics of all heads together (None,
+        and why in ``no_ensemble``, for a run with ``--votes off``); and ``stages``, a list with ``stage``,
+        ``units``, ``loss`` and the metrics. Where accuracy is one of these, ``eval_accuracy`` and
+        ``ensemble_accuracy`` repeat it.
 
     Raises:
         UserError: there is no finished run, or its data cannot be read.
@@ -47,20 +49,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     assembly = Assembly(
         run, blueprint, device, batch_size=batches.batch_size, report=records.append
     )
-    workers = assembly.workers(stages, Source(batches, None, device), None)
+    source = Source(batches, None, device, check_target=blueprint.check_target)
+    workers = assembly.workers(stages, source, None)
     run_stream(workers, lambda: None)
+    last, metrics = records[-1], blueprint.recipe.task.metrics
+    names = ("loss", *metrics)
     if not config.averaged:
-        _compare_with_the_run(records[-1]["accuracy"], finished)
+        _compare_with_the_run(metrics[0], last[metrics[0]], finished)
+    accuracies = {}
+    if "accuracy" in metrics:
+        accuracies = {"eval_accuracy": last["accuracy"]}
+        accuracies["ensemble_accuracy"] = last["ensemble_accuracy"]
     return {
-        "eval_accuracy": records[-1]["accuracy"],
-        "ensemble_accuracy": records[-1].get("ensemble_accuracy"),
+        "eval": {name: last[name] for name in names},
+        "ensemble": last["ensemble"],
+        **accuracies,
         "no_ensemble": assembly.votes.why_not,
         "stages": [
             {
                 "stage": record["stage"],
                 "units": blueprint.units(record["stage"]),
-                "loss": record["loss"],
-                "accuracy": record["accuracy"],
+                **{name: record[name] for name in names},
             }
             for record in records
         ],
@@ -86,12 +95,14 @@ def _data(config: EvaluateConfig, finished: FinishedRun) -> Batches:
     return batches
 
 
-def _compare_with_the_run(accuracy: float | None, finished: FinishedRun) -> None:
-    before, where = finished.accuracy, "when the run evaluated these weights"
+def _compare_with_the_run(metric: str, value: float | None, finished: FinishedRun) -> None:
+    evaluated = finished.evaluated
+    before, where = evaluated and evaluated.value, "when the run evaluated these weights"
     if finished.at_end and finished.folder.finished:
-        before, where = finished.folder.summary()["eval_accuracy"], "in the run's summary.json"
-    if before is not None and accuracy != before:
-        tell(f"the last head's accuracy is {accuracy} now, and {before} {where}")
+        summary, where = finished.folder.summary(), "in the run's summary.json"
+        before = (summary.get("eval") or {}).get(metric, summary.get(f"eval_{metric}"))
+    if before is not None and value != before:
+        tell(f"the last head's {metric} is {value} now, and {before} {where}")
 
 
 def plain_state_dict(run: str, *, averaged: bool = False) -> dict[str, Tensor]:

@@ -42,8 +42,8 @@ class FinishedRun:
         if weights is None:
             raise UserError(_nothing_left(at, self.folder.path))
         manifest, self._states = weights.chosen.manifest, weights.states
-        self.accuracy = manifest.quality and manifest.quality[0]
-        """Accuracy of the last head in the run's evaluation of these weights; None without one."""
+        self.evaluated = manifest.evaluated if manifest.after_evaluation else None
+        """Figures of the last head in the run's evaluation of these weights; None without one."""
         self.at_end = weights.chosen.folder == SnapshotFolder(self.folder.path).end
         if not self.at_end:
             tell(f"{at}: the weights after batch {manifest.step}, before the end of the run")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipelocal.closed_form import ClosedFormStage, check_stage
 from pipelocal.data import DataInfo
@@ -26,6 +26,8 @@ from pipelocal.stage.recipe import Recipe, check_schedule
 from pipelocal.stage.stage import Stage, own_parameters
 from pipelocal.stage.state import trained_names
 from pipelocal.system.tensor_kind import TensorKind
+from pipelocal.tasks.task import batch_of
+from pipelocal.tasks.trial import shapes_of_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +55,6 @@ class Blueprint:
             UserError: a unit fails to run.
         """
         chain, shapes = chain.tried()
-        wanted = recipe.task.classes
-        assert chain.output_shape is not None
-        if wanted is not None and wanted != chain.output_shape[-1]:
-            raise UserError(
-                f"the model makes {chain.output_shape[-1]} logits, but the task has {wanted} classes: make "
-                f"both the same"
-            )
         half = next((kinds[0].dtype for kinds in chain.crossing if kinds[0].dtype in HALF), None)
         if half is not None and recipe.objective.reconcile_every is not None:
             raise UserError(
@@ -82,8 +77,23 @@ class Blueprint:
 
     @property
     def classes(self) -> int:
-        """Width of the model's output."""
-        return self.model_output[-1]
+        """Number of classes, labels or outputs of the model's output."""
+        return self.recipe.task.width(self.model_output)
+
+    def checked(self) -> Blueprint:
+        """Return the same, once it is known that the model's output is what the task wants.
+
+        Raises:
+            UserError: it is not.
+        """
+        task, made = self.recipe.task, self.model_output
+        wanted = task.output_shape(self.info, made)
+        if wanted != made:
+            raise UserError(
+                f"the classifier '{self.chain.classifier.name}' makes outputs {batch_of(made)}, but "
+                f"{type(task).__name__} of this data wants {batch_of(wanted)}: make both the same"
+            )
+        return self
 
     @property
     def stages(self) -> int:
@@ -184,6 +194,7 @@ class Blueprint:
             self.shapes[stop - 1],
             classes=self.classes,
             target_shape=self.info.target_shape,
+            output_shape=self.model_output,
             input_shape=input_shape,
             downstream=Downstream(
                 units=chain.units[stop:],
@@ -202,7 +213,6 @@ class Blueprint:
         body = self.chain.build(cut.start, cut.stop, seed=seed)
         if number == self.stages:
             head = self.chain.build_classifier(seed=seed)
-            self._check_output()
         else:
             with seeded(seed, "head", self.chain.units[cut.stop - 1].name):
                 head = self.head(cut.stop, input_shape=self.output_shape(number - 1))
@@ -214,19 +224,16 @@ class Blueprint:
                 part.compile(backend=compute.compile)  # in place: names in state dicts stay
         return body, head
 
-    def _check_output(self) -> None:
-        """Check that the classifier's output is what the targets want.
+    def sum_shapes(self, device: torch.device) -> dict[str, Shape]:
+        """Return the shapes of the task's sums."""
+        target = self.info.target
+        return shapes_of_sums(
+            self.recipe.task, self.model_output, target.shape, target.dtype, device
+        )
 
-        Raises:
-            UserError: it is not.
-        """
-        wanted = (*self.info.target_shape, self.classes)
-        if self.model_output != wanted:
-            raise UserError(
-                f"the classifier '{self.chain.classifier.name}' makes {list(self.model_output)} of features "
-                f"{list(self.output_shape(self.stages))}, but the labels want logits {list(wanted)}: model "
-                f"and data set do not go together"
-            )
+    def check_target(self, target: Tensor) -> None:
+        """Check a batch's targets; see :class:`~pipelocal.tasks.task.Task`."""
+        self.recipe.task.check_target(target, self.model_output)
 
     def stage_to_evaluate(self, number: int, *, device: torch.device) -> Stage:
         """Build one stage that will not be trained."""
@@ -238,6 +245,7 @@ class Blueprint:
             objective=Greedy(),
             optimizer=torch.optim.SGD([*body.parameters(), *head.parameters()], lr=0.0),
             task=self.recipe.task,
+            sum_shapes=self.sum_shapes(device),
             seed=self.recipe.seed,
             compute=replace(self.recipe.compute, checkpoint_activations=None, step_early=False),
         )
@@ -296,6 +304,7 @@ class Blueprint:
             objective=objective,
             optimizer=optimizer,
             task=recipe.task,
+            sum_shapes=self.sum_shapes(device),
             scheduler=scheduler,
             accumulate=accumulate,
             clip=recipe.clip,

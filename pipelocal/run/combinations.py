@@ -9,7 +9,7 @@ from pipelocal.objective import SGR, Greedy
 from pipelocal.options import option_name
 from pipelocal.run.options import RunOptions
 from pipelocal.stage.recipe import Recipe
-from pipelocal.tasks import Classification
+from pipelocal.tasks import Classification, NextToken
 
 
 def check_combinations(options: RunOptions, recipe: Recipe) -> None:
@@ -140,10 +140,10 @@ def _check_bp_free(options: RunOptions, recipe: Recipe) -> None:
             f"--objective {name}: --bp-free trains stages without back-propagation, by "
             f"--objective greedy or sgr"
         )
-    if recipe.task != Classification(classes=recipe.task.classes):
+    if not (isinstance(recipe.task, Classification | NextToken) and recipe.task.plain):
         raise UserError(
-            "--bp-free: its formulas are of the plain cross entropy: leave out label_smoothing, "
-            "loss_function and further_metrics, or --bp-free"
+            "--bp-free: its formulas are of the plain cross entropy: choose the task Classification or "
+            "NextToken without further arguments, or leave out --bp-free"
         )
     if exact(recipe):
         raise UserError(

@@ -116,9 +116,10 @@ def cost_model(
         meter,
         batch_size=batch_size,
         classes=blueprint.classes,
+        target=blueprint.info.target,
+        loss=lambda output, target: recipe.task.loss(output, target).mean,
         exact=exact,
         optimizer=lambda named: recipe.make_optimizer(named, place),
-        target_shape=blueprint.info.target_shape,
         seed=recipe.seed,
     )
     encodings = [

@@ -92,7 +92,9 @@ def evaluate_stages(
         incoming = edges.before
         if seat.index == 0:
             own = opened if world.rank == 0 else batches()
-            incoming = Source(own, None, device, deal=seat.deal)
+            incoming = Source(
+                own, None, device, deal=seat.deal, check_target=blueprint.check_target
+            )
         assert incoming is not None
         workers = assembly.workers(stages, incoming, edges.after, reports=seat.replica == 0)
         try:
@@ -112,14 +114,7 @@ def _shared(
     """Return every stage's figures, identical on every rank."""
     own = {}
     for worker in workers:
-        reading = worker.evaluation.reading
-        assert reading is not None, "the stream has ended"
-        own[worker.stage.number] = {
-            "loss": reading.loss,
-            "accuracy": reading.accuracy,
-            **reading.further,
-            "ensemble_accuracy": worker.evaluation.ensemble_accuracy,
-        }
+        own[worker.stage.number] = worker.evaluation.figures
     if control.world.size > 1 and writes:
         for number, figures in own.items():
             control.put(f"figures/{number}", figures)
@@ -127,5 +122,5 @@ def _shared(
         own[number] if number in own else control.wait_for(f"figures/{number}")
         for number in range(1, blueprint.stages + 1)
     ]
-    ensemble = [figures.pop("ensemble_accuracy") for figures in every]
-    return {**every[-1], "ensemble_accuracy": ensemble[-1], "stages": every}
+    names = ("loss", *blueprint.recipe.task.metrics)
+    return {**every[-1], "stages": [{name: figures[name] for name in names} for figures in every]}

@@ -56,6 +56,7 @@ def make_reporter(
         rows=rows,
         total_steps=plan.total_steps,
         epochs=plan.epochs_begun,
+        metric=spec.recipe.task.metrics[0],
     )
 
 

@@ -323,6 +323,7 @@ class Run:
             evaluated=start.evaluated,
             markers=markers,
             deal=self.seat.deal,
+            check_target=self.blueprint.check_target,
         )
 
     def _hire(

@@ -131,4 +131,12 @@ def _evaluated(worker: Worker) -> Evaluated | None:
     step, reading = worker.evaluation.step, worker.evaluation.reading
     if step is None or reading is None or reading.rows == 0:
         return None
-    return Evaluated(step=step, accuracy=reading.accuracy, loss=reading.loss)
+    task = worker.stage.task
+    first = task.metrics[0]
+    return Evaluated(
+        step=step,
+        loss=reading.loss,
+        metric=first,
+        value=reading.metrics.get(first),
+        higher_is_better=task.higher_is_better,
+    )

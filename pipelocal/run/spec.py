@@ -89,7 +89,7 @@ class Spec:
         """
         chain = self.chain(info)
         cuts = self.cut.first(chain, uncut=self.recipe.uncut)
-        return Blueprint.of(chain, self.recipe, info).cut_into(cuts)
+        return Blueprint.of(chain, self.recipe, info).cut_into(cuts).checked()
 
     def resolved(self, **values: Any) -> Spec:
         """Return a copy with the values that rank 0 chose, such as the number of replicas."""

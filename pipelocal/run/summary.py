@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import torch
 
+from pipelocal.pipeline.evaluation import ensemble_figures
 from pipelocal.pipeline.worker import Worker
 from pipelocal.telemetry.formats import UNKNOWN
 from pipelocal.telemetry.memory import device_peak_bytes
@@ -17,7 +18,10 @@ from pipelocal.telemetry.memory import device_peak_bytes
 def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, Any]:
     """Return a stage's last record: training means over the last epoch, memory in bytes, fractions 0 to 1."""
     records = worker.records
-    train, evaluation = records.last_epoch, worker.evaluation.reading
+    train, evaluation = records.last_epoch, worker.evaluation
+    names = worker.stage.task.metrics
+    evaluated = evaluation.figures_of_head if evaluation.rows else None
+    of_training = {} if train is None else {**train.metrics, **train.figures}
     return {
         "event": "final",
         "stage": worker.stage.number,
@@ -26,17 +30,14 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
         # Module names in a body cannot contain dots; the model's own unit names may.
         "units": [name.replace("/", ".") for name, _ in worker.stage.body.named_children()],
         "loss": train and train.loss,
-        "accuracy": train and train.accuracy,
+        **({"accuracy": of_training.get("accuracy")} if "accuracy" in names else {}),
         "reconciliation": train and train.reconciliation,
         "cosine": train and train.cosine,
         "residual": train and train.residual,
-        "eval_loss": evaluation and evaluation.loss,
-        "eval_accuracy": evaluation and evaluation.accuracy,
-        "figures": {
-            "train": train.further if train else {},
-            "eval": evaluation.further if evaluation else {},
-        },
-        "ensemble_accuracy": worker.evaluation.ensemble_accuracy,
+        "eval_loss": evaluated and evaluated["loss"],
+        **({"eval_accuracy": evaluated and evaluated["accuracy"]} if "accuracy" in names else {}),
+        "figures": {"train": of_training, "eval": evaluated or {}},
+        **ensemble_figures(evaluation.ensemble, names),
         "steps": worker.stage.steps,
         "frozen_at": worker.stage.frozen_at,
         "seconds": records.throughput.seconds,
@@ -64,7 +65,7 @@ def summarise(
         text: the run's options, as plain values.
         world_size: number of ranks.
         finals: every stage's :func:`final_record`, in any order; one per replica if there are any.
-        no_ensemble: why the ensemble's accuracy is unknown; None if it is known.
+        no_ensemble: why the ensemble's figures are unknown; None if they are known.
 
     Over replicas, rates and bytes are summed, the busy fraction is averaged, peaks are maxima, and the rest,
     identical on all, is the first replica's; ``replicas`` holds each one's own values.
@@ -75,7 +76,10 @@ def summarise(
     numbers = sorted({int(record["stage"]) for record in finals})
     stages = [_of_all([final for final in finals if final["stage"] == n]) for n in numbers]
     last = stages[-1]
-    apart = ("event", "time_s", "ensemble_accuracy", "replica")
+    apart = ("event", "time_s", "ensemble", "ensemble_accuracy", "replica")
+    accuracies: dict[str, Any] = {
+        name: last[name] for name in ("eval_accuracy", "ensemble_accuracy") if name in last
+    }
     return {
         "model": text["model"],
         "data": text["data"],
@@ -86,8 +90,9 @@ def summarise(
         "steps": last["steps"],
         "seconds": max(stage["seconds"] for stage in stages),
         "samples_per_second": last["samples_per_second"],
-        "eval_accuracy": last["eval_accuracy"],
-        "ensemble_accuracy": last["ensemble_accuracy"],
+        "eval": last["figures"]["eval"] or None,
+        "ensemble": last["ensemble"],
+        **accuracies,
         "no_ensemble": no_ensemble,
         "stages": [{k: v for k, v in stage.items() if k not in apart} for stage in stages],
     }
@@ -114,21 +119,32 @@ def _of_all(finals: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def describe(summary: dict[str, Any], folder: Path | None) -> str:
-    """Return a line for the user, and a second one if the ensemble's accuracy is unknown."""
-    last, ensemble = summary["eval_accuracy"], summary["ensemble_accuracy"]
-    accuracy = (
-        "not evaluated"
-        if last is None
-        else f"accuracy {last:.4f} (last head), {known(ensemble)} (ensemble)"
-    )
+    """Return a line for the user, and a second one if the ensemble's figures are unknown."""
     line = (
-        f"{accuracy} after {summary['steps']} batches in {summary['seconds']:.1f} s"
+        f"{_figures(summary)} after {summary['steps']} batches in {summary['seconds']:.1f} s"
         f"{'' if folder is None else f'; run folder {folder}'}"
     )
     reason = summary.get("no_ensemble")  # runs of earlier versions have none
     return line if reason is None else f"{line}\n{reason}"
 
 
-def known(accuracy: float | None) -> str:
-    """Format an accuracy such as ``0.9944``; "-" if it is unknown."""
-    return UNKNOWN if accuracy is None else f"{accuracy:.4f}"
+def _figures(summary: dict[str, Any]) -> str:
+    """Return the figures of the last evaluation as text, the first metric also of the ensemble."""
+    if "eval" in summary:
+        found, ensemble = summary["eval"], summary["ensemble"] or {}
+    else:  # runs of earlier versions knew only accuracy
+        accuracy = summary["eval_accuracy"]
+        found = None if accuracy is None else {"accuracy": accuracy}
+        ensemble = {"accuracy": summary["ensemble_accuracy"]}
+    if found is None:
+        return "not evaluated"
+    first, *further = [name for name in found if name != "loss"]
+    text = f"{first} {known(found[first])} (last head), {known(ensemble.get(first))} (ensemble)"
+    return ", ".join([text, *(f"{name} {known(found[name])}" for name in further)])
+
+
+def known(figure: float | None) -> str:
+    """Format a figure such as ``0.9944``; "-" if it is unknown."""
+    if figure is None:
+        return UNKNOWN
+    return f"{figure:.4f}" if abs(figure) < 10_000 else f"{figure:.4g}"

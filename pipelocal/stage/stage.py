@@ -31,7 +31,7 @@ from pipelocal.stage.options import ComputeOptions
 from pipelocal.stage.passes import Passes
 from pipelocal.stage.replicas import Replicas
 from pipelocal.stage.update import Update
-from pipelocal.tasks import Classification, Task
+from pipelocal.tasks import Classification, Sums, Task
 
 CLASSIFICATION, PLAIN = Classification(), ComputeOptions()
 NONE: Mapping[str, Tensor] = {}
@@ -42,13 +42,12 @@ class StepMetrics:
     """The metrics of one batch; scalars on the stage's device, means over the batch unless noted."""
 
     loss: Tensor
-    correct: Tensor
-    """Number of correct predictions."""
-    predictions: int
+    weight: Tensor | float
+    """What the loss is a mean over: how many rows, tokens or pixels count."""
+    sums: Sums
+    """The task's sums, from which its metrics are made."""
     residual: Residual | None
     """The residual between eta and delta; None on a batch that was not reconciled."""
-    further: Mapping[str, Tensor]
-    """The task's further metrics, as sums over the predictions."""
     figures: Mapping[str, Tensor]
     """Figures that a user's objective reports, as means over the batch."""
 
@@ -74,6 +73,8 @@ class Stage:
         objective: what the stage minimises.
         optimizer: updates the parameters of body, head and objective.
         task: defines the loss and the metrics.
+        sum_shapes: shapes of the task's sums; None to learn them from the first batch, if the stage has no
+            replicas.
         scheduler: learning-rate scheduler; None for a constant rate.
         accumulate: batches whose gradients are averaged for one update.
         clip: maximum L2 norm of an update's gradient; None for no limit.
@@ -94,6 +95,7 @@ class Stage:
         objective: Objective,
         optimizer: torch.optim.Optimizer,
         task: Task = CLASSIFICATION,
+        sum_shapes: Mapping[str, tuple[int, ...]] | None = None,
         scheduler: LRScheduler | None = None,
         accumulate: int = 1,
         clip: float | None = None,
@@ -110,11 +112,11 @@ class Stage:
         self.optimizer = optimizer
         self.average = average
         self.task = task
+        self.sum_shapes = sum_shapes
         self._update = Update(optimizer, scheduler, every=accumulate, average=average, clip=clip)
         self.steps = 0
         """Batches of the run so far; with replicas, not all of them were processed here."""
         self._passes = Passes(number=number, body=body, head=head, seed=seed, compute=compute)
-        self._further: tuple[str, ...] = tuple(task.metrics[1:])
         self._figure_names: tuple[str, ...] = getattr(objective, "figure_names", ())
         self._seed = seed
         self._autocast = compute.autocast_dtype
@@ -122,6 +124,7 @@ class Stage:
         self._target: Tensor | None = None
         self._logits: Tensor | None = None
         self._loss: Tensor | None = None
+        self._weight: Tensor | float = 0.0
         self._residual: Residual | None = None
         self._figures: Mapping[str, Tensor] = NONE
         self._early = EarlyStep(optimizer, self._trained()) if compute.step_early else None
@@ -242,7 +245,8 @@ class Stage:
         def loss_of(out: Tensor) -> Tensor:
             logits = self._passes.head(out, x)
             self._logits = logits.detach()
-            return self.task.loss(logits, target)
+            mean, self._weight = self.task.loss(logits, target)
+            return mean
 
         local.target, local.head, local.task_loss = target, self.head, loss_of
         self._passes.before_head(again=local.reconciled)
@@ -269,8 +273,8 @@ class Stage:
     def local_loss(self, target: Tensor) -> None:
         """Compute only the loss, for :meth:`metrics` of a frozen stage whose delta is not needed."""
         local = self._require_pass()
-        logits = self._passes.head(local.out, local.x)
-        self._logits, self._loss = logits, self.task.loss(logits, target)
+        self._logits = logits = self._passes.head(local.out, local.x)
+        self._loss, self._weight = self.task.loss(logits, target)
 
     def reconcile(self, delta: Tensor | None) -> None:
         """Complete the gradients of all parameters, using the previous stage's delta if given."""
@@ -280,13 +284,11 @@ class Stage:
         """Return the metrics of this batch; call it after :meth:`reconcile`."""
         assert self._logits is not None
         assert self._loss is not None
-        correct, *further = self.task.counts(self._logits, target)
         return StepMetrics(
             loss=self._loss,
-            correct=correct,
-            predictions=target.numel(),
+            weight=self._weight,
+            sums=self.task.sums(self._logits, target),
             residual=self._residual,
-            further=dict(zip(self._further, further, strict=True)) if further else NONE,
             figures=self._figures,
         )
 
@@ -415,7 +417,7 @@ class Stage:
             x: the input that it was computed from, for heads that see the input.
             full: whether to run without autocast.
         """
-        return self.task.loss(self._passes.replay_head(out, x, full=full), target)
+        return self.task.loss(self._passes.replay_head(out, x, full=full), target).mean
 
     def _add_gradients_at(self, x: Tensor, rows: Tensor | None, factor: Tensor) -> None:
         """See :data:`~pipelocal.objective.local.AddGradientsAt`."""

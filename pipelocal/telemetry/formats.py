@@ -40,6 +40,16 @@ def format_loss(loss: float) -> str:
     return f"{loss:.3f}" if abs(loss) < 1000 else f"{loss:.1e}"
 
 
+def format_figure(value: float) -> str:
+    """Format a metric: ``0.912``, ``-0.345``, and ``1.2e+05`` from 1000 on."""
+    return format_loss(value)
+
+
+def short_name(metric: str) -> str:
+    """Return the name of a metric as narrow places show it: ``acc`` for accuracy."""
+    return {"accuracy": "acc"}.get(metric, metric)
+
+
 def format_rate(per_second: float) -> str:
     """Format a rate per second: ``12.3``, and ``3211`` from 100 on."""
     return f"{per_second:.1f}" if per_second < 99.95 else f"{per_second:.0f}"

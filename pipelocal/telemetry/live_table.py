@@ -11,7 +11,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipelocal.telemetry.formats import format_bytes, format_loss, format_rate, or_unknown
+from pipelocal.telemetry.formats import (
+    format_bytes,
+    format_figure,
+    format_loss,
+    format_rate,
+    or_unknown,
+    short_name,
+)
 from pipelocal.telemetry.progress import Progress, StageRow, progress_text
 
 _BUSY_BAR_WIDTH = 8
@@ -75,18 +82,26 @@ class LiveView:
         other_lines = 5  # header, rule, blank, progress, and the line the cursor is left on
         is_final = self._live is None
         table = stage_table(
-            self._rows, width=width, max_rows=None if is_final else height - other_lines
+            self._rows,
+            metric=self._progress.metric,
+            width=width,
+            max_rows=None if is_final else height - other_lines,
         )
         return Group(table, "", _progress_bar(self._progress))
 
 
 def stage_table(
-    rows: Sequence[StageRow], *, width: int | None = None, max_rows: int | None = None
+    rows: Sequence[StageRow],
+    *,
+    metric: str = "accuracy",
+    width: int | None = None,
+    max_rows: int | None = None,
 ) -> Table:
     """Build a table with a row for each stage.
 
     Args:
         rows: The stages, first to last.
+        metric: Name of the task's first metric.
         width: Available terminal columns; if there are few, the least important columns are left
             out. None shows all.
         max_rows: Available terminal lines for the rows; if there are too few, the last stage is
@@ -106,7 +121,8 @@ def stage_table(
     if with_units:
         table.add_column("rank", justify="right", no_wrap=True, overflow="crop")
         table.add_column("units", no_wrap=True, overflow="crop")
-    for name in ("loss", "accuracy", "eval acc.", "samples/s", "busy", "memory"):
+    names = ("loss", metric, f"eval {short_name(metric)}", "samples/s", "busy", "memory")
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True, overflow="crop")
         if name == "busy" and with_bar:
             table.add_column("", width=_BUSY_BAR_WIDTH)
@@ -136,8 +152,8 @@ def _cells(row: StageRow, *, with_units: bool, with_bar: bool) -> Iterator[Rende
         yield str(row.rank)
         yield Text(row.units)  # not markup: a name may hold brackets
     yield or_unknown(format_loss, row.loss)
-    yield or_unknown("{:.1%}".format, row.accuracy)
-    yield or_unknown("{:.1%}".format, row.eval_accuracy)
+    yield or_unknown(format_figure, row.metric)
+    yield or_unknown(format_figure, row.eval_metric)
     yield or_unknown(format_rate, row.samples_per_second)
     yield or_unknown("{:.0%}".format, row.busy_fraction)
     if with_bar:

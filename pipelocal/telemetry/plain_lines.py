@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
-from pipelocal.telemetry.formats import UNKNOWN, format_loss
+from pipelocal.telemetry.formats import UNKNOWN, format_figure, format_loss, short_name
 from pipelocal.telemetry.progress import Progress, StageRow, progress_text
 
 
@@ -55,7 +55,7 @@ class PlainView:
             return
         rows, progress = block
         self._next_block = self._clock() + self._min_interval_s
-        stages = _pack((_stage_text(row) for row in rows), width=self._width - 2)
+        stages = _pack((_stage_text(row, progress.metric) for row in rows), width=self._width - 2)
         self._write([progress_text(progress), *(f"  {line}" for line in stages)])
 
     def _write(self, lines: Sequence[str]) -> None:
@@ -63,15 +63,15 @@ class PlainView:
         self._stream.flush()
 
 
-def _stage_text(row: StageRow) -> str:
+def _stage_text(row: StageRow, metric: str) -> str:
     """Format a row such as ``1: loss 0.312 acc 0.912``; unknown figures are left out."""
     figures = []
     if row.loss is not None:
         figures.append(f"loss {format_loss(row.loss)}")
-    if row.accuracy is not None:
-        figures.append(f"acc {row.accuracy:.3f}")
-    if row.eval_accuracy is not None:
-        figures.append(f"eval {row.eval_accuracy:.3f}")
+    if row.metric is not None:
+        figures.append(f"{short_name(metric)} {format_figure(row.metric)}")
+    if row.eval_metric is not None:
+        figures.append(f"eval {format_figure(row.eval_metric)}")
     frozen = " frozen" if row.frozen else ""
     return f"{row.stage}{frozen}: {' '.join(figures) or UNKNOWN}"
 

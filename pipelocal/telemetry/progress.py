@@ -19,10 +19,10 @@ class StageRow:
     """Batches that the stage has trained on."""
     loss: float | None = None
     """Local training loss."""
-    accuracy: float | None = None
-    """Training accuracy, 0 to 1."""
-    eval_accuracy: float | None = None
-    """Accuracy in the last evaluation, 0 to 1."""
+    metric: float | None = None
+    """The task's first metric in training."""
+    eval_metric: float | None = None
+    """The same in the last evaluation."""
     samples_per_second: float | None = None
     busy_fraction: float | None = None
     """Share of the time in which the stage computed instead of waiting, 0 to 1."""
@@ -45,6 +45,8 @@ class Progress:
     """``train`` or ``eval``."""
     elapsed_s: float
     """Seconds since this process began, at ``first_step``."""
+    metric: str = "accuracy"
+    """Name of the task's first metric."""
     first_step: int = 0
     """The step at which this process began; not 0 in a resumed run."""
 

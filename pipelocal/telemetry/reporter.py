@@ -28,6 +28,7 @@ class Reporter:
         rows: the initial row of each stage, in order.
         total_steps: training batches in all.
         epochs: epochs in all.
+        metric: name of the task's first metric.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Reporter:
         rows: list[StageRow],
         total_steps: int,
         epochs: int,
+        metric: str = "accuracy",
     ) -> None:
         self.finals: list[dict[str, Any]] = []
         self._take = take
@@ -49,6 +51,7 @@ class Reporter:
         self._rows = rows
         self._total_steps = total_steps
         self._epochs = epochs
+        self._metric = metric
         self._epoch = 1
         self._phase = "train"
         self._started = time.monotonic()
@@ -98,14 +101,14 @@ class Reporter:
                 for key in (
                     "step",
                     "loss",
-                    "accuracy",
                     "samples_per_second",
                     "busy_fraction",
                     "peak_memory_bytes",
                 )
             }
+            changes["metric"] = record[self._metric]
         elif record["event"] == "evaluate":
-            changes = {"eval_accuracy": record["accuracy"]}
+            changes = {"eval_metric": record[self._metric]}
         elif record["event"] == "freeze":
             changes = {"frozen": True}
         else:
@@ -125,4 +128,5 @@ class Reporter:
             epochs=self._epochs,
             phase=self._phase,
             elapsed_s=time.monotonic() - self._started,
+            metric=self._metric,
         )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipelocal import cli
-from pipelocal.checkpoint.snapshot import SnapshotFolder
+from pipelocal.checkpoint.snapshot import Epochs, Evaluated, Manifest, SnapshotFolder
 from pipelocal.pipeline import markers
 from pipelocal.pipeline.evaluation import Evaluation
 from tests.checkpoint.test_stopped import figures
@@ -41,7 +41,7 @@ def _show(accuracies: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None
     def showing(evaluation: Evaluation, step: int) -> dict[str, Any]:
         found = finish(evaluation, step)
         assert evaluation.reading is not None
-        evaluation.reading = replace(evaluation.reading, accuracy=accuracies[step])
+        evaluation.reading = replace(evaluation.reading, metrics={"accuracy": accuracies[step]})
         return found | {"accuracy": accuracies[step]}
 
     monkeypatch.setattr(Evaluation, "finish", showing)
@@ -115,3 +115,26 @@ def test_a_run_lost_between_its_end_and_its_summary(
     train_alone(BASE, out)
     assert_same_bits(uninterrupted, out)
     assert figures(uninterrupted) == figures(out)
+
+
+def _manifest(evaluated: Evaluated | None) -> Manifest:
+    epochs = Epochs(steps_per_epoch=10)
+    return Manifest(step=10, cut=[], identity={}, epochs=epochs, evaluated=evaluated, files=())
+
+
+def test_what_is_better_is_said_by_the_task() -> None:
+    def quality(value: float | None, loss: float, *, higher: bool) -> tuple[float, float] | None:
+        found = Evaluated(step=10, loss=loss, metric="m", value=value, higher_is_better=higher)
+        return _manifest(found).quality
+
+    assert quality(0.5, 2.0, higher=True) > quality(0.4, 1.0, higher=True)  # type: ignore[operator]
+    assert quality(0.5, 2.0, higher=False) < quality(0.4, 3.0, higher=False)  # type: ignore[operator]
+    assert quality(0.5, 2.0, higher=False) < quality(0.5, 1.0, higher=False)  # type: ignore[operator]
+    assert quality(None, 1.0, higher=True) is None
+    assert _manifest(None).quality is None
+
+
+def test_a_manifest_of_an_earlier_version_knows_accuracy() -> None:
+    found = Evaluated.of_json({"step": 10, "accuracy": 0.75, "loss": 2.0})
+    assert found == Evaluated(step=10, loss=2.0, metric="accuracy", value=0.75)
+    assert _manifest(found).quality == (0.75, -2.0)

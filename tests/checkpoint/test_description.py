@@ -169,7 +169,7 @@ def test_evaluate_says_that_the_accuracy_is_another(
 ) -> None:
     run = train_alone(["--model", "mlp", *SHORT], tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text())
-    (run / "summary.json").write_text(json.dumps(summary | {"eval_accuracy": 0.5}))
+    (run / "summary.json").write_text(json.dumps(summary | {"eval": {"accuracy": 0.5}}))
     assert cli.run(["evaluate", str(run)]) == 0
     assert "0.5 in the run's summary.json" in capsys.readouterr().err
 

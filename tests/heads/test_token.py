@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelocal.errors import UserError
-from pipelocal.heads.build import HEADS, build_head, check_logits
+from pipelocal.heads.build import HEADS, build_head, check_output
 from pipelocal.heads.pooled import MLPHead
 from pipelocal.heads.token import TokenMeanLinear, TokenMLP
 from pipelocal.models.layers import PooledLinear, TokenLinear
@@ -73,13 +73,18 @@ def test_linear_is_what_features_and_labels_ask_for(
 @pytest.mark.parametrize(
     ("name", "feature_shape", "target_shape", "said"),
     [
-        ("token", TOKENS, (), r"'token' makes \[5, 3\] of .* want logits \[3\]: choose --head lin"),
+        (
+            "token",
+            TOKENS,
+            (),
+            r"'token' makes \[5, 3\] of .* wants outputs \[3\]: choose --head lin",
+        ),
         ("token-mean", TOKENS, (5,), r"makes \[3\] of features \[5, 6\].*\[5, 3\]: choose --head"),
-        ("token", TOKENS, (4,), r"makes \[5, 3\].*want logits \[4, 3\]"),
+        ("token", TOKENS, (4,), r"makes \[5, 3\].*wants outputs \[4, 3\]"),
         ("token", (6, 5, 4), (), r"'token' wants tokens \[T, C\].*\[6, 5, 4\]: choose --head lin"),
         ("token-mlp", (6,), (), r"'token-mlp' wants tokens \[T, C\].*\[6\]"),
         ("token-mean", (6, 5, 4), (), r"'token-mean' wants tokens"),
-        ("linear", (6,), (5,), r"labels \[5\] want a model that passes on tokens \[T, C\]"),
+        ("linear", (6,), (5,), r"outputs \[5, 3\] want a model that passes on tokens \[T, C\]"),
         ("conv", TOKENS, (5,), "choose --head linear"),
     ],
 )
@@ -106,7 +111,7 @@ def test_trying_a_head_leaves_it_as_it_was() -> None:
     head = nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3))
     before = {name: value.clone() for name, value in head.state_dict().items()}
     generator = torch.get_rng_state()
-    check_logits(head, (6,), (3,), what="head", mend="")
+    check_output(head, (6,), (3,), what="head", mend="")
     assert head.training
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelocal.config import TrainConfig
@@ -18,6 +19,7 @@ from pipelocal.partition.measured import Stopwatch
 from pipelocal.partition.profile import Cost, Profile, profile_chain
 from pipelocal.run.costs import cost_model
 from pipelocal.stage.memory import resident_bytes
+from pipelocal.system.tensor_kind import TensorKind
 from tests.models.several_tensors import Encoder
 
 CPU = torch.device("cpu")
@@ -148,6 +150,8 @@ def test_one_heavy_unit_gets_a_stage_of_its_own() -> None:
         Clock(device=CPU),
         batch_size=4,
         classes=3,
+        target=TensorKind(name="target", shape=(), dtype=torch.int64),
+        loss=F.cross_entropy,
         exact=False,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     )
@@ -195,6 +199,8 @@ def test_units_of_several_tensors_are_profiled() -> None:
         Clock(device=CPU),
         batch_size=2,
         classes=5,
+        target=TensorKind(name="target", shape=(), dtype=torch.int64),
+        loss=F.cross_entropy,
         exact=False,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     )

@@ -76,8 +76,7 @@ def expected(weight: float) -> list[Tensor]:
     stage = stage_of(Greedy())
     x, mask, target, delta = batch()
     x.requires_grad_()
-    loss = Classification().loss(stage.head(stage.body((x, mask))), target)
-    loss = loss[0] if isinstance(loss, tuple) else loss
+    loss = Classification().loss(stage.head(stage.body((x, mask))), target).mean
     (eta,) = torch.autograd.grad(loss, x, create_graph=True)
     total = loss + weight * squared(ROWS * eta, ROWS * delta) if weight else loss
     total.backward()  # type: ignore[no-untyped-call]

@@ -19,7 +19,6 @@ from pipelocal.errors import StageError, UserError
 from pipelocal.models.layers import PooledLinear
 from pipelocal.objective import DISTANCES, Greedy, Objective
 from pipelocal.stage.stage import Stage
-from pipelocal.tasks.classification import count_correct
 from tests.objective.stages import make_stage, same_bits, sgr, weights
 
 Make = Callable[[], Objective]
@@ -140,8 +139,8 @@ def test_step_is_its_phases_whatever_is_drawn_between_them(make_objective: Make)
         assert torch.equal(result.output, output)
         assert torch.equal(result.output_gradient, output_gradient)
         assert torch.equal(result.metrics.loss, metrics.loss)
-        assert torch.equal(result.metrics.correct, metrics.correct)
-        assert result.metrics.predictions == metrics.predictions == 7
+        assert result.metrics.sums == metrics.sums
+        assert metrics.weight == metrics.sums["predictions"] == 7
         if result.metrics.residual is None:
             assert metrics.residual is None
         else:
@@ -157,13 +156,8 @@ def test_metrics_are_of_the_weights_before_the_update() -> None:
     logits = stage.head(stage.body(x))
     metrics = stage.step(x, TARGET).metrics
     assert torch.equal(metrics.loss, F.cross_entropy(logits, TARGET))
-    assert int(metrics.correct) == int((logits.argmax(1) == TARGET).sum())
+    assert int(metrics.sums["accuracy"]) == int((logits.argmax(1) == TARGET).sum())
     assert metrics.residual is None
-
-
-def test_count_correct_of_sequences() -> None:
-    logits = torch.tensor([[[0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
-    assert int(count_correct(logits, torch.tensor([[1, 1], [1, 0]]))) == 2
 
 
 # The output is the stage's own memory.

@@ -41,7 +41,7 @@ def test_plain_view_progress_line(shown: Progress, line: str) -> None:
 
 def test_plain_view_breaks_lines_between_stages_only() -> None:
     stream = io.StringIO()
-    row = replace(MEASURED, eval_accuracy=None)
+    row = replace(MEASURED, eval_metric=None)
     view = PlainView(stream, width=55)
     view.update([replace(row, stage=stage) for stage in (1, 2, 3)], progress())
     assert stream.getvalue().splitlines()[1:] == [

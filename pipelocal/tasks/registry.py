@@ -1,0 +1,70 @@
+"""Tasks and losses by name, as the command line takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelocal.errors import UserError
+from pipelocal.registry import Registry
+from pipelocal.tasks.classification import Classification
+from pipelocal.tasks.multi_label import MultiLabel
+from pipelocal.tasks.next_token import NextToken
+from pipelocal.tasks.regression import LOSSES as OF_REGRESSION
+from pipelocal.tasks.regression import Regression
+from pipelocal.tasks.segmentation import Segmentation
+from pipelocal.tasks.task import LossFunction, Task
+from pipelocal.tasks.trial import check_task
+
+TASKS: Registry[Any] = Registry("task", takes=None)
+"""Tasks, and functions or classes that make one when called with nothing."""
+
+TASKS.register("classification")(Classification)
+TASKS.register("next-token")(NextToken)
+TASKS.register("multi-label")(MultiLabel)
+TASKS.register("regression")(Regression)
+TASKS.register("segmentation")(Segmentation)
+
+LOSSES: Registry[LossFunction] = Registry("loss", takes="output, target")
+"""Functions of outputs and targets, each the mean over the batch; those with names are of regression."""
+
+for _name, _loss in OF_REGRESSION.items():
+    LOSSES.register(_name)(_loss)
+
+
+def task_named(name: str, loss: str | None = None) -> Task:
+    """Return the task of a name or a reference, with another loss if one is named.
+
+    Raises:
+        UserError: there is none, it is no task, or it cannot take the loss.
+    """
+    found = TASKS.get(name)
+    if isinstance(found, type) or (callable(found) and not hasattr(found, "metrics")):
+        try:
+            found = found()
+        except TypeError as error:
+            raise UserError(
+                f"task '{name}' cannot be made ({error}): name an object, or what makes one when it is "
+                f"called with nothing"
+            ) from error
+    check_task(found)
+    task: Task = found
+    if loss is None:
+        return task
+    if loss in OF_REGRESSION and not isinstance(task, Regression):
+        raise UserError(f"--loss {loss} is of --task regression, and this is {name}: leave it out")
+    return with_loss(task, LOSSES.get(loss))
+
+
+def with_loss(task: Task, loss: LossFunction) -> Task:
+    """Return a task with another loss.
+
+    Raises:
+        UserError: it has a loss of its own.
+    """
+    change = getattr(task, "with_loss", None)
+    if change is None:
+        raise UserError(
+            f"the task {type(task).__name__} has a loss of its own: leave the other one out"
+        )
+    changed: Task = change(loss)
+    return changed

@@ -1,0 +1,105 @@
+"""Tries a task on zeros: are its names free, and what shapes have its sums?"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelocal.errors import UserError
+from pipelocal.tasks.task import Shape, Task
+
+TAKEN = frozenset(
+    [
+        *(
+            "loss",
+            "weight",
+            "event",
+            "stage",
+            "stages",
+            "epoch",
+            "step",
+            "steps",
+            "time_s",
+            "seconds",
+        ),
+        *("rank", "replica", "units", "reconciliation", "cosine", "residual", "ensemble"),
+        *("learning_rate", "samples_per_second", "busy_fraction", "peak_memory_bytes", "frozen_at"),
+    ]
+)
+"""What records hold besides a task's metrics."""
+
+LARGE = 1_000_000
+"""Numbers in a row of an output above which it is tried without memory first."""
+
+MEMBERS = ("metrics", "loss", "sums", "figures", "output_shape", "votes", "from_votes")
+
+
+def check_task(task: Any) -> None:
+    """Refuse what is no task, and names of metrics that cannot stand in a record.
+
+    Raises:
+        UserError: says what is missing or wrong.
+    """
+    what = f"task {type(task).__name__}"
+    if isinstance(task, type):
+        raise UserError(f"task: give an object, {task.__name__}(), and not its class")
+    for member in MEMBERS:
+        if not hasattr(task, member):
+            raise UserError(
+                f"{what} has no '{member}': derive it from pipelocal.tasks.Task, or give a ready one, such "
+                f"as pipelocal.tasks.Regression()"
+            )
+    names = task.metrics
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{what}: metrics is {names!r}: give a tuple of names")
+    if not names:
+        raise UserError(f"{what}: metrics is empty: give at least one, which says what is best")
+    taken = [name for name in names if name in TAKEN or names.count(name) > 1]
+    if taken:
+        raise UserError(f"{what}: the metric '{taken[0]}' is there already: give another name")
+
+
+def shapes_of_sums(
+    task: Task,
+    output_shape: Shape,
+    target_shape: Shape,
+    target_dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, Shape]:
+    """Return the shape of each of a task's sums, which replicas without a batch need to know.
+
+    Args:
+        task: the task.
+        output_shape: shape of one row of an output.
+        target_shape: shape of one row of the targets.
+        target_dtype: their dtype.
+        device: where the stage computes.
+
+    Raises:
+        UserError: the task cannot take zeros, or one of its sums has a name that is taken.
+    """
+    # Large outputs, as of a vocabulary, without memory if the task can; meta tensors take seconds to import.
+    large = prod(output_shape) > LARGE
+    for where in (torch.device("meta"), device) if large else (device,):
+        output = torch.zeros(2, *output_shape, device=where)
+        target = torch.zeros(2, *target_shape, dtype=target_dtype, device=where)
+        try:
+            with torch.no_grad():
+                found = task.sums(output, target)
+            break
+        except Exception as error:
+            reason = " ".join(str(error).split())
+    else:
+        raise UserError(
+            f"task {type(task).__name__}: sums does not take outputs {list(output.shape)} and targets "
+            f"{list(target.shape)} of zeros, by which their shapes are learnt: {reason}"
+        )
+    for name in ("loss", "weight"):
+        if name in found:
+            raise UserError(
+                f"task {type(task).__name__}: figures is given '{name}' anyway: call that of sums otherwise"
+            )
+    return {n: tuple(s.shape) if isinstance(s, Tensor) else () for n, s in found.items()}
