@@ -44,7 +44,10 @@ class Examples:
         self._root = root
         self._inputs = inputs
         self._made: list[tuple[fx.Node, list[Tensor], list[int]]] = []
-        self._modules: dict[str, nn.Module] = {}
+        # Made before the trace, which slows everything that modules do.
+        kept = {id(p): nn.Parameter(_on_meta(p), p.requires_grad) for p in root.parameters()}
+        kept |= {id(buffer): _on_meta(buffer) for buffer in root.buffers()}
+        self._on_meta = copy.deepcopy(root, kept).to("meta")
         self.running = False
         """Whether the code that runs now is that of an example, and not what is being traced."""
 
@@ -101,13 +104,10 @@ class Examples:
 
     def _module(self, path: str, *, meta: bool) -> nn.Module:
         """Return a copy of a module that may be run without effects on the model."""
+        if meta:
+            return self._on_meta.get_submodule(path)
         module = self._root.get_submodule(path)
-        if not meta:
-            return copy.deepcopy(module, {id(p): p for p in module.parameters()})
-        if path not in self._modules:
-            kept = {id(p): nn.Parameter(_on_meta(p), p.requires_grad) for p in module.parameters()}
-            self._modules[path] = copy.deepcopy(module, kept).to("meta")
-        return self._modules[path]
+        return copy.deepcopy(module, {id(p): p for p in module.parameters()})
 
 
 def example(node: fx.Node) -> Any:

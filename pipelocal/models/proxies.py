@@ -31,7 +31,7 @@ class ExampleTracer(fx.Tracer):
 
     def traced(self, root: nn.Module) -> fx.Graph:
         """Trace a module's forward."""
-        with _MakesTensors(), _infos_traced(self):
+        with _MakesTensors(self.examples), _infos_traced(self):
             return self.trace(root)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -127,6 +127,10 @@ class _Attribute(Attribute, _Proxy):
 class _MakesTensors(TorchFunctionMode):
     """Records calls that make a tensor of a size or of another tensor's device, such as ``torch.arange``."""
 
+    def __init__(self, examples: Examples) -> None:
+        super().__init__()
+        self._examples = examples
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -135,6 +139,8 @@ class _MakesTensors(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if self._examples.running:
+            return func(*args, **kwargs)
         found: list[fx.Proxy] = []
         map_aggregate(
             (args, kwargs),
