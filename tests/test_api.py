@@ -425,7 +425,10 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         "a sample is dict, with x: say which",
     ),
     "bytes": (lambda: fit_with(DataLoader(Odd((ONE.byte(), 1)), 5)), "samples of torch.uint8"),
-    "targets": (lambda: fit_with(DataLoader(Odd((ONE, 0.5)), 5)), "targets are torch.float32, but"),
+    "targets": (
+        lambda: fit_with(DataLoader(Odd((ONE, 0.5)), 5)),
+        "the data's targets are torch.float32 [B], and",
+    ),
     "shape": (
         lambda: fit_of(stages=2, input_shape=(7,)),
         "input_shape=(7,), and the data has (6,)",

@@ -52,6 +52,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     source = Source(batches, None, device, check_target=blueprint.check_target)
     workers = assembly.workers(stages, source, None)
     run_stream(workers, lambda: None)
+    if not records:
+        raise UserError(
+            f"the data of the run in {config.run} has no test part, so there is nothing to evaluate: give "
+            f"--data-root a folder with one"
+        )
     last, metrics = records[-1], blueprint.recipe.task.metrics
     names = ("loss", *metrics)
     if not config.averaged:

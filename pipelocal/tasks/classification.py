@@ -22,7 +22,7 @@ from pipelocal.tasks.labels import (
     log_of,
     weighted_cross_entropy,
 )
-from pipelocal.tasks.task import Loss, LossFunction, Metric, Shape, Sums, Task, as_loss
+from pipelocal.tasks.task import Loss, LossFunction, Metric, Shape, Sums, Task, as_loss, batch_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,12 @@ class Classification(Task):
 
     def output_shape(self, info: DataInfo, made: Shape | None) -> Shape:
         """See :class:`~pipelocal.tasks.task.Task`."""
+        if info.classes is None and info.target_dtype.is_floating_point:
+            raise UserError(
+                f"the data's targets are {info.target_dtype} {batch_of(info.target_shape)}, and "
+                f"classification wants labels, int64: choose the task Regression (--task regression) for "
+                f"numbers, MultiLabel (--task multi-label) for several labels a sample"
+            )
         classes = known_classes(self.classes, info.classes, made[-1] if made else None)
         check_weights(as_weights(self.class_weights), classes)
         if self.top_k is not None and self.top_k > classes:

@@ -75,16 +75,15 @@ class Regression(Task):
         if not (target.dim() == 1 and output_shape == (1,)):
             check_shape(target, output_shape, what="regression")
         if not target.is_floating_point():
-            raise DataError(
-                f"targets are {target.dtype}, but regression wants floating point numbers: have the data "
-                f"give target.float(), or choose the task Classification for labels"
-            )
+            raise DataError(_no_numbers(target.dtype))
         if not bool(torch.isfinite(target).all()):
             raise DataError("targets hold NaN or infinity: leave such samples out")
 
     def output_shape(self, info: DataInfo, made: Shape | None) -> Shape:
         """See :class:`~pipelocal.tasks.task.Task`."""
         del made
+        if not info.target_dtype.is_floating_point:
+            raise UserError(_no_numbers(info.target_dtype))
         shape = info.target_shape or (1,)
         if self.outputs not in (None, self.width(shape)):
             raise UserError(
@@ -130,6 +129,13 @@ class Regression(Task):
             "mae": float(sums["absolute_errors"].mean() / count),
             "rmse": math.sqrt(float(sums["squared_errors"].mean() / count)),
         }
+
+
+def _no_numbers(dtype: torch.dtype) -> str:
+    return (
+        f"targets are {dtype}, but regression wants floating point numbers: have the data give "
+        f"target.float(), or choose the task Classification for labels"
+    )
 
 
 def _like(output: Tensor, target: Tensor) -> Tensor:

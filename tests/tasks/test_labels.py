@@ -215,6 +215,13 @@ def test_bad_arguments() -> None:
         (lambda: NextToken(vocabulary=-1), "vocabulary=-1"),
         (lambda: Classification(top_k=6).output_shape(INFO, None), "top_k=6: there are 5"),
         (lambda: Classification(class_weights=[1]).output_shape(INFO, None), "1 for 5 classes"),
+        (
+            lambda: Classification().output_shape(
+                DataInfo(name="own", sample_shape=(3,), classes=None, target_dtype=torch.float32),
+                None,
+            ),
+            "choose the task Regression",
+        ),
         (lambda: Segmentation().output_shape(INFO, None), r"segmentation wants labels \[B, H, W\]"),
     ):
         with pytest.raises(UserError, match=said):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -113,7 +114,13 @@ def test_votes() -> None:
 
 
 def _info(*target_shape: int) -> DataInfo:
-    return DataInfo(name="own", sample_shape=(3,), classes=1, target_shape=target_shape)
+    return DataInfo(
+        name="own",
+        sample_shape=(3,),
+        classes=None,
+        target_shape=target_shape,
+        target_dtype=torch.float32,
+    )
 
 
 def test_the_shape_of_an_output() -> None:
@@ -153,6 +160,10 @@ def test_bad_arguments() -> None:
         (lambda: Regression(outputs=0), "outputs=0: give at least one"),
         (lambda: Regression(loss="mae"), "loss 'mae': regression knows mse, l1, huber"),
         (lambda: Regression(outputs=2).output_shape(_info(3), None), "outputs=2, but the data"),
+        (
+            lambda: Regression().output_shape(replace(_info(3), target_dtype=torch.int64), None),
+            "targets are torch.int64, but regression wants",
+        ),
         (lambda: MultiLabel(ignore_index=0), "ignore_index=0: 0 and 1 say"),
         (lambda: MultiLabel(labels=3).output_shape(_info(4), None), r"\[B, 3\]"),
         (lambda: MultiLabel().output_shape(_info(), None), "a 0 or 1 for every label"),

@@ -106,7 +106,9 @@ def test_a_bad_target_in_the_middle_is_one_line() -> None:
         UserError, match=r"a training batch in epoch 1: labels run from 0 to 2, but 2"
     ):
         _fit(_net(2), pl.tasks.Classification(), X, y)
-    with pytest.raises(UserError, match=r"targets are torch.float32, but classification wants"):
+    with pytest.raises(
+        UserError, match=r"targets are torch.float32 \[B\], and classification wants"
+    ):
         _fit(_net(1), None, X, X[:, 0])
 
 
