@@ -20,7 +20,7 @@ from pipelocal.run.agreement import check_same_options
 from tests.launching import PATIENCE_S, free_port, launch
 
 MAY_DIFFER = {
-    *("threads", "device", "interface"),  # a rank's own place to compute
+    *("threads", "device", "interface", "workers"),  # a rank's own place to compute
     *("data_root", "config"),  # where files lie there; what is in them is compared
     *("plain", "debug_transfers"),  # what a rank shows
 }
