@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from pipelocal import cli
+from pipelocal import Chain, Greedy, LocalPass, Pipeline, Relay, cli
 from pipelocal.config import TrainConfig
 from pipelocal.config.resolve import blueprint_of
 from pipelocal.pipeline.bp_gap import BackPropagationGap
@@ -112,3 +114,49 @@ def test_models_in_half_precision(
         assert_same_bits(out, ranks)
     assert cli.run(["train", *arguments, "--out", str(tmp_path / "no"), "--plain"]) == 2
     assert f"works in torch.{dtype}, which is too coarse" in capsys.readouterr().err
+
+
+class Masked(nn.Module):
+    """Takes numbers and a mask, and has the mask at every unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = (nn.Linear(6, 6) for _ in range(3))
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        for layer in (self.one, self.two, self.three):
+            x = layer(x * mask).tanh()
+        logits: Tensor = self.out(x)
+        return logits
+
+
+def test_a_loop_of_ones_own_and_fit_take_several_inputs() -> None:
+    """Both train to the same losses, with an objective that has the input relayed."""
+    torch.manual_seed(0)
+    x, target = torch.randn(24, 6), torch.arange(24) % 3
+    mask = torch.rand(24, 6) > 0.2
+    units = ["one", "two", "three", "out"]
+    chain = Chain.from_module(Masked(), units=units, inputs={"x": x[:1], "mask": mask[:1]})
+    seen: list[tuple[float, ...]] = []
+
+    class Sees(Greedy):
+        def relays(self, stages: int) -> list[Relay]:
+            return [Relay(name="numbers", of=0, until=stages)]
+
+        def loss(self, local: LocalPass, out: Tensor) -> Tensor:
+            seen.append(tuple(local.relayed["numbers"].flatten().tolist()))
+            return super().loss(local, out)
+
+    loader = DataLoader(TensorDataset(x, mask, target), batch_size=8)
+    losses = []
+    for own in (True, False):
+        pipe = Pipeline(chain, stages=3, objective=Sees(), seed=3)
+        if own:
+            steps = [pipe.step((x, mask), target) for x, mask, target in loader]
+            losses.append([sum(s["stages"][k]["loss"] for s in steps) / 3 for k in range(3)])
+        else:
+            summary = pipe.fit(loader, epochs=1, progress=False)
+            losses.append([stage["loss"] for stage in summary["stages"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert len(set(seen)) == 3, "every stage saw the batches' own numbers"

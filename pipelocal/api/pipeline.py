@@ -21,18 +21,18 @@ from pipelocal.api.arguments import (
 )
 from pipelocal.api.data import Data, epoch_steps, loading_of
 from pipelocal.api.definition import Definition
+from pipelocal.api.one_batch import info_of_batch, train_on_batch
 from pipelocal.checkpoint.description import Description
 from pipelocal.checkpoint.pick_snapshot import read_weights
-from pipelocal.data.dataset import DataInfo
 from pipelocal.data.mixing import Mixing
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS, HeadBuilder
 from pipelocal.models import Chain
+from pipelocal.models.payload import Payload
 from pipelocal.objective import SGR, ObjectiveRecipe, as_recipe
 from pipelocal.options import check_values, names_that
 from pipelocal.partition.partitioners import Partitioner
 from pipelocal.pipeline.callbacks import Callback
-from pipelocal.pipeline.tally import Tally
 from pipelocal.ranks.script import end_plainly
 from pipelocal.ranks.world import World
 from pipelocal.run.blueprint import Blueprint
@@ -47,7 +47,7 @@ from pipelocal.stage.stage import Stage
 from pipelocal.stage.state import load_stage_weights, stage_state
 from pipelocal.system.describing import described
 from pipelocal.system.streams import tell
-from pipelocal.tasks import Loss, LossFunction, Task
+from pipelocal.tasks import LossFunction, Task
 
 Fitted = tuple[Blueprint, list[Stage]]
 
@@ -364,11 +364,11 @@ class Pipeline:
         return gather_model(blueprint, stages, world, replicas=self._given.options)
 
     @leaving_torch_as_it_was
-    def step(self, x: Tensor, target: Tensor) -> dict[str, Any]:
+    def step(self, x: Payload, target: Tensor) -> dict[str, Any]:
         """Train all stages on one batch, in this process, at the optimizers' own learning rates.
 
         Args:
-            x: samples ``[B, ...]``.
+            x: samples ``[B, ...]``; for a model of several inputs a tuple of them.
             target: their targets ``[B, ...]``, as the task wants them.
 
         Returns:
@@ -385,26 +385,7 @@ class Pipeline:
                 f"or start it without torchrun"
             )
         stages = self._local_stages(x, target)
-        blueprint, steps = self._blueprint, stages[0].steps
-        every = self._given.recipe.objective.reconcile_every
-        delta: Tensor | None = None
-        reconciles = every is not None and steps % every == 0
-        device = next(stages[0].body.parameters(), x).device
-        x, target = x.to(device), target.to(device)
-        figures = []
-        freezing = self._given.recipe.freezing(blueprint.stages)
-        for stage in stages:
-            own = freezing.get(stage.number)
-            if own is not None and not stage.frozen and own.due(stage.updated_at, None):
-                stage.freeze()
-            wanted = delta if reconciles and stage.wants_delta else None
-            result = stage.step(x, target, wanted)
-            metrics, tally = result.metrics, Tally(device, task=stage.task)
-            loss = Loss(metrics.loss, metrics.weight)
-            tally.add(batch=steps, rows=len(x), loss=loss, sums=metrics.sums)
-            found = tally.read_and_reset().metrics
-            figures.append({"loss": float(metrics.loss), **found})
-            x, delta = result.output, blueprint.summary(stage.number).encode(result.output_gradient)
+        figures = train_on_batch(self._blueprint, stages, x, target)
         return {**figures[-1], "stages": figures}
 
     # Implementation.
@@ -414,18 +395,10 @@ class Pipeline:
         assert self._fitted is not None
         return self._fitted[0]
 
-    def _local_stages(self, x: Tensor, target: Tensor) -> list[Stage]:
+    def _local_stages(self, x: Payload, target: Tensor) -> list[Stage]:
         """Return all stages, building them on the first call."""
         if self._fitted is None:
-            info = DataInfo(
-                name="own",
-                sample_shape=tuple(x.shape[1:]),
-                classes=None,
-                target_shape=tuple(target.shape[1:]),
-                target_dtype=target.dtype,
-                sample_dtype=x.dtype,
-            )
-            self._fitted = (self._given.draw(info), [])
+            self._fitted = (self._given.draw(info_of_batch(x, target)), [])
         blueprint, stages = self._fitted
         if len(stages) < blueprint.stages:
             device = World.alone().device(self._given.options.device)

@@ -58,6 +58,8 @@ class StepResult:
 
     output: Tensor
     """The next stage's input, ``[B, ...]``: detached, and contiguous or channels last."""
+    beside: tuple[Tensor, ...]
+    """What the next stage's input has beside its main tensor."""
     output_gradient: Tensor
     """delta, with the output's shape and dtype."""
     metrics: StepMetrics
@@ -173,6 +175,7 @@ class Stage:
         delta: Tensor | None = None,
         *,
         beside: Sequence[Tensor] = (),
+        relayed: Mapping[str, Tensor] = NONE,
     ) -> StepResult:
         """Train on one batch.
 
@@ -182,13 +185,17 @@ class Stage:
             delta: output gradient of the stage before, with x's shape, if the batch is to be
                 reconciled; only if :attr:`wants_delta`.
             beside: what the input has beside its main tensor.
+            relayed: by name, what the objective has relayed to this stage.
         """
-        output = self.forward(x, beside, reconciled=delta is not None)
+        output = self.forward(x, beside, reconciled=delta is not None, relayed=relayed)
+        beside = self.beside
         output_gradient = self.output_gradient(target)
         self.reconcile(delta)
         metrics = self.metrics(target)
         self.update()
-        return StepResult(output=output, output_gradient=output_gradient, metrics=metrics)
+        return StepResult(
+            output=output, beside=beside, output_gradient=output_gradient, metrics=metrics
+        )
 
     @property
     def kept_bytes(self) -> int:
