@@ -12,7 +12,7 @@ The number of dimensions of a stage's output determines their meaning::
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,10 @@ from pipelocal.heads.pooled import ConvHead, linear, mlp
 from pipelocal.heads.token import TokenMeanLinear, TokenMLP
 from pipelocal.models.in_place import give_own_input
 from pipelocal.models.layers import TokenLinear
-from pipelocal.models.payload import Payload, unpack
+from pipelocal.models.payload import Payload, pack, unpack
 from pipelocal.models.trial import changes_input, shadow
 from pipelocal.registry import Registry
+from pipelocal.system.tensor_kind import TensorKind
 
 HeadBuilder = Callable[..., nn.Module]
 """Called with the shape of one feature (no batch dimension) and the number of classes, labels or outputs,
@@ -92,9 +93,20 @@ def build_head(
         mend = f"outputs {list(output_shape)} want a model that passes on tokens [T, C]"
     elif len(output_shape) == 3 and len(feature_shape) != 3:
         mend = f"outputs {list(output_shape)} want a model that passes on images [C, H, W]"
-    check_output(head, feature_shape, output_shape, what=what, mend=mend, input_shape=input_shape)
-    if not takes_input(head) and changes_input(shadow(head), torch.zeros(2, *feature_shape)):
-        give_own_input(head)
+    beside = downstream.crossing[0][1:] if downstream is not None else ()
+    check_output(
+        head,
+        feature_shape,
+        output_shape,
+        what=what,
+        mend=mend,
+        input_shape=input_shape,
+        beside=beside,
+    )
+    if not takes_input(head):
+        changed = changes_input(shadow(head), _features(head, feature_shape, beside))
+        if changed:
+            give_own_input(head, changed)
     return head
 
 
@@ -131,6 +143,7 @@ def check_output(
     what: str,
     mend: str,
     input_shape: tuple[int, ...] | None = None,
+    beside: Sequence[TensorKind] = (),
 ) -> None:
     """Try a copy of a head, in evaluation mode, on two samples of zeros.
 
@@ -141,6 +154,7 @@ def check_output(
         what: names the head in the error.
         mend: the remedy to suggest to the user.
         input_shape: shape of one row of the stage's input, for heads that take it.
+        beside: what the stage passes on beside the features, for heads that take it.
 
     Raises:
         UserError: the head does not accept the features, or its output has another shape.
@@ -153,7 +167,7 @@ def check_output(
     try:
         with torch.no_grad():
             x = torch.zeros(2, *(input_shape or ()))
-            output = call_head(shadow(head).eval(), torch.zeros(2, *feature_shape), x)
+            output = call_head(shadow(head).eval(), _features(head, feature_shape, beside), x)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -165,3 +179,11 @@ def check_output(
             f"{what} makes {made} of features {list(feature_shape)}, but the task wants outputs "
             f"{list(output_shape)}: {mend}"
         )
+
+
+def _features(
+    head: nn.Module, feature_shape: tuple[int, ...], beside: Sequence[TensorKind]
+) -> Payload:
+    """Make two rows of what a head takes: zeros, and ones beside them, as in a mask."""
+    others = (torch.ones(2, *kind.shape, dtype=kind.dtype) for kind in beside)
+    return pack(torch.zeros(2, *feature_shape), tuple(others) if takes_beside(head) else ())

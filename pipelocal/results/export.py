@@ -127,7 +127,7 @@ def _write_program(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
     dynamic: tuple[object, ...] = (rows,)
     if heads:
         module = _AllHeads(HeadedNetwork.of(run))
-    elif len(examples) > 1:
+    elif len(examples) > 1 or not isinstance(whole.eval()(*examples), Tensor):
         module = _Logits(chain, whole)
     if module is not whole:  # whose forward takes any number
         dynamic = ((rows,) * len(examples),)

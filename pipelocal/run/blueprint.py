@@ -200,6 +200,7 @@ class Blueprint:
                 units=chain.units[stop:],
                 shapes=tuple(self.shapes[stop:]),
                 classifier=chain.classifier,
+                crossing=chain.crossing[stop - 1 :],
             ),
         )
 

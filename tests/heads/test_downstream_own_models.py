@@ -19,7 +19,9 @@ from pipelocal.models import Shape
 from pipelocal.objective.probe import check_double_backward
 from pipelocal.partition.analysed import Roofline
 from pipelocal.run.costs import cost_model
+from pipelocal.system.tensor_kind import TensorKind
 from tests.heads.test_downstream import CPU, gradients_of
+from tests.models import of_several_tensors
 
 VECTORS = DataInfo(name="vectors", sample_shape=(6,), classes=3)
 
@@ -118,4 +120,24 @@ def test_a_user_s_head_may_ask_for_what_follows() -> None:
         units=blueprint.chain.units[1:],
         shapes=((6,), (6,)),
         classifier=blueprint.chain.classifier,
+        crossing=blueprint.chain.crossing,
     )
+
+
+def test_a_head_takes_the_mask_that_the_units_take() -> None:
+    """One layer and the classifier, with what crosses the cut beside the main tensor."""
+    config = TrainConfig(
+        model=f"{of_several_tensors.__file__}:encoder", head="downstream", cut="layers.1"
+    )
+    tokens = TensorKind(name="attention_mask", shape=(9,), dtype=torch.int64)
+    info = DataInfo(
+        name="own", sample_shape=(9,), classes=5, sample_dtype=torch.int64, beside=(tokens,)
+    )
+    head = blueprint_of(config, info=info).build_stage(1, device=CPU, total_steps=1).head
+    assert [name for name, _ in head.named_children()] == ["layers/1", "out"]
+    mask = (torch.arange(9) < torch.tensor([[9], [4]])).long()
+    features = torch.randn(2, 9, 8)
+    assert head.takes_beside
+    one, other = head.eval()((features, mask)), head((features.clone(), mask.clone()))
+    assert one.shape == (2, 5)
+    assert torch.equal(one, other)
