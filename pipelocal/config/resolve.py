@@ -194,6 +194,11 @@ def chain_of(config: TrainConfig, info: DataInfo) -> Chain:
     Raises:
         UserError: it cannot be made, or is for data of another kind.
     """
+    if config.task is None and config.loss is None and info.target_dtype.is_floating_point:
+        raise UserError(
+            f"the targets of data set '{info.name}' are numbers: say what is to be learnt, with --task "
+            f"regression or multi-label"
+        )
     task = task_of(config)
     classes = task.width(task.output_shape(info, None))
     chain = build_chain(

@@ -25,7 +25,7 @@ class Fail(pl.Callback):
 def pipe(width: int = 2, **options: Any) -> pl.Pipeline:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, 3))
-    return pl.Pipeline(net, stages=2, snapshot_every=3, **options)
+    return pl.Pipeline(net, stages=2, snapshot_every=3, keep_snapshots=9, **options)
 
 
 def weights(pipe: pl.Pipeline) -> Tensor:
@@ -67,6 +67,20 @@ def test_workers_change_no_bit() -> None:
         figures = pipes.evaluate(Augmented(), workers=workers)
         assert figures["loss"] > 0
     assert torch.equal(*found)
+
+
+def test_mixed_targets_train_and_evaluation_does_not_mix() -> None:
+    found = []
+    for workers in (0, 1):
+        mixing = pipe(4, task=pl.tasks.Classification(classes=3))
+        given: dict[str, Any] = {"batch_size": 5, "workers": workers, "progress": False}
+        summary = mixing.fit(Augmented(), 0.3, epochs=2, mixup=0.5, **given)
+        assert 0 <= summary["eval_accuracy"] <= 1
+        found.append(weights(mixing))
+    assert torch.equal(*found)
+    plain = pipe(4)
+    plain.fit(Augmented(), 0.3, epochs=2, **given)
+    assert not torch.equal(found[0], weights(plain))
 
 
 def test_several_inputs() -> None:

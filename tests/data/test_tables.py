@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelocal import cli
 from pipelocal.data import ArrayDataset, DataOptions, find_data
 from pipelocal.errors import UserError
 
@@ -61,6 +62,21 @@ def test_arrays(tmp_path: Path) -> None:
     values = table(tmp_path / "b.npz", "npz")
     assert values.info.target_shape == (4,)
     assert len(values.test_x) == 2
+
+
+def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Values want a task that takes them; what is tested on is a share of the rows."""
+    rows = "".join(f"{i / 40},{i % 3},{i / 20}\n" for i in range(40))
+    path = written(tmp_path, rows)
+    command = f"train --data csv --data-root {path} --model mlp --stages 2 --epochs 2 --plain"
+    command += " --lr 0.01 --batch-size 9"
+    assert cli.run([*command.split(), "--out", str(tmp_path / "no")]) == 2
+    assert (
+        "are numbers: say what is to be learnt, with --task regression" in capsys.readouterr().err
+    )
+    more = ["--task", "regression", "--test-split", "0.2", "--out", str(tmp_path / "run")]
+    assert cli.run([*command.split(), *more]) == 0
+    assert "r2" in capsys.readouterr().out
 
 
 WRONG = {
