@@ -20,8 +20,8 @@ from pipelocal.checkpoint.pick_snapshot import Tell, run_of, verified_weights
 from pipelocal.checkpoint.snapshot import load_stage
 from pipelocal.errors import UserError
 from pipelocal.models import Chain
-from pipelocal.models.chain import Shape
 from pipelocal.models.state import Versions, versions_of
+from pipelocal.models.unit import Shape
 
 ENTRIES = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
 """Usual names of the entry of a checkpoint that holds the model's state dict, the likeliest first."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pipelocal.models.chain import Shape, Unit
+from pipelocal.models.unit import Shape, Unit
 from pipelocal.system.tensor_kind import TensorKind
 
 

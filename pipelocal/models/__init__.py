@@ -14,11 +14,12 @@ from torch import nn
 from pipelocal.errors import UserError
 from pipelocal.models import torchvision_chains
 from pipelocal.models.allconv import allconv
-from pipelocal.models.chain import Chain, Shape, Unit
+from pipelocal.models.chain import Chain
 from pipelocal.models.gpt import gpt
 from pipelocal.models.mlp import mlp
 from pipelocal.models.recurrent import recurrent
 from pipelocal.models.resnet import resnet
+from pipelocal.models.unit import Shape, Unit
 from pipelocal.references import Source, is_reference, plain_name, users_code
 from pipelocal.registry import Registry
 from pipelocal.seeding import seeded

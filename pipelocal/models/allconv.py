@@ -16,8 +16,9 @@ from functools import partial
 
 from torch import nn
 
-from pipelocal.models.chain import Chain, Shape, Unit
+from pipelocal.models.chain import Chain
 from pipelocal.models.layers import PooledLinear, convolution
+from pipelocal.models.unit import Shape, Unit
 
 WIDTHS = (32, 32, 64, 64, 64, 128, 128, 128)
 

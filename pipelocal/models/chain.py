@@ -3,74 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
-from pipelocal.models.in_place import give_own_input
-from pipelocal.models.inputs import Inputs, call, first_argument, kinds_of, logits_of
+from pipelocal.models.inputs import Inputs, call, crossing_text, first_argument, kinds_of, logits_of
 from pipelocal.models.payload import Payload, tensors_of
 from pipelocal.models.shared import check_nothing_shared, untied
 from pipelocal.models.state import Versions, versions_of, with_versions
 from pipelocal.models.traced import copy_of_piece, split_module
-from pipelocal.models.trial import Layout, check_not_lazy, try_unit
-from pipelocal.seeding import seeded
+from pipelocal.models.trial import check_not_lazy, try_units
+from pipelocal.models.unit import Shape, Unit, assemble, build_unit
 from pipelocal.system.names import unwritable
-from pipelocal.system.tensor_kind import TensorKind, dtype_name
-from pipelocal.telemetry.formats import format_bytes
-
-Shape = tuple[int, ...]
-"""A shape without its batch dimension."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """One link of the chain: the smallest piece that a stage can hold.
-
-    A unit is only a recipe, so that a rank builds no units but those of its own stages.
-    """
-
-    name: str
-    """Name of the unit for users, such as ``layer1.0``."""
-    build: Callable[[], nn.Module]
-    """Builds the module, drawing its initial parameters from torch's generator."""
-    prefix: str | None = None
-    """Prefix of the unit's own names in the whole model's state dict; None for
-    ``"NAME."``. With ``""`` a unit can hold several parts of the model's top level."""
-    passes: tuple[str, ...] | None = None
-    """Names of the tensors that it passes on, its own first; None to call them after the unit."""
-    in_place: tuple[int, ...] = ()
-    """Places of the inputs that the unit is known to change; see :meth:`Chain.tried`."""
-    layout: Layout | None = None
-    """Contents of its state dict, if known; see :meth:`Chain.tried`."""
-    begin_with: Callable[[nn.Module], None] | None = None
-    """Gives the built module its first weights; None to keep those that it is built with."""
-
-    def make(self) -> nn.Module:
-        """Build the module with its first weights, so that it leaves its input unchanged."""
-        module = self.build()
-        if self.begin_with is not None:
-            self.begin_with(module)
-        if self.in_place:
-            give_own_input(module, self.in_place)
-        return module
-
-    def whole_name(self, own_name: str) -> str:
-        """Return the name in the whole model's state dict of the unit's parameter ``own_name``."""
-        return (f"{self.name}." if self.prefix is None else self.prefix) + own_name
-
-    def whole_versions(self, own: Versions) -> Versions:
-        """Return the versions of the unit's modules, by their paths in the whole model.
-
-        The unit itself is left out if it is not a module of the model.
-        """
-        named = {self.whole_name(path).removesuffix("."): kept for path, kept in own.items()}
-        return {path: kept for path, kept in named.items() if path}
+from pipelocal.system.tensor_kind import TensorKind
 
 
 class Chain:
@@ -274,7 +223,7 @@ class Chain:
         Each unit is drawn from its own seed, so its initial parameters do not depend on where the
         model is cut.
         """
-        return _assemble(self.units[start:stop], seed)
+        return assemble(self.units[start:stop], seed)
 
     def build_classifier(self, *, seed: int) -> nn.Module:
         """Build the classifier alone, drawn from its own seed.
@@ -289,7 +238,7 @@ class Chain:
     def build_whole(self, *, seed: int) -> nn.Module:
         """Build the uncut model, as a plain module that includes the classifier."""
         pieces = (*self.units, self.classifier)
-        built = _assemble(pieces, seed)
+        built = assemble(pieces, seed)
         if self._whole is None:
             return built
         whole = self._whole()
@@ -303,7 +252,7 @@ class Chain:
             whole.load_state_dict(state)
             return whole
         pieces = (*self.units, self.classifier)
-        built = _assemble(pieces, 0)
+        built = assemble(pieces, 0)
         self.load_whole_state(built, 0, len(pieces), state)
         return built
 
@@ -394,36 +343,13 @@ class Chain:
         Raises:
             UserError: a unit does not accept the output of the unit before it; names the unit.
         """
-        given = self.inputs
-        units: list[Unit] = []
-        crossing: list[tuple[TensorKind, ...]] = []
-        for unit in (*self.units, self.classifier):
-            given, in_place, layout = try_unit(unit.name, unit.build, given, unit.passes)
-            units.append(replace(unit, in_place=in_place, layout=layout))
-            crossing.append(given)
-        made = crossing.pop()
-        if len(made) > 1:
-            raise UserError(
-                f"the classifier '{self.classifier.name}' must return one tensor, the logits, not a tuple of "
-                f"{len(made)}"
-            )
-        logits = made[0].shape
-        if not logits:
-            raise UserError(
-                f"the classifier '{self.classifier.name}' makes one number a sample: it must make logits "
-                f"[..., classes]"
-            )
-        width = logits[0] if len(logits) > 2 else logits[-1]  # a class for each pixel: [C, H, W]
-        if self.classes not in (None, width):
-            which = "first" if len(logits) > 2 else "last"
-            raise UserError(
-                f"the classifier '{self.classifier.name}' makes outputs of shape {logits}, but the "
-                f"data has {self.classes} classes: the {which} dimension must be {self.classes}"
-            )
+        units, crossing = try_units((*self.units, self.classifier), self.inputs)
+        (output,) = crossing.pop()
+        _check_output(self.classifier.name, output.shape, self.classes)
         tried = copy.copy(self)
         *links, tried.classifier = units
         tried.units = tuple(links)
-        tried.output_shape = logits
+        tried.output_shape = output.shape
         tried.crossing = tuple(crossing)
         return tried, [kinds[0].shape for kinds in crossing]
 
@@ -433,39 +359,26 @@ class Chain:
         Args:
             stops: numbers of units before each cut; None for behind every unit.
         """
-        lines = list(self.notes)
-        for stop in range(1, len(self.units) + 1) if stops is None else stops:
-            kinds = self.crossing[stop - 1]
-            if len(kinds) > 1:
-                lines.append(f"cut after {self.units[stop - 1].name}: {self._crossing_text(kinds)}")
-        return lines
+        return [
+            *self.notes,
+            *(
+                f"cut after {self.units[stop - 1].name}: "
+                f"{crossing_text(self.crossing[stop - 1], self.inputs)}"
+                for stop in (range(1, len(self.units) + 1) if stops is None else stops)
+                if len(self.crossing[stop - 1]) > 1
+            ),
+        ]
 
-    def _crossing_text(self, kinds: Sequence[TensorKind]) -> str:
-        inputs = {kind.name for kind in self.inputs}
-        texts = []
-        for place, kind in enumerate(kinds):
-            dtype = "" if kind.dtype == torch.float32 else f" {dtype_name(kind.dtype)}"
-            role = (
-                "input"
-                if kind.name in inputs
-                else "skip"
-                if kind.dtype.is_floating_point
-                else "mask"
-            )
-            texts.append(f"{kind.name} {list(kind.shape)}{dtype}" + (f" ({role})" if place else ""))
-        return (
-            f"{', '.join(texts)}: {format_bytes(sum(kind.bytes_per_row for kind in kinds))} a row"
+
+def _check_output(name: str, shape: Shape, classes: int | None) -> None:
+    if not shape:
+        raise UserError(
+            f"the classifier '{name}' makes one number a sample: it must make logits [..., classes]"
         )
-
-
-def build_unit(unit: Unit, seed: int) -> nn.Module:
-    """Build one unit alone, drawn from its own seed."""
-    with seeded(seed, "unit", unit.name):
-        return unit.make()
-
-
-def _assemble(units: Sequence[Unit], seed: int) -> nn.Sequential:
-    # Module names must not contain dots; whole_name gives the whole model's own names.
-    return nn.Sequential(
-        OrderedDict((unit.name.replace(".", "/"), build_unit(unit, seed)) for unit in units)
-    )
+    width = shape[0] if len(shape) > 2 else shape[-1]  # a class for each pixel: [C, H, W]
+    if classes not in (None, width):
+        which = "first" if len(shape) > 2 else "last"
+        raise UserError(
+            f"the classifier '{name}' makes outputs of shape {shape}, but the data has {classes} classes: "
+            f"the {which} dimension must be {classes}"
+        )

@@ -9,7 +9,7 @@ pairs of tokens.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -20,41 +20,13 @@ from pipelocal.models.examples import (
     ROWS,
     both,
     changed_by,
-    example,
     is_container,
     is_size,
     kind_of,
 )
+from pipelocal.models.nodes import drop_idle, floats, replace_input, row_bytes, takes_out
 
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "exponential")
-
-
-def takes_out(node: fx.Node) -> bool:
-    """Return whether a node picks one of several results, as in ``x, _ = lstm(x)``."""
-    if node.op != "call_function" or node.target not in (operator.getitem, getattr):
-        return False
-    source, picked = node.args[:2]
-    if not isinstance(source, fx.Node) or not isinstance(picked, (int, str)):
-        return False
-    if both(source) is not None:
-        return is_container(source)
-    return node.target is operator.getitem and source.op == "call_module"
-
-
-def makes_rows(node: fx.Node) -> bool:
-    """Return whether a node makes a tensor of rows of a module's result that is none, as in ``h[-1]``."""
-    tensors = [one for one in node.all_input_nodes if not is_size(one)]
-    known = all(both(one) is not None and kind_of(one, "") is None for one in tensors)
-    code = node.op in ("call_function", "call_method")
-    return code and bool(tensors) and known and not any(one.op == "get_attr" for one in tensors)
-
-
-def drop_idle(graph: fx.Graph, given: Collection[fx.Node]) -> None:
-    """Remove what is unpacked and not used, as in ``x, _ = lstm(x)``, or only asked for, such as a shape."""
-    for node in reversed(graph.nodes):
-        idle = node.target is operator.getitem or (is_size(node) and example(node) is not None)
-        if idle and not node.users and node not in given:
-            graph.erase_node(node)
 
 
 class Cuts:
@@ -124,7 +96,7 @@ class Cuts:
         own = [node for node in alive if self._home(node) == index and self._made_by(node, name)]
         if not own:
             raise UserError(f"what unit '{name}' makes is not used: leave it out")
-        main = next((node for node in own if _floats(node)), own[0])
+        main = next((node for node in own if floats(node)), own[0])
         others = {node: self._name(node) for node in alive if node is not main}
         return {main: name, **others}
 
@@ -160,7 +132,7 @@ class Cuts:
             if isinstance(value, tuple):
                 whole = tuple(parts)
             for user in later:
-                _replace(user, node, whole)
+                replace_input(user, node, whole)
 
     def _part(self, node: fx.Node, key: Any) -> fx.Node:
         with self._graph.inserting_after(node):
@@ -189,7 +161,7 @@ class Cuts:
             self._copy(node, later)
         elif node.op != "call_module" and node not in self._given:
             sources = self._sources(node, anything=False)
-            if sources is not None and self._more(sources, max(later)) < _row_bytes(node):
+            if sources is not None and self._more(sources, max(later)) < row_bytes(node):
                 self._copy(node, later)
         if not node.users and node not in self._given:
             self._graph.erase_node(node)
@@ -207,7 +179,7 @@ class Cuts:
     def _more(self, sources: Set[fx.Node], unit: int) -> int:
         """Return the bytes of a row of what would have to be passed on for a unit, and is not anyway."""
         return sum(
-            _row_bytes(one)
+            row_bytes(one)
             for one in sources
             if max((self._home(user) for user in one.users), default=-1) < unit
         )
@@ -253,7 +225,7 @@ class Cuts:
 
         number = written(*values)
         for user in users:
-            _replace(user, node, number)
+            replace_input(user, node, number)
 
     def _copy(self, node: fx.Node, later: Mapping[int, Sequence[fx.Node]]) -> None:
         order = list(self._graph.nodes)
@@ -354,20 +326,3 @@ class Cuts:
         code = ("call_function", "call_method")
         sources = [self._said(one) for one in seen if one in self._given or one.op not in code]
         return f"'{node.name}' (of {', '.join(sources)})" if sources else f"'{node.name}'"
-
-
-def _replace(user: fx.Node, node: fx.Node, thing: Any) -> None:
-    """Let a node use something else instead of another node."""
-    user.args, user.kwargs = fx.map_arg(
-        (user.args, user.kwargs), lambda one: thing if one is node else one
-    )
-
-
-def _floats(node: fx.Node) -> bool:
-    kind = kind_of(node, "")
-    return kind is None or kind.dtype.is_floating_point
-
-
-def _row_bytes(node: fx.Node) -> int:
-    kind = kind_of(node, "")
-    return 0 if kind is None else kind.bytes_per_row

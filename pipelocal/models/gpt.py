@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipelocal.errors import UserError
-from pipelocal.models.chain import Chain, Shape, Unit
+from pipelocal.models.chain import Chain
+from pipelocal.models.unit import Shape, Unit
 
 BLOCKS = 6
 WIDTH = 128

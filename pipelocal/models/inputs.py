@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.system.tensor_kind import TensorKind, dtype_name
+from pipelocal.telemetry.formats import format_bytes
 
 Inputs = Mapping[str, Tensor] | Sequence[TensorKind]
 """What a model of several inputs takes: a batch, by the names of its arguments, or kinds so named."""
@@ -85,6 +86,23 @@ def said(kinds: Sequence[TensorKind]) -> str:
     return " and ".join(
         f"{kind.name} {list(kind.shape)} {dtype_name(kind.dtype)}" for kind in kinds
     )
+
+
+def crossing_text(kinds: Sequence[TensorKind], inputs: Sequence[TensorKind]) -> str:
+    """Describe what crosses a cut, with its bytes.
+
+    Args:
+        kinds: the tensors, main first.
+        inputs: what the model takes.
+    """
+    given = {kind.name for kind in inputs}
+    texts = []
+    for place, kind in enumerate(kinds):
+        dtype = "" if kind.dtype == torch.float32 else f" {dtype_name(kind.dtype)}"
+        role = "skip" if kind.dtype.is_floating_point else "mask"
+        role = "input" if kind.name in given else role
+        texts.append(f"{kind.name} {list(kind.shape)}{dtype}" + (f" ({role})" if place else ""))
+    return f"{', '.join(texts)}: {format_bytes(sum(kind.bytes_per_row for kind in kinds))} a row"
 
 
 def first_argument(model: nn.Module) -> str:

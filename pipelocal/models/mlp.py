@@ -5,7 +5,8 @@ from functools import partial
 
 from torch import nn
 
-from pipelocal.models.chain import Chain, Shape, Unit
+from pipelocal.models.chain import Chain
+from pipelocal.models.unit import Shape, Unit
 
 HIDDEN_LAYERS = 6
 WIDTH = 256

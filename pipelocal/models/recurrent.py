@@ -16,9 +16,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pipelocal.models.chain import Chain, Shape, Unit
+from pipelocal.models.chain import Chain
 from pipelocal.models.gpt import sequence_length
 from pipelocal.models.layers import TokenLinear
+from pipelocal.models.unit import Shape, Unit
 
 LAYERS = 4
 WIDTH = 128

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from pipelocal.models.chain import Shape
+from pipelocal.models.unit import Shape
 
 OLD_ENDS = {".gamma": ".weight", ".beta": ".bias"}
 """Ends of names in old files of Hugging Face, such as BERT's, and what they have been called since."""

@@ -17,8 +17,9 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelocal.models.chain import Chain, Shape, Unit
+from pipelocal.models.chain import Chain
 from pipelocal.models.layers import PooledLinear, convolution
+from pipelocal.models.unit import Shape, Unit
 
 WIDTHS = (16, 32, 64)
 

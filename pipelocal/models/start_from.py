@@ -11,9 +11,10 @@ from functools import partial
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
-from pipelocal.models.chain import Chain, Shape, Unit
+from pipelocal.models.chain import Chain
 from pipelocal.models.renaming import Renaming
 from pipelocal.models.state import Versions, versions_of, with_versions
+from pipelocal.models.unit import Shape, Unit
 
 SHOWN = 3
 """Names of each kind that an error lists."""

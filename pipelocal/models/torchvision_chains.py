@@ -25,8 +25,9 @@ from torch import nn
 
 from pipelocal.errors import UserError
 from pipelocal.models import torchvision_start as start
-from pipelocal.models.chain import Chain, Shape, Unit
+from pipelocal.models.chain import Chain
 from pipelocal.models.patch_tokens import ClassToken, PatchTokens
+from pipelocal.models.unit import Shape, Unit
 from pipelocal.system.torchvision import import_torchvision
 
 Part = tuple[str, str | None, nn.Module]

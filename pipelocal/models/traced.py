@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from pipelocal.errors import UserError
-from pipelocal.models.crossing import Cuts, drop_idle, makes_rows, takes_out
+from pipelocal.models.crossing import Cuts
 from pipelocal.models.in_place import PART
+from pipelocal.models.nodes import drop_idle, makes_rows, takes_out
 from pipelocal.models.tracing import kind_of_result, trace
 from pipelocal.system.tensor_kind import TensorKind
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import torch
@@ -18,11 +19,9 @@ from torch.nn.parameter import is_lazy
 from pipelocal.errors import UserError
 from pipelocal.models.in_place import disable_inplace
 from pipelocal.models.payload import Payload, each, pack, tensors_of
+from pipelocal.models.unit import Layout, Unit
 from pipelocal.seeding import seeded
 from pipelocal.system.tensor_kind import TensorKind
-
-Layout = tuple[tuple[str, tuple[int, ...], str], ...]
-"""Name, shape and dtype of each tensor in a state dict."""
 
 
 class Trial(NamedTuple):
@@ -33,6 +32,31 @@ class Trial(NamedTuple):
     in_place: tuple[int, ...]
     """Places of the inputs that it changes in place."""
     layout: Layout
+
+
+def try_units(
+    units: Sequence[Unit], inputs: Sequence[TensorKind]
+) -> tuple[list[Unit], list[tuple[TensorKind, ...]]]:
+    """Try out each unit on what the one before it passes on.
+
+    Returns:
+        The units, with what the trial showed, and the kinds of what each passes on.
+
+    Raises:
+        UserError: a unit does not fit the one before it; or the last returns more than one tensor.
+    """
+    given = tuple(inputs)
+    tried, crossing = [], []
+    for unit in units:
+        given, in_place, layout = try_unit(unit.name, unit.build, given, unit.passes)
+        tried.append(replace(unit, in_place=in_place, layout=layout))
+        crossing.append(given)
+    if len(given) > 1:
+        raise UserError(
+            f"the classifier '{units[-1].name}' must return one tensor, the logits, not a tuple of "
+            f"{len(given)}"
+        )
+    return tried, crossing
 
 
 def try_unit(

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pipelocal.errors import UserError
-from pipelocal.models.chain import Shape
+from pipelocal.models.unit import Shape
 from pipelocal.objective.delta_encoding import Summary, whole_delta
 from pipelocal.objective.local import LocalPass, Objective, ObjectiveRecipe, Place, Relay
 from pipelocal.objective.residual import Residual

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from pipelocal.models.chain import Shape
+from pipelocal.models.unit import Shape
 from pipelocal.objective.delta_encoding import Summary
 from pipelocal.objective.residual import Residual
 

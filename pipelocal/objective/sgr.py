@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelocal.errors import UserError
-from pipelocal.models.chain import Shape
+from pipelocal.models.unit import Shape
 from pipelocal.objective.delta_encoding import SUMMARIES, Summary, SummaryBuilder
 from pipelocal.objective.distances import DISTANCES, Distance
 from pipelocal.objective.exact import ExactReconciliation

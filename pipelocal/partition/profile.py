@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, autograd, nn
 
 from pipelocal.errors import NotTwiceDifferentiable, UserError
-from pipelocal.models.chain import Chain, Shape, build_unit
+from pipelocal.models.chain import Chain
 from pipelocal.models.in_place import disable_inplace
 from pipelocal.models.payload import tensors_of
+from pipelocal.models.unit import Shape, build_unit
 from pipelocal.system.tensor_kind import TensorKind
 from pipelocal.telemetry.memory import SavedBytes, tensor_bytes
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.models import Chain
-from pipelocal.models.chain import Shape
 from pipelocal.models.start_from import fit, starting_from
+from pipelocal.models.unit import Shape
 
 
 def layer(width: int = 4) -> nn.Module:
