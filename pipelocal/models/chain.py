@@ -194,7 +194,7 @@ class Chain:
             model, notes, copies = untied(model, pieces)
             pieces = split_module(model, units, kinds) if notes else pieces
         saved = model.state_dict()
-        check_nothing_shared([(piece.name, piece.module) for piece in pieces], saved)
+        check_nothing_shared([(piece.name, piece.module) for piece in pieces], pieces[0].state)
         *links, classifier = (
             Unit(
                 name=piece.name,

@@ -20,6 +20,7 @@ from pipelocal.models.examples import (
     ROWS,
     both,
     changed_by,
+    failed,
     is_container,
     is_size,
     kind_of,
@@ -38,7 +39,8 @@ class Cuts:
             that are added to the graph are added to it.
         names: names of the units.
         given: the inputs, with their names.
-        saved: names of the parameters and buffers that the model's state dict holds.
+        held: the modules and tensors that the graph refers to.
+        state: names of all tensors of the model but constants.
     """
 
     def __init__(
@@ -48,13 +50,15 @@ class Cuts:
         names: Sequence[str],
         given: Mapping[fx.Node, str],
         *,
-        saved: Set[str],
+        held: Mapping[str, Any],
+        state: Set[str],
     ) -> None:
         self._graph = graph
         self._unit_of = unit_of
         self._names = names
         self._given = given
-        self._saved = saved
+        self._held = held
+        self._state = state
 
     def found(self) -> list[dict[fx.Node, str]]:
         """Return what each unit passes on, its own first, with names; for the last, the model's output.
@@ -71,7 +75,23 @@ class Cuts:
         (result,) = (node.args[0] for node in self._graph.nodes if node.op == "output")
         if result not in self._unit_of or self._home(result) != last:
             raise UserError(f"what unit '{self._names[last]}' makes is not used: leave it out")
-        return [*(self._behind(index) for index in range(last)), {result: self._names[last]}]
+        crossing = [self._behind(index) for index in range(last)]
+        if any(len(alive) > 1 for alive in crossing):
+            self._check_known()
+        return [*crossing, {result: self._names[last]}]
+
+    def _check_known(self) -> None:
+        """Refuse to let several tensors cross where it is not known what the code does to them."""
+        for node in self._graph.nodes:
+            reason = failed(node)
+            if reason is not None:
+                inputs = " and ".join(self._given.values())
+                raise UserError(
+                    f"{self._said(node)} cannot be computed for two rows of {inputs} as they are said to be "
+                    f"({reason}), so that it is not known what passes over the cuts: give input_shape=, "
+                    f"input_dtype= or inputs= as the model takes them, and put what depends on values into a "
+                    f"submodule"
+                )
 
     def _home(self, node: fx.Node) -> int:
         return self._unit_of.get(node, -1)
@@ -248,8 +268,9 @@ class Cuts:
         if is_size(node):
             return set()
         if node.op == "get_attr":
-            return None if str(node.target) in self._saved else set()
-        if node.op not in ("call_function", "call_method") or changed_by(node):
+            return None if str(node.target) in self._state else set()
+        code = node.op in ("call_function", "call_method")
+        if changed_by(node) or not (code or (anything and self._is_constant(node))):
             return None
         name = str(getattr(node.target, "__name__", node.target))
         if name.startswith(_RANDOM) or both(node) is None:
@@ -265,8 +286,16 @@ class Cuts:
             found |= sources
         return found
 
+    def _is_constant(self, node: fx.Node) -> bool:
+        """Return whether a node calls a module without state, such as one that makes a table of positions."""
+        if node.op != "call_module" or str(node.target) in self._names:
+            return False
+        module = self._held[str(node.target)]
+        names = [n for n, _ in (*module.named_parameters(), *module.named_buffers())]
+        return not any(f"{node.target}.{name}" in self._state for name in names)
+
     def _check_shared(self, node: fx.Node, later: Mapping[int, Sequence[fx.Node]]) -> None:
-        if node.op == "get_attr" and str(node.target) in self._saved:
+        if node.op == "get_attr" and str(node.target) in self._state:
             first, second = self._home(node), next(iter(later))
             raise UserError(
                 f"units '{self._names[first]}' and '{self._names[second]}' share '{node.target}', which "

@@ -21,7 +21,7 @@ from pipelocal.system.tensor_kind import TensorKind
 ROWS = (2, 3)
 """Two numbers of rows, so that one can tell what depends on them."""
 
-_KEY, _CHANGED = "examples", "changed"
+_KEY, _CHANGED, _FAILED = "examples", "changed", "failed"
 _SIZES = (
     *(bool, int, float, str, slice, type(None)),
     *(torch.dtype, torch.device, torch.finfo, torch.iinfo),
@@ -48,6 +48,9 @@ class Examples:
         kept = {id(p): nn.Parameter(_on_meta(p), p.requires_grad) for p in root.parameters()}
         kept |= {id(buffer): _on_meta(buffer) for buffer in root.buffers()}
         self._on_meta = copy.deepcopy(root, kept).to("meta")
+        self._buffers = {n: (b, b._version) for n, b in self._on_meta.named_buffers()}
+        self._real: set[str] = set()
+        self._perhaps: set[str] = set()
         self.running = False
         """Whether the code that runs now is that of an example, and not what is being traced."""
 
@@ -57,6 +60,7 @@ class Examples:
             if before.op == "get_attr" and _KEY not in before.meta:
                 self.follow(before)
         if any(_KEY not in before.meta for before in node.all_input_nodes):
+            self._give_up(node)
             return
         taken = [t for before in node.all_input_nodes for t in _tensors(before.meta[_KEY][0])]
         versions = _versions(taken)
@@ -64,7 +68,11 @@ class Examples:
         try:
             with torch.no_grad(), seeded(0, "trial"):
                 values = tuple(self._value(node, place) for place in range(len(ROWS)))
-        except Exception:  # whatever a user's code may raise; units are tried out again later
+        except (
+            Exception
+        ) as error:  # whatever a user's code may raise; units are tried out again later
+            node.meta[_FAILED] = " ".join(str(error).split())
+            self._give_up(node)
             return
         finally:
             self.running = False
@@ -74,6 +82,30 @@ class Examples:
             self._made = [(other, t, _versions(t)) for other, t, _ in self._made]
         made = _tensors(values[0])
         self._made.append((node, made, _versions(made)))
+
+    def _give_up(self, node: fx.Node) -> None:
+        """Take it that a step whose values are not known writes whatever it might."""
+        if node.op == "call_module":
+            self._real.add(str(node.target))
+        self._perhaps |= {str(one.target) for one in node.all_input_nodes if one.op == "get_attr"}
+
+    def written(self) -> set[str]:
+        """Return the names of the buffers that the model writes, as far as is known: others are constants."""
+        now = dict(self._on_meta.named_buffers())
+        inside = {
+            name
+            for name, (buffer, version) in self._buffers.items()
+            if now.get(name) is not buffer
+            or buffer._version != version
+            or any(name.startswith(f"{path}.") for path in self._real)
+        }
+        between = {
+            str(node.target)
+            for user, *_ in self._made
+            for node in changed_by(user)
+            if node.op == "get_attr"
+        }
+        return inside | between | self._perhaps
 
     def _value(self, node: fx.Node, place: int) -> Any:
         if node.op == "placeholder":
@@ -91,8 +123,16 @@ class Examples:
             with torch.device("meta"):
                 return self._call(node, args, kwargs, meta=True)
         except Exception:
+            if node.op != "call_module":  # what follows from values is not known
+                raise
+            self._real.add(str(node.target))
             args, kwargs = map_aggregate((args, kwargs), _for_real)
-            return map_aggregate(self._call(node, args, kwargs, meta=False), _on_meta)
+            made = self._call(node, args, kwargs, meta=False)
+            if not all(tensor.shape[:1] == (ROWS[place],) for tensor in _tensors(made)) or (
+                _size_like(made)
+            ):
+                raise Unknown(node.name) from None
+            return map_aggregate(made, _on_meta)
 
     def _call(self, node: fx.Node, args: Any, kwargs: Any, *, meta: bool) -> Any:
         if node.op == "call_method":
@@ -125,6 +165,12 @@ def both(node: fx.Node) -> tuple[Any, Any] | None:
     """Return a node's values for both numbers of rows; None if they are not known."""
     found: tuple[Any, Any] | None = node.meta.get(_KEY)
     return found
+
+
+def failed(node: fx.Node) -> str | None:
+    """Return why a node has no values, if it was the one that could not be run."""
+    reason: str | None = node.meta.get(_FAILED)
+    return reason
 
 
 def changed_by(node: fx.Node) -> list[fx.Node]:

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def check_nothing_shared(
-    units: Sequence[tuple[str, nn.Module]], saved: Collection[str] | None = None
+    units: Sequence[tuple[str, nn.Module]], state: Collection[str] | None = None
 ) -> None:
     """Refuse units that share a parameter or buffer.
 
     Args:
         units: names and modules.
-        saved: names in the model's state dict, if the modules' names are those: other buffers are constants,
-            of which each unit gets its own.
+        state: names of all tensors but constants, of which each unit gets its own, if the modules' names are
+            those of the whole model.
     """
     owners: dict[int, tuple[str, str]] = {}
     for unit, module in units:
@@ -30,7 +30,7 @@ def check_nothing_shared(
             *module.named_parameters(remove_duplicate=False),
             *module.named_buffers(remove_duplicate=False),
         ):
-            if saved is not None and name not in saved:
+            if state is not None and name not in state:
                 continue
             owner, first = owners.setdefault(id(tensor), (unit, name))
             if owner == unit:
@@ -40,7 +40,7 @@ def check_nothing_shared(
                 f"into one unit, or give each its own"
                 + (
                     f" (Chain.from_module(untie=True) copies '{first}' to '{name}' at the start)"
-                    if saved is not None and first != name
+                    if state is not None and first != name
                     else ""
                 )
             )

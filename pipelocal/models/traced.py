@@ -33,6 +33,8 @@ class Piece(NamedTuple):
     """Takes and returns a tensor, or a tuple of tensors if there are several."""
     passes: tuple[str, ...]
     """Names of the tensors that it returns, its own first."""
+    state: frozenset[str]
+    """Names of all tensors of the model but constants, which each unit has for itself."""
 
 
 def split_module(
@@ -54,20 +56,20 @@ def split_module(
             next cannot be sent; the model's code between them cannot be traced.
     """
     _check_names(model, names)
-    graph, held = trace(model, names, inputs)
+    graph, held, written = trace(model, names, inputs)
+    state = frozenset(model.state_dict()) | written
     if kind := kind_of_result(graph):
         raise UserError(f"the model returns a {kind}: it must return one tensor, the logits")
     given = _inputs(graph, inputs)
     unit_of = _assign(graph, names, given)
-    crossing = Cuts(graph, unit_of, names, given, saved=set(model.state_dict())).found()
+    crossing = Cuts(graph, unit_of, names, given, held=held, state=state).found()
     pieces = []
     before: Sequence[fx.Node] = list(given)
     for index, name in enumerate(names):
         own = [node for node in graph.nodes if unit_of.get(node) == index]
         passed = crossing[index]
-        pieces.append(
-            Piece(name, _piece(held, own, before, list(passed), name), tuple(passed.values()))
-        )
+        module = _piece(held, own, before, list(passed), name)
+        pieces.append(Piece(name, module, tuple(passed.values()), state))
         before = list(passed)
     _check_all_used(model, [piece.module for piece in pieces])
     return pieces

@@ -25,7 +25,7 @@ from pipelocal.system.tensor_kind import TensorKind
 
 def trace(
     model: nn.Module, whole: Sequence[str], inputs: Sequence[TensorKind]
-) -> tuple[fx.Graph, dict[str, Any]]:
+) -> tuple[fx.Graph, dict[str, Any], set[str]]:
     """Trace what a model's forward does with its inputs.
 
     Args:
@@ -35,7 +35,8 @@ def trace(
 
     Returns:
         The graph, and copies of the modules and tensors that it refers to, under their names in
-        ``model``; constants created by its forward get new names.
+        ``model``; constants created by its forward get new names. And the names of the buffers that are
+        written while it runs.
 
     Raises:
         UserError: the code between the submodules cannot be traced, or does not always behave as
@@ -44,8 +45,8 @@ def trace(
     # Copies, because tracing runs the code between the units, which may change the model.
     training, evaluating = copy.deepcopy(model).train(), copy.deepcopy(model).eval()
     generators = _generators()
-    root, graph = _trace(training, whole, inputs)
-    other_root, other_graph = _trace(evaluating, whole, inputs)
+    root, graph, written = _trace(training, whole, inputs)
+    other_root, other_graph, also_written = _trace(evaluating, whole, inputs)
     _check_results(type(model).__name__, graph, other_graph)
     _check_same(root, graph, other_root, other_graph)
     _check_modes(root, graph, training=True)
@@ -55,7 +56,8 @@ def trace(
             f"between its units {type(model).__name__} draws a random number that tracing would fix: "
             f"put it into a submodule"
         )
-    return graph, _rename(root, graph)
+    names = {name.removeprefix(_PREFIX) for name in written | also_written}
+    return graph, _rename(root, graph), names
 
 
 class _Call(nn.Module):
@@ -123,8 +125,8 @@ def _generators() -> tuple[object, ...]:
 
 def _trace(
     model: nn.Module, whole: Sequence[str], inputs: Sequence[TensorKind]
-) -> tuple[_Call, fx.Graph]:
-    """Return what was traced and its graph, whose names begin with ``_PREFIX``."""
+) -> tuple[_Call, fx.Graph, set[str]]:
+    """Return what was traced, its graph, and what is written; names begin with ``_PREFIX``."""
     kind = type(model).__name__
     names = [one.name for one in inputs]
     try:
@@ -162,7 +164,7 @@ def _trace(
             )
     for node in graph.find_nodes(op="placeholder"):
         node.target = names[0] if len(names) < 2 else node.target
-    return root, graph
+    return root, graph, tracer.examples.written()
 
 
 def _place(error: Exception, path: str) -> str:
