@@ -121,7 +121,13 @@ class Classification(Task):
         check_weights(as_weights(self.class_weights), classes)
         if self.top_k is not None and self.top_k > classes:
             raise UserError(f"top_k={self.top_k}: there are {classes} classes: give at most that")
-        return (*info.target_shape, classes)
+        wanted = (*info.target_shape, classes)
+        if made is not None and made != wanted and made[1:] == info.target_shape and made[1:]:
+            raise UserError(
+                f"the data's labels {batch_of(info.target_shape)} and the model's outputs {batch_of(made)} "
+                f"are of pixels: choose the task Segmentation (--task segmentation)"
+            )
+        return wanted
 
     def loss(self, output: Tensor, target: Tensor) -> Loss:
         """See :class:`~pipelocal.tasks.task.Task`."""

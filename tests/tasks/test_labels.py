@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -221,6 +222,10 @@ def test_bad_arguments() -> None:
                 None,
             ),
             "choose the task Regression",
+        ),
+        (
+            lambda: Classification().output_shape(replace(INFO, target_shape=(4, 6)), (5, 4, 6)),
+            "are of pixels: choose the task Segmentation",
         ),
         (lambda: Segmentation().output_shape(INFO, None), r"segmentation wants labels \[B, H, W\]"),
     ):
