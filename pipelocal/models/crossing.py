@@ -67,10 +67,10 @@ class Cuts:
             UserError: something cannot be passed on, or what a unit makes is not used.
         """
         self._take_apart()
-        self._check_in_place()
         for node in list(reversed(self._graph.nodes)):
             self._make_where_used(node)
         drop_idle(self._graph, self._given)
+        self._check_in_place()
         last = len(self._names) - 1
         (result,) = (node.args[0] for node in self._graph.nodes if node.op == "output")
         if result not in self._unit_of or self._home(result) != last:
@@ -181,7 +181,7 @@ class Cuts:
             self._copy(node, later)
         elif node.op != "call_module" and node not in self._given:
             sources = self._sources(node, anything=False)
-            if sources is not None and self._more(sources, max(later)) < row_bytes(node):
+            if sources is not None and self._more(sources, max(later)) <= row_bytes(node):
                 self._copy(node, later)
         if not node.users and node not in self._given:
             self._graph.erase_node(node)

@@ -239,3 +239,12 @@ def test_inputs_that_the_model_does_not_take_are_told_where_several_tensors_cros
         Chain.from_module(
             Encoder(), units=Encoder.UNITS, inputs={"ids": ids, "attention_mask": ids}
         )
+
+
+def test_what_is_computed_anew_is_not_computed_of_what_was_changed() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        pairs = x[:, None] - x[:, :, None]  # larger than the input
+        y = m.a(x.mul_(2.0))
+        return m.out(m.c(m.b(y) + pairs.sum(1)) + pairs.sum(2))  # type: ignore[no-any-return]
+
+    assert "changes the input 'x' in place, which 'c' uses again" in refused(forward)
