@@ -97,7 +97,8 @@ class OwnBatches:
 
         self._train, self._test = part("train", train), part("test", test)
         parts = [each for each in (self._train, self._test) if each is not None]
-        assert parts, "there is something to read"
+        if not parts:
+            raise DataError("there is no test data: give some, or a function that returns some")
         self._first = self._batch(parts[0].first, "train" if self._train else "test", None)
         self.batch_size = max(each.batch_size for each in parts)
         """Rows of the largest batch."""
@@ -263,7 +264,10 @@ def _called(train: Any, test: Any) -> tuple[Any, Any]:
     train = called("train", train)
     if isinstance(train, tuple) and len(train) == 2 and test is None:
         train, test = train
-    return train, called("test", test)
+    test = called("test", test)
+    if isinstance(test, tuple) and len(test) == 2:
+        test = test[1]
+    return train, test
 
 
 def is_data(given: Any) -> bool:

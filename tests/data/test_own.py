@@ -177,6 +177,10 @@ def test_functions_and_shares() -> None:
     data = own(lambda: (Augmented(), TensorDataset(torch.zeros(4, 4), torch.zeros(4).long())))
     assert data.describe()["test_samples"] == 4
     assert [len(b.x) for b in data.testing(everything) if b] == [4]
+    pair = own(None, lambda: (Augmented(), [(torch.zeros(4), 1)] * 3))
+    assert [len(b.x) for b in pair.testing(everything) if b] == [3]
+    with pytest.raises(DataError, match="there is no test data"):
+        own(None, lambda: (Augmented(), None))
     split = own(Augmented(), 0.3)
     counts = split.describe()
     assert counts["train_samples"] + counts["test_samples"] == COUNT
