@@ -88,9 +88,10 @@ class Definition:
     def written(self, options: RunOptions, data: Data) -> dict[str, Any]:
         """Describe a run for its folder; this alone is not enough to recreate the run."""
         model = self.model
+        given = model.given if isinstance(model, Chain) else None
         return {
             "python": True,
-            "model": type(model).__name__,
+            "model": type(model if given is None else given).__name__,
             **data.text,
             **self.text,
             **asdict(options),

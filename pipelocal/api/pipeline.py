@@ -157,7 +157,7 @@ class Pipeline:
                 "task": described(task),
                 "loss": described(loss),
                 "head": described(head),
-                "objective": described(objective),
+                "objective": "sgr" if objective is None else described(objective),
                 "optimizer": described(optimizer),
                 "schedule": described(schedule),
                 "freeze_stage": freeze_stage,
