@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from pipelocal.data.batches import Batches
 from pipelocal.data.dataset import DataInfo
+from pipelocal.data.in_time import patience_of
 from pipelocal.data.loading import BATCH_SIZE, Loading
 from pipelocal.data.mixing import Mixed, Mixing
 from pipelocal.data.own import OwnBatches
@@ -111,7 +112,7 @@ def loading_of(
         columns=None if columns is None else tuple(columns),
         collate=collate,
         bad_samples="skip" if bad_samples == "skip" else "error",
-        patience_s=options.timeout,
+        patience_s=patience_of(options.timeout),
     )
 
 

@@ -17,6 +17,7 @@ from pipelocal.config.named import REGISTRIES, plain_references, references
 from pipelocal.config.train import DELTA_NUMBERS, TrainConfig
 from pipelocal.data import DataInfo
 from pipelocal.data.batches import Batches
+from pipelocal.data.in_time import patience_of
 from pipelocal.data.opening import NamedData
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS
@@ -235,7 +236,7 @@ def data_of(config: TrainConfig) -> NamedData:
         config,
         config.seed,
         steps=None if config.max_steps is None else -(-config.max_steps // config.epochs),
-        patience_s=config.timeout,
+        patience_s=patience_of(config.timeout),
     )
 
 

@@ -14,7 +14,7 @@ from pipelocal.data.options import DataOptions
 from pipelocal.data.own import is_data, number_of_classes
 from pipelocal.data.ready import Ready
 from pipelocal.errors import DataError, UserError
-from pipelocal.references import plain_name, returned, users_code
+from pipelocal.references import plain_name, users_code
 from pipelocal.registry import Registry
 from pipelocal.seeding import seeded
 
@@ -82,11 +82,19 @@ class _DataSets(Registry[DatasetEntry]):
 def _load_own(name: str, load: DatasetLoader, root: Path | None, seed: int) -> ArrayDataset | Ready:
     """Call a user's loader with seeded generators, so that every rank loads the same."""
     with seeded(seed, "data", plain_name(name)), users_code("data set", name):
-        found = load(root, seed)
+        try:
+            found = load(root, seed)
+        except SystemExit as error:
+            raise UserError(f"it ended the program (exit code {error.code})") from error
         pair = isinstance(found, tuple) and len(found) == 2
         train, test = found if pair else (found, None)
-        if isinstance(found, ArrayDataset) or not is_data(train):
-            return returned(found, ArrayDataset)
+        if isinstance(found, ArrayDataset):
+            return found
+        if not is_data(train):
+            raise UserError(
+                f"returned {type(found).__name__}: return a data set, a DataLoader, or a pair of training and "
+                f"test data"
+            )
         return Ready(name="own", train=train, test=test, classes=number_of_classes(train))
 
 

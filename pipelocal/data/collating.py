@@ -33,7 +33,7 @@ class Failure:
     """Whether the reason names the sample by itself, such as a file."""
 
     @classmethod
-    def of(cls, index: Any, error: Exception) -> Failure:
+    def of(cls, index: Any, error: BaseException) -> Failure:
         """Describe an error in words, as its traceback would be lost between processes."""
         if isinstance(error, DataError):
             return cls(index, str(error), named=True)
@@ -99,10 +99,12 @@ class Collator:
             raise DataError(f"a batch is {type(batch).__name__} {kinds}: give tensors, as {FORMS}")
         x, *beside, target = parts
         tensors = tuple(
-            tensor.contiguous()
+            tensor.detach().contiguous()
             for tensor in (_as_input(x), *map(_beside, beside), _as_target(target))
         )
         rows = [len(tensor) if tensor.dim() else -1 for tensor in tensors]
+        if set(rows) == {0}:
+            raise DataError("a batch without samples: have each hold at least one")
         if len(set(rows)) > 1 or rows[0] < 1:
             raise DataError(
                 f"{rows[0]} samples with {rows[-1]} targets: give one for each sample"
@@ -114,14 +116,12 @@ class Collator:
         if x.is_floating_point() and not math.isfinite(float(x.sum())):
             bad = (~torch.isfinite(x.flatten(1)).all(1)).nonzero().flatten().tolist()
             if bad:
-                raise DataError(f"row(s) {bad[:5]} of a batch hold NaN or infinity")
+                raise NotFinite(bad)
         return tensors
 
     def _collated(self, items: list[Any]) -> Any:
         if isinstance(items[0], Mapping):
-            items = [tuple(torch.as_tensor(each) for each in self._picked(item)) for item in items]
-        elif not isinstance(items[0], tuple | list):
-            raise DataError(f"a sample is {type(items[0]).__name__}: give {FORMS}")
+            items = [tuple(map(torch.as_tensor, self._picked(item))) for item in items]
         return default_collate(items)
 
     def _picked(self, item: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -143,25 +143,86 @@ def loaded(samples: Sequence[Any], ids: Sequence[Any], collate: Collator) -> Loa
     pairs = [
         (each, i) for each, i in zip(samples, ids, strict=True) if not isinstance(each, Failure)
     ]
+    if not samples:
+        return Loaded(trouble="a batch without samples: have the sampler draw at least one")
     if not pairs:
         return Loaded(failures=failures)
     numbers = [i if isinstance(i, int) else -1 for _, i in pairs]
+    if collate.collate is None and not collate.batches:
+        for sample, index in pairs:
+            if not isinstance(sample, Mapping | tuple | list):
+                trouble = f"a sample is {type(sample).__name__}: give {FORMS} (sample {index})"
+                return Loaded(failures=failures, ids=numbers, trouble=trouble)
     try:
         tensors = collate([each for each, _ in pairs])
-    except DataError as error:
+    except NotFinite as error:
+        if max(error.rows) < len(pairs):
+            error = NotFinite([pairs[row][1] for row in error.rows], "sample(s)")
         return Loaded(failures=failures, ids=numbers, trouble=str(error))
+    except DataError as error:
+        trouble = unlike(pairs) if collate.collate is None else ""
+        return Loaded(failures=failures, ids=numbers, trouble=trouble or str(error))
     except Exception as error:
-        hint = ": give samples of one shape, as tensors, or a collate function of your own"
-        return Loaded(failures=failures, ids=numbers, trouble=told_error(error) + hint)
+        trouble = told_error(error)
+        if collate.collate is not None:
+            some = ", ".join(str(i) for _, i in pairs[:3]) + (", ..." if len(pairs) > 3 else "")
+            trouble = f"the collate function failed on samples {some} ({trouble}): mend it"
+        else:
+            trouble = unlike(pairs) or f"{trouble}: give samples of numbers or tensors, as {FORMS}"
+        return Loaded(failures=failures, ids=numbers, trouble=trouble)
     if len(numbers) != len(tensors[0]):  # a sample that is a batch, or a collate that makes others
         numbers = []
     return Loaded(tensors, numbers, failures)
 
 
+class NotFinite(DataError):
+    """Samples of a batch hold NaN or infinity.
+
+    Args:
+        rows: their rows in the batch, or what else names them.
+        named: what the rows are.
+    """
+
+    def __init__(self, rows: Sequence[Any], named: str = "row(s)") -> None:
+        self.rows = rows
+        where = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        where = where if named != "row(s)" else f"{where} of a batch"
+        super().__init__(f"{named} {where} hold NaN or infinity: mend or remove them")
+
+
+def unlike(pairs: Sequence[tuple[Any, Any]]) -> str:
+    """Say which sample of a batch is of another kind than its first one; empty if none is.
+
+    Args:
+        pairs: samples with their indices.
+    """
+    kinds = [(_kind(sample), index) for sample, index in pairs]
+    first, at = kinds[0]
+    for kind, index in kinds:
+        if kind != first:
+            return (
+                f"sample {index} is {kind}, and sample {at} is {first}: give all the same form, shape and "
+                f"dtype, or a collate function (collate=) that pads them to one length"
+            )
+    return ""
+
+
+def _kind(sample: Any) -> str:
+    if isinstance(sample, Mapping):
+        return "{" + ", ".join(f"{name}: {_kind(each)}" for name, each in sample.items()) + "}"
+    if isinstance(sample, tuple | list) and any(not isinstance(e, int | float) for e in sample):
+        return "(" + ", ".join(map(_kind, sample)) + ")"
+    if isinstance(sample, tuple | list):
+        return f"{len(sample)} numbers"
+    if hasattr(sample, "shape") and hasattr(sample, "dtype"):
+        return f"{str(sample.dtype).removeprefix('torch.')} {list(sample.shape)}"
+    return type(sample).__name__
+
+
 def told_error(error: BaseException) -> str:
     """Return an error in one line, with the user's own place where it came from."""
-    first = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {first}{where(error)}"
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}{': ' * bool(first)}{first}{where(error)}"
 
 
 def _as_input(x: Tensor) -> Tensor:

@@ -13,20 +13,26 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Generator as TorchGenerator
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data._utils import signal_handling
 
 from pipelocal.data.collating import Collate, Collator, Failure, Loaded, loaded
+from pipelocal.data.in_time import TooSlow, in_time, too_slow
 from pipelocal.errors import DataError
 from pipelocal.seeding import derive_seed, host_generators_kept, reseed_host
+from pipelocal.system.patience import Patience
 
 Key = tuple[int, Sequence[Any]]
 """An epoch, and the indices of a batch."""
 
 BATCH_SIZE = 64
+SLICE_S = 1.0
+"""Seconds of waiting for workers, between two looks whether they live."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +47,7 @@ class Loading:
         collate: makes a batch of a list of samples.
         bad_samples: ``error``, or ``skip``: leave out and count samples that cannot be loaded.
         drop_last: whether an incomplete last training batch is left out.
-        patience_s: most seconds to wait for a worker; 0 to wait for ever.
+        patience_s: most seconds that a batch may take; 0 for any.
     """
 
     batch_size: int | None = None
@@ -71,9 +77,15 @@ class _Batches(Dataset[Loaded]):
         if self.draws:
             reseed_host(derive_seed(self.seed, "sample", self.what, epoch, str(index)))
         try:
-            return self.dataset[index]
-        except Exception as error:
+            sample = self.dataset[index]
+        except (Exception, SystemExit) as error:
             return Failure.of(index, error)
+        except TooSlow as late:
+            late.place = f" (sample {index})"
+            raise
+        if sample is None and self.collate.collate is None:
+            return Failure(index, "it is None")
+        return sample
 
 
 class Loaders:
@@ -114,7 +126,7 @@ class Loaders:
 
     def here(self, key: Key) -> Loaded:
         """Load a batch in this process."""
-        with host_generators_kept():
+        with host_generators_kept(), in_time(self._loading.patience_s, self._batches.what):
             return self._batches[key]
 
     def read(self, keys: list[Key]) -> Generator[Loaded]:
@@ -146,24 +158,62 @@ class Loaders:
             )
         return self._loader
 
-    def _by_workers(self, batches: Iterator[Loaded]) -> Generator[Loaded]:
-        while True:
-            try:
-                batch = next(batches, None)
-            except RuntimeError as error:
-                raise worker_failed(error, self._batches.what) from error
-            if batch is None:
-                return
-            yield batch
+    def _by_workers(self, batches: Any) -> Generator[Loaded]:
+        most = self._loading.patience_s
+        # In slices, as only after one of them torch looks whether the workers live.
+        batches._timeout = min(SLICE_S, most) if most else 0
+        patience = Patience(most)
+        try:
+            while True:
+                try:
+                    batch = next(batches, None)
+                except (RuntimeError, *CUT_OFF) as error:
+                    if is_timeout(error) and not patience.over():
+                        continue
+                    end_at_once(batches)
+                    raise worker_failed(error, self._batches.what, most) from None
+                if batch is None:
+                    return
+                yield batch
+                patience = Patience(most)
+        finally:
+            batches._timeout = most
 
 
-def worker_failed(error: RuntimeError, what: str) -> DataError:
+def worker_failed(error: BaseException, what: str = "data", patience_s: float = 0.0) -> DataError:
     """The error for worker processes that ended or are too slow."""
-    first = str(error).partition("\n")[0].strip()
+    if is_timeout(error):
+        return too_slow(what, patience_s, " by the worker processes that load it")
+    first = str(error).partition("\n")[0].partition(". ")[0].strip().rstrip(".")
     return DataError(
-        f"{what}: a worker process that loads the data failed ({first}): see above for what it printed; if "
-        f"memory ran out, start fewer workers"
+        f"{what}: a worker process that loads the data failed ({first}): if memory ran out, start fewer "
+        f"workers; --workers 0 shows what else it is"
     )
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether it is what torch raises when no worker gave a batch in time."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader timed out")
+
+
+def end_at_once(iterator: Any) -> None:
+    """End the workers of a loader that failed: one that hangs would outlive this process."""
+    # Nothing of this is torch's public interface.
+    if workers := getattr(iterator, "_workers", None):
+        with suppress(AttributeError, ValueError):
+            signal_handling._remove_worker_pids(id(iterator))  # or their end would be an error, too
+            iterator._worker_pids_set = False
+        for worker in workers:
+            worker.kill()
+
+
+def is_worker_failure(error: BaseException) -> bool:
+    """Whether it is what torch raises, wherever this process is, when a worker has ended."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
+CUT_OFF = (ConnectionError, EOFError, FileNotFoundError)
+"""What reading raises that a worker's end has cut off; what a worker raises comes in other words."""
 
 
 class _Keys:

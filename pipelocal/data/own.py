@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from pipelocal.data.batches import Batch, Mine
-from pipelocal.data.collating import FORMS, Loaded
+from pipelocal.data.collating import FORMS, Loaded, told_error
 from pipelocal.data.dataset import DataInfo
 from pipelocal.data.loading import Loading
 from pipelocal.data.samples import Samples
 from pipelocal.data.splitting import split_by_index
 from pipelocal.data.stream import Stream, is_iterable
 from pipelocal.errors import DataError, UserError
-from pipelocal.references import users_code
 from pipelocal.system.streams import tell
 from pipelocal.system.tensor_kind import TensorKind
 
@@ -213,7 +212,7 @@ class OwnBatches:
         for now, then in zip(found, expected, strict=False):
             if now != then:
                 raise DataError(
-                    f"{what}: samples of {now}, after ones of {then}: give all the same shape and dtype, "
+                    f"{what}: samples or targets of {now}, after ones of {then}: give all the same shape and dtype, "
                     f"padded or cropped in the data set or the collate function"
                 )
         if len(found) != len(expected):
@@ -244,7 +243,8 @@ class OwnBatches:
                 tell(f"left out: {named}; {count} so far")
         if loaded.failures and not loaded.tensors and not loaded.trouble:
             raise DataError(
-                f"{what}: no sample of a batch can be loaded: {loaded.failures[0].reason}"
+                f"{what}: no sample of a batch can be loaded ({loaded.failures[0].reason}): mend or remove "
+                f"them, or give larger batches"
             )
 
 
@@ -258,8 +258,13 @@ def _called(train: Any, test: Any) -> tuple[Any, Any]:
     def called(what: str, given: Any) -> Any:
         if not callable(given) or is_data(given):
             return given
-        with users_code(what, getattr(given, "__qualname__", type(given).__name__)):
+        try:
             return given()
+        except UserError:
+            raise
+        except Exception as error:
+            name = getattr(given, "__qualname__", type(given).__name__)
+            raise UserError(f"{what}: the function {name} failed ({told_error(error)})") from error
 
     train = called("train", train)
     if isinstance(train, tuple) and len(train) == 2 and test is None:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from pipelocal.data.batches import Mine, everything
-from pipelocal.data.collating import Collator, Loaded
+from pipelocal.data.collating import Collator, Loaded, told_error
 from pipelocal.data.loading import BATCH_SIZE, Key, Loaders, Loading
 from pipelocal.errors import DataError, UserError
 from pipelocal.seeding import derive_seed, host_generators_kept, reseed_host
@@ -32,6 +32,7 @@ class Samples:
 
     def __init__(self, given: Any, what: str, seed: int, loading: Loading) -> None:
         self._what, self._seed = what, seed
+        self._count = 0
         self._draw = self._own_draw
         self.dataset = given
         collate = Collator(loading.collate, loading.columns)
@@ -39,6 +40,7 @@ class Samples:
         if isinstance(given, DataLoader):
             _check_loader(what, given)
             self.dataset, self._loader = given.dataset, given
+            self._count = self.samples
             self._draw = self._loaders_draw
             self._initial_seeds = [each.initial_seed() for each in _generators(given)]
             collate = replace(
@@ -50,9 +52,10 @@ class Samples:
             more = {"start_worker": given.worker_init_fn, "context": given.multiprocessing_context}
             self.steps = len(given)
         else:
+            self._count = self.samples
             self._size = self._checked_size(loading.batch_size)
             self._drop = loading.drop_last and what == "train"
-            whole, rest = divmod(len(self.dataset), self._size)
+            whole, rest = divmod(self._count, self._size)
             self.steps = whole if self._drop else whole + (rest > 0)
         self._loaders = Loaders(self.dataset, what, seed, loading, collate, **more)
         if self.steps == 0:
@@ -66,8 +69,18 @@ class Samples:
 
     @property
     def samples(self) -> int:
-        """Number of samples in the data set."""
-        return len(self.dataset) if isinstance(self.dataset, Sized) else 0
+        """Number of samples in the data set.
+
+        Raises:
+            DataError: its ``__len__`` fails.
+        """
+        try:
+            return len(self.dataset) if isinstance(self.dataset, Sized) else 0
+        except Exception as error:
+            raise DataError(
+                f"{self._what}: the data set's __len__ fails ({told_error(error)}): have it return the "
+                f"number of samples"
+            ) from error
 
     @property
     def ahead(self) -> bool:
@@ -80,8 +93,14 @@ class Samples:
         """Load the batches of an epoch from a step on, None for those of others; nothing is skipped over.
 
         Raises:
-            DataError: the loader's sampler draws fewer batches than its length says.
+            DataError: the loader's sampler draws fewer batches than its length says, or the data set has
+                another length than before.
         """
+        if (now := self.samples) != self._count:
+            raise DataError(
+                f"{self._what}: the data set holds {now} samples in epoch {epoch + 1}, and held "
+                f"{self._count} at first: have its length stay"
+            )
         indices = self._draw(epoch)
         steps = range(start, self.steps)
         keys: list[Key] = [(epoch, indices(step)) for step in steps if mine(step)]
@@ -106,7 +125,7 @@ class Samples:
 
     def _own_draw(self, epoch: int) -> Callable[[int], list[int]]:
         """Return the indices of each batch: in a new order for each epoch, or in order for testing."""
-        size, count = self._size, len(self.dataset)
+        size, count = self._size, self._count
         if self._what == "test":
             return lambda step: list(range(step * size, min(count, (step + 1) * size)))
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
@@ -138,7 +157,7 @@ class Samples:
 
     def _look(self) -> Loaded:
         if self._draw == self._own_draw:
-            spread = torch.linspace(0, len(self.dataset) - 1, min(LOOKED_AT, len(self.dataset)))
+            spread = torch.linspace(0, self._count - 1, min(LOOKED_AT, self._count))
             indices: list[Any] = spread.long().tolist()
         else:
             indices = self._draw(0)(0)
@@ -147,7 +166,7 @@ class Samples:
     def _sizes(self) -> tuple[int, int]:
         """Return the rows of the largest and of the smallest batch."""
         if self._draw == self._own_draw:
-            rest = len(self.dataset) % self._size
+            rest = self._count % self._size
             return self._size, rest if rest and not self._drop else self._size
         rows = len(self.first.tensors[0]) if self.first.tensors else 1
         loader = self._loader
@@ -160,9 +179,10 @@ class Samples:
         return most, samples % loader.batch_size or loader.batch_size
 
     def _checked_size(self, wanted: int | None) -> int:
-        count = len(self.dataset)
+        count = self._count
         if count == 0:
-            raise DataError(f"{self._what}: the data set holds no sample: give at least one")
+            mend = ", or no test data" if self._what == "test" else ""
+            raise DataError(f"{self._what}: the data set holds no sample: give at least one{mend}")
         if self._what == "train" and wanted is not None and wanted > count:
             raise UserError(
                 f"batch size {wanted} for a training set of {count} samples: give a batch size from 1 to "

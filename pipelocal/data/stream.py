@@ -20,7 +20,18 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pipelocal.data.batches import Mine, everything
 from pipelocal.data.collating import Collator, Loaded, loaded, told_error
-from pipelocal.data.loading import BATCH_SIZE, Loading, Start, as_it_is, worker_failed
+from pipelocal.data.in_time import in_time
+from pipelocal.data.loading import (
+    BATCH_SIZE,
+    CUT_OFF,
+    Loading,
+    Start,
+    as_it_is,
+    end_at_once,
+    is_timeout,
+    is_worker_failure,
+    worker_failed,
+)
 from pipelocal.data.samples import own_collate
 from pipelocal.errors import DataError, UserError
 from pipelocal.seeding import derive_seed, host_generators_kept, reseed_host
@@ -45,6 +56,7 @@ class Stream:
         self, given: Any, what: str, seed: int, loading: Loading, steps: int | None
     ) -> None:
         self._what, self._seed = what, seed
+        self._patience_s = loading.patience_s
         self._kept: dict[str, Any] | None = None
         self._loader, size, length, self.samples = _opened(given, what, seed, loading)
         self._source: Any = self._loader if _keeps_state(self._loader) else None
@@ -152,15 +164,20 @@ class Stream:
             name = "load" if self._what == "train" else "test"
             reseed_host(derive_seed(self._seed, name, number, read))
             try:
-                if self._walk is None:
-                    self._walk = iter(self._loader)
-                item = next(self._walk, None)
-            except RuntimeError as error:
-                if self._loader.num_workers and "DataLoader" in str(error):
-                    raise worker_failed(error, self._what) from error
-                raise DataError(f"{self._what}: the loader failed: {told_error(error)}") from error
-            except Exception as error:
-                raise DataError(f"{self._what}: the loader failed: {told_error(error)}") from error
+                with in_time(self._patience_s, self._what):
+                    if self._walk is None:
+                        self._walk = iter(self._loader)
+                    item = next(self._walk, None)
+            except DataError:
+                end_at_once(self._walk)
+                raise
+            except (Exception, SystemExit) as error:
+                end_at_once(self._walk)
+                cut = self._loader.num_workers > 0 and isinstance(error, CUT_OFF)
+                own = str(error).startswith("Caught ")  # by the worker, which lives
+                if is_worker_failure(error) or is_timeout(error) or (cut and not own):
+                    raise worker_failed(error, self._what, self._loader.timeout) from None
+                raise DataError(f"{self._what}: {_failed(read, error)}") from error
         if item is None or self._own is not None:
             return item
         try:
@@ -226,10 +243,15 @@ class _Own(IterableDataset[Item]):
         number, read = self._number, self._start
         if self._state is not None:  # here: a worker's data set is a copy
             self.dataset.load_state_dict(self._state)
-        samples = iter(self.dataset)
+        samples = None
         while True:
             reseed_host(derive_seed(self._seed, "stream", self._what, number, read))
-            rows = list(islice(samples, self._size))
+            try:
+                samples = iter(self.dataset) if samples is None else samples
+                rows = list(islice(samples, self._size))
+            except (Exception, SystemExit) as error:  # a worker would lose its words
+                yield Loaded(trouble=_failed(read, error)), None
+                return
             if not rows or (self._drop and len(rows) < self._size):
                 return
             ids = range(read * self._size, read * self._size + len(rows))
@@ -285,6 +307,14 @@ def _opened(
         generator=TorchGenerator(),
     )
     return loader, size, length, samples or 0
+
+
+def _failed(read: int, error: BaseException) -> str:
+    """Say in one line what failed after so many batches, also in a worker process."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    by_worker = len(lines) > 1 and lines[0].startswith("Caught ")
+    reason = lines[-1] if by_worker else told_error(error)
+    return f"the data set failed after {read} batches ({reason}): mend its __iter__"
 
 
 def _length(thing: Any) -> int | None:

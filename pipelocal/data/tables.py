@@ -32,6 +32,7 @@ from pipelocal.errors import DataError
 
 TARGET = "target"
 TESTS = ("test", "val")
+NOT_FINITE = ("nan", "inf", "infinity")
 Array = NDArray[Any]
 
 
@@ -139,6 +140,8 @@ def _read_csv(path: Path) -> tuple[Table, None]:
         if len(cells) != width:
             raise _bad_line(path, line, f"{len(cells)} columns where there are {width}")
         y.append(cells[at].strip())
+        if y[-1].lower().lstrip("+-") in NOT_FINITE:
+            raise _bad_line(path, line, f"the target is {y[-1]}")
         for column, cell in enumerate([*cells[:at], *cells[at + 1 :]]):
             if not _is_number(cell):
                 raise _bad_line(path, line, f"{cell!r} is no finite number")
@@ -171,6 +174,11 @@ def _read_npz(path: Path) -> tuple[Table, Table | None]:
         if inputs not in arrays or target is None:
             return None
         x, y = arrays[inputs], arrays[target]
+        if x.ndim > 1 and 0 in (len(x), len(y)):
+            raise DataError(
+                f"data set 'npz': {path}: {inputs} or {target} holds no row: give one for each sample, or no "
+                f"{inputs}"
+            )
         if x.ndim < 2 or len(x) != len(y) or not (x.dtype.kind == "f" or x.dtype == np.uint8):
             raise DataError(
                 f"data set 'npz': {path}: {inputs} is {x.dtype} {list(x.shape)}, {target} {y.dtype} "
@@ -184,7 +192,10 @@ def _read_npz(path: Path) -> tuple[Table, Table | None]:
             f"data set 'npz': {path} holds {', '.join(arrays)}: give arrays x and target, or x_train, "
             f"y_train, x_test and y_test"
         )
-    return train, part("x_test", "y_test", "target_test")
+    test = part("x_test", "y_test", "target_test")
+    if test is None and "x_test" in arrays:
+        raise DataError(f"data set 'npz': {path} holds x_test and no y_test: give both or none")
+    return train, test
 
 
 def _targets(name: str, parts: Sequence[Table]) -> tuple[list[str] | None, list[Tensor]]:

@@ -21,6 +21,9 @@ from pipelocal.transport.deal import EVERYTHING, Deal
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import HandedBatch
 
+SHOWN = 5
+"""Samples with targets that cannot be taken that are named."""
+
 
 class Source:
     """Yields the batches of a data set as events.
@@ -139,6 +142,19 @@ class Source:
         else:
             self._number += 1
 
+    def _refused(self, batch: Batch) -> str:
+        """Return in words which samples' targets cannot be taken; nothing if all, or nobody knows."""
+        refused = []
+        for row, sample in enumerate(batch.ids.tolist()):
+            try:
+                self._check_target(batch.target[row : row + 1])
+            except DataError:
+                refused.append(sample)
+        if not 0 < len(refused) < len(batch.ids) or min(refused) < 0:
+            return ""
+        more = ", ..." if len(refused) > SHOWN else ""
+        return f" (sample {', '.join(map(str, refused[:SHOWN]))}{more})"
+
     def _event(self, kind: Kind, epoch: int, batch: Batch | None = None) -> HandedBatch:
         rows = 0 if batch is None else len(batch.target)
         if not kind.dealt and self._plan is not None:
@@ -159,7 +175,8 @@ class Source:
                 self._check_target(batch.target)
             except DataError as error:
                 part = "training" if kind.trains else "test"
-                raise DataError(f"a {part} batch in epoch {epoch + 1}: {error}") from error
+                which = self._refused(batch)
+                raise DataError(f"a {part} batch in epoch {epoch + 1}{which}: {error}") from error
             tensors = {"ids": batch.ids, "target": batch.target}
             tensors |= dict(named_outputs(batch.x, batch.beside))
             for name, tensor in tensors.items():

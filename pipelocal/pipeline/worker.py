@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelocal.data.loading import is_worker_failure, worker_failed
 from pipelocal.errors import PipelocalError, StageError
 from pipelocal.pipeline.bp_gap import BackPropagationGap
 from pipelocal.pipeline.callbacks import Callback, EpochEnd, EvaluationEnd
@@ -149,6 +150,8 @@ class Worker:
         except PipelocalError:
             raise
         except Exception as error:
+            if is_worker_failure(error):  # torch raises it wherever this thread is
+                raise worker_failed(error) from None
             reason = f"{type(error).__name__}: {error}".splitlines()[0] + where(error)
             raise StageError(reason, stage=self.stage.number, batch=self._number) from error
         batch.release()

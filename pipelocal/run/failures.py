@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from pipelocal.checkpoint.run_folder import RunFolder
+from pipelocal.data.loading import is_worker_failure, worker_failed
 from pipelocal.errors import STALLED, Interrupted, PipelocalError, StageError, Terminated, UserError
 from pipelocal.ranks.control import CAUSE_PATIENCE_S, ControlPlane
 from pipelocal.system.patience import Patience
@@ -41,6 +42,8 @@ def failures_told(run: RunUnderWay) -> Iterator[None]:
         _tell_last_actions(run, str(interrupted))
         raise
     except BaseException as raised:
+        if is_worker_failure(raised):  # torch raises it wherever this thread is
+            raised = worker_failed(raised)
         error = _reason_behind(raised, run) if isinstance(raised, Terminated) else raised
         account, own = run.control.fail(error)
         _tell_last_actions(run, account)

@@ -278,12 +278,12 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "one tensor": ([torch.zeros(3)] * 8, {}, "a sample is Tensor: give (x, target)"),
     "text": ([("a", 1)] * 8, {}, "give tensors, as (x, target)"),
     "bytes": ([(torch.zeros(3).byte(), 1)] * 8, {}, "samples of torch.uint8"),
-    "shapes": (Ragged(), {}, "stack expects each tensor to be equal size"),
+    "shapes": (Ragged(), {}, "give all the same form, shape and dtype, or a collate function"),
     "not a number": (Holes(), {}, "hold NaN or infinity"),
     "another shape": (
         Grows(),
         {"batch_size": 1},
-        "samples of float32 [4], after ones of float32 [3]",
+        "samples or targets of float32 [4], after ones of float32 [3]",
     ),
     "batch size": (
         Augmented(),
