@@ -92,8 +92,8 @@ def _load_own(name: str, load: DatasetLoader, root: Path | None, seed: int) -> A
             return found
         if not is_data(train):
             raise UserError(
-                f"returned {type(found).__name__}: return a data set, a DataLoader, or a pair of training and "
-                f"test data"
+                f"returned {type(found).__name__}: return a data set, a DataLoader, or a pair of training "
+                f"and test data"
             )
         return Ready(name="own", train=train, test=test, classes=number_of_classes(train))
 

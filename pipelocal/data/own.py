@@ -212,8 +212,8 @@ class OwnBatches:
         for now, then in zip(found, expected, strict=False):
             if now != then:
                 raise DataError(
-                    f"{what}: samples or targets of {now}, after ones of {then}: give all the same shape and dtype, "
-                    f"padded or cropped in the data set or the collate function"
+                    f"{what}: samples or targets of {now}, after ones of {then}: give all the same shape and "
+                    f"dtype, padded or cropped in the data set or the collate function"
                 )
         if len(found) != len(expected):
             raise DataError(

@@ -310,7 +310,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a worker that is killed": (
         Numbers(killed),
         {"workers": 1},
-        "a worker process that loads the data failed (DataLoader worker",
+        "a worker process that loads the data failed (",
     ),
 }
 OF_PIPELINE = ("task", "timeout")

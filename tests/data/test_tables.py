@@ -82,7 +82,8 @@ def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 WRONG = {
     "1,2\nx,3\n": "no finite number",
     "a,b\n1,2\n1,2,3\n": "line 3: 3 columns where there are 2",
-    "a,b\n1,nan\nnan,2\n": "line 3: 'nan' is no finite number",
+    "a,b\n1,nan\nnan,2\n": "line 2: the target is nan: mend or remove it",
+    "a,b\nnan,1\n1,2\n": "line 2: 'nan' is no finite number",
     "a,b\n": "holds no row",
     "a\n1\n": "has one column",
     "a,b\n1,\n": "line 2: the target is empty",

@@ -103,7 +103,7 @@ def test_a_bad_target_in_the_middle_is_one_line() -> None:
     y = (X[:, 0] > 0).long()
     y[40] = 2
     with pytest.raises(
-        UserError, match=r"a training batch in epoch 1: labels run from 0 to 2, but 2"
+        UserError, match=r"a training batch in epoch 1 \(sample 40\): labels run from 0 to 2, but 2"
     ):
         _fit(_net(2), pl.tasks.Classification(), X, y)
     with pytest.raises(
