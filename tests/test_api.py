@@ -189,6 +189,12 @@ def test_groups_and_a_rate_for_each_stage() -> None:
     assert rates.keys() == {1, 2}
 
 
+def test_steps_alone_take_as_many_epochs_as_they_need() -> None:
+    """One epoch of five batches was all that max_steps=7 trained on."""
+    pipe = pl.Pipeline(layers(), stages=2, optimizer=sgd)
+    assert pipe.fit(loader(), max_steps=7, progress=False)["steps"] == 7
+
+
 def test_schedules_count_updates() -> None:
     totals, steps = [], [0]
 

@@ -200,8 +200,8 @@ class Pipeline:
                 a pair of training and test data. Only the ranks of the first stage open and read it.
             test: the same for evaluation; a number to evaluate on such a share of the training data; None
                 for no evaluation.
-            epochs: passes over the training data; 1 if only ``max_steps`` is given. Data without a length
-                are counted in batches: an epoch is an equal part of ``max_steps``.
+            epochs: passes over the training data; as many as ``max_steps`` needs if only that is given. Data
+                without a length are counted in batches: an epoch is an equal part of ``max_steps``, or all.
             max_steps: stop after this many batches, even within an epoch.
             batch_size: samples in a batch, 64 by default; a DataLoader has its own.
             workers: processes that load ahead of the training; by default data are loaded in the process
@@ -229,9 +229,11 @@ class Pipeline:
             StageError: a stage of this rank cannot continue.
             Interrupted: another rank failed.
         """
-        if epochs is None and max_steps is None:
-            raise UserError("fit: say how long to train, with epochs= or max_steps=")
-        epochs = 1 if epochs is None else epochs
+        parts = epochs or 1
+        if epochs is None:
+            if max_steps is None:
+                raise UserError("fit: say how long to train, with epochs= or max_steps=")
+            epochs = max_steps  # each of which has one batch or more
         options = replace(
             self._given.options,
             epochs=epochs,
@@ -256,7 +258,7 @@ class Pipeline:
             test=test,
             loading=loading,
             mixing=Mixing(mixup=mixup, cutmix=cutmix),
-            steps=epoch_steps(epochs, max_steps),
+            steps=epoch_steps(parts, max_steps),
         )
         text = self._given.written(options, data)
         run, summary = run_training(

@@ -74,8 +74,13 @@ class Batches(Protocol):
     def state_dict(self) -> dict[str, Any] | None:
         """State of the training data behind the last batch; None if a step says all."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a :meth:`state_dict`, before any batch is read."""
+    def go_on(self, done: int, state: dict[str, Any] | None) -> None:
+        """Go on behind the first ``done`` batches of a run, before any is read.
+
+        Args:
+            done: training batches of all epochs before, which may have been of another length.
+            state: the :meth:`state_dict` behind them, if there was one.
+        """
 
     def close(self) -> None:
         """Let go of what loads."""
@@ -195,7 +200,7 @@ class BatchStream:
     def state_dict(self) -> None:
         """See :class:`Batches`."""
 
-    def load_state_dict(self, _state: dict[str, Any]) -> None:
+    def go_on(self, _done: int, _state: dict[str, Any] | None) -> None:
         """See :class:`Batches`."""
 
     def close(self) -> None:

@@ -152,9 +152,9 @@ class Mixed:
         """See :class:`~pipelocal.data.batches.Batches`."""
         return self._batches.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def go_on(self, done: int, state: dict[str, Any] | None) -> None:
         """See :class:`~pipelocal.data.batches.Batches`."""
-        self._batches.load_state_dict(state)
+        self._batches.go_on(done, state)
 
     def close(self) -> None:
         """See :class:`~pipelocal.data.batches.Batches`."""

@@ -43,7 +43,7 @@ class Part(Protocol):
 
     def read(self, epoch: int, start: int, mine: Mine) -> Generator[Loaded | None]: ...
     def state_dict(self) -> dict[str, Any] | None: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def go_on(self, done: int, state: dict[str, Any] | None) -> None: ...
     def close(self) -> None: ...
 
 
@@ -156,10 +156,10 @@ class OwnBatches:
         """See :class:`~pipelocal.data.batches.Batches`."""
         return None if self._train is None else self._train.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def go_on(self, done: int, state: dict[str, Any] | None) -> None:
         """See :class:`~pipelocal.data.batches.Batches`."""
         assert self._train is not None
-        self._train.load_state_dict(state)
+        self._train.go_on(done, state)
 
     def close(self) -> None:
         """See :class:`~pipelocal.data.batches.Batches`."""

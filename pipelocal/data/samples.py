@@ -114,7 +114,7 @@ class Samples:
     def state_dict(self) -> None:
         """A step says all."""
 
-    def load_state_dict(self, _state: dict[str, Any]) -> None:
+    def go_on(self, _done: int, _state: dict[str, Any] | None) -> None:
         """See :meth:`state_dict`."""
 
     def _with_gaps(

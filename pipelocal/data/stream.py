@@ -84,6 +84,10 @@ class Stream:
         """The pass over the data, and the batches of it that were read."""
         self._counted = 0
         """Batches read in all passes."""
+        self._done: int | None = None
+        """Batches of the run before the first epoch that is read here; None once that has begun."""
+        self._shift = 0
+        """How many more these were than its epochs, as long as they are now, would have had."""
         self._walk: Iterator[Item] | None = None
         self._peeked: Item | None = None
         self._peeked = self._next()
@@ -119,7 +123,9 @@ class Stream:
                 self._begin(epoch)
             skipped = start - self._place[1]
         else:
-            done = epoch * self.steps + start
+            if self._done is not None:
+                self._shift, self._done = self._done - (epoch * self.steps + start), None
+            done = epoch * self.steps + start + self._shift
             skipped = done - self._counted
             if skipped < 0:
                 raise DataError(f"{self._what}: it was read beyond batch {done}")
@@ -205,8 +211,11 @@ class Stream:
         _check_plain(state, self._what)
         return {"place": list(self._place), "counted": self._counted, "data": state}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the batch at which the state was taken."""
+    def go_on(self, done: int, state: dict[str, Any] | None) -> None:
+        """Go on behind this many batches, at which the state was taken."""
+        self._done = done
+        if state is None:
+            return
         self._begin(state["place"][0])
         number, read = self._place = (state["place"][0], state["place"][1])
         self._counted = state["counted"]

@@ -118,6 +118,11 @@ def from_names(chain: Chain, words: Sequence[str], *, what: str) -> list[Cut]:
     for word in words:
         if word not in names:
             known = ", ".join(map(_escaped, names))
+            if word == chain.classifier.name:
+                raise UserError(
+                    f"{what}: '{word}' is the classifier, which is part of the last stage; the units that a "
+                    f"stage can begin with are {known}"
+                )
             raise UserError(f"{what}: this model has no unit '{word}'; its units are {known}")
         start = names.index(word)
         if start == 0:

@@ -303,8 +303,8 @@ class Run:
         """Return the start of the stream, on replicas of the first stage."""
         if batches is None:
             return None
-        if start.step and (state := load_stage(Path(start.snapshot), 1).get("data")) is not None:
-            batches.load_state_dict(state)
+        if start.step:
+            batches.go_on(start.step, load_stage(Path(start.snapshot), 1).get("data"))
         options, markers = self.spec.options, None
         if snapshots is not None and options.takes_snapshots:
             markers = Markers(

@@ -214,7 +214,7 @@ def test_a_stream_goes_on_by_its_state(workers: int) -> None:
     dataset = Stateful()
     again = own(dataset, steps=7, workers=workers)
     read = dataset.read
-    again.load_state_dict(state)
+    again.go_on(3, state)
     assert_same(expected, some + batches(again, 0, 3))
     if workers == 0:
         assert dataset.read - read == COUNT + 10 - 15  # nothing is read again
@@ -226,6 +226,18 @@ def test_a_stream_without_a_state_is_read_again(capfd: pytest.CaptureFixture[str
     said = capfd.readouterr().err
     assert "no state_dict to go on from: reading its first 4 batches again" in said
     assert "ended after 5 batches: it begins anew" in said
+
+
+@pytest.mark.parametrize("kind", [Stateful, Counting])
+def test_a_stream_goes_on_in_epochs_of_another_length(kind: type[Counting]) -> None:
+    """It counted the epochs before in its own length: it skipped batches, or had read too far."""
+    expected = batches(own(kind(), steps=7))
+    first = own(kind(), steps=3)
+    batches(first)
+    for steps in (2, 4):
+        again = own(kind(), steps=steps)
+        again.go_on(3, first.state_dict())
+        assert_same(expected[3 : 3 + steps], batches(again, 1, 0))
 
 
 class Sized(Counting):

@@ -38,6 +38,10 @@ def test_there_and_back(starts: set[int]) -> None:
     ("text", "said"),
     [
         ("block12", "this model has no unit 'block12'; its units are stem, block1"),
+        (
+            "classifier",
+            "'classifier' is the classifier, which is part of the last stage; the units that a",
+        ),
         ("stem", "'stem' is the model's first unit"),
         ("block5,block2", "'block2' is named twice or does not come after 'block5'"),
         ("block5,block5", "'block5' is named twice"),
