@@ -77,6 +77,7 @@ class ClosedFormStage(Stage):
         self._passes.kept_bytes = self._count_kept(*runs)
         self._loss, at_logits = cross_entropy_with_gradient(head_run.out, target)
         self._weight = target.numel()
+        self._update.weigh(self._weight)
         delta = head_run.backward(at_logits, wants_input=True)
         assert delta is not None
         self._delta = delta.contiguous()

@@ -253,6 +253,7 @@ class Stage:
             logits = self._passes.head(out, x)
             self._logits = logits.detach()
             mean, self._weight = self.task.loss(logits, target)
+            self._update.weigh(self._weight)
             return mean
 
         local.target, local.head, local.task_loss = target, self.head, loss_of

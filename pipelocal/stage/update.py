@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipelocal.stage.ema import Average
+from pipelocal.stage.gradient_weights import GradientWeights, Weight
 from pipelocal.stage.lr_schedule import BatchLR
 from pipelocal.stage.replicas import ALONE, Replicas
 
 
 class Update:
-    """Steps the optimizer with the mean gradient of the batches since the last update.
+    """Steps the optimizer with the mean gradient over all that counts in the batches since the last update.
 
     With several batches per update, a batch is what is elsewhere called a micro-batch: its activations are
     freed before the next batch, and only the gradients remain.
@@ -49,6 +51,20 @@ class Update:
         """Batches processed here since the last update."""
         self._averaged = False
         self._frozen = False
+        self._weights = GradientWeights()
+        self._weighed = False
+        """Whether the current batch has been weighed."""
+
+    def weigh(self, weight: Weight) -> None:
+        """Say how much of the current batch counts; call it before its gradients are added.
+
+        Args:
+            weight: what the batch's loss is a mean over: rows, tokens or pixels; calls after the first do
+                nothing.
+        """
+        if not self._weighed and not self._frozen:
+            self._weighed = True
+            self._weights.add(weight, self._parameters())
 
     def average_gradients(self, done: int, due: int) -> None:
         """Average the gradients over the replicas, which waits for the others, if an update is due.
@@ -58,8 +74,13 @@ class Update:
             due: batch of the run after which the update is due.
         """
         if not self._frozen and self._comes(done, due):
-            self.replicas.average()
-            self._averaged = True
+            self._average_now()
+
+    def _average_now(self) -> None:
+        if self.replicas.count > 1:
+            self._weights.align(self.replicas, self._parameters())
+        self.replicas.average()
+        self._averaged = True
 
     def batch_done(self, done: int, due: int | None = None) -> None:
         """Count one more batch, whose gradients have been added, and update if due.
@@ -68,7 +89,7 @@ class Update:
             done: batches of the run up to this one.
             due: batch of the run after which the update is due; None to count batches processed here.
         """
-        self.done = done
+        self.done, self._weighed = done, False
         self._own += 1
         if due is None:
             self.last = done - self._own
@@ -91,10 +112,11 @@ class Update:
             self.last = done
             return
         if not self._averaged:
-            self.replicas.average()
+            self._average_now()
         self._averaged = False
-        share = batches / self.replicas.count
-        if share != 1:
+        share = self._weights.share(self.replicas.count)
+        self._weights.reset()
+        if isinstance(share, Tensor) or share != 1:
             for parameter in self._parameters():
                 if parameter.grad is not None:
                     parameter.grad.div_(share)
@@ -118,6 +140,7 @@ class Update:
             "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
             "batches": self.done - self.last,
             "gradients": [parameter.grad for parameter in self._parameters()],
+            "weights": self._weights.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, done: int) -> None:
@@ -135,6 +158,7 @@ class Update:
             self._scheduler.load_state_dict(state["scheduler"])
         self._own = state["batches"]
         self.done, self.last = done, done - self._own
+        self._weights.load_state_dict(state.get("weights"), batches=self._own)
         for parameter, gradient in zip(self._parameters(), state["gradients"], strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
 
@@ -145,5 +169,6 @@ class Update:
         """Stop updating; discard the batches since the last update and free the optimizer's memory."""
         self._frozen = True
         self.last, self._own = self.done, 0
+        self._weights.reset()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.state.clear()
