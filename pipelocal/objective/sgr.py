@@ -94,7 +94,7 @@ class SGR:
 
     def for_stage(self, place: Place) -> Objective:
         """See :class:`~pipelocal.objective.local.ObjectiveRecipe`."""
-        if place.previous_delta is None:  # no stage before it to reconcile with
+        if place.number == 1 or not place.delta_comes:  # nothing to reconcile with
             return Greedy()
         schedule = self.schedule
         reconciliation = Reconciliation(
