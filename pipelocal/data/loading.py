@@ -131,7 +131,13 @@ class Loaders:
 
     def read(self, keys: list[Key]) -> Generator[Loaded]:
         """Load these batches, in order; workers begin with the call."""
-        return self._in_turn(keys) if not self.ahead else self._by_workers(iter(self._begun(keys)))
+        if not self.ahead:
+            return self._in_turn(keys)
+        try:
+            batches = iter(self._begun(keys))
+        except (RuntimeError, *CUT_OFF) as error:  # workers that are still busy, or have died
+            raise worker_failed(error, self._batches.what, self._loading.patience_s) from None
+        return self._by_workers(batches)
 
     def close(self) -> None:
         """End the workers."""
@@ -161,7 +167,7 @@ class Loaders:
     def _by_workers(self, batches: Any) -> Generator[Loaded]:
         most = self._loading.patience_s
         # In slices, as only after one of them torch looks whether the workers live.
-        batches._timeout = min(SLICE_S, most) if most else 0
+        batches._timeout = min(SLICE_S, most / 8)
         patience = Patience(most)
         try:
             while True:

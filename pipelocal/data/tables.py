@@ -148,6 +148,15 @@ def _read_csv(path: Path) -> tuple[Table, None]:
             x[row, column] = float(cell)
         if not y[-1]:
             raise _bad_line(path, line, "the target is empty")
+    numbers = [_is_number(each) for each in y]
+    if any(numbers) and not all(numbers):
+        odd = numbers.index(sum(numbers) < len(numbers) / 2)
+        raise _bad_line(
+            path,
+            rows[odd][0],
+            f"the target {y[odd]!r} is {'a' if numbers[odd] else 'no'} number, and most others are "
+            f"{'none' if numbers[odd] else 'numbers'}",
+        )
     return Table(path, x, np.array(y)), None
 
 

@@ -376,6 +376,16 @@ FILES: dict[str, tuple[str, Any, str]] = {
     "NaN": ("csv", CSV + "nan,2,1\n", "line 22: 'nan' is no finite number"),
     "a target of NaN": ("csv", CSV + "1,2,NaN\n", "line 22: the target is NaN: mend or remove it"),
     "no target": ("csv", CSV + "1,2,\n", "line 22: the target is empty"),
+    "a name among numbers": (
+        "csv",
+        CSV + "1,2,cat\n",
+        "line 22: the target 'cat' is no number, and most others are numbers",
+    ),
+    "a number among names": (
+        "csv",
+        "1,2,cat\n1,2,3\n1,2,dog\n",
+        "line 2: the target '3' is a number, and most others are none",
+    ),
     "one column": ("csv", "target\n1\n2\n", "has one column: give the inputs and the target"),
     "no arrays": ("npz", {"foo": X}, "holds foo: give arrays x and target"),
     "no targets": ("npz", {"x": X}, "holds x: give arrays x and target"),
