@@ -21,7 +21,7 @@ from torch import Generator as TorchGenerator
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torch.utils.data._utils import signal_handling
 
-from pipelocal.data.collating import Collate, Collator, Failure, Loaded, loaded
+from pipelocal.data.collating import Collate, Collator, Failure, Loaded, loaded, told_error
 from pipelocal.data.in_time import TooSlow, in_time, too_slow
 from pipelocal.errors import DataError
 from pipelocal.seeding import derive_seed, host_generators_kept, reseed_host
@@ -135,8 +135,14 @@ class Loaders:
             return self._in_turn(keys)
         try:
             batches = iter(self._begun(keys))
-        except (RuntimeError, *CUT_OFF) as error:  # workers that are still busy, or have died
-            raise worker_failed(error, self._batches.what, self._loading.patience_s) from None
+        except Exception as error:
+            what = self._batches.what
+            if is_timeout(error) or is_worker_failure(error):
+                raise worker_failed(error, what, self._loading.patience_s) from None
+            raise DataError(
+                f"{what}: the worker processes that load the data cannot be started ({told_error(error)}): "
+                f"mend it, or give no workers"
+            ) from error
         return self._by_workers(batches)
 
     def close(self) -> None:

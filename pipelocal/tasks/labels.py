@@ -68,7 +68,9 @@ def check_labels(
         low, high = (int(end) for end in counted.aminmax())
         if low < 0 or high >= classes:
             mend = (
-                ": give ignore_index= for labels that do not count" if ignore_index is None else ""
+                ": number classes from 0, or give ignore_index= for labels that do not count"
+                if ignore_index is None
+                else ""
             )
             raise DataError(
                 f"labels run from {low} to {high}, but {classes} classes allow 0 to {classes - 1}{mend}"

@@ -308,6 +308,11 @@ KINDS: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"workers": 1, "timeout": 4.0},
         "the data set gave no batch for 1.5 s by the worker processes that load it",
     ),
+    "workers that cannot be started": (
+        DataLoader(Numbers(lambda *_: 0), 4, num_workers=1, multiprocessing_context="spawn"),
+        {},
+        "train: the worker processes that load the data cannot be started (",
+    ),
     "a worker that is killed": (
         Numbers(killed),
         {"workers": 1},
