@@ -81,12 +81,15 @@ def try_unit(
         torch.empty((2, *kind.shape), dtype=kind.dtype, device="meta") for kind in given
     )
     sample = pack(main, tuple(beside))
+    other: torch.dtype | None = None
     try:
         try:
             with torch.device("meta"):
                 module = build()
                 check_not_lazy(f"unit '{name}'", module)
                 layout = _layout(module)
+                if other := _other_dtype(module, main):
+                    raise NotImplementedError("meta tensors of several dtypes mix without a word")
                 out, in_place, relayed = _run(module.to("meta"), sample)
         except (RuntimeError, NotImplementedError, ValueError) as error:
             if not isinstance(error, NotImplementedError) and "meta" not in str(error).lower():
@@ -99,6 +102,11 @@ def try_unit(
     except UserError:
         raise
     except Exception as error:
+        if other is not None and "dtype" in str(error):
+            raise UserError(
+                f"unit '{name}' works in {other}, and is given {main.dtype} ({error}): build the model in "
+                f"{main.dtype}, or convert what the unit is given"
+            ) from error
         said = ", ".join(f"{kind.name} {kind.shape}" for kind in given)
         what = f"an input of shape {given[0].shape}" if len(given) == 1 else f"a tuple ({said})"
         raise UserError(f"unit '{name}' does not take {what}: {error}") from error
@@ -136,6 +144,14 @@ def _said(thing: object) -> str:
     if isinstance(thing, Tensor):
         return f"a tensor of shape {list(thing.shape)} for 2 rows"
     return type(thing).__name__
+
+
+def _other_dtype(module: nn.Module, main: Tensor) -> torch.dtype | None:
+    """Return a floating-point dtype of a module's parameters that is not its input's; None if all are."""
+    if not main.is_floating_point():
+        return None
+    dtypes = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return next((dtype for dtype in dtypes if dtype != main.dtype), None)
 
 
 def check_not_lazy(what: str, module: nn.Module) -> None:
