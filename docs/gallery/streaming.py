@@ -2,7 +2,7 @@
 
 The data set reads a file line by line, for ever, and says in ``state_dict`` where it is, so that nothing is
 read again. Training stops after 70 batches, and goes on from its folder up to 120, to the figure of 120
-batches without a stop. After Ctrl-C or a crash, the same line goes on; runs/streaming holds what it needs.
+batches without a stop. A run that Ctrl-C or a crash ended goes on by the same ``fit(..., out=...)``.
 
     python docs/gallery/streaming.py
     torchrun --standalone --nproc-per-node 2 docs/gallery/streaming.py
@@ -11,6 +11,7 @@ Both print {"accuracy": 0.872, "without_a_stop": 0.872}.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pipelocal as pl
@@ -64,6 +65,7 @@ def train(batches: int, **going_on: str) -> float:
 FOLDER.mkdir(parents=True, exist_ok=True)
 rows = (f"{' '.join(map(str, pixels))} {label}\n" for pixels, label in digits[:1500])
 (FOLDER / "digits.txt").write_text("".join(rows))
-train(70, out=f"{FOLDER}/first")
-figure = train(120, out=f"{FOLDER}/second", resume=f"{FOLDER}/first")
+shutil.rmtree(FOLDER / "run", ignore_errors=True)  # of an earlier trial; no rank is in fit yet
+train(70, out=f"{FOLDER}/run")
+figure = train(120, resume=f"{FOLDER}/run")
 print(json.dumps({"accuracy": figure, "without_a_stop": train(120)}))
