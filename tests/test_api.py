@@ -24,6 +24,9 @@ X = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
 
 
+IDS: Tensor = torch.arange(6)
+
+
 def layers(units: int = 4) -> nn.Sequential:
     torch.manual_seed(3)
     hidden = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(units)]
@@ -454,6 +457,28 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         "the model takes torch.float32, and the data has torch.int64",
     ),
+    "evaluated": (
+        lambda: trained().evaluate(DataLoader(TensorDataset(X[:, :5], Y), 10)),
+        "made for samples [6], and the data has [5]: give samples of that shape, or",
+    ),
+    "texts": (
+        lambda: of_texts().fit([(IDS[:4], IDS[:4], 1)] * 8, epochs=1),
+        "and the data has [4]: pad all texts to one length, as a tokenizer does with "
+        "padding='max_length', max_length=6, truncation=True",
+    ),
+    "a longer text": (
+        lambda: of_texts().fit(loader_of([(IDS, IDS, 1), (IDS[:4], IDS[:4], 1)]), epochs=1),
+        "of int64 [4], after ones of int64 [6]: give all the same shape and dtype, cropped or padded in "
+        "the data set or the collate function (texts to one length, as a tokenizer does with padding=",
+    ),
+    "not padded": (
+        lambda: of_texts().fit([(IDS, IDS, 1), (IDS[:4], IDS[:4], 1)], epochs=1),
+        "that pads them to one length",
+    ),
+    "columns": (
+        lambda: of_texts().fit([{}], columns=("mask", "ids", "label"), epochs=1),
+        "the model takes its inputs in another order: give ('ids', 'mask', 'label')",
+    ),
     "not known": (lambda: pl.Pipeline(layers(), stages=2).module(), "give Pipeline(input_shape=)"),
     "loss and task": (
         lambda: pl.Pipeline(layers(), stages=2, task=pl.tasks.NextToken(), loss=nn.NLLLoss()),
@@ -468,6 +493,35 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
 
 def fit_of(net: nn.Module | None = None, **options: Any) -> Any:
     return quiet(pl.Pipeline(net or layers(), **options), loader())  # type: ignore[arg-type]
+
+
+class Masked(nn.Module):
+    """The mean of the tokens that count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+
+    def forward(self, given: tuple[Tensor, Tensor]) -> Tensor:
+        ids, mask = given
+        made: Tensor = self.table(ids) * mask[..., None]
+        return made.mean(1)
+
+
+def loader_of(samples: Any) -> DataLoader[Any]:
+    return DataLoader(samples, batch_size=1)
+
+
+def of_texts() -> pl.Pipeline:
+    net = nn.Sequential(Masked(), nn.Linear(4, 4), nn.Linear(4, 2))
+    chain = pl.Chain.from_sequential(net, inputs={"ids": IDS[None], "mask": IDS[None]})
+    return pl.Pipeline(chain, stages=2)
+
+
+def trained() -> pl.Pipeline:
+    pipe = pl.Pipeline(layers(), stages=2)
+    quiet(pipe, loader())
+    return pipe
 
 
 def fit_with(data: Any) -> Any:

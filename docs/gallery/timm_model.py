@@ -1,7 +1,7 @@
-"""A model of timm, cut by the names of its submodules (pip install timm).
+"""A model of timm, cut by the names of its submodules (`pip install '.[gallery]'`).
 
-Any model of timm can be cut so; ``print(model)`` shows the names. Submodules that are not named belong to the
-unit after them: here the stem to ``maxpool``, the pooling to ``fc``. The data are scikit-learn's digits,
+Any model of timm can be cut so; `print(model)` shows the names. Submodules that are not named belong to the
+unit after them: here the stem to `maxpool`, the pooling to `fc`. The data are scikit-learn's digits,
 enlarged to 32x32.
 
     python docs/gallery/timm_model.py

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipelocal.api.data import Data
 from pipelocal.data.dataset import DataInfo
 from pipelocal.errors import UserError
 from pipelocal.models import Chain
-from pipelocal.models.inputs import check_beside
+from pipelocal.models.inputs import check_inputs
 from pipelocal.options import names_that
 from pipelocal.pipeline.callbacks import Callback
 from pipelocal.run.blueprint import Blueprint
@@ -22,7 +22,6 @@ from pipelocal.run.costs import CutRequest
 from pipelocal.run.options import RunOptions
 from pipelocal.run.spec import Spec
 from pipelocal.stage.recipe import Recipe
-from pipelocal.system.tensor_kind import TensorKind
 
 ANYWHERE = frozenset({"stages", "cut", "balance", "memory_limit", "speeds", "out"})
 """Recorded arguments that do not change the bits, like the command-line options of the same names."""
@@ -114,6 +113,24 @@ class Definition:
             name="own", sample_shape=shape, classes=None, sample_dtype=dtype, beside=inputs[1:]
         )
 
+    def check_columns(self, columns: Sequence[str] | None) -> None:
+        """Check that columns called as a model's inputs are in their order.
+
+        Args:
+            columns: names of the inputs and, last, the target, of samples that are dicts.
+
+        Raises:
+            UserError: they are not, and each would be taken for another.
+        """
+        if columns is None or not isinstance(self.model, Chain):
+            return
+        names = [kind.name for kind in self.model.inputs]
+        if sorted(columns[:-1]) == sorted(names) and list(columns[:-1]) != names:
+            wanted = ", ".join(repr(name) for name in (*names, columns[-1]))
+            raise UserError(
+                f"columns={tuple(columns)}: the model takes its inputs in another order: give ({wanted})"
+            )
+
     def chain(self, info: DataInfo) -> Chain:
         """Return the model for samples like these.
 
@@ -121,17 +138,7 @@ class Definition:
             UserError: the model is for other samples, or cannot be cut.
         """
         if isinstance(self.model, Chain):
-            if self.model.input_shape != info.sample_shape:
-                raise UserError(
-                    f"the model is made for samples {list(self.model.input_shape)}, and the data has "
-                    f"{list(info.sample_shape)}: give Chain.from_module(input_shape={info.sample_shape})"
-                )
-            if self.model.input_dtype != info.sample_dtype:
-                raise UserError(
-                    f"the model takes {self.model.input_dtype}, and the data has {info.sample_dtype}: give "
-                    f"Chain.from_module(input_dtype={info.sample_dtype})"
-                )
-            check_beside(self.model.inputs, info.beside)
+            check_inputs(self.model.inputs, info.inputs)
             return self.model
         if not isinstance(self.model, nn.Sequential):
             raise UserError(
@@ -143,8 +150,7 @@ class Definition:
             raise UserError(
                 f"input_shape={self.input_shape}, and the data has {info.sample_shape}: leave it out"
             )
-        x = TensorKind(name="x", shape=info.sample_shape, dtype=info.sample_dtype)
-        return Chain.from_sequential(self.model, inputs=(x, *info.beside))
+        return Chain.from_sequential(self.model, inputs=info.inputs)
 
     def draw(self, info: DataInfo) -> Blueprint:
         """Return the cut model; a cut that has yet to be measured has equal numbers of units for now.

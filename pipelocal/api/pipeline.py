@@ -24,10 +24,12 @@ from pipelocal.api.definition import Definition
 from pipelocal.api.one_batch import info_of_batch, train_on_batch
 from pipelocal.checkpoint.description import Description
 from pipelocal.checkpoint.pick_snapshot import read_weights
+from pipelocal.data.dataset import DataInfo
 from pipelocal.data.mixing import Mixing
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS, HeadBuilder
 from pipelocal.models import Chain
+from pipelocal.models.inputs import check_inputs
 from pipelocal.models.payload import Payload
 from pipelocal.objective import SGR, ObjectiveRecipe, as_recipe
 from pipelocal.options import check_values, names_that
@@ -253,6 +255,7 @@ class Pipeline:
             collate=collate,
             bad_samples=bad_samples,
         )
+        self._given.check_columns(columns)
         data = Data(
             train=train,
             test=test,
@@ -337,14 +340,14 @@ class Pipeline:
             collate=collate,
             bad_samples=bad_samples,
         )
+        self._given.check_columns(columns)
         recipe = self._given.recipe
         opener = Data(test=data, loading=loading).opener(
             recipe.seed, getattr(recipe.task, "classes", None)
         )
-        blueprint, stages = self._fitted or (None, None)
         result = evaluate_stages(
-            lambda info: blueprint or self._given.draw(info),
-            stages,
+            self._blueprint_for,
+            None if self._fitted is None else self._fitted[1],
             opener.batches,
             info=opener.info,
             options=self._given.options,
@@ -396,6 +399,17 @@ class Pipeline:
     def _blueprint(self) -> Blueprint:
         assert self._fitted is not None
         return self._fitted[0]
+
+    def _blueprint_for(self, info: DataInfo) -> Blueprint:
+        """Return the cut model for data like this, the trained one if there is one.
+
+        Raises:
+            UserError: it is for other data.
+        """
+        if self._fitted is None:
+            return self._given.draw(info)
+        check_inputs(self._blueprint.chain.inputs, info.inputs)
+        return self._blueprint
 
     def _local_stages(self, x: Payload, target: Tensor) -> list[Stage]:
         """Return all stages, building them on the first call."""

@@ -58,6 +58,12 @@ class DataInfo:
         return self.classes
 
     @property
+    def inputs(self) -> tuple[TensorKind, ...]:
+        """What a sample holds without its target, the main input first."""
+        x = TensorKind(name="x", shape=self.sample_shape, dtype=self.sample_dtype)
+        return (x, *self.beside)
+
+    @property
     def target(self) -> TensorKind:
         """What a target of evaluation is."""
         return TensorKind(name="target", shape=self.target_shape, dtype=self.target_dtype)

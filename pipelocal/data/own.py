@@ -213,7 +213,8 @@ class OwnBatches:
             if now != then:
                 raise DataError(
                     f"{what}: samples or targets of {now}, after ones of {then}: give all the same shape and "
-                    f"dtype, padded or cropped in the data set or the collate function"
+                    f"dtype, cropped or padded in the data set or the collate function (texts to one "
+                    f"length, as a tokenizer does with padding='max_length')"
                 )
         if len(found) != len(expected):
             raise DataError(

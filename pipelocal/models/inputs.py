@@ -62,6 +62,41 @@ def kinds_of(
     return kinds
 
 
+def check_inputs(inputs: Sequence[TensorKind], data: Sequence[TensorKind]) -> None:
+    """Check that data are what a model takes.
+
+    Args:
+        inputs: what the model takes.
+        data: what a sample of the data holds, without its target.
+
+    Raises:
+        UserError: they differ, in number, shape or dtype.
+    """
+    wanted, given = inputs[0], data[0]
+    if wanted.shape != given.shape:
+        raise UserError(
+            f"the model is made for samples {list(wanted.shape)}, and the data has {list(given.shape)}: "
+            f"{_mend_of_shape(wanted, given)}"
+        )
+    if wanted.dtype != given.dtype:
+        raise UserError(
+            f"the model takes {wanted.dtype}, and the data has {given.dtype}: give "
+            f"Chain.from_module(input_dtype={given.dtype})"
+        )
+    check_beside(inputs, data[1:])
+
+
+def _mend_of_shape(wanted: TensorKind, given: TensorKind) -> str:
+    """Return how samples of another shape can be mended; texts are padded."""
+    if wanted.dtype == given.dtype == torch.int64 and len(wanted.shape) == len(given.shape) == 1:
+        (length,) = wanted.shape
+        return (
+            f"pad all texts to one length, as a tokenizer does with padding='max_length', "
+            f"max_length={length}, truncation=True"
+        )
+    return f"give samples of that shape, or Chain.from_module(input_shape={given.shape})"
+
+
 def check_beside(inputs: Sequence[TensorKind], beside: Sequence[TensorKind]) -> None:
     """Check that data have a model's further inputs.
 
