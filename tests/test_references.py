@@ -32,6 +32,7 @@ from pipelocal.data import ArrayDataset, DataInfo, DatasetEntry
 from pipelocal.objective import Greedy
 from pipelocal.objective.delta_encoding import SUMMARIES
 from pipelocal.replicas.compression import COMPRESSIONS
+from pipelocal.tasks import Classification
 from pipelocal.transport.packing import PACKINGS
 from beside import hidden
 
@@ -114,6 +115,16 @@ def squeezed(settings):
     return COMPRESSIONS.get("bf16")(settings)
 
 
+def task():
+    USED.add("task")
+    return Classification(label_smoothing=0.1)
+
+
+def loss(output, target):
+    USED.add("loss")
+    return torch.nn.functional.cross_entropy(output, target)
+
+
 NUMBER = 3
 """
 BESIDE = """
@@ -138,8 +149,11 @@ THINGS = {
     "delta": "halves",
     "balance": "front",
     "compress": "squeezed",
+    "task": "task",
+    "loss": "loss",
 }
-AT_ONCE = [option for option in THINGS if option not in ("objective", "balance", "compress")]
+APART = ("objective", "balance", "compress", "task")
+AT_ONCE = [option for option in THINGS if option not in APART]
 """Of which one run can have all."""
 
 
@@ -298,7 +312,7 @@ def test_what_is_wrong_with_a_reference(
     [
         ("head", "def f(shape, classes): 1 / 0", "head 'f.py:f': ZeroDivisionError"),
         ("head", "def f(shape, classes): pass", "head 'f.py:f': returned NoneType: return Module"),
-        ("data", "def f(root, seed): return 3", "data set 'f.py:f': returned int: return ArrayD"),
+        ("data", "def f(root, seed): return 3", "data set 'f.py:f': returned int: return a data"),
         ("data", "def f(root, seed): raise KeyError(3)", "data set 'f.py:f': KeyError: 3 ("),
         ("optimizer", "def f(named): pass", "'f.py:f': returned NoneType: return Optimizer"),
         ("balance", "def f(request): return 1 / 0", "partitioner 'f.py:f': ZeroDivisionError"),

@@ -95,7 +95,9 @@ def test_the_plan_and_the_run_count_the_same_bytes(
     options = ["--model", "resnet8", "--data", "digits", *cut]
     assert cli.run(["plan", *options, "--device", "meta", "--json"]) == 0
     planned = [s["sent_bytes"] for s in json.loads(capsys.readouterr().out)["stages"]]
-    assert planned == [32 * row, 32 * row, 0]
+    assert planned == [32 * (row + 16), 32 * (row + 16), 0], (
+        "a label and an id for each sample, too"
+    )
     run = train_alone([*options, "--max-steps", "2", "--evaluate-every", "9"], tmp_path / "run")
     sent = [s["sent_bytes"] for s in summary(run)["stages"]]
     # Labels and ids too, and at the end an evaluation on 355 rows with labels and votes.
@@ -126,5 +128,7 @@ def test_a_unit_that_makes_integers_is_refused_at_the_start(tmp_path: Path) -> N
         "    return nn.Sequential(Steps(), nn.Flatten(), nn.Linear(64, classes))\n"
     )
     config = TrainConfig(model=f"{tmp_path / 'mine.py'}:steps", stages=2)
-    with pytest.raises(ValueError, match=r"unit '0' makes torch.int64: edges carry float32"):
+    with pytest.raises(
+        ValueError, match=r"unit '0' makes torch.int64: what a unit passes on first"
+    ):
         blueprint_of(config)

@@ -166,7 +166,7 @@ def test_a_packed_message_of_64_mib(tmp_path: Path, form: str) -> None:
     def send(sender: RemoteSender) -> None:
         for number in range(2):
             sender.begin(Header(kind=Kind.TRAIN, number=number, rows=8, epoch=0, step=0))
-            for name in ("target", "ids"):
+            for name in ("ids", "target"):
                 sender.send(name, torch.arange(8))
             sender.send("x", value(number, 8, features))
             sender.finish()
