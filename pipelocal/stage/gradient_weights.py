@@ -11,7 +11,7 @@ equal weight add up as they are, to the same bits as an ordinary sum of gradient
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from torch import Tensor
 from pipelocal.stage.replicas import Replicas
 
 Weight = Tensor | float
+
+Parameters = Callable[[], Iterable[Tensor]]
+"""Returns what has the gradients; called only where these must be scaled."""
 
 
 class GradientWeights:
@@ -35,7 +38,7 @@ class GradientWeights:
         self._plain = False
         """Whether the gradients so far are a plain sum, of a snapshot that knew no weights."""
 
-    def add(self, weight: Weight, parameters: Iterable[Tensor]) -> None:
+    def add(self, weight: Weight, parameters: Parameters) -> None:
         """Weigh in a batch; its gradients are not added yet."""
         if self._plain:
             self._total, self._unit, self._plain = self._batches * weight, weight, False
@@ -47,7 +50,7 @@ class GradientWeights:
         self._express_in(unit, parameters)
         self._total, self._batches = self._total + weight, self._batches + 1
 
-    def align(self, replicas: Replicas, parameters: Iterable[Tensor]) -> None:
+    def align(self, replicas: Replicas, parameters: Parameters) -> None:
         """Agree with the other replicas, before their gradients are averaged, on unit and total weight."""
         unit = 0.0 if self._unit is None else float(self._unit)
         every = replicas.each(torch.tensor([float(self._total), unit], dtype=torch.float64))
@@ -80,13 +83,13 @@ class GradientWeights:
         self._total, unit, count = state
         self._unit, self._batches = unit or None, int(count)
 
-    def _express_in(self, unit: Weight, parameters: Iterable[Tensor]) -> None:
+    def _express_in(self, unit: Weight, parameters: Parameters) -> None:
         old, self._unit = self._unit, unit
         if old is None or (
             not isinstance(old, Tensor) and not isinstance(unit, Tensor) and old == unit
         ):
             return
         factor = old / unit
-        for parameter in parameters:
+        for parameter in parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)

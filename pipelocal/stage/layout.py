@@ -28,5 +28,7 @@ def own_memory(out: Tensor, *inputs: Tensor, channels_last: bool = False) -> Ten
     """Lay out ``out``, in memory apart from the inputs', which is reused while ``out`` is being sent."""
     out = laid_out(out, channels_last=channels_last)
     own = out.untyped_storage().data_ptr()
-    shared = any(own == x.untyped_storage().data_ptr() for x in inputs)
-    return out.clone() if shared else out
+    for x in inputs:
+        if own == x.untyped_storage().data_ptr():
+            return out.clone()
+    return out

@@ -167,10 +167,11 @@ class Passes:
         return self._before.get(module) or copies_of_buffers(module)
 
     def _sent(self, out: Tensor, x: Tensor) -> Tensor:
-        own = partial(own_memory, channels_last=self._channels_last)
-        inputs = (x, *self.beside_input)
-        self.beside = tuple(own_memory(tensor.detach(), *inputs) for tensor in self._beside)
-        return own(out.detach(), *inputs)
+        inputs = (x, *self.beside_input) if self.beside_input else (x,)
+        self.beside = ()
+        if self._beside:
+            self.beside = tuple(own_memory(tensor.detach(), *inputs) for tensor in self._beside)
+        return own_memory(out.detach(), *inputs, channels_last=self._channels_last)
 
     def _run(self, module: Callable[[Payload], Payload], x: Payload) -> Payload:
         """Run under autocast if requested; floating-point outputs are then float32."""

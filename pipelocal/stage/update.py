@@ -64,7 +64,7 @@ class Update:
         """
         if not self._weighed and not self._frozen:
             self._weighed = True
-            self._weights.add(weight, self._parameters())
+            self._weights.add(weight, self._parameters)
 
     def average_gradients(self, done: int, due: int) -> None:
         """Average the gradients over the replicas, which waits for the others, if an update is due.
@@ -78,7 +78,7 @@ class Update:
 
     def _average_now(self) -> None:
         if self.replicas.count > 1:
-            self._weights.align(self.replicas, self._parameters())
+            self._weights.align(self.replicas, self._parameters)
         self.replicas.average()
         self._averaged = True
 

@@ -98,7 +98,7 @@ def test_equal_weights_add_up_to_the_bits_of_a_sum() -> None:
     kept = GradientWeights()
     gradients = list(torch.randn(3, 3))
     for gradient in gradients:
-        kept.add(7, [parameter])
+        kept.add(7, lambda: [parameter])
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
     assert parameter.grad is not None
     assert torch.equal(parameter.grad, gradients[0] + gradients[1] + gradients[2])
