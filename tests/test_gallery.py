@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import pipelocal
 from pipelocal.system.torchvision import import_torchvision
 from tests.launching import run_script
 
@@ -62,6 +63,26 @@ def test_the_same_figure_on_1_and_2_ranks(name: str, tmp_path: Path) -> None:
     docstring = ast.get_docstring(ast.parse((GALLERY / name).read_text()))
     assert docstring is not None
     assert figures[0] == pytest.approx(told(docstring), abs=NEAR, rel=NEAR)
+
+
+@pytest.mark.parametrize("name", sorted(SLOW))
+def test_a_slow_script_runs_on_2_ranks(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To its end, with two batches in place of all."""
+    for package in packages(GALLERY / name):
+        pytest.importorskip(package)
+    import_torchvision()
+    fit = pipelocal.Pipeline.fit
+
+    def short(self: pipelocal.Pipeline, *data: Any, **given: Any) -> dict[str, Any]:
+        return fit(self, *data, **{**given, "epochs": 1, "max_steps": 2})
+
+    monkeypatch.setattr(pipelocal.Pipeline, "fit", short)  # the forked ranks inherit it
+    shutil.copy(GALLERY / name, tmp_path)
+    said = run_script(tmp_path / name, 2)
+    docstring = ast.get_docstring(ast.parse((GALLERY / name).read_text())) or ""
+    assert json.loads(said.splitlines()[-1]).keys() == told(docstring).keys()
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in GALLERY.glob("*.py")))
