@@ -8,13 +8,11 @@ before, and says so.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Generator, Iterable, Iterator, Sized
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-import torch
 from torch import Generator as TorchGenerator
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -35,6 +33,7 @@ from pipelocal.data.loading import (
 from pipelocal.data.samples import own_collate
 from pipelocal.errors import DataError, UserError
 from pipelocal.seeding import derive_seed, host_generators_kept, reseed_host
+from pipelocal.system.plain_state import why_not_plain
 from pipelocal.system.streams import tell
 
 Item = tuple[Loaded, Any]
@@ -346,12 +345,8 @@ def is_iterable(thing: Any) -> bool:
 
 
 def _check_plain(state: Any, what: str) -> None:
-    buffer = io.BytesIO()
-    try:
-        torch.save(state, buffer)
-        buffer.seek(0)
-        torch.load(buffer, weights_only=True)
-    except Exception as error:
+    error = why_not_plain(state)
+    if error is not None:
         raise UserError(
             f"{what}: the state_dict of the data holds what a snapshot cannot ({told_error(error)}): have it "
             f"hold numbers, text, lists, dicts and tensors alone"

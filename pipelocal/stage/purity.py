@@ -7,7 +7,6 @@ keeps state elsewhere, such as a count in a plain attribute, which no snapshot w
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from pipelocal.models.payload import Payload, each, tensors_of
 from pipelocal.models.trial import shadow
 from pipelocal.seeding import seeded
 from pipelocal.stage.replay import copies_of_buffers
+from pipelocal.system.plain_state import why_not_plain
 
 TOLERANCE = 1e-3
 """Allowed difference on a GPU, where the order of sums varies, relative to the largest entry."""
@@ -107,12 +107,8 @@ def check_extra_state(body: nn.Module, head: nn.Module, *, replicas: int, stage:
                     f"stage {stage}: {what} keeps extra state, of which each replica would have its own: "
                     f"keep it in a buffer (self.register_buffer), or leave out --replicas"
                 )
-            buffer = io.BytesIO()
-            try:
-                torch.save(value, buffer)
-                buffer.seek(0)
-                torch.load(buffer, weights_only=True)
-            except Exception as error:
+            error = why_not_plain(value)
+            if error is not None:
                 raise UserError(
                     f"stage {stage}: {what} keeps a {type(value).__name__} as extra state (or within it), "
                     f"which is not read from a file unless trusted: have get_extra_state() return tensors, "
