@@ -99,8 +99,6 @@ class Place:
     """Number of training batches in the run."""
     previous_delta: Summary | None = None
     """How delta of the stage before is encoded; None if there is none."""
-    delta_comes: bool = True
-    """Whether the stage before has a delta to send: one that is never trained has none."""
 
 
 class Objective(Protocol):

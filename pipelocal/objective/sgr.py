@@ -94,7 +94,7 @@ class SGR:
 
     def for_stage(self, place: Place) -> Objective:
         """See :class:`~pipelocal.objective.local.ObjectiveRecipe`."""
-        if place.number == 1 or not place.delta_comes:  # nothing to reconcile with
+        if place.previous_delta is None:  # nothing to reconcile with
             return Greedy()
         schedule = self.schedule
         reconciliation = Reconciliation(

@@ -184,7 +184,6 @@ class Blueprint:
             output_shape=self.output_shape(number),
             total_steps=total_steps,
             previous_delta=self.summary(number - 1) if self.has_delta(number - 1) else None,
-            delta_comes=self.has_delta(number - 1),
         )
 
     def head(self, stop: int, *, input_shape: Shape | None = None) -> nn.Module:

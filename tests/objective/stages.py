@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipelocal.models.layers import PooledLinear
 from pipelocal.objective import SGR, Greedy, Objective, Place
+from pipelocal.objective.delta_encoding import whole_delta
 from pipelocal.objective.distances import Distance, squared
 from pipelocal.seeding import seeded
 from pipelocal.stage.options import ComputeOptions
@@ -65,7 +66,14 @@ def sgr(distance: Distance, weight: float, *, stage: int = 2, form: Form = "exac
 
 def place(number: int) -> Place:
     """Where a stage of four stands, for an objective that does not look at shapes."""
-    return Place(number=number, stages=4, input_shape=(), output_shape=(), total_steps=1)
+    return Place(
+        number=number,
+        stages=4,
+        input_shape=(),
+        output_shape=(),
+        total_steps=1,
+        previous_delta=whole_delta(()) if number > 1 else None,
+    )
 
 
 def gradients(stage: Stage) -> dict[str, Tensor]:
