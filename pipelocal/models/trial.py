@@ -83,22 +83,24 @@ def try_unit(
     sample = pack(main, tuple(beside))
     other: torch.dtype | None = None
     try:
+        shown = None
         try:
             with torch.device("meta"):
                 module = build()
                 check_not_lazy(f"unit '{name}'", module)
                 layout = _layout(module)
-                if other := _other_dtype(module, main):
-                    raise NotImplementedError("meta tensors of several dtypes mix without a word")
-                out, in_place, relayed = _run(module.to("meta"), sample)
+                other = _other_dtype(module, main)
+                if other is None:  # meta tensors of several dtypes mix without a word
+                    shown = _run(module.to("meta"), sample)
         except (RuntimeError, NotImplementedError, ValueError) as error:
             if not isinstance(error, NotImplementedError) and "meta" not in str(error).lower():
                 raise
+        if shown is None:
             with seeded(0, "trial"):
                 module = build()
                 layout = _layout(module)
                 device = next(module.parameters(), torch.empty(0)).device
-                out, in_place, relayed = _run(module, each(lambda one: _value(one, device), sample))
+                shown = _run(module, each(lambda one: _value(one, device), sample))
     except UserError:
         raise
     except Exception as error:
@@ -110,6 +112,7 @@ def try_unit(
         said = ", ".join(f"{kind.name} {kind.shape}" for kind in given)
         what = f"an input of shape {given[0].shape}" if len(given) == 1 else f"a tuple ({said})"
         raise UserError(f"unit '{name}' does not take {what}: {error}") from error
+    out, in_place, relayed = shown
     out = tuple(out) if isinstance(out, list) else out
     several = isinstance(out, tuple) and len(out) > 1
     for place, one in enumerate(out if isinstance(out, tuple) and several else (out,)):
