@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ import torch._dynamo  # noqa: F401  here once, and not in every forked rank
 import torch.distributed as dist
 
 from pipelocal import cli
+from pipelocal.ranks.breakable import BREAKABLE
 from pipelocal.ranks.world import World
 from pipelocal.system.patience import Patience
 
@@ -137,7 +139,12 @@ def launch(
 
 
 def start(folder: Path, body: Callable[[int], None], size: int) -> Ranks:
-    """Start ``body(rank)`` in ``size`` forked processes that :class:`World` can join."""
+    """Start ``body(rank)`` in ``size`` forked processes that :class:`World` can join.
+
+    A library call that an earlier test abandoned may hold one of the C library's locks while it fails, and a
+    process forked at that moment would wait for that lock for ever: so first every such call has to end.
+    """
+    until(lambda: not abandoned_calls(), lambda: "a call that a test abandoned does not end")
     folder.mkdir(parents=True, exist_ok=True)
     meeting_point = folder / f"meet-{time.monotonic_ns()}"
 
@@ -163,6 +170,11 @@ def start(folder: Path, body: Callable[[int], None], size: int) -> Ranks:
     for process in processes:
         process.start()
     return Ranks(processes, folder)
+
+
+def abandoned_calls() -> list[threading.Thread]:
+    """The threads on which :func:`breakable` has left a call under way."""
+    return [thread for thread in threading.enumerate() if thread.name == BREAKABLE]
 
 
 def run_script(script: Path, size: int = 1) -> str:

@@ -18,8 +18,9 @@ from pipelocal import cli
 from pipelocal.checkpoint.snapshot import SnapshotFolder
 from pipelocal.config import TrainConfig
 from pipelocal.config.training import train
+from pipelocal.ranks import world
 from pipelocal.ranks.world import World
-from tests.launching import PATIENCE_S, Ranks, launch, until
+from tests.launching import PATIENCE_S, Ranks, launch, start, until
 
 PIPELOCAL = [sys.executable, "-m", "pipelocal"]
 SHORT = ["--max-steps", "4"]
@@ -218,15 +219,20 @@ def test_ranks_beyond_the_first_leave_it_to_that_one(
     assert not (tmp_path / "m.pt").exists()
 
 
-def test_left_over_variables_are_named_by_who_waits(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_left_over_variables_are_named_by_who_waits(tmp_path: Path) -> None:
+    """A process of its own: the abandoned attempt to connect goes on for seconds after the error."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])  # nobody answers there
-        set_all(monkeypatch, LEFT_OVER | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
-        monkeypatch.setattr("pipelocal.ranks.world.SILENT_S", 0.1)
-        assert cli.run([*SMALL, *SHORT, "--start-timeout", "4"]) == cli.USER_ERROR
-    waits, error = capsys.readouterr().err.splitlines()
+
+        def wait_in_vain(_rank: int) -> None:
+            del os.environ["PIPELOCAL_INIT_METHOD"], os.environ["LOCAL_RANK"]
+            os.environ.update(LEFT_OVER | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
+            world.SILENT_S = 0.1
+            sys.exit(cli.run([*SMALL, *SHORT, "--start-timeout", "4"]))
+
+        ranks = start(tmp_path, wait_in_vain, 1)
+        assert ranks.wait() == [cli.USER_ERROR]
+    waits, error = ranks.output().splitlines()
     for line in (waits, error):
         assert f"RANK=1, WORLD_SIZE=2, MASTER_ADDR=127.0.0.1, MASTER_PORT={port}" in line
         assert "'unset RANK WORLD_SIZE MASTER_ADDR MASTER_PORT'" in line

@@ -12,6 +12,8 @@ from pipelocal.system.patience import Patience
 T = TypeVar("T")
 
 POLL_S = 0.1
+BREAKABLE = "breakable"
+"""Name of the threads of such calls."""
 
 
 def breakable(call: Callable[[], T], *, check: Callable[[], None], timeout_s: float) -> T:
@@ -42,7 +44,7 @@ def breakable(call: Callable[[], T], *, check: Callable[[], None], timeout_s: fl
         else:
             result.put(lambda: value)
 
-    threading.Thread(target=run, name="breakable", daemon=True).start()
+    threading.Thread(target=run, name=BREAKABLE, daemon=True).start()
     patience = Patience(timeout_s)
     while not patience.over():
         check()
