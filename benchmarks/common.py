@@ -8,12 +8,14 @@ writes one JSON file with :func:`write_result`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import importlib.metadata
 import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -224,13 +226,15 @@ def train_all(
     *,
     jobs: int,
     on_finish: Callable[[Run, int], None] | None = None,
+    keep: Path | None = None,
 ) -> list[Run]:
     """Train with each of the options, every run in a process of its own.
 
     Args:
-        configs: the options; ``out`` is not used, run folders are temporary.
+        configs: the options; ``out`` is not used.
         jobs: processes at a time.
         on_finish: told of each finished run, and how many have finished.
+        keep: see :func:`train_each`.
 
     Returns:
         The runs in the order of ``configs``.
@@ -240,7 +244,7 @@ def train_all(
         BenchmarkError: a run failed; the others were stopped.
     """
     runs: dict[int, Run] = {}
-    for index, run in train_each(configs, jobs=jobs):
+    for index, run in train_each(configs, jobs=jobs, keep=keep):
         if isinstance(run, Failure):
             config = run.config
             what = f"{config.objective}, seed {config.seed}"
@@ -252,11 +256,18 @@ def train_all(
 
 
 def train_each(
-    configs: Sequence[TrainConfig], *, jobs: int
+    configs: Sequence[TrainConfig], *, jobs: int, keep: Path | None = None
 ) -> Generator[tuple[int, Run | Failure], None, None]:
     """Like :func:`train_all`, but gives each run with its index as soon as it ends, also failed ones.
 
     Closing the generator stops the runs under way.
+
+    Args:
+        configs: as above.
+        jobs: as above.
+        keep: folder for the runs, of which each has its own, named after its options. What lies there
+            finished is taken as it is, and what lies there unfinished is gone on with. None for folders
+            that go at the end.
 
     Raises:
         PipelocalError: options that cannot work; nothing was started.
@@ -265,15 +276,44 @@ def train_each(
         validate(config)
         blueprint_of(config)
     waiting = list(range(len(configs)))
-    with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch, _processes() as busy:
+    with _folder(keep) as root, _processes() as busy:
+        folders = [root / (str(i) if keep is None else _key(c)) for i, c in enumerate(configs)]
         while waiting or busy:
             while waiting and len(busy) < jobs:
                 index = waiting.pop(0)
-                busy[index] = _start(configs[index], Path(scratch, str(index)))
+                outcome = _kept(configs[index], folders[index])
+                if outcome is not None:
+                    yield index, outcome
+                else:
+                    busy[index] = _start(configs[index], folders[index])
             for index in [i for i, process in busy.items() if process.poll() is not None]:
-                code = busy.pop(index).returncode
-                yield index, _collect(configs[index], Path(scratch, str(index)), code)
+                (folders[index] / "code").write_text(str(busy.pop(index).returncode))
+                yield index, _collect(configs[index], folders[index])
             time.sleep(POLL_S)
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """A folder for runs, which goes at the end if it is not to be kept."""
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep
+        return
+    with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
+        yield Path(scratch)
+
+
+def _kept(config: TrainConfig, folder: Path) -> Run | Failure | None:
+    """What came of a run that ended before; None if it is to be done, or done again."""
+    if not (folder / "code").exists():
+        return None
+    outcome = _collect(config, folder)
+    return outcome if isinstance(outcome, Run) or outcome.diverged else None
+
+
+def _key(config: TrainConfig) -> str:
+    """A run's folder: the same for the same options, wherever the data lie."""
+    return hashlib.sha256(command(config).encode()).hexdigest()[:16]
 
 
 def launch(ranks: int, arguments: Sequence[str], *, what: str) -> str:
@@ -349,12 +389,18 @@ def _processes() -> Iterator[dict[int, subprocess.Popen[bytes]]]:
 
 
 def _start(config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
-    folder.mkdir()
-    arguments = train_arguments(config, data_root=config.data_root)
+    """Start a run, or go on with the one that lies there."""
+    folder.mkdir(exist_ok=True)
+    run = folder / "run"
+    arguments = [*train_arguments(config, data_root=config.data_root), "--out", str(run), "--plain"]
+    if any((run / "snapshots").glob("*")):
+        arguments = ["-m", "pipelocal", "train", "--resume", str(run), "--plain"]
+    elif run.exists():  # stopped before there was anything to go on from
+        shutil.rmtree(run)
     environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, *arguments, "--out", str(folder / "run"), "--plain"],
+            [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -362,7 +408,8 @@ def _start(config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _collect(config: TrainConfig, folder: Path, code: int) -> Run | Failure:
+def _collect(config: TrainConfig, folder: Path) -> Run | Failure:
+    code = int((folder / "code").read_text())
     if code:
         lines = (folder / "log").read_text(errors="replace").split("\n")
         last = next((line for line in reversed(lines) if line.strip()), "no output")
