@@ -70,7 +70,11 @@ def check_names(config: TrainConfig) -> None:
 def references(config: TrainConfig) -> dict[str, str]:
     """The references among the options, by option."""
     named = {option: getattr(config, option) for option in REGISTRIES}
-    return {option: name for option, name in named.items() if name and is_reference(name)}
+    return {
+        option: name
+        for option, name in named.items()
+        if name and name not in REGISTRIES[option] and is_reference(name)
+    }
 
 
 def plain_references(config: TrainConfig) -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 from pipelocal.heads.build import (
     HEADS,
-    HeadBuilder,
     build_head,
     call_head,
     check_output,
     takes_beside,
     takes_input,
 )
+from pipelocal.heads.downstream import downstream
+from pipelocal.heads.names import HeadBuilder
 
 __all__ = [
     "HEADS",
@@ -16,6 +17,7 @@ __all__ = [
     "build_head",
     "call_head",
     "check_output",
+    "downstream",
     "takes_beside",
     "takes_input",
 ]

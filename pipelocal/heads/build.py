@@ -13,41 +13,36 @@ The number of dimensions of a stage's output determines their meaning::
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
-from pipelocal.heads.downstream import Downstream, downstream_head
+from pipelocal.heads.downstream import Downstream, downstream
 from pipelocal.heads.fixed import linear_fixed
+from pipelocal.heads.names import HeadBuilder, HeadRegistry
 from pipelocal.heads.pooled import ConvHead, linear, mlp
 from pipelocal.heads.token import TokenMeanLinear, TokenMLP
 from pipelocal.models.in_place import give_own_input
 from pipelocal.models.layers import TokenLinear
 from pipelocal.models.payload import Payload, pack, unpack
 from pipelocal.models.trial import changes_input, shadow
-from pipelocal.registry import Registry
 from pipelocal.system.tensor_kind import TensorKind
 
-HeadBuilder = Callable[..., nn.Module]
-"""Called with the shape of one feature (no batch dimension) and the number of classes, labels or outputs,
-and with any of these keywords that it has a parameter for: ``output_shape=`` (of one row of what it shall
-make), ``target_shape=`` (of one row of the targets), ``input_shape=`` (of one row of the stage's input),
-``downstream=`` (a :class:`Downstream`)."""
-
-HEADS: Registry[HeadBuilder] = Registry(
+HEADS = HeadRegistry(
     "head",
     takes="feature_shape, classes, output_shape=, target_shape=, input_shape=, downstream=",
 )
 
-
 HEADS.register("linear")(linear)
-HEADS.register("conv")(ConvHead)
 HEADS.register("mlp")(mlp)
+HEADS.register("conv")(ConvHead)
 HEADS.register("token")(TokenLinear)
 HEADS.register("token-mlp")(TokenMLP)
 HEADS.register("token-mean")(TokenMeanLinear)
-HEADS.register("downstream")(downstream_head)
+HEADS.register("downstream")(downstream)
+HEADS.register("twin")(partial(downstream, twin=True))
 HEADS.register("linear-fixed")(linear_fixed)
 
 

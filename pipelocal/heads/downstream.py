@@ -1,26 +1,36 @@
-"""A head shaped like what follows the cut: a shallow copy of the rest of the model.
+"""A head made of what follows the cut: copies of some of the units there, then the model's own classifier.
 
-After AugLocal (arXiv 2402.17318), whose auxiliary networks are built from the layers that follow. Here a
-head is the shortest sequence of units after the cut that produces the classifier's input, followed by the
-classifier::
+After AugLocal (arXiv 2402.17318), whose auxiliary networks of D layers behind layer l of L are built like
+the layers at ``l + (L - l - 1) / D * i``, i = 1..D. That is the rule ``even``. The rule ``next`` takes the
+earliest. Here each unit must take what the one before it makes, and the classifier what the last one
+makes, so rows are as near to the rule as shapes allow; without a depth it is the shortest such row::
 
-    model   stem  16 16 16 | 16->32 32 32 32->64 64 64  classifier         | is the cut
-    head                     16->32       32->64        classifier
+    model               stem 16 | 16 16 16>32 32 32 32>64 64 64 classifier          | is the cut
+    downstream                          16>32       32>64       classifier
+    downstream=4                     16 16>32       32>64    64 classifier
+    downstream=4:next             16 16 16>32       32>64       classifier
 
-Among sequences of equal length it is the one whose units come first. AugLocal spreads its layers evenly;
-here units with equal shapes are mostly of the same kind, so that any of them gives the same head.
+With depth 0 it is the classifier alone: for tokens, the model's own norm and readout. A twin starts with the
+weights of the real units. If it copies all that follow, the stage's gradient is back-propagation's, and
+stays so, since copies and units are trained alike from there on.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 
 from torch import nn
 
-from pipelocal.models.unit import Shape, Unit
+from pipelocal.errors import UserError
+from pipelocal.heads.rows import Depth, Rule, check_row, choose_row
+from pipelocal.models.unit import Shape, Unit, build_unit
 from pipelocal.system.tensor_kind import TensorKind
+
+
+def _not_counted() -> tuple[int, ...]:
+    raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,46 +42,67 @@ class Downstream:
         shapes: output shape of each unit, without the batch dimension.
         classifier: takes what the last unit passes on.
         crossing: kinds of the tensors that cross the cut, and that each unit passes on, main first.
+        start: index in the whole model of the first unit after the cut.
+        stages: number of stages of the network.
+        seed: of the run; with it :func:`~pipelocal.models.unit.build_unit` gives the real units' weights.
+        multiply_adds: counts, for one sample, those of the forward pass of each unit of the whole model.
     """
 
     units: tuple[Unit, ...]
     shapes: tuple[Shape, ...]
     classifier: Unit
     crossing: tuple[tuple[TensorKind, ...], ...]
+    start: int
+    stages: int
+    seed: int
+    multiply_adds: Callable[[], tuple[int, ...]] = field(default=_not_counted, compare=False)
+
+    @property
+    def kinds(self) -> list[Hashable]:
+        """What crosses the cut and what each unit passes on, to compare what one makes and another takes."""
+        # The main tensor has another name behind each unit; a skip or a mask is the same only if so named.
+        return [(main.shape, main.dtype, *beside) for main, *beside in self.crossing]
 
 
-def shortest_row(shapes: Sequence[Hashable]) -> list[int]:
-    """Choose units such that each accepts the output of the one before it.
-
-    Args:
-        shapes: at the cut, and after each unit that follows; the last is the required output. What is
-            equal counts as the same shape.
-
-    Returns:
-        Indices of the units, from 0, in order: as few as possible but at least one, and the earliest
-        among equally short choices; empty if no unit follows.
-    """
-    rows: dict[Hashable, list[int]] = {}  # the best row among the later units, by its input shape
-    for place in reversed(range(len(shapes) - 1)):
-        takes, makes = shapes[place], shapes[place + 1]
-        rest = [] if makes == shapes[-1] else rows.get(makes)
-        if rest is not None and (takes not in rows or len(rest) < len(rows[takes])):
-            rows[takes] = [place, *rest]
-    return rows.get(shapes[0], [])
-
-
-def downstream_head(_feature_shape: Shape, _classes: int, *, downstream: Downstream) -> nn.Module:
-    """Build new copies of some of the following units and the classifier; logits as the model's own.
+def downstream(
+    _feature_shape: Shape,
+    _classes: int,
+    *,
+    downstream: Downstream,
+    depth: Depth = None,
+    rule: Rule | None = None,
+    twin: bool = False,
+) -> nn.Module:
+    """Build copies of some of the following units and the classifier; it makes logits as the model does.
 
     Args:
         downstream: what follows the cut. If several tensors cross it, the head takes them all.
-    """
-    # The main tensor has another name behind each unit; a skip or a mask is the same only if so named.
-    row = shortest_row([(main.shape, main.dtype, *beside) for main, *beside in downstream.crossing])
-    units = [*(downstream.units[place] for place in row), downstream.classifier]
+        depth: how many units, or ``"all"``; see :func:`~pipelocal.heads.rows.choose_row`.
+        rule: ``"even"`` or ``"next"``.
+        twin: whether they start with the real units' weights, instead of weights of their own.
 
+    Raises:
+        UserError: depth or rule is unknown, or the classifier alone does not take what crosses the cut.
+    """
+    check_row(depth, rule, what="head 'downstream'")
+    row = choose_row(downstream.kinds, depth, rule)
+    if row is None:
+        made, wanted = (list(downstream.crossing[at][0].shape) for at in (0, -1))
+        raise UserError(
+            f"head 'downstream' of depth 0 is the classifier alone, which takes {wanted}, but this stage "
+            f"makes {made}: give a greater depth, or none"
+        )
+    units = [*(downstream.units[place] for place in row), downstream.classifier]
     # Module names must not contain dots.
-    head = nn.Sequential(OrderedDict((unit.name.replace(".", "/"), unit.make()) for unit in units))
+    head = nn.Sequential(
+        OrderedDict(
+            (
+                unit.name.replace(".", "/"),
+                build_unit(unit, downstream.seed) if twin else unit.make(),
+            )
+            for unit in units
+        )
+    )
     if len(downstream.crossing[0]) > 1:
         head.takes_beside = True  # type: ignore[assignment]
     return head

@@ -201,6 +201,9 @@ class Blueprint:
                 shapes=tuple(self.shapes[stop:]),
                 classifier=chain.classifier,
                 crossing=chain.crossing[stop - 1 :],
+                start=stop,
+                stages=self.stages,
+                seed=self.recipe.seed,
             ),
         )
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipelocal import cli
@@ -19,7 +18,7 @@ from pipelocal.config.resolve import blueprint_of
 from pipelocal.config.training import train
 from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
-from pipelocal.heads.downstream import shortest_row
+from pipelocal.heads import HEADS, HeadBuilder, downstream
 from pipelocal.models import MODELS
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.run.blueprint import Blueprint
@@ -50,27 +49,6 @@ def names_behind(model: str, unit: str) -> list[str]:
     with torch.device("meta"):
         head = blueprint.head(stop)
     return [name for name, _ in head.named_children()]
-
-
-@given(st.lists(st.sampled_from([(1,), (2,), (3,)]), min_size=1, max_size=8))
-def test_the_row_is_the_shortest_there_is(shapes: list[tuple[int, ...]]) -> None:
-    """Against all rows of units; of equally short ones the first in order."""
-
-    def fits(row: tuple[int, ...]) -> bool:
-        takes = [shapes[i] for i in row]
-        makes = [shapes[i + 1] for i in row]
-        return takes[0] == shapes[0] and takes[1:] == makes[:-1] and makes[-1] == shapes[-1]
-
-    units = len(shapes) - 1
-    fitting = [
-        row
-        for length in range(1, units + 1)
-        for row in itertools.combinations(range(units), length)
-        if fits(row)
-    ]
-    found = shortest_row(shapes)
-    assert tuple(found) == (min(fitting, key=lambda row: (len(row), row)) if fitting else ())
-    assert bool(found) == (units > 0), "all units in a row always fit"
 
 
 @pytest.mark.parametrize(
@@ -231,3 +209,74 @@ def test_the_plan_counts_it(capsys: pytest.CaptureFixture[str]) -> None:
         assert heavy["head_fraction"] > light["head_fraction"]
         assert heavy["parameters"] > light["parameters"]
         assert heavy["memory_bytes"] > light["memory_bytes"]
+
+
+@pytest.mark.parametrize("model", ["resnet8", "gpt"])
+def test_a_twin_starts_with_the_real_units_weights(model: str) -> None:
+    """Bit for bit, classifier and running statistics included, whatever the depth."""
+    info = BYTES if model in LANGUAGE else IMAGES
+    for head in ("twin", "twin=2:next", "twin=all"):
+        config = TrainConfig(model=model, head=head, cut="1,1,2" if model == "resnet8" else "3,4")
+        blueprint = blueprint_of(config, info=info)
+        whole = blueprint.chain.build_whole(seed=config.seed).state_dict()
+        made = blueprint.build_stage(1, device=CPU, total_steps=1).head.state_dict()
+        assert made
+        for name, value in made.items():
+            assert torch.equal(value, whole[name]), name
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [("downstream", 1), ("downstream=0", 0), ("twin=3", 3), ("twin=all", 4), ("downstream=99", 4)],
+)
+def test_a_depth_behind_its_name(name: str, depth: int) -> None:
+    """Before a gpt's classifier, which takes what every unit makes; more than there are is all."""
+    blueprint = blueprint_of(TrainConfig(model="gpt", head=name, cut="3,4"), info=BYTES)
+    head = blueprint.head(3)
+    assert [*dict(head.named_children())][-1] == "classifier"
+    assert len([*head.children()]) == depth + 1
+
+
+def test_rules_take_the_last_or_the_next_block() -> None:
+    def made_of(head: HeadBuilder) -> list[str]:
+        blueprint = blueprint_of(TrainConfig(model="gpt", cut="3,4"), info=BYTES)
+        recipe = replace(blueprint.recipe, head=head)
+        return [name for name, _ in replace(blueprint, recipe=recipe).head(3).named_children()]
+
+    assert made_of(HEADS.get("downstream=1")) == ["block6", "classifier"]
+    assert made_of(HEADS.get("downstream=1:next")) == ["block3", "classifier"]
+    assert made_of(partial(downstream, depth=2, rule="next", twin=True))[:2] == ["block3", "block4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("downstream=x", "head 'downstream=x': depth 'x': give a whole number of units"),
+        ("twin=", "head 'twin=': depth '': give"),
+        ("twin=-1", "depth '-1': give"),
+        ("downstream=2:last", "rule 'last': choose one of even, next"),
+        ("downstream=2:", "rule '': choose one of"),
+        ("linear=2", "head 'linear=2': a depth is for downstream and twin alone: give linear"),
+        ("dwnstream=2", "unknown head 'dwnstream=2': choose one of .* did you mean 'downstream'"),
+    ],
+)
+def test_a_name_that_is_refused(name: str, said: str) -> None:
+    for ask in (HEADS.check, HEADS.get, HEADS.later):
+        with pytest.raises(UserError, match=said):
+            ask(name)
+
+
+def test_the_classifier_alone_is_refused_where_it_does_not_fit() -> None:
+    config = TrainConfig(model="resnet8", head="downstream=0", cut="1,3", objective="greedy")
+    with pytest.raises(
+        UserError, match=r"alone, which takes \[64, 8, 8\], .* makes \[16, 32, 32\]"
+    ):
+        blueprint_of(config, info=IMAGES).build_stage(1, device=CPU, total_steps=1)
+
+
+def test_a_partial_is_called_as_its_head() -> None:
+    assert HEADS.name_of(HEADS.get("twin=2:next")) == "twin=2:next"
+    assert HEADS.name_of(HEADS.get("twin")) == "twin"
+    assert HEADS.name_of(partial(downstream, depth=2)) == "downstream"
+    assert "twin=2:next" in HEADS
+    assert "twins" not in HEADS

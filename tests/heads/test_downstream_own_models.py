@@ -121,6 +121,9 @@ def test_a_user_s_head_may_ask_for_what_follows() -> None:
         shapes=((6,), (6,)),
         classifier=blueprint.chain.classifier,
         crossing=blueprint.chain.crossing,
+        start=1,
+        stages=2,
+        seed=0,
     )
 
 

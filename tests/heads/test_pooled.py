@@ -55,7 +55,7 @@ def test_unknown_name() -> None:
     with pytest.raises(UserError) as caught:
         HEADS.get("linaer")
     assert str(caught.value) == (
-        "unknown head 'linaer': choose one of linear, conv, mlp, token, token-mlp, token-mean, "
-        "downstream, linear-fixed; "
+        "unknown head 'linaer': choose one of linear, mlp, conv, token, token-mlp, token-mean, "
+        "downstream, twin, linear-fixed; "
         "did you mean 'linear'?"
     )
