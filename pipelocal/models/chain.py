@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.models.inputs import Inputs, call, crossing_text, first_argument, kinds_of, logits_of
+from pipelocal.models.operations import multiply_adds
 from pipelocal.models.payload import Payload, tensors_of
 from pipelocal.models.shared import check_nothing_shared, untied
 from pipelocal.models.state import Versions, versions_of, with_versions
@@ -77,6 +78,7 @@ class Chain:
         """Shape of one row of the classifier's output, once :meth:`tried` has found it."""
         self.crossing: tuple[tuple[TensorKind, ...], ...] = ()
         """Kinds of the tensors that each unit passes on, main first, once :meth:`tried` has found them."""
+        self._multiply_adds: tuple[int, ...] | None = None
         self._whole = whole
         self._versions = versions
         self.given = given
@@ -351,7 +353,18 @@ class Chain:
         tried.units = tuple(links)
         tried.output_shape = output.shape
         tried.crossing = tuple(crossing)
+        tried._multiply_adds = None
         return tried, [kinds[0].shape for kinds in crossing]
+
+    def multiply_adds(self) -> tuple[int, ...]:
+        """Return the multiply-adds of one sample's forward pass through each unit, last the classifier's.
+
+        They are counted once, by shapes, the same on every rank; the chain must have been :meth:`tried`.
+        """
+        if self._multiply_adds is None:
+            parts = zip((*self.units, self.classifier), (self.inputs, *self.crossing), strict=True)
+            self._multiply_adds = multiply_adds((unit.build, given) for unit, given in parts)
+        return self._multiply_adds
 
     def describe(self, stops: Sequence[int] | None = None) -> list[str]:
         """Say what was done to the model, and what crosses a cut if it is several tensors, in a line each.

@@ -100,7 +100,7 @@ def try_unit(
                 module = build()
                 layout = _layout(module)
                 device = next(module.parameters(), torch.empty(0)).device
-                shown = _run(module, each(lambda one: _value(one, device), sample))
+                shown = _run(module, each(lambda one: sample_value(one, device), sample))
     except UserError:
         raise
     except Exception as error:
@@ -212,7 +212,7 @@ def _run(module: nn.Module, x: Payload) -> tuple[object, tuple[int, ...], dict[i
     return out, tuple(sorted(changed | set(changes_input(module, again)))), relayed
 
 
-def _value(sample: Tensor, device: torch.device) -> Tensor:
+def sample_value(sample: Tensor, device: torch.device) -> Tensor:
     if sample.is_floating_point():
         return torch.randn(sample.shape, dtype=sample.dtype, device=device)
     return torch.zeros(sample.shape, dtype=sample.dtype, device=device)

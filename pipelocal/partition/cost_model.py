@@ -27,6 +27,8 @@ class CostModel:
             with the exact form, whose cost is in the profile.
         window: batches that a stage may have sent before the next stage takes them.
         label_bytes: bytes of targets and ids, which every edge carries, per batch.
+        light_stem: whether the first unit does less than the average unit, so that it should not be a stage
+            alone: it learns little by itself, and what it does not learn no later stage makes good.
     """
 
     profile: Profile
@@ -36,6 +38,11 @@ class CostModel:
     passes: float
     window: int
     label_bytes: int = 0
+    light_stem: bool = False
+
+    def fewest_at_first(self, stages: int) -> int:
+        """Return the fewest units of the first of so many stages."""
+        return 2 if self.light_stem and stages < len(self.profile.units) else 1
 
     def seconds(self, start: int, stop: int) -> float:
         """Return the seconds per training batch of the stage with units ``start..stop-1`` and its head."""
@@ -121,9 +128,10 @@ def balanced(
         return model.seconds(start, stop) / speed[stage - 1]
 
     units = len(model.profile.units)
-    cuts = minimise_largest(units, stages, cost)
-    if cuts is not None:
-        return cuts
+    for first in sorted({model.fewest_at_first(stages), 1}, reverse=True):
+        cuts = minimise_largest(units, stages, cost, first=first)
+        if cuts is not None:  # else the memory limit leaves the stem alone, or allows no cut at all
+            return cuts
     assert memory_limit is not None, "without a limit every number of stages up to the units works"
     least = minimise_largest(units, stages, lambda a, b, _: float(model.memory_bytes(a, b)))
     assert least is not None

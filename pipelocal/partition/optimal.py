@@ -11,7 +11,7 @@ Cost = Callable[[int, int, int], float]
 """Cost of units ``start..stop-1`` as stage ``k`` (from 1); ``math.inf`` if that is not allowed."""
 
 
-def minimise_largest(units: int, stages: int, cost: Cost) -> list[Cut] | None:
+def minimise_largest(units: int, stages: int, cost: Cost, *, first: int = 1) -> list[Cut] | None:
     """Find the cut whose most expensive stage costs least; None if no cut is possible.
 
     ``best[k][j]``, the least possible largest cost when the first j units are cut into k stages, is
@@ -22,13 +22,14 @@ def minimise_largest(units: int, stages: int, cost: Cost) -> list[Cut] | None:
         units: number of units; each stage gets at least one.
         stages: number of stages.
         cost: see :data:`Cost`; need not be additive or monotonic.
+        first: fewest units of the first stage.
     """
     best = [0.0] + [math.inf] * units
     choices: list[list[int]] = []
     for stage in range(1, stages + 1):
         following = [math.inf] * (units + 1)
         choice = [-1] * (units + 1)
-        for stop in range(stage, units - (stages - stage) + 1):
+        for stop in range(max(stage, first), units - (stages - stage) + 1):
             for start in range(stage - 1, stop):
                 if best[start] >= following[stop]:
                     continue  # no better, whatever this stage costs

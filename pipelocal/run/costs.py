@@ -140,4 +140,10 @@ def cost_model(
         reconcile_share=0.0 if every is None else 1 / every,
         passes=passes,
         window=options.window,
+        light_stem=_light_stem(chain),
     )
+
+
+def _light_stem(chain: Chain) -> bool:
+    first, *others = chain.multiply_adds()[:-1]
+    return first * len(others) < sum(others)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipelocal.config import TrainConfig
 from pipelocal.config.resolve import blueprint_of
+from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
 from pipelocal.models import Chain, Unit
 from pipelocal.partition import Cut
@@ -206,3 +207,29 @@ def test_units_of_several_tensors_are_profiled() -> None:
     )
     assert [cost.output_bytes for cost in profile.units] == [2 * 9 * 8 * 4] * 4
     assert profile.input_bytes == 2 * 2 * 9 * 8
+
+
+@pytest.mark.parametrize("balance", ["time", "memory"])
+def test_a_stem_is_not_left_alone(balance: str) -> None:
+    """A light first unit shares its stage though that is dearer, unless there is no other way."""
+    units = [replace(NOTHING, forward_s=n, saved_bytes=1000 * n) for n in (1, 4, 3, 1)]
+    model = model_of(units, reconcile=False)
+    light = replace(model, light_stem=True)
+
+    def stops(model: CostModel, stages: int, memory_limit: int | None = None) -> list[int]:
+        cuts = balanced(model, stages, balance=balance, memory_limit=memory_limit)
+        return [cut.stop for cut in cuts]
+
+    assert stops(model, 3) == [1, 2, 4]
+    assert stops(light, 3) == [2, 3, 4]
+    assert stops(light, 4) == [1, 2, 3, 4]
+    assert stops(light, 3, memory_limit=4500) == [1, 2, 4]
+
+
+def test_a_stem_is_known_by_its_multiply_adds() -> None:
+    """A ResNet's first convolution is a tenth of a block; the first layer of an mlp is its heaviest."""
+    info = DataInfo(name="images", sample_shape=(3, 16, 16), classes=10)
+    for model, light in (("resnet8", True), ("mlp", False)):
+        config = TrainConfig(model=model, objective="greedy")
+        costs = cost_model(blueprint_of(config, info=info), config, Clock(device=CPU), batch_size=2)
+        assert costs.light_stem == light

@@ -61,3 +61,12 @@ def test_a_slow_device_gets_less() -> None:
     cuts = minimise_largest(10, 3, lambda i, j, k: (j - i) / speeds[k - 1])
     assert cuts is not None
     assert [cut.stop - cut.start for cut in cuts] == [4, 4, 2]
+
+
+def test_the_first_stage_may_need_several_units() -> None:
+    """The best cut would leave the first unit alone."""
+    costs = [1.0, 4.0, 4.0, 1.0]
+    cuts = minimise_largest(4, 3, lambda start, stop, _: sum(costs[start:stop]), first=2)
+    assert cuts is not None
+    assert [cut.stop for cut in cuts] == [2, 3, 4]
+    assert minimise_largest(3, 2, lambda *_: 1.0, first=3) is None

@@ -93,7 +93,8 @@ def best_cuts(
         spared = seconds.first_input_gradient if start == 0 else 0.0
         return (_total(seconds) - spared) / speeds[stage - 1]
 
-    cuts = minimise_largest(len(model.profile.units), len(speeds), cost)
+    first = 1 if back_propagation else model.fewest_at_first(len(speeds))
+    cuts = minimise_largest(len(model.profile.units), len(speeds), cost, first=first)
     assert cuts is not None, "every number of stages up to the units works"
     return tuple(cuts)
 
