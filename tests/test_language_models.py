@@ -108,7 +108,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "a head for images": (["--head", "conv"], "head 'conv' wants features .*--head linear"),
     "a head for whole samples": (
-        ["--head", "token-mean"],
+        ["--head", "linear-fixed"],
         r"makes \[256\] of features \[16, 128\].*wants outputs \[16, 256\]: choose --head linear",
     ),
     "a classifier for whole samples": (

@@ -74,10 +74,11 @@ class ObjectiveOptions:
     """greedy (each stage its own loss), sgr (the same and gradient reconciliation), or bp (ordinary
     back-propagation through the uncut model, one process; --stages does not apply)."""
     head: str = "linear"
-    """Auxiliary head of every stage but the last: linear or mlp (pooled; for labels per token, per
-    token), linear-fixed (pooled; random weights that are not trained), conv (one convolution first;
-    images), token, token-mlp, token-mean, or downstream (the shortest row of the units that follow, and
-    the model's classifier)."""
+    """Auxiliary head of every stage but the last: linear or mlp (pooled, or of each token or pixel);
+    linear-fixed (random weights that are not trained); for images conv (a convolution first) or dgl
+    (cheaper: pooled first); downstream (copies of units that follow, and of the classifier, as few as
+    fit; downstream=2: 2 of them, evenly spaced; =2:next: the next 2; =0: the classifier alone; =all);
+    or twin (the same, starting with the real weights; twin=2:next)."""
     reconcile: Literal["first-order", "exact"] = "first-order"
     """How sgr differentiates the distance: first-order (one more ordinary pass) or exact (double
     backward: slower, more memory, not for fused attention)."""

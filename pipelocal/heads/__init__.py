@@ -8,16 +8,25 @@ from pipelocal.heads.build import (
     takes_beside,
     takes_input,
 )
-from pipelocal.heads.downstream import downstream
+from pipelocal.heads.conv import conv
+from pipelocal.heads.dgl import dgl
+from pipelocal.heads.downstream import Downstream, downstream
+from pipelocal.heads.linear import linear
+from pipelocal.heads.mlp import mlp
 from pipelocal.heads.names import HeadBuilder
 
 __all__ = [
     "HEADS",
+    "Downstream",
     "HeadBuilder",
     "build_head",
     "call_head",
     "check_output",
+    "conv",
+    "dgl",
     "downstream",
+    "linear",
+    "mlp",
     "takes_beside",
     "takes_input",
 ]

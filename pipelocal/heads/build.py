@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
+from pipelocal.heads.conv import conv
+from pipelocal.heads.dgl import dgl
 from pipelocal.heads.downstream import Downstream, downstream
 from pipelocal.heads.fixed import linear_fixed
+from pipelocal.heads.linear import linear
+from pipelocal.heads.mlp import mlp
 from pipelocal.heads.names import HeadBuilder, HeadRegistry
-from pipelocal.heads.pooled import ConvHead, linear, mlp
-from pipelocal.heads.token import TokenMeanLinear, TokenMLP
 from pipelocal.models.in_place import give_own_input
-from pipelocal.models.layers import TokenLinear
 from pipelocal.models.payload import Payload, pack, unpack
 from pipelocal.models.trial import changes_input, shadow
 from pipelocal.system.tensor_kind import TensorKind
@@ -37,10 +38,8 @@ HEADS = HeadRegistry(
 
 HEADS.register("linear")(linear)
 HEADS.register("mlp")(mlp)
-HEADS.register("conv")(ConvHead)
-HEADS.register("token")(TokenLinear)
-HEADS.register("token-mlp")(TokenMLP)
-HEADS.register("token-mean")(TokenMeanLinear)
+HEADS.register("conv")(conv)
+HEADS.register("dgl")(dgl)
 HEADS.register("downstream")(downstream)
 HEADS.register("twin")(partial(downstream, twin=True))
 HEADS.register("linear-fixed")(linear_fixed)

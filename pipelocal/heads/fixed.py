@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelocal.heads.token import pooled_features
+from pipelocal.heads.shapes import pooled_features
 
 
 class FixedPooledLinear(nn.Module):

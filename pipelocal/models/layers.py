@@ -26,7 +26,7 @@ class PooledLinear(nn.Module):
         if len(feature_shape) == 2:
             raise UserError(
                 f"a pooled head wants features [C] or [C, H, W], but these are tokens "
-                f"{list(feature_shape)}: choose --head token-mean"
+                f"{list(feature_shape)}: choose --head linear"
             )
         self.linear = nn.Linear(feature_shape[0], classes)
 
@@ -39,19 +39,9 @@ class TokenLinear(nn.Module):
 
     def __init__(self, feature_shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
-        channels = token_channels("token", feature_shape)
+        _, channels = feature_shape
         self.norm = nn.LayerNorm(channels)
         self.linear = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.norm(x))  # type: ignore[no-any-return]
-
-
-def token_channels(name: str, feature_shape: tuple[int, ...]) -> int:
-    """Return C of features ``[T, C]``; raise a :class:`UserError` naming the head for other shapes."""
-    if len(feature_shape) != 2:
-        raise UserError(
-            f"head '{name}' wants tokens [T, C], but this stage makes {list(feature_shape)}: "
-            f"choose --head linear"
-        )
-    return feature_shape[1]

@@ -70,7 +70,7 @@ class Evaluation:
         found = {"target": target.clone(), **dict(named_outputs(output, self._stage.beside))}
         found |= self._messages.passed_on(batch)
         if self._votes:
-            votes = self._stage.task.votes(logits)
+            votes = self._stage.task.votes(logits).float()  # also of a model in another precision
             if not self._heard:
                 votes = torch.zeros_like(votes)
             if self._stage.number > 1:

@@ -14,6 +14,9 @@ TAKEN_AWAY = {
 }
 """Options that there are no more, and what holds in their place."""
 
+HEADS = {"token": "linear", "token-mlp": "mlp", "token-mean": "linear"}
+"""Heads that others are now by the shapes of features and outputs."""
+
 NUMBERS = (
     ("compress_share", 0.1, "compress", "sparse-sign"),
     ("compress_rank", 2, "compress", "powersgd"),
@@ -40,4 +43,6 @@ def as_of_now(options: Mapping[str, Any]) -> dict[str, Any]:
     patience, frozen = found.get("freeze_patience", 3), found.get("freeze_stage")
     if patience != 3 and isinstance(frozen, str):
         found["freeze_stage"] = frozen.replace("plateau", f"plateau={patience}")
+    if found.get("head") in HEADS:
+        found["head"] = HEADS[found["head"]]
     return {name: value for name, value in found.items() if name not in TAKEN_AWAY}

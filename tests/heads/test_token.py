@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from pipelocal.errors import UserError
 from pipelocal.heads.build import HEADS, build_head, check_output
-from pipelocal.heads.pooled import MLPHead
-from pipelocal.heads.token import TokenMeanLinear, TokenMLP
+from pipelocal.heads.linear import TokenMeanLinear
+from pipelocal.heads.mlp import MLPHead
 from pipelocal.models.layers import PooledLinear, TokenLinear
 
 TOKENS = (5, 6)
@@ -19,7 +19,7 @@ def _standard(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:])
 
 
-@pytest.mark.parametrize("name", ["linear", "token", "mlp", "token-mlp"])
+@pytest.mark.parametrize("name", ["linear", "mlp"])
 def test_one_answer_for_every_token(name: str) -> None:
     head = build_head(HEADS.get(name), TOKENS, classes=10, target_shape=(5,))
     x = torch.randn(3, *TOKENS)
@@ -29,7 +29,7 @@ def test_one_answer_for_every_token(name: str) -> None:
     assert (head(x) != logits).any(2).tolist() == [[False, False, True, False, False]] * 3
 
 
-@pytest.mark.parametrize("name", ["linear", "token-mean", "mlp"])
+@pytest.mark.parametrize("name", ["linear", "mlp"])
 def test_one_answer_for_all_tokens(name: str) -> None:
     """The order of the tokens does not matter to the mean, that of the channels does."""
     head = build_head(HEADS.get(name), TOKENS, classes=10, target_shape=()).double()
@@ -44,10 +44,10 @@ def test_what_they_compute() -> None:
     token, mean = TokenLinear(TOKENS, 4).double(), TokenMeanLinear(TOKENS, 4).double()
     torch.testing.assert_close(token(x), token.linear(_standard(x)))
     torch.testing.assert_close(mean(x), mean.linear(_standard(x.mean(1))))
-    mlp = TokenMLP(TOKENS, 4).double()
+    mlp = MLPHead(6, 4, pooled=False).double()
     torch.testing.assert_close(mlp(x), mlp.linear(F.gelu(mlp.hidden(_standard(x)))))
     images = torch.randn(3, 6, 5, 4, dtype=torch.float64)
-    pooled = MLPHead((6, 5, 4), 4).double()
+    pooled = MLPHead(6, 4).double()
     expected = pooled.linear(F.gelu(pooled.hidden(_standard(images.mean((2, 3))))))
     torch.testing.assert_close(pooled(images), expected)
 
@@ -73,19 +73,17 @@ def test_linear_is_what_features_and_labels_ask_for(
 @pytest.mark.parametrize(
     ("name", "feature_shape", "target_shape", "said"),
     [
+        ("linear", TOKENS, (4,), r"makes \[5, 3\].*wants outputs \[4, 3\]: choose --head lin"),
+        ("mlp", TOKENS, (4,), r"makes \[5, 3\].*wants outputs \[4, 3\]"),
         (
-            "token",
+            "linear-fixed",
             TOKENS,
-            (),
-            r"'token' makes \[5, 3\] of .* wants outputs \[3\]: choose --head lin",
+            (5,),
+            r"makes \[3\] of features \[5, 6\].*\[5, 3\]: choose --head",
         ),
-        ("token-mean", TOKENS, (5,), r"makes \[3\] of features \[5, 6\].*\[5, 3\]: choose --head"),
-        ("token", TOKENS, (4,), r"makes \[5, 3\].*wants outputs \[4, 3\]"),
-        ("token", (6, 5, 4), (), r"'token' wants tokens \[T, C\].*\[6, 5, 4\]: choose --head lin"),
-        ("token-mlp", (6,), (), r"'token-mlp' wants tokens \[T, C\].*\[6\]"),
-        ("token-mean", (6, 5, 4), (), r"'token-mean' wants tokens"),
         ("linear", (6,), (5,), r"outputs \[5, 3\] want a model that passes on tokens \[T, C\]"),
         ("conv", TOKENS, (5,), "choose --head linear"),
+        ("dgl", TOKENS, (), r"'dgl' wants features \[C, H, W\].*\[5, 6\]: choose --head linear"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -97,7 +95,7 @@ def test_what_does_not_fit_is_one_line(
 
 
 def test_pooling_over_channels_by_mistake_is_refused() -> None:
-    with pytest.raises(UserError, match=r"tokens \[5, 6\]: choose --head token-mean"):
+    with pytest.raises(UserError, match=r"tokens \[5, 6\]: choose --head linear"):
         PooledLinear(TOKENS, 3)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from pipelocal.heads.token import TokenMeanLinear
+from pipelocal.heads.linear import TokenMeanLinear
 from pipelocal.models.gpt import Block, CausalAttention
 from pipelocal.models.layers import PooledLinear, TokenLinear
 from pipelocal.objective import (

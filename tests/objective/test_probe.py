@@ -11,7 +11,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipelocal.errors import UserError
-from pipelocal.heads.pooled import ConvHead
+from pipelocal.heads import conv, dgl
 from pipelocal.models import build_chain
 from pipelocal.models.layers import PooledLinear
 from pipelocal.objective.probe import check_double_backward
@@ -137,7 +137,7 @@ def test_ready_models_pass(model: str) -> None:
         body = chain.build(cut.start, cut.stop, seed=0)
         heads: list[nn.Module] = [PooledLinear(after, 10)]
         if len(after) == 3:
-            heads.append(ConvHead(after, 10))
+            heads += [conv(after, 10), dgl(after, 10)]
         if number == 4:
             heads = [chain.build_classifier(seed=0)]
         for head in heads:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelocal.heads.token import TokenMeanLinear
+from pipelocal.heads.linear import TokenMeanLinear
 from pipelocal.models.layers import PooledLinear
 from pipelocal.objective.delta_encoding import SUMMARIES, Summary
 from pipelocal.objective.reconciliation import Reconciliation

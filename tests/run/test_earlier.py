@@ -43,6 +43,8 @@ OLD = {"compress_share": 0.1, "compress_rank": 2, "delta_size": 256, "freeze_pat
         ),
         ({"freeze_stage": None, "freeze_patience": 5}, {"freeze_stage": None}),
         ({"rank_order": "auto", "lr": 0.1}, {"lr": 0.1}),
+        ({"head": "token-mean"}, {"head": "linear"}),
+        ({"head": "heads.py:token"}, {"head": "heads.py:token"}),
     ],
     ids=str,
 )
