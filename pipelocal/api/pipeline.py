@@ -50,6 +50,7 @@ from pipelocal.stage.state import load_stage_weights, stage_state
 from pipelocal.system.describing import described
 from pipelocal.system.streams import tell
 from pipelocal.tasks import LossFunction, Task
+from pipelocal.tasks.trial import check_task
 
 Fitted = tuple[Blueprint, list[Stage]]
 
@@ -86,7 +87,9 @@ class Pipeline:
             model output.
         loss: function of outputs and targets that replaces the task's: a scalar, mean over the batch, or a
             :class:`~pipelocal.tasks.task.Loss`.
-        head: name of an auxiliary head, or a function that builds one.
+        head: name of an auxiliary head, or a function that builds one, see :mod:`pipelocal.heads`.
+        head_task: task by whose loss auxiliary heads train, such as ``Classification(label_smoothing=0.1)``;
+            by default the task itself. Figures and evaluations are always the task's.
         objective: ``Greedy()``, ``SGR()`` (the default), or your own.
         optimizer: called with the stage's ``(name, parameter)`` pairs, and with its
             :class:`~pipelocal.objective.local.Place` if it takes a second argument; by default SGD with
@@ -119,6 +122,7 @@ class Pipeline:
         task: Task | None = None,
         loss: LossFunction | None = None,
         head: str | HeadBuilder = "linear",
+        head_task: Task | None = None,
         objective: ObjectiveRecipe | Callable[..., Any] | None = None,
         optimizer: OptimizerBuilder | None = None,
         schedule: ScheduleBuilder | str | None = None,
@@ -130,9 +134,12 @@ class Pipeline:
         **options: Any,
     ) -> None:
         chosen = options_of(options)
+        if head_task is not None:
+            check_task(head_task)
         recipe = Recipe(
             task=task_of(task, loss),
             head=HEADS.later(head) if isinstance(head, str) else head,
+            head_task=head_task,
             objective=as_recipe(SGR() if objective is None else objective),
             optimizer=default_optimizer if optimizer is None else optimizer,
             schedule=schedule_of(schedule),
@@ -159,6 +166,7 @@ class Pipeline:
                 "task": described(task),
                 "loss": described(loss),
                 "head": described(head),
+                "head_task": described(head_task),
                 "objective": "sgr" if objective is None else described(objective),
                 "optimizer": described(optimizer),
                 "schedule": described(schedule),

@@ -37,7 +37,7 @@ from pipelocal.stage.optimizers import OPTIMIZERS
 from pipelocal.stage.recipe import Recipe, takes_two
 from pipelocal.system.quantities import parse_bytes, parse_speeds, parse_weights
 from pipelocal.tasks import Task
-from pipelocal.tasks.registry import task_named
+from pipelocal.tasks.registry import task_named, with_smoothing
 
 IMAGINED = "planned"
 """Name of data that are only described, to plan for."""
@@ -90,8 +90,10 @@ def recipe_of(config: TrainConfig) -> Recipe:
     """What every stage is made of."""
     schedule = LR_SCHEDULES.get(config.schedule)
     of_batches = not takes_two(schedule)
+    task = task_of(config)
     return Recipe(
-        task=task_of(config),
+        task=task,
+        head_task=with_smoothing(task, config.head_smoothing) if config.head_smoothing else None,
         head=HEADS.later(config.head),
         objective=objective_of(config),
         optimizer=partial(optimizer_of, config),

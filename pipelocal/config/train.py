@@ -79,6 +79,8 @@ class ObjectiveOptions:
     (cheaper: pooled first); downstream (copies of units that follow, and of the classifier, as few as
     fit; downstream=2: 2 of them, evenly spaced; =2:next: the next 2; =0: the classifier alone; =all);
     or twin (the same, starting with the real weights; twin=2:next)."""
+    head_smoothing: float = option(0.0, limits=Limits(0, BELOW_ONE, "a number from 0 to below 1"))
+    """Label smoothing in the loss by which auxiliary heads train, such as 0.1; the classifier's has none."""
     reconcile: Literal["first-order", "exact"] = "first-order"
     """How sgr differentiates the distance: first-order (one more ordinary pass) or exact (double
     backward: slower, more memory, not for fused attention)."""

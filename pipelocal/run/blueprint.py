@@ -86,13 +86,14 @@ class Blueprint:
         Raises:
             UserError: it is not.
         """
-        task, made = self.recipe.task, self.model_output
-        wanted = task.output_shape(self.info, made)
-        if wanted != made:
-            raise UserError(
-                f"the classifier '{self.chain.classifier.name}' makes outputs {batch_of(made)}, but "
-                f"{type(task).__name__} of this data wants {batch_of(wanted)}: make both the same"
-            )
+        made = self.model_output
+        for task in (self.recipe.task, self.recipe.head_task or self.recipe.task):
+            wanted = task.output_shape(self.info, made)
+            if wanted != made:
+                raise UserError(
+                    f"the classifier '{self.chain.classifier.name}' makes outputs {batch_of(made)}, but "
+                    f"{type(task).__name__} of this data wants {batch_of(wanted)}: make both the same"
+                )
         return self
 
     @property
@@ -308,6 +309,7 @@ class Blueprint:
             objective=objective,
             optimizer=optimizer,
             task=recipe.task,
+            head_task=recipe.head_task if number < self.stages else None,
             sum_shapes=self.sum_shapes(device),
             scheduler=scheduler,
             accumulate=accumulate,

@@ -140,10 +140,11 @@ def _check_bp_free(options: RunOptions, recipe: Recipe) -> None:
             f"--objective {name}: --bp-free trains stages without back-propagation, by "
             f"--objective greedy or sgr"
         )
-    if not (isinstance(recipe.task, Classification | NextToken) and recipe.task.plain):
+    plain = isinstance(recipe.task, Classification | NextToken) and recipe.task.plain
+    if not plain or recipe.head_task is not None:
         raise UserError(
             "--bp-free: its formulas are of the plain cross entropy: choose the task Classification or "
-            "NextToken without further arguments, or leave out --bp-free"
+            "NextToken without further arguments or --head-smoothing, or leave out --bp-free"
         )
     if exact(recipe):
         raise UserError(

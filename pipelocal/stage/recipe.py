@@ -45,6 +45,7 @@ class Recipe:
     Args:
         task: what the network learns.
         head: builds the auxiliary heads.
+        head_task: whose loss they train by; None for the task itself. Figures and evaluations are the task's.
         objective: makes the objectives.
         optimizer: makes the optimizers.
         schedule: makes the learning-rate schedules; None for constant rates.
@@ -59,6 +60,7 @@ class Recipe:
     head: HeadBuilder
     objective: ObjectiveRecipe
     optimizer: OptimizerBuilder
+    head_task: Task | None = None
     schedule: ScheduleBuilder | None = None
     counts_batches: bool = False
     """Whether ``schedule`` is called with the number of batches instead of updates."""

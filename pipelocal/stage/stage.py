@@ -75,6 +75,7 @@ class Stage:
         objective: what the stage minimises.
         optimizer: updates the parameters of body, head and objective.
         task: defines the loss and the metrics.
+        head_task: defines the loss in training instead; None for the task.
         sum_shapes: shapes of the task's sums; None to learn them from the first batch, if the stage has no
             replicas.
         scheduler: learning-rate scheduler; None for a constant rate.
@@ -97,6 +98,7 @@ class Stage:
         objective: Objective,
         optimizer: torch.optim.Optimizer,
         task: Task = CLASSIFICATION,
+        head_task: Task | None = None,
         sum_shapes: Mapping[str, tuple[int, ...]] | None = None,
         scheduler: LRScheduler | None = None,
         accumulate: int = 1,
@@ -114,6 +116,7 @@ class Stage:
         self.optimizer = optimizer
         self.average = average
         self.task = task
+        self._loss_of = (task if head_task is None else head_task).loss
         self.sum_shapes = sum_shapes
         self._update = Update(optimizer, scheduler, every=accumulate, average=average, clip=clip)
         self.steps = 0
@@ -252,7 +255,7 @@ class Stage:
         def loss_of(out: Tensor) -> Tensor:
             logits = self._passes.head(out, x)
             self._logits = logits.detach()
-            mean, self._weight = self.task.loss(logits, target)
+            mean, self._weight = self._loss_of(logits, target)
             self._update.weigh(self._weight)
             return mean
 
@@ -282,7 +285,7 @@ class Stage:
         """Compute only the loss, for :meth:`metrics` of a frozen stage whose delta is not needed."""
         local = self._require_pass()
         self._logits = logits = self._passes.head(local.out, local.x)
-        self._loss, self._weight = self.task.loss(logits, target)
+        self._loss, self._weight = self._loss_of(logits, target)
 
     def reconcile(self, delta: Tensor | None) -> None:
         """Complete the gradients of all parameters, using the previous stage's delta if given."""
@@ -417,7 +420,7 @@ class Stage:
     def replay_loss(
         self, out: Payload, target: Tensor, *, x: Tensor | None = None, full: bool = False
     ) -> Tensor:
-        """Recompute the task's loss at an output of the body, from this step's seed and buffers.
+        """Recompute the training loss at an output of the body, from this step's seed and buffers.
 
         Args:
             out: ``[B, ...]``.
@@ -425,7 +428,7 @@ class Stage:
             x: the input that it was computed from, for heads that see the input.
             full: whether to run without autocast.
         """
-        return self.task.loss(self._passes.replay_head(out, x, full=full), target).mean
+        return self._loss_of(self._passes.replay_head(out, x, full=full), target).mean
 
     def _add_gradients_at(self, x: Tensor, rows: Tensor | None, factor: Tensor) -> None:
         """See :data:`~pipelocal.objective.local.AddGradientsAt`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import is_dataclass, replace
+from typing import Any, cast
 
 from pipelocal.errors import UserError
 from pipelocal.registry import Registry
@@ -68,3 +69,26 @@ def with_loss(task: Task, loss: LossFunction) -> Task:
         )
     changed: Task = change(loss)
     return changed
+
+
+def with_smoothing(task: Task, smoothing: float) -> Task:
+    """Return a task with label smoothing in its loss.
+
+    Args:
+        task: has a field ``label_smoothing``, such as a classification.
+        smoothing: from 0 to below 1; replaces the task's own.
+
+    Raises:
+        UserError: it has none, or a loss that is not the cross entropy.
+    """
+    if not is_dataclass(task) or not hasattr(task, "label_smoothing"):
+        raise UserError(
+            f"--head-smoothing {smoothing}: the task {type(task).__name__} has no label smoothing: leave "
+            f"it out, or choose --task classification"
+        )
+    if getattr(task, "loss_function", None) is not None:
+        raise UserError(
+            f"--head-smoothing {smoothing}: label smoothing is of the cross entropy: leave it out, or the "
+            f"loss of your own"
+        )
+    return cast(Task, replace(cast(Any, task), label_smoothing=smoothing))
