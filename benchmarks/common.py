@@ -303,6 +303,11 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         yield Path(scratch)
 
 
+def kept_run(config: TrainConfig, keep: Path) -> Run | Failure | None:
+    """What :func:`train_each` would take as it is; None for what it would train."""
+    return _kept(config, keep / _key(config))
+
+
 def _kept(config: TrainConfig, folder: Path) -> Run | Failure | None:
     """What came of a run that ended before; None if it is to be done, or done again."""
     if not (folder / "code").exists():

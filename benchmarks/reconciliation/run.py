@@ -1,13 +1,16 @@
-"""What reconciliation buys, and what it costs: the study from which the defaults come.
+"""What reconciliation buys, and what it costs: the study that the defaults come from.
 
-Accuracy: bp, greedy and sgr in several forms, for several numbers of stages and heads, on the same
-data, seeds, steps and first weights. Cost: time and memory of a training step of a middle stage,
-greedy and sgr in turns::
+Back-propagation, greedy, and sgr in many forms, behind several heads, on the same data, steps and first
+weights: screened on one seed, then repeated on further seeds where it looks best (see :mod:`grid`).
+From the repository's root::
 
     python benchmarks/reconciliation/run.py --quick --json reconciliation.json
-    python benchmarks/reconciliation/run.py --json reconciliation.json
-    python benchmarks/reconciliation/run.py --data cifar10 --data-root DIR --epochs 60 \
-        --batch-size 128 --device cuda --json cifar10.json
+    python benchmarks/reconciliation/run.py --data-root DIR --keep runs/study --json study.json
+    python benchmarks/reconciliation/run.py --data-root DIR --keep runs/study --json study.json --only-kept
+    python benchmarks/reconciliation/tables.py study.json
+
+With ``--keep`` a study that was stopped goes on where it was, and ``--only-kept`` makes a result of what
+there is.
 """
 
 from __future__ import annotations
@@ -21,13 +24,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import common
-from benchmarks.common import Target
+from benchmarks.common import BenchmarkError, Target
+from benchmarks.reconciliation import grid
 from benchmarks.reconciliation.cost import cost
-from benchmarks.reconciliation.forms import FORMS, VARIANTS
-from benchmarks.reconciliation.study import study
+from benchmarks.reconciliation.forms import FORMS
+from benchmarks.reconciliation.study import Study
 from benchmarks.reconciliation.summaries import compare_summaries
 
-PARTS = ("accuracy", "cost", "summaries")
+PARTS = ("study", "cost", "summaries")
+WORTH = 0.3
+"""Points over greedy, beyond the standard error, at which a form would pay."""
 Row = dict[str, Any]
 
 
@@ -36,17 +42,19 @@ def main() -> None:
     options = parse(sys.argv[1:])
     device = common.resolve_device(options.device)
     common.check_writable(options.json)
+    if not Path(grid.HERE, "models.py").is_file():
+        raise BenchmarkError("run this from the root of the repository, where the models are found")
     rows, costs, summaries = [], [], []
     if "cost" in options.parts:
         model, rounds = ("resnet20", 3) if options.quick else ("resnet32", 9)
         costs = [cost(name, model=model, rounds=rounds) for name in FORMS if name != "greedy"]
         show_costs(costs)
     if "summaries" in options.parts:
-        summaries = compare_summaries(steps=60 if options.quick else 200)
+        summaries = compare_summaries(steps=20 if options.quick else 200)
         show_summaries(summaries)
-    if "accuracy" in options.parts:
-        rows = study(options, device)
-        show_accuracy(rows)
+    if "study" in options.parts:
+        rows = Study(options, device).run()
+        show_study(rows)
     targets = make_targets(rows, costs)
     common.print_targets(targets)
     common.write_result(
@@ -64,36 +72,41 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = common.Parser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--json", type=Path, required=True, metavar="FILE", help="result file; the plot is beside")
-    add("--quick", action="store_true", help="a short form of under 3 minutes")
-    add("--data", default="digits", help="data set (%(default)s)")
-    add("--data-root", metavar="DIR", help="folder with the data set's files")
-    add("--model", default="resnet32", help="model (%(default)s)")
-    add("--stages", type=int, nargs="+", default=[2, 4, 8, 16])
-    add("--variants-at", type=int, default=4, help="stages of the variants (%(default)s)")
-    add("--forms", nargs="+", default=list(FORMS), choices=FORMS, help="which (all)")
-    add("--variants", nargs="*", default=list(VARIANTS), help="which of them (all)")
-    add("--heads", nargs="+", default=["linear", "mlp"])
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--epochs", type=int, default=12, help="passes over the training data (%(default)s)")
-    add("--lr", type=float, default=0.1, help="learning rate at its peak (%(default)s)")
-    add("--train-samples", type=int, help="train on the first so many samples only")
-    add("--batch-size", type=int, default=64, help="samples in a batch (%(default)s)")
-    add("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    add("--quick", action="store_true", help="a short form of under 3 minutes, on digits")
     add("--parts", nargs="+", default=PARTS, choices=PARTS, help="what to measure (all)")
+    add("--rounds", nargs="+", default=grid.ROUNDS, choices=grid.ROUNDS, help="of the study (all)")
+    add("--heads", nargs="+", default=list(grid.HEADS), choices=grid.HEADS, help="which (all)")
+    add("--forms", nargs="+", default=[], help="screen these forms only, by name")
+    add("--seed", type=int, default=0, help="of the screening rounds (%(default)s)")
+    add("--seeds", type=int, nargs="+", default=[1, 2, 3, 4], help="of the round repeat")
+    add("--repeat", type=int, default=8, help="how many cells it repeats (%(default)s)")
+    add("--data", default="cifar10", help="data set (%(default)s)")
+    add("--data-root", metavar="DIR", help="folder with the data set's files")
+    add("--train-samples", type=int, default=20_000, help="train on so many (%(default)s)")
+    add("--epochs", type=int, default=2, help="passes over them (%(default)s)")
+    add("--batch-size", type=int, default=100, help="samples in a batch (%(default)s)")
+    add("--warmup-steps", type=int, default=20, help="batches of rising rate (%(default)s)")
+    add("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     add("--keep", type=Path, metavar="DIR", help="keep finished runs, and go on from those there")
-    add("--jobs", type=int, default=2, help="runs at a time (%(default)s)")
+    add("--only-kept", action="store_true", help="train nothing: report on what is kept")
+    add("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.variants if name not in VARIANTS]
-    if unknown:
-        parser.error(f"--variants {unknown[0]!r}: choose of {', '.join(VARIANTS)}")
+    if options.only_kept and options.keep is None:
+        parser.error("--only-kept: give --keep, the folder of the runs")
+    if options.seed in options.seeds:
+        parser.error(
+            f"--seeds: {options.seed} is the screening's; a gain that chose a cell is biased"
+        )
     if options.quick:
-        options.model, options.stages, options.heads = "resnet8", [4], ["linear"]
-        options.seeds, options.epochs, options.variants = [0, 1], 6, []
+        options.data, options.train_samples, options.epochs = "digits", None, 2
+        options.heads, options.forms = ["linear", "downstream"], ["cosine 0.1, every batch"]
+        options.rounds, options.repeat, options.seeds = ["screen", "repeat"], 1, [1]
+        options.warmup_steps = 5
     return options
 
 
 def make_targets(rows: list[Row], costs: list[Row]) -> list[Target]:
-    """What the defaults must keep, and where sgr beats greedy."""
+    """What the defaults must keep, and whether any form pays."""
     targets = []
     for row in costs:
         if row["form"] == "default":
@@ -102,47 +115,45 @@ def make_targets(rows: list[Row], costs: list[Row]) -> list[Target]:
                 common.at_most("default sgr: mean step time over greedy", time_ratio, 1.25),
                 common.at_most("default sgr: peak stage memory over greedy", memory, 1.10),
             ]
-    for row in rows:
-        if row["form"] == "default" and "points_over_greedy" in row:
-            name = f"{row['stages']} stages, {row['head']}: points of default sgr over greedy"
-            targets.append(common.at_least(name, row["points_over_greedy"]["mean"], 0.0))
+    gains = [row["gain"] for row in rows if row["gain"] is not None and row["weight"] > 0]
+    sure = [g["mean"] - g["standard_error"] for g in gains if g["standard_error"] is not None]
+    if sure:
+        name = "points over greedy of the best repeated cell, less its standard error"
+        targets.append(common.at_least(name, max(sure), WORTH))
     return targets
 
 
-def show_accuracy(rows: list[Row]) -> None:
-    """Print the study."""
+def show_study(rows: list[Row]) -> None:
+    """Print the cells."""
 
-    def percent(spread: dict[str, float | None]) -> str:
-        sd = "" if spread["sd"] is None else f" ± {100 * spread['sd']:.2f}"
-        return f"{100 * (spread['mean'] or 0):.2f}{sd}"
+    def number(value: float | None, form: str = ".3f") -> str:
+        return "-" if value is None else format(value, form)
 
-    def points(row: Row) -> str:
-        gain = row.get("points_over_greedy")
-        return "-" if gain is None else f"{gain['mean']:+.2f} ± {gain['sd'] or 0:.2f}"
-
-    def figures(row: Row) -> list[str]:
-        if "test_accuracy" not in row:
-            return ["diverged", *["-"] * 6]
-        own = percent(row["test_accuracy"])
-        if row["diverged"]:
-            own += f" ({row['diverged']} diverged)"
-        ratios = [row["cosine"], row["residual"]]
-        return [
-            own,
-            points(row),
-            percent(row["ensemble_accuracy"]),
-            f"{100 * row['train_accuracy']:.2f}",
-            f"{row['train_loss']:.4f}",
-            *("-" if ratio is None else f"{ratio:.3f}" for ratio in ratios),
-        ]
+    def gain(found: dict[str, Any] | None) -> str:
+        if found is None:
+            return "-"
+        error = found["standard_error"]
+        return (
+            f"{found['mean']:+.2f}{'' if error is None else f' ± {error:.2f}'} ({found['seeds']})"
+        )
 
     common.print_table(
-        "accuracy in percent, mean ± sd over the seeds",
+        "test accuracy in percent; points over greedy, when screened and on further seeds",
         (
-            *("form", "stages", "head", "test", "over greedy", "ensemble", "train", "train loss"),
-            *("cosine", "residual"),
+            *("setting", "head", "form", "test", "screened", "repeated ± error (seeds)"),
+            *("train loss", "cosine", "cap"),
         ),
-        [(row["form"], str(row["stages"]), row["head"], *figures(row)) for row in rows],
+        [
+            (
+                f"{row['model']} {row['stages']} {row['optimizer']}",
+                *(row["head"], row["form"]),
+                number(row["test_accuracy"] and row["test_accuracy"]["mean"], ".2f"),
+                number(row["gain_when_screened"], "+.2f"),
+                gain(row["gain"]),
+                *(number(row[key]) for key in ("train_loss", "cosine", "cap")),
+            )
+            for row in rows
+        ],
     )
 
 
@@ -172,35 +183,22 @@ def show_summaries(rows: list[Row]) -> None:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Test accuracy against the number of stages, a panel for each head."""
+    """Points over greedy against the cosine of eta and delta, and that against its cap."""
     pyplot = common.load_pyplot()
     if pyplot is None:
         return
-    heads = list(dict.fromkeys(row["head"] for row in rows if row["form"] in FORMS))
-    figure, panels = pyplot.subplots(
-        1, len(heads), figsize=(5 * len(heads), 4), sharey=True, squeeze=False
-    )
-    bp = next(row for row in rows if row["form"] == "bp")
-    for axes, head in zip(panels[0], heads, strict=True):
-        for form in dict.fromkeys(row["form"] for row in rows if row["form"] in FORMS):
-            own = [
-                row
-                for row in rows
-                if (row["form"], row["head"]) == (form, head) and "test_accuracy" in row
-            ]
-            axes.errorbar(
-                [row["stages"] for row in own],
-                [100 * row["test_accuracy"]["mean"] for row in own],
-                [100 * (row["test_accuracy"]["sd"] or 0) for row in own],
-                marker="o",
-                capsize=3,
-                label=form,
-            )
-        if "test_accuracy" in bp:
-            axes.axhline(100 * bp["test_accuracy"]["mean"], color="black", label="bp")
-        axes.set_xscale("log", base=2)
-        axes.set(title=f"head {head}", xlabel="stages", ylabel="test accuracy, %")
-        axes.legend(fontsize=7)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    for head in dict.fromkeys(row["head"] for row in rows if row["cosine"] is not None):
+        own = [row for row in rows if row["head"] == head and row["cosine"] is not None]
+        gained = [row for row in own if row["gain_when_screened"] is not None]
+        cosines = [row["cosine"] for row in gained]
+        left.plot(cosines, [row["gain_when_screened"] for row in gained], "o", label=head)
+        right.plot([row["cap"] for row in own], [row["cosine"] for row in own], "o", label=head)
+    left.axhline(0, color="black", linewidth=0.8)
+    left.set(xlabel="cosine of eta and delta", ylabel="points over greedy, one seed")
+    right.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+    right.set(xlabel="cap of the cosine behind a pooled linear head", ylabel="cosine")
+    left.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

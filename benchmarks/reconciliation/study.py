@@ -1,157 +1,198 @@
-"""Accuracy: every form, number of stages and head, on the same data, steps and first weights."""
+"""Trains the cells of the rounds, each in a process of its own, and makes a row of each."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import statistics
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from benchmarks import common
 from benchmarks.common import BenchmarkError, Failure, Run
-from benchmarks.reconciliation.forms import FORMS, VARIANTS
+from benchmarks.reconciliation import grid
+from benchmarks.reconciliation.grid import Cell
 from pipelocal.config import TrainConfig
-from pipelocal.system.strict_json import to_json
 
 TRAINING_WINDOW = 50
+BEST_OF_A_HEAD = 2
+"""Screened cells of each head that are varied."""
+MOST_OF_A_HEAD = 3
+"""Cells of the same setting and head that are repeated, at most."""
+ALWAYS_REPEATED = Cell(head="downstream", distance="cosine", weight=0.01, every=grid.SELDOM)
+"""Looks best or not, it is the form that sgr has by default."""
+
 Row = dict[str, Any]
 
 
-def study(options: argparse.Namespace, device: str) -> list[Row]:
-    """Train everything; a row for each kind of run, in the order of :func:`plan_cells`."""
-    cells = list(plan_cells(options))
-    configs = [config(options, device, cell, seed) for seed in options.seeds for cell in cells]
-    runs = [load(options.keep, own) for own in configs]
-    missing = [index for index, run in enumerate(runs) if run is None]
-    print(f"{len(configs)} runs, {len(missing)} of them to do", flush=True)
-    started = common.train_each([configs[index] for index in missing], jobs=options.jobs)
-    for finished, (position, run) in enumerate(started, start=1):
-        if isinstance(run, Failure) and not run.diverged:
-            raise BenchmarkError(f"{run.config.objective}, exit code {run.code}: {run.reason}")
-        runs[missing[position]] = run
-        keep(options.keep, run)
-        if finished % 10 == 0 or finished == len(missing):
-            print(f"{finished}/{len(missing)}", flush=True)
-    rows = [summarise(cell, runs[index :: len(cells)]) for index, cell in enumerate(cells)]
-    compare_with_greedy(rows)
-    return rows
+class Study:
+    """The runs so far, and what comes of them.
+
+    Args:
+        options: of the command line.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    def __init__(self, options: argparse.Namespace, device: str) -> None:
+        self._options = options
+        self._device = device
+        self._outcomes: dict[Cell, dict[int, Run | Failure]] = {}
+
+    def run(self) -> list[Row]:
+        """Go through the rounds; a row for each cell of which there is a run."""
+        options, screening = self._options, [self._options.seed]
+        if "screen" in options.rounds:
+            cells = [cell for cell in grid.screened(options.heads) if self._wanted(cell)]
+            self.train("screen", cells, screening)
+        if "vary" in options.rounds:
+            best = [
+                cell
+                for head in options.heads
+                for cell in self.best(BEST_OF_A_HEAD, most=BEST_OF_A_HEAD, head=head)
+            ]
+            self.train("vary", grid.varied(best), screening)
+        if "carry" in options.rounds:
+            self.train("carry", grid.carried(options.heads), screening)
+        if "repeat" in options.rounds:
+            chosen = self.best(options.repeat, most=MOST_OF_A_HEAD)
+            if ALWAYS_REPEATED in self._outcomes and ALWAYS_REPEATED not in chosen:
+                chosen.append(ALWAYS_REPEATED)
+            pairs = [each for cell in chosen for each in (cell.base, cell)]
+            bases = [Cell(setting=cell.setting, objective="bp") for cell in chosen]
+            self.train("repeat", dict.fromkeys([*pairs, *bases]), options.seeds)
+        return [self.row(cell) for cell in self._outcomes]
+
+    def train(self, name: str, cells: Iterable[Cell], seeds: Sequence[int]) -> None:
+        """Train each cell on each seed, apart from what is kept of earlier runs."""
+        wanted = [(cell, seed) for seed in seeds for cell in cells]
+        todo: list[tuple[Cell, int]] = []
+        keep = self._options.keep
+        for cell, seed in wanted:
+            outcome = None if keep is None else common.kept_run(self.config(cell, seed), keep)
+            if outcome is None:
+                todo.append((cell, seed))
+            else:
+                self._outcomes.setdefault(cell, {})[seed] = outcome
+        print(f"{name}: {len(wanted)} runs, {len(todo)} of them to do", flush=True)
+        if self._options.only_kept:
+            return
+        started = common.train_each(
+            [self.config(cell, seed) for cell, seed in todo], jobs=self._options.jobs, keep=keep
+        )
+        for finished, (index, outcome) in enumerate(started, start=1):
+            cell, seed = todo[index]
+            if isinstance(outcome, Failure) and not outcome.diverged:
+                what = f"{cell.setting}, {cell.head}, {cell.form}, seed {seed}"
+                raise BenchmarkError(f"{what}, exit code {outcome.code}: {outcome.reason}")
+            self._outcomes.setdefault(cell, {})[seed] = outcome
+            gain = self.gain(cell, seed)
+            print(
+                f"{finished}/{len(todo)}  {cell.setting}, {cell.head}, {cell.form}, seed {seed}: "
+                f"{'diverged' if isinstance(outcome, Failure) else f'{percent(outcome):.2f}'}"
+                f"{'' if gain is None else f' ({gain:+.2f})'}",
+                flush=True,
+            )
+
+    def best(self, count: int, *, most: int, head: str | None = None) -> list[Cell]:
+        """The cells that gain most over greedy on the screening seed.
+
+        Args:
+            count: of cells.
+            most: of the same setting and head.
+            head: of this head in the main setting only; None for all cells.
+        """
+        gains = {
+            cell: gain
+            for cell in self._outcomes
+            if cell.objective == "sgr"
+            and cell.weight > 0
+            and (head is None or (cell.head, cell.setting) == (head, grid.MAIN))
+            and (head is None or (cell.schedule, cell.where) == ("constant", "all"))
+            and (gain := self.gain(cell, self._options.seed)) is not None
+        }
+        chosen: list[Cell] = []
+        for cell in sorted(gains, key=lambda cell: -gains[cell]):
+            alike = [c for c in chosen if (c.setting, c.head) == (cell.setting, cell.head)]
+            if len(chosen) < count and len(alike) < most:
+                chosen.append(cell)
+        return chosen
+
+    def gain(self, cell: Cell, seed: int) -> float | None:
+        """Points of test accuracy over greedy with the same setting, head and seed; None if not known."""
+        own = self._outcomes.get(cell, {}).get(seed)
+        base = self._outcomes.get(cell.base, {}).get(seed)
+        if not (isinstance(own, Run) and isinstance(base, Run)) or cell.objective != "sgr":
+            return None
+        return percent(own) - percent(base)
+
+    def row(self, cell: Cell) -> Row:
+        """What came of a cell. Gains on the seed that chose the cell stand apart: they are too good."""
+        outcomes = self._outcomes[cell]
+        seeds = sorted(outcomes)
+        runs = [run for seed in seeds if isinstance(run := outcomes[seed], Run)]
+        fresh = [self.gain(cell, seed) for seed in seeds if seed != self._options.seed]
+        gains = [gain for gain in fresh if gain is not None]
+        values = asdict(cell)
+        of_stages = [run.summary["stages"] for run in runs]
+        losses = [
+            run.last_training(len(stages), "loss", batches=TRAINING_WINDOW)
+            for run, stages in zip(runs, of_stages, strict=True)
+        ]
+        return {
+            "kind": "cell",
+            **values.pop("setting"),
+            **values,
+            "form": cell.form,
+            "seeds": seeds,
+            "of_each_seed": [run.summary["eval_accuracy"] for run in runs],
+            "diverged": len(outcomes) - len(runs),
+            "test_accuracy": common.spread([percent(run) for run in runs]) if runs else None,
+            "train_loss": _mean(losses),
+            "gain_when_screened": self.gain(cell, self._options.seed),
+            "gain": spread_with_error(gains) if gains else None,
+            **{
+                name: _mean([stage[name] for stages in of_stages for stage in stages])
+                for name in ("cosine", "residual", "cap")
+            },
+            "command": common.command(next(iter(outcomes.values())).config),
+        }
+
+    def config(self, cell: Cell, seed: int) -> TrainConfig:
+        """The options of one run."""
+        options = self._options
+        return TrainConfig(
+            **cell.options(),
+            data=options.data,
+            data_root=options.data_root,
+            train_samples=options.train_samples,
+            epochs=options.epochs,
+            evaluate_every=options.epochs,  # the end is all that is looked at
+            batch_size=options.batch_size,
+            warmup_steps=options.warmup_steps,
+            channels_last=cell.setting.model == "cnn",
+            keep_snapshots=0,
+            seed=seed,
+            device=self._device,
+        )
+
+    def _wanted(self, cell: Cell) -> bool:
+        forms = self._options.forms
+        return not forms or cell.weight == 0 or cell.form in forms
 
 
-def keep(folder: Path | None, run: Run | Failure) -> None:
-    """Write a finished run where :func:`load` finds it."""
-    if folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    content = (
-        {"reason": run.reason, "code": run.code}
-        if isinstance(run, Failure)
-        else {"summary": run.summary, "metrics": run.metrics}
-    )
-    file = folder / f"{_key(run.config)}.json"
-    file.with_suffix(".part").write_text(to_json(content))
-    file.with_suffix(".part").rename(file)
+def percent(run: Run) -> float:
+    """Test accuracy of the last head, in percent."""
+    return 100 * float(run.summary["eval_accuracy"])
 
 
-def load(folder: Path | None, own: TrainConfig) -> Run | Failure | None:
-    """A run that was finished before, with the same options; None without one."""
-    file = folder / f"{_key(own)}.json" if folder is not None else None
-    if file is None or not file.exists():
-        return None
-    content = json.loads(file.read_text())
-    return (Failure if "code" in content else Run)(config=own, **content)
+def spread_with_error(gains: Sequence[float]) -> dict[str, Any]:
+    """As :func:`common.spread`, with the standard error of the mean, and the number of seeds."""
+    found = common.spread(gains)
+    sd = found["sd"]
+    error = None if sd is None else sd / len(gains) ** 0.5
+    return {**found, "standard_error": error, "seeds": len(gains)}
 
 
-def _key(own: TrainConfig) -> str:
-    return hashlib.sha256(repr(own).encode()).hexdigest()[:16]
-
-
-def plan_cells(options: argparse.Namespace) -> list[Row]:
-    """Every kind of run: its name, stages, head and options."""
-    cells: list[Row] = [{"form": "bp", "stages": 1, "head": "-", "options": {"objective": "bp"}}]
-    for stages in options.stages:
-        for head in options.heads:
-            for form in options.forms:
-                if head == options.heads[0] or stages == options.variants_at:
-                    cell = {"form": form, "stages": stages, "head": head}
-                    cells.append({**cell, "options": FORMS[form]})
-    for form in options.variants:
-        cell = {"form": form, "stages": options.variants_at, "head": options.heads[0]}
-        cells.append({**cell, "options": VARIANTS[form]})
-    return cells
-
-
-def config(options: argparse.Namespace, device: str, cell: Row, seed: int) -> TrainConfig:
-    """The options of one run."""
-    own = {} if cell["form"] == "bp" else {"stages": cell["stages"], "head": cell["head"]}
-    return TrainConfig(
-        **cell["options"],
-        **own,
-        model=options.model,
-        data=options.data,
-        data_root=options.data_root,
-        train_samples=options.train_samples,
-        lr=options.lr,
-        epochs=options.epochs,
-        evaluate_every=options.epochs,  # the end is all that is looked at
-        batch_size=options.batch_size,
-        seed=seed,
-        device=device,
-    )
-
-
-def summarise(cell: Row, outcomes: Sequence[Run | Failure | None]) -> Row:
-    """Means over the seeds that did not diverge."""
-    runs = [run for run in outcomes if isinstance(run, Run)]
-    any_run = next(run for run in outcomes if run is not None)
-    row = {
-        "kind": "accuracy",
-        **cell,
-        "of_each_seed": [
-            run.summary["eval_accuracy"] if isinstance(run, Run) else None for run in outcomes
-        ],
-        "diverged": len(outcomes) - len(runs),
-        "command": common.command(any_run.config),
-    }
-    if not runs:
-        return row
-    stages = [run.summary["stages"] for run in runs]
-    last = [own[-1] for own in stages]
-    losses = [
-        run.last_training(len(own), "loss", batches=TRAINING_WINDOW)
-        for run, own in zip(runs, stages, strict=True)
-    ]
-    return row | {
-        "test_accuracy": common.spread([run.summary["eval_accuracy"] for run in runs]),
-        "ensemble_accuracy": common.spread([run.summary["ensemble_accuracy"] for run in runs]),
-        "train_accuracy": statistics.fmean(stage["accuracy"] for stage in last),
-        "train_loss": statistics.fmean(loss for loss in losses if loss is not None),
-        "cosine": _mean_over_stages(stages, "cosine"),
-        "residual": _mean_over_stages(stages, "residual"),
-        "sent_bytes": statistics.fmean(sum(stage["sent_bytes"] for stage in own) for own in stages),
-        "peak_memory_bytes": statistics.fmean(
-            max(stage["peak_memory_bytes"] for stage in own) for own in stages
-        ),
-    }
-
-
-def compare_with_greedy(rows: list[Row]) -> None:
-    """Add to every row of sgr by how many points it is better than greedy, seed by seed."""
-    greedy = {
-        (row["stages"], row["head"]): row["of_each_seed"] for row in rows if row["form"] == "greedy"
-    }
-    for row in rows:
-        base = greedy.get((row["stages"], row["head"]))
-        if base is None or row["form"] == "greedy":
-            continue
-        pairs = zip(row["of_each_seed"], base, strict=True)
-        gains = [100 * (a - b) for a, b in pairs if a is not None and b is not None]
-        if gains:
-            row["points_over_greedy"] = common.spread(gains)
-
-
-def _mean_over_stages(runs: Sequence[Sequence[dict[str, Any]]], key: str) -> float | None:
-    values = [stage[key] for stages in runs for stage in stages if stage[key] is not None]
-    return statistics.fmean(values) if values else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None

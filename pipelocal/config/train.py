@@ -90,8 +90,8 @@ class ObjectiveOptions:
     """Weight of the reconciliation distance against the local loss (lambda); or one for each stage but
     the first, such as 0.05,0.1,0.1."""
     reconcile_schedule: str = option("constant", seldom=True)
-    """Factor of that weight: constant, warmup (rises over the first tenth of the training) or decay
-    (falls to zero at its end)."""
+    """Factor of that weight: constant, warmup (rises over the first tenth of the training), decay
+    (falls to zero at its end) or late (only in the second half)."""
     reconcile_every: int = option(8, limits=BATCHES)
     """Reconcile in every so many batches, with so many times the weight; delta travels with these only."""
     reconcile_fraction: float = option(0.5, limits=SHARE, seldom=True)

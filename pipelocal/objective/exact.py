@@ -43,8 +43,8 @@ class ExactReconciliation(Greedy):
         assert self._pending is not None, "head_backward comes first, on a batch to be reconciled"
         (loss, eta), self._pending = self._pending, None
         settings = self._reconciliation
-        eta, delta = settings.comparable(eta, previous_delta)
-        distance = settings.distance(eta, delta)
+        compared, delta = settings.comparable(eta, previous_delta)
+        distance = settings.distance(compared, delta)
         weight = settings.weight_at(local.step)
         (loss + weight * distance).backward()  # type: ignore[no-untyped-call]
-        return Residual.of(distance, eta, delta)
+        return Residual.of(distance, compared, delta, whole=eta)

@@ -77,6 +77,9 @@ class FirstOrderReconciliation(Greedy):
             previous_delta: output gradient of the stage before, as received.
         """
         residual, v = self._direction(eta, previous_delta)
+        weight = self._reconciliation.weight_at(local.step)
+        if weight == 0:  # such as before a late start: only the residual is wanted
+            return residual
         del eta  # as large as x, and no longer needed
         x, fraction, rows = local.x.detach(), self._reconciliation.fraction, None
         if fraction < 1.0:
@@ -90,7 +93,6 @@ class FirstOrderReconciliation(Greedy):
         displacement = step * _length_of_scale(x)
         epsilon = displacement / length_of_v.clamp_min(SMALLEST_NORM)
         # D has no gradient: nothing to add, and no division by zero.
-        weight = self._reconciliation.weight_at(local.step)
         factor = torch.where(length_of_v * scale > SMALLEST_NORM, weight / epsilon * scale, 0.0)
         # Beyond this, rounding errors between equal gradients would outweigh the gradients.
         factor = factor.clamp_max(1 / torch.finfo(factor.dtype).eps)
@@ -121,7 +123,7 @@ class FirstOrderReconciliation(Greedy):
         per_sample, delta = self._reconciliation.comparable(leaf, message)
         distance = self._reconciliation.distance(per_sample, delta)
         (v,) = autograd.grad(distance, leaf)  # first, which frees what the distance kept
-        return Residual.of(distance, per_sample, delta), v
+        return Residual.of(distance, per_sample, delta, whole=eta), v
 
 
 def _length_of_scale(x: Tensor) -> Tensor:

@@ -38,6 +38,12 @@ def decay(progress: float) -> float:
     return 1.0 - progress
 
 
+@WEIGHT_SCHEDULES.register("late")
+def late(progress: float) -> float:
+    """Reconcile in the second half of the training only."""
+    return 0.0 if progress < 0.5 else 1.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reconciliation:
     """How one stage reconciles.

@@ -32,7 +32,7 @@ class SGR:
         form: ``first-order`` (one more ordinary pass) or ``exact`` (double backward).
         fraction: first-order: share of the rows used, redrawn each time.
         schedule: maps the progress of the training, 0 to 1, to a factor of the weight; or ``constant``,
-            ``warmup``, ``decay``.
+            ``warmup``, ``decay``, ``late``.
         delta: how delta is encoded; or ``full``, ``bf16``, ``int8``, ``pooled``, ``sketch``.
         delta_size: numbers per sample of a sketch.
 

@@ -157,6 +157,7 @@ class Records:
             reconciliation=reading.reconciliation,
             cosine=reading.cosine,
             residual=reading.residual,
+            cap=reading.cap,
             learning_rate=self.learning_rate,
             samples_per_second=rate * self._stage.replicas.count,
             busy_fraction=busy,

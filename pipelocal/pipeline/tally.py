@@ -15,6 +15,9 @@ from pipelocal.errors import UserError
 from pipelocal.objective.residual import Residual
 from pipelocal.tasks import Loss, Sums, Task
 
+RESIDUAL = ("distance", "cosine", "relative", "cap")
+"""Figures of a :class:`~pipelocal.objective.residual.Residual`, in the order of their columns."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of a task's sums, by name."""
 
@@ -33,6 +36,8 @@ class Reading:
     """Mean cosine between the two, over the same rows."""
     residual: float | None = None
     """Mean relative length of their difference, over the same rows."""
+    cap: float | None = None
+    """Mean cap of the cosine, over the same rows; None where the features have no places."""
     figures: dict[str, float | None] = field(default_factory=dict)
     """The objective's figures, as means over the rows."""
 
@@ -47,7 +52,7 @@ class Reading:
 
 
 class Layout:
-    """The columns of a tally: loss, weight, the task's scalars, three of the residual, and the rest.
+    """The columns of a tally: loss, weight, the task's scalars, those of the residual, and the rest.
 
     Args:
         shapes: of the task's sums.
@@ -58,7 +63,7 @@ class Layout:
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.scalars = [name for name, shape in self.shapes.items() if not shape]
         self.residual = 2 + len(self.scalars)
-        self.figures = self.residual + 3
+        self.figures = self.residual + len(RESIDUAL)
         self.width = self.figures + len(figures)
         self.places = {name: 2 + place for place, name in enumerate(self.scalars)}
         for name, shape in self.shapes.items():
@@ -144,8 +149,7 @@ class Tally:
         values = [loss.weight * mean.double(), self._on_device(1, loss.weight)]
         values += [self._on_device(layout.places[name], sums[name]) for name in layout.scalars]
         if residual is not None:
-            means = (residual.distance, residual.cosine, residual.relative)
-            values += [rows * mean.double() for mean in means]
+            values += [rows * getattr(residual, name).double() for name in RESIDUAL]
             fine &= torch.isfinite(residual.distance)
         self._sums[:, : len(values)] += torch.stack(values)
         if figures:
@@ -187,6 +191,9 @@ class Tally:
         elif shapes != self._layout.shapes:
             return  # the task's code has changed, as the user accepted: its figures begin anew
         sums: Tensor = state["sums"]
+        if sums.shape[-1] == self._layout.width + 1:  # of a version that knew no cap
+            before, after = sums.tensor_split([self._layout.figures - 1], dim=-1)
+            sums = torch.cat([before, torch.full_like(before[..., :1], math.nan), after], dim=-1)
         if len(sums) == replicas:
             own = sums[replica]
         else:
@@ -215,8 +222,9 @@ class Tally:
         self._sums[window].zero_()
         self._numbers[window].clear()
         self.rows[window] = self._reconciled_rows[window] = 0
-        distance, cosine, relative = (
-            (value / reconciled if reconciled else None) for value in residual
+        distance, cosine, relative, cap = (
+            None if not reconciled or math.isnan(value) else value / reconciled
+            for value in residual
         )
         return Reading(
             rows=int(rows),
@@ -225,6 +233,7 @@ class Tally:
             reconciliation=distance,
             cosine=cosine,
             residual=relative,
+            cap=cap,
             figures={
                 name: total / rows if rows else None
                 for name, total in zip(self._figures, figures, strict=True)
@@ -281,7 +290,11 @@ def _of_earlier_version(
     """
     correct, loss, *rest = state.unbind(-1)
     *rest, rows, predictions, reconciled = rest
-    residual, further, others = rest[:3], rest[3 : 2 + len(metrics)], rest[2 + len(metrics) :]
+    residual, further, others = (
+        [*rest[:3], torch.full_like(loss, math.nan)],
+        rest[3 : 2 + len(metrics)],
+        rest[2 + len(metrics) :],
+    )
     names = ["predictions", *metrics]
     layout = Layout(dict.fromkeys(names, ()), figures)
     per_row = predictions / rows.clamp_min(1)

@@ -34,6 +34,7 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
         "reconciliation": train and train.reconciliation,
         "cosine": train and train.cosine,
         "residual": train and train.residual,
+        "cap": train and train.cap,
         "eval_loss": evaluated and evaluated["loss"],
         **({"eval_accuracy": evaluated and evaluated["accuracy"]} if "accuracy" in names else {}),
         "figures": {"train": of_training, "eval": evaluated or {}},

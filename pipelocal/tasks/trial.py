@@ -25,7 +25,7 @@ TAKEN = frozenset(
             "time_s",
             "seconds",
         ),
-        *("rank", "replica", "units", "reconciliation", "cosine", "residual", "ensemble"),
+        *("rank", "replica", "units", "reconciliation", "cosine", "residual", "cap", "ensemble"),
         *("learning_rate", "samples_per_second", "busy_fraction", "peak_memory_bytes", "frozen_at"),
     ]
 )

@@ -39,7 +39,7 @@ def _add(
 
 def _residual(distance: float) -> Residual:
     value = torch.tensor(distance)
-    return Residual(distance=value, cosine=1 - value, relative=2 * value)
+    return Residual(distance=value, cosine=1 - value, relative=2 * value, cap=value / 2)
 
 
 def test_means_are_over_rows_and_not_over_batches() -> None:
@@ -55,6 +55,7 @@ def test_means_are_over_rows_and_not_over_batches() -> None:
         reconciliation=0.75,
         cosine=0.25,
         residual=1.5,
+        cap=0.375,
     )
 
 
@@ -183,6 +184,7 @@ def test_reset() -> None:
         reconciliation=0.25,
         cosine=0.75,
         residual=0.5,
+        cap=0.125,
     )
 
 
@@ -226,7 +228,7 @@ def test_a_replica_without_a_batch_reads_what_the_others_saw() -> None:
     states = [tally.state_dict() for tally in (seen, empty)]
     assert states[1] is None
     assert states[0] is not None
-    gathered = torch.stack([states[0]["sums"][0], torch.zeros(1, 11, dtype=torch.float64)])
+    gathered = torch.stack([states[0]["sums"][0], torch.zeros(1, 12, dtype=torch.float64)])
     other = Tally(CPU, task=Segmentation(), shapes=shapes, each=lambda _: gathered[:, 0])
     reading = other.read_and_reset()
     assert (reading.rows, reading.loss) == (1, 1.0)
