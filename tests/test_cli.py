@@ -136,7 +136,7 @@ BAD_OPTIONS = {
     "unknown model": (["--model", "resnet9"], "unknown model 'resnet9'.*did you mean 'resnet"),
     "unknown data set": (["--data", "digit"], "unknown data set 'digit'.*did you mean 'digits'"),
     "unknown objective": (["--objective", "sgd"], "unknown objective 'sgd'.*did you mean 'sgr'"),
-    "unknown head": (["--head", "x"], "unknown head 'x': choose one of linear, conv"),
+    "unknown head": (["--head", "x"], "unknown head 'x': choose one of linear, mlp, conv"),
     "unknown distance": (["--distance", "l2"], "unknown distance 'l2'"),
     "unknown optimizer": (["--optimizer", "adam"], "unknown optimizer 'adam'.*'adamw'"),
     "unknown schedule": (["--schedule", "step"], "unknown schedule 'step'"),
