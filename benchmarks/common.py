@@ -41,6 +41,8 @@ from pipelocal.errors import PipelocalError
 from pipelocal.system.strict_json import to_json
 
 POLL_S = 0.1
+NOT_COUNTED = 2
+"""First records of a run, in which the pipeline fills and the processes warm up."""
 
 
 class BenchmarkError(Exception):
@@ -378,6 +380,20 @@ def metrics_over_ranks(ranks: int, config: TrainConfig) -> list[dict[str, Any]]:
         launch(ranks, arguments, what=f"{config.model}, {config.objective}, {ranks} ranks")
         lines = (out / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
+
+
+def seconds_of_a_batch(metrics: Sequence[Mapping[str, Any]], stage: int, batch_size: int) -> float:
+    """Median seconds of a training batch at a stage, once the pipeline is full.
+
+    Args:
+        metrics: the lines of ``metrics.jsonl``.
+        stage: the last one, which is as slow as the slowest.
+        batch_size: samples in a batch.
+    """
+    rates = [
+        r["samples_per_second"] for r in metrics if r["event"] == "train" and r["stage"] == stage
+    ]
+    return float(batch_size / statistics.median(rates[NOT_COUNTED:]))
 
 
 @contextmanager

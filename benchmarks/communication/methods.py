@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import common
 from benchmarks.communication import over_link
 from benchmarks.communication.over_link import Hosts
 from pipelocal.config import TrainConfig
@@ -17,8 +16,6 @@ from pipelocal.config.resolve import blueprint_of
 PEER = str(Path(__file__).parents[1] / "throughput" / "peer.py")
 LOG_EVERY = 8
 """Batches in a record of metrics.jsonl: whole cycles of ``--reconcile-every``."""
-NOT_COUNTED = 2
-"""First records of a run, in which the pipeline fills and the processes warm up."""
 RANKS = 2
 
 
@@ -105,12 +102,7 @@ def train_own(
 def seconds_own(hosts: Hosts, work: Work, method: Method, *, steps: int, text: str) -> float:
     """Median seconds of a batch of pipelocal in the long run, at the last stage."""
     _, metrics = train_own(hosts, work, method, steps=steps, text=text)
-    rates: Sequence[float] = [
-        record["samples_per_second"]
-        for record in metrics
-        if record["event"] == "train" and record["stage"] == RANKS
-    ]
-    return work.batch_size / statistics.median(rates[NOT_COUNTED:])
+    return common.seconds_of_a_batch(metrics, RANKS, work.batch_size)
 
 
 def seconds_peer(hosts: Hosts, work: Work, method: Method, *, steps: int) -> float:

@@ -63,6 +63,8 @@ class Host:
 
     namespace: str
     address: str
+    device: str = DEVICE
+    """Network interface by which the others are reached."""
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """The command line that runs another one on this host."""
@@ -85,6 +87,17 @@ class Host:
     def processes(self) -> list[int]:
         """Ids of what runs here."""
         return [int(line) for line in _call("ip", "netns", "pids", self.namespace).split()]
+
+
+class Here(Host):
+    """This machine itself, in place of several hosts: what it runs reaches the others without a link."""
+
+    def __init__(self) -> None:
+        super().__init__(namespace="", address="127.0.0.1", device="lo")
+
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """The command line itself."""
+        return list(arguments)
 
 
 def missing() -> str | None:

@@ -24,23 +24,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch
-
 from benchmarks import common
 from benchmarks.common import Target
+from benchmarks.cuts import balanced_cut
 from benchmarks.throughput.peer import MULTI, SINGLE
 from pipelocal.config import TrainConfig
-from pipelocal.config.resolve import blueprint_of, cut_of
-from pipelocal.partition import to_text
-from pipelocal.partition.measured import Stopwatch
 from pipelocal.ranks.host import set_up_host
-from pipelocal.run.costs import cost_model, partitioned
 
 HERE = Path(__file__).parent
 LOG_EVERY = 8
 """Batches in a record of metrics.jsonl: whole cycles of ``--reconcile-every``."""
-NOT_COUNTED = 2
-"""First records of a run, in which the pipeline fills and the processes warm up."""
 
 ALONE, AT_ONCE = "slowest stage alone", "slowest of all stages at once"
 """Stages without edges: with the machine for itself, and with the other ranks computing too."""
@@ -114,7 +107,7 @@ def parse() -> argparse.Namespace:
 def compare(work: Work, options: argparse.Namespace, text: str) -> list[Row]:
     """A row for every method, with the seconds of a step in each round."""
     ranks, rounds = options.ranks, options.rounds
-    cut = balanced_cut(work, ranks)
+    cut = cut_for(work, ranks)
     print(f"{work.model}: cut {cut} over {ranks} ranks", flush=True)
     measures: dict[str, Measure] = {}
     for objective in ("greedy", "sgr"):
@@ -141,7 +134,7 @@ def peer_measures(work: Work, cut: str, ranks: int, *, quick: bool) -> dict[str,
         counts, methods, finer_cut = (ranks, 4 * ranks), ("1F1B",), cut
     else:
         counts, methods = (ranks, 2 * ranks, 4 * ranks), (*SINGLE, *MULTI)
-        finer_cut = balanced_cut(work, 2 * ranks)
+        finer_cut = cut_for(work, 2 * ranks)
         print(f"{work.model}: cut {finer_cut} where two stages share a rank", flush=True)
     for micro_batches in counts:
         for method in methods:
@@ -170,25 +163,17 @@ def _row(work: Work, name: str, seconds: dict[str, list[float]]) -> Row:
     return row
 
 
-def balanced_cut(work: Work, stages: int) -> str:
+def cut_for(work: Work, stages: int) -> str:
     """As ``--balance time`` cuts for local losses, measured on this machine."""
-    config = TrainConfig(
-        model=work.model,
-        data=work.data,
-        stages=stages,
-        objective="greedy",
-        balance="time",
-        batch_size=work.batch_size,
+    return balanced_cut(
+        TrainConfig(
+            model=work.model,
+            data=work.data,
+            stages=stages,
+            objective="greedy",
+            batch_size=work.batch_size,
+        )
     )
-    blueprint = blueprint_of(config)
-    stopwatch = Stopwatch(device=torch.device("cpu"))
-    cut = partitioned(
-        blueprint,
-        cut_of(config),
-        config,
-        lambda: cost_model(blueprint, config, stopwatch, batch_size=config.batch_size),
-    )
-    return to_text(cut.chain, cut.cuts)
 
 
 def measure_own(work: Work, cut: str, objective: str, ranks: int, text: str) -> float:
@@ -197,12 +182,7 @@ def measure_own(work: Work, cut: str, objective: str, ranks: int, text: str) -> 
     config = replace(config, batch_size=work.batch_size, lr=0.01, max_steps=work.steps)
     config = replace(config, epochs=1000, evaluate_every=1000, log_every=LOG_EVERY, data_root=text)
     metrics = common.metrics_over_ranks(ranks, replace(config, drop_last=True))
-    rates = [
-        record["samples_per_second"]
-        for record in metrics
-        if record["event"] == "train" and record["stage"] == ranks
-    ]
-    return float(work.batch_size / statistics.median(rates[NOT_COUNTED:]))
+    return common.seconds_of_a_batch(metrics, ranks, work.batch_size)
 
 
 def alone(work: Work, cut: str, objective: str, ranks: int) -> float:
