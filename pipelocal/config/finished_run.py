@@ -39,6 +39,9 @@ class ExportConfig:
     .safetensors (the same), or .pt2 (a program for torch.export.load, for batches of any size)."""
     heads: bool = False
     """With the auxiliary heads: as heads.STAGE.NAME in a state dict, as one output a stage in a program."""
+    stage: int | None = option(None, limits=Limits(1, 10_000))
+    """Write the network up to this stage, with its head in place of the classifier, as heads.STAGE.NAME in
+    a state dict; by default the whole model."""
     averaged: bool = False
     """Take the averaged weights, of a run with --ema."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,6 +26,30 @@ class Prediction:
     """Probability of the label according to the head that answered, ``[B]``."""
     stage: Tensor
     """Number of the stage whose head answered, from 1, int64 ``[B]``."""
+
+
+class EarlyNetwork(nn.Module):
+    """The bodies up to a stage in sequence, and the head of that stage.
+
+    Args:
+        bodies: the bodies of the stages, in order.
+        head: the head of the last of them.
+    """
+
+    def __init__(self, bodies: list[nn.Module], head: nn.Module) -> None:
+        super().__init__()
+        self.bodies = nn.ModuleList(bodies)
+        self.head = head
+
+    @classmethod
+    def of(cls, run: FinishedRun, stage: int) -> EarlyNetwork:
+        """Build the network of a finished run up to a stage, on the CPU, in evaluation mode."""
+        stages = run.stages(torch.device("cpu"))[:stage]
+        return cls([each.body for each in stages], stages[-1].head).eval()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Compute the head's output, such as logits ``[B, ..., classes]``."""
+        return _through(self.bodies, self.head, inputs)
 
 
 class HeadedNetwork(nn.Module):
@@ -66,10 +90,7 @@ class HeadedNetwork(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Compute the last head's output, such as logits ``[B, ..., classes]``, as the uncut model does."""
-        x = before = pack(inputs[0], inputs[1:])
-        for body in self.bodies:
-            before, x = x, body(x)
-        return call_head(self.heads[-1], x, before)
+        return _through(self.bodies, self.heads[-1], inputs)
 
     def all_logits(self, *inputs: Tensor) -> list[Tensor]:
         """Compute every head's output, such as logits ``[B, ..., classes]``, in order."""
@@ -130,12 +151,40 @@ class HeadedNetwork(nn.Module):
         return Prediction(label=label, confidence=confidence, stage=stage)
 
 
+def _through(bodies: Iterable[nn.Module], head: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+    x = before = pack(inputs[0], tuple(inputs[1:]))
+    for body in bodies:
+        before, x = x, body(x)
+    return call_head(head, x, before)
+
+
 def _rows(tensor: Tensor, *, which: Tensor) -> Tensor:
     return tensor[which]
 
 
-def load(run: str, *, averaged: bool = False) -> nn.Module:
+def load(run: str, *, stage: int | None = None, averaged: bool = False) -> nn.Module:
     """The uncut model of a finished run, in evaluation mode, with the model's own names.
+
+    Args:
+        run: the run's folder.
+        stage: number of a stage, from 1: the network up to it, with its head in place of the classifier. By
+            default, and for the last stage, the whole model.
+        averaged: take the averaged weights, of a run with ``--ema``.
+
+    Raises:
+        UserError: no finished run, one without averaged weights, or a damaged file; there is no such stage,
+            or its head never learnt anything.
+    """
+    finished = FinishedRun(run, averaged=averaged)
+    if stage is not None:
+        finished.check_stage(stage, option="stage")
+        if stage < finished.blueprint.stages:
+            return EarlyNetwork.of(finished, stage)
+    return finished.blueprint.chain.whole_with(finished.plain_state()).eval()
+
+
+def load_with_heads(run: str, *, averaged: bool = False) -> HeadedNetwork:
+    """The network of a finished run with the heads of all its stages, in evaluation mode.
 
     Args:
         run: the run's folder.
@@ -143,14 +192,5 @@ def load(run: str, *, averaged: bool = False) -> nn.Module:
 
     Raises:
         UserError: no finished run, one without averaged weights, or a damaged file.
-    """
-    finished = FinishedRun(run, averaged=averaged)
-    return finished.blueprint.chain.whole_with(finished.plain_state()).eval()
-
-
-def load_with_heads(run: str, *, averaged: bool = False) -> HeadedNetwork:
-    """The network of a finished run with the heads of all its stages, in evaluation mode.
-
-    Arguments and errors as for :func:`load`.
     """
     return HeadedNetwork.of(FinishedRun(run, averaged=averaged))

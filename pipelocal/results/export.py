@@ -13,7 +13,7 @@ from pipelocal.config import ExportConfig
 from pipelocal.errors import UserError
 from pipelocal.models import Chain
 from pipelocal.models.payload import pack
-from pipelocal.results.early_exit import HeadedNetwork
+from pipelocal.results.early_exit import EarlyNetwork, HeadedNetwork
 from pipelocal.results.saved_run import FinishedRun
 from pipelocal.system.files import write_atomically
 from pipelocal.system.paths import check_path
@@ -37,12 +37,21 @@ def export(config: ExportConfig) -> str:
     if not to.parent.is_dir():
         raise UserError(f"--to {to} cannot be written: there is no folder {to.parent}")
     run = FinishedRun(config.run, averaged=config.averaged)
-    content, what = write(run, heads=config.heads)
+    if config.stage is not None:
+        if config.heads:
+            raise UserError(
+                f"--stage {config.stage} is for one head, and --heads for all: leave one of them out"
+            )
+        run.check_stage(config.stage)
+    content, what = write(run, heads=config.heads, stage=config.stage or run.blueprint.stages)
     write_atomically(to, content)
     return f"{to}: {what} of {config.run}"
 
 
-def _state(run: FinishedRun, *, heads: bool) -> tuple[dict[str, Tensor], str]:
+def _state(run: FinishedRun, *, heads: bool, stage: int) -> tuple[dict[str, Tensor], str]:
+    if stage < run.blueprint.stages:
+        state = run.state_up_to(stage)
+        return state, f"{len(state)} tensors of the network up to the head of stage {stage}"
     state = run.plain_state()
     what = f"{len(state)} tensors of the uncut model"
     if not heads:
@@ -52,22 +61,22 @@ def _state(run: FinishedRun, *, heads: bool) -> tuple[dict[str, Tensor], str]:
     return state, f"{what} and {len(more)} of auxiliary heads"
 
 
-def _write_pt(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
-    state, what = _state(run, heads=heads)
+def _write_pt(run: FinishedRun, *, heads: bool, stage: int) -> tuple[bytes, str]:
+    state, what = _state(run, heads=heads, stage=stage)
     # Via a buffer: torch.save would store the file's name in the file.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue(), what
 
 
-def _write_safetensors(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
+def _write_safetensors(run: FinishedRun, *, heads: bool, stage: int) -> tuple[bytes, str]:
     try:
         from safetensors.torch import save
     except ImportError as error:
         raise UserError(
             "--to: .safetensors needs the package safetensors: pip install 'pipelocal[safetensors]'"
         ) from error
-    state, what = _state(run, heads=heads)
+    state, what = _state(run, heads=heads, stage=stage)
     return save(_apart(state)), what
 
 
@@ -118,7 +127,7 @@ class _Logits(nn.Module):
         return self._chain[0].logits(self.model, pack(inputs[0], inputs[1:]))
 
 
-def _write_program(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
+def _write_program(run: FinishedRun, *, heads: bool, stage: int) -> tuple[bytes, str]:
     chain = run.blueprint.chain
     whole: nn.Module = chain.whole_with(run.plain_state())
     module = whole
@@ -127,6 +136,8 @@ def _write_program(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
     dynamic: tuple[object, ...] = (rows,)
     if heads:
         module = _AllHeads(HeadedNetwork.of(run))
+    elif stage < run.blueprint.stages:
+        module = EarlyNetwork.of(run, stage)
     elif len(examples) > 1 or not isinstance(whole.eval()(*examples), Tensor):
         module = _Logits(chain, whole)
     if module is not whole:  # whose forward takes any number
@@ -141,6 +152,8 @@ def _write_program(run: FinishedRun, *, heads: bool) -> tuple[bytes, str]:
             f"--to: torch.export cannot go through this model ({reason}): choose .pt or .safetensors"
         ) from error
     logits = f"logits of {run.blueprint.stages} heads" if heads else "logits"
+    if stage < run.blueprint.stages:
+        logits = f"logits of the head of stage {stage}"
     takes = " and ".join(
         f"{kind.dtype} [batch, {', '.join(map(str, kind.shape))}]" for kind in chain.inputs
     )

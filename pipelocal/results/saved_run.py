@@ -89,13 +89,46 @@ class FinishedRun:
         states = (self._weights(number) for number in self._numbers)
         return plain_state(self.blueprint.chain, states)
 
+    def check_stage(self, stage: int, *, option: str = "--stage") -> None:
+        """Refuse a stage behind which nothing can answer.
+
+        Args:
+            stage: its number, from 1.
+            option: how it was given, for the error.
+
+        Raises:
+            UserError: there is no such stage, or its head never learnt anything.
+        """
+        path, stages = self.folder.path, self.blueprint.stages
+        if not isinstance(stage, int) or not 1 <= stage <= stages:
+            raise UserError(
+                f"{option} {stage}: the run in {path} has {stages} stage(s): give 1 to {stages}"
+            )
+        if self.blueprint.silent(stage):
+            raise UserError(
+                f"{option} {stage}: in the run in {path} the head of this stage never learnt anything, as "
+                f"--freeze-stage {stage}:0 wanted: give another stage"
+            )
+
+    def state_up_to(self, stage: int) -> dict[str, Tensor]:
+        """Return the state dict of the network up to a stage before the last, with its auxiliary head.
+
+        The bodies have the uncut model's names, and the head ``heads.STAGE.NAME``.
+
+        Raises:
+            UserError: a damaged file.
+        """
+        weights = [self._weights(number) for number in self._numbers[:stage]]
+        bodies = self.blueprint.chain.joined_state([each["body"] for each in weights])
+        bodies.update(_named_head(stage, weights[-1]))  # which keeps the module versions
+        return bodies
+
     def auxiliary_heads(self) -> dict[str, Tensor]:
         """Return the parameters of the auxiliary heads, as ``heads.STAGE.NAME``."""
-        return {
-            f"heads.{number}.{name}": value
-            for number in self._numbers[:-1]
-            for name, value in self._weights(number)["head"].items()
-        }
+        heads: dict[str, Tensor] = {}
+        for number in self._numbers[:-1]:
+            heads |= _named_head(number, self._weights(number))
+        return heads
 
     @property
     def _numbers(self) -> range:
@@ -105,6 +138,10 @@ class FinishedRun:
         state = self._states[number - 1]
         weights: dict[str, Any] = state["averaged"] if self._averaged else state
         return weights
+
+
+def _named_head(stage: int, weights: dict[str, Any]) -> dict[str, Tensor]:
+    return {f"heads.{stage}.{name}": value for name, value in weights["head"].items()}
 
 
 def _nothing_left(path: Path, run: Path) -> str:

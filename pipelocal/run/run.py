@@ -387,7 +387,13 @@ class Run:
         if reporter is None:
             return dict(self.control.wait_for("summary"))
         finals, folder = all_finals(reporter, self.placement, self.control), self.folder
-        summary = summarise(self.spec.text, self.world.size, finals, no_ensemble=no_ensemble)
+        summary = summarise(
+            self.spec.text,
+            self.world.size,
+            finals,
+            no_ensemble=no_ensemble,
+            higher_is_better=self.spec.recipe.task.higher_is_better,
+        )
         if folder is not None and snapshots is not None:
             if self.spec.options.trace:  # by now every rank has written its part
                 merge_parts(folder.path, self.world.size)

@@ -59,6 +59,7 @@ def summarise(
     finals: list[dict[str, Any]],
     *,
     no_ensemble: str | None = None,
+    higher_is_better: bool = True,
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``.
 
@@ -67,6 +68,7 @@ def summarise(
         world_size: number of ranks.
         finals: every stage's :func:`final_record`, in any order; one per replica if there are any.
         no_ensemble: why the ensemble's figures are unknown; None if they are known.
+        higher_is_better: whether greater values of the task's first metric are better.
 
     Over replicas, rates and bytes are summed, the busy fraction is averaged, peaks are maxima, and the rest,
     identical on all, is the first replica's; ``replicas`` holds each one's own values.
@@ -95,8 +97,24 @@ def summarise(
         "ensemble": last["ensemble"],
         **accuracies,
         "no_ensemble": no_ensemble,
+        "best_head": _best_head(stages, higher_is_better=higher_is_better),
         "stages": [{k: v for k, v in stage.items() if k not in apart} for stage in stages],
     }
+
+
+def _best_head(stages: list[dict[str, Any]], *, higher_is_better: bool) -> int | None:
+    """Return the stage whose head was best in the last evaluation, the latest of equals; None without one.
+
+    Best is decided by the task's first metric. A head that never trained does not count.
+    """
+    found: dict[int, float] = {}
+    for stage in stages:
+        first = next(
+            (value for name, value in stage["figures"]["eval"].items() if name != "loss"), None
+        )
+        if first is not None and stage["frozen_at"] != 0:
+            found[int(stage["stage"])] = first if higher_is_better else -first
+    return max(found, key=lambda number: (found[number], number), default=None)
 
 
 SUMS = ("samples_per_second", "sent_bytes", "received_bytes", "gradient_bytes")
@@ -120,13 +138,35 @@ def _of_all(finals: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def describe(summary: dict[str, Any], folder: Path | None) -> str:
-    """Return a line for the user, and a second one if the ensemble's figures are unknown."""
+    """Return a line for the user, and one more for each of the following.
+
+    The ensemble's figures are unknown; an earlier head beats the last one.
+    """
     line = (
         f"{_figures(summary)} after {summary['steps']} batches in {summary['seconds']:.1f} s"
         f"{'' if folder is None else f'; run folder {folder}'}"
     )
-    reason = summary.get("no_ensemble")  # runs of earlier versions have none
-    return line if reason is None else f"{line}\n{reason}"
+    # Runs of earlier versions have neither of the two.
+    more = (summary.get("no_ensemble"), _earlier_head(summary, folder))
+    return "\n".join([line, *(each for each in more if each is not None)])
+
+
+def _earlier_head(summary: dict[str, Any], folder: Path | None) -> str | None:
+    """Return what it means that an earlier head beats the last one; None if none does."""
+    stages, best = summary["stages"], summary.get("best_head")
+    if best is None or best == len(stages):
+        return None
+    name = next(name for name in stages[-1]["figures"]["eval"] if name != "loss")
+    value, last = (stages[n - 1]["figures"]["eval"][name] for n in (best, len(stages)))
+    export = (
+        ""
+        if folder is None
+        else f"; pipelocal export {folder} --stage {best} gives the network up to it"
+    )
+    return (
+        f"the head of stage {best} beats the last one ({name} {known(value)}): on this data, so far, the "
+        f"stages behind it gain nothing over {known(last)}{export}"
+    )
 
 
 def _figures(summary: dict[str, Any]) -> str:

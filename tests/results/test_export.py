@@ -89,6 +89,48 @@ def test_a_program_computes_what_the_model_does(run: Path, tmp_path: Path) -> No
             torch.testing.assert_close(list(heads(x)), network.all_logits(x))
 
 
+def test_the_network_up_to_a_stage(run: Path, tmp_path: Path) -> None:
+    """As a module and in every format: the same logits as that head's, and no tensor behind it."""
+    network = pipelocal.load_with_heads(str(run))
+    plain = pipelocal.plain_state_dict(str(run))
+    early = pipelocal.load(str(run), stage=2)
+    x = _samples(run, 3)
+    with torch.no_grad():
+        wanted = network.all_logits(x)[1]
+        assert torch.equal(early(x), wanted)
+        program = torch.export.load(_export(run, tmp_path / "early.pt2", "--stage", "2")).module()
+        torch.testing.assert_close(program(x), wanted)
+    state = torch.load(_export(run, tmp_path / "early.pt", "--stage", "2"), weights_only=True)
+    other = load_file(_export(run, tmp_path / "early.safetensors", "--stage", "2"))
+    assert state.keys() == other.keys()
+    own = state.keys() & plain.keys()
+    assert all(torch.equal(state[name], plain[name]) for name in own)
+    head = network.heads[1].state_dict()
+    assert state.keys() - own == {f"heads.2.{name}" for name in head}
+    assert all(torch.equal(state[f"heads.2.{name}"], value) for name, value in head.items())
+    assert len(state) == len(early.state_dict())
+    last = torch.load(_export(run, tmp_path / "last.pt", "--stage", "3"), weights_only=True)
+    assert last.keys() == plain.keys()
+    assert type(pipelocal.load(str(run), stage=3)) is type(pipelocal.load(str(run)))
+
+
+def test_a_stage_that_cannot_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", "mlp", "--stages", "3", "--freeze-stage", "1:0", "--max-steps", "2"]
+    run = train_alone(options, tmp_path / "run")
+    capsys.readouterr()
+    to = ["--to", str(tmp_path / "model.pt")]
+    for more, said in (
+        (["--stage", "4"], "has 3 stage(s): give 1 to 3"),
+        (["--stage", "1"], "never learnt anything"),
+        (["--stage", "2", "--heads"], "leave one of them out"),
+    ):
+        assert cli.run(["export", str(run), *to, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "model.pt").exists()
+    with pytest.raises(pipelocal.UserError, match="give 1 to 3"):
+        pipelocal.load(str(run), stage=0)
+
+
 @pytest.mark.parametrize(
     ("to", "said"),
     [
