@@ -4,7 +4,9 @@ A setting is a model, its number of stages and an optimizer; a cell is a head an
 in a setting. Rounds, each of which builds on the runs of those before it:
 
 screen
-    one setting, one seed: every head, distance, weight, on every batch and on every eighth
+    one setting, one seed: every head and distance, the likeliest weights, every batch and every eighth
+fine
+    further weights there
 vary
     what looks best for each head there, with other schedules, and in the last stages only
 carry
@@ -33,7 +35,7 @@ LEARNING: dict[tuple[str, str], dict[str, Any]] = {
 }
 """Learning rate and the like, by model and optimizer: usual values, the same for every objective."""
 
-ROUNDS = ("screen", "vary", "carry", "repeat")
+ROUNDS = ("screen", "fine", "vary", "carry", "repeat")
 OFTEN, SELDOM = 1, 8
 """Reconciled is every batch, on all rows; or every eighth, on half of them."""
 
@@ -143,7 +145,7 @@ FURTHER = (
     *(("cosine", 0.001), ("squared", 1e-4), ("relative", 0.1), ("squared", 1e-1)),
     *(("squared", 1e-5), ("relative", 0.001), ("squared", 1e-6)),
 )
-"""Distances and weights, those that say most first, so that a study that was stopped is of use."""
+"""Distances and weights of the rounds ``screen`` and ``fine``."""
 
 
 def bases(setting: Setting, heads: Sequence[str]) -> list[Cell]:
@@ -155,21 +157,29 @@ def bases(setting: Setting, heads: Sequence[str]) -> list[Cell]:
 
 def screened(heads: Sequence[str]) -> list[Cell]:
     """The round ``screen``."""
-    cells = bases(MAIN, heads)
-    for pairs in (FIRST, FURTHER):
-        for every in (OFTEN, SELDOM):
-            for distance, weight in pairs:
-                cells += [
-                    Cell(head=head, distance=distance, weight=weight, every=every) for head in heads
-                ]
-    return cells
+    return [*bases(MAIN, heads), *weighted(FIRST, heads)]
+
+
+def weighted(pairs: Sequence[tuple[str, float]], heads: Sequence[str]) -> list[Cell]:
+    """Cells of the main setting, on every batch and on every eighth.
+
+    Args:
+        pairs: distances and weights.
+        heads: heads.
+    """
+    return [
+        Cell(head=head, distance=distance, weight=weight, every=every)
+        for every in (OFTEN, SELDOM)
+        for distance, weight in pairs
+        for head in heads
+    ]
 
 
 def varied(best: Sequence[Cell]) -> list[Cell]:
     """The round ``vary``.
 
     Args:
-        best: of the round ``screen``, of every head.
+        best: of the rounds before, of every head.
     """
     changes: tuple[dict[str, Any], ...] = (
         *({"schedule": "late"}, {"where": "last"}, {"schedule": "decay"}),

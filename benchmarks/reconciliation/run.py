@@ -63,7 +63,7 @@ def main() -> None:
         results=[*rows, *costs, *summaries],
         targets=targets,
     )
-    if rows:
+    if any(row["cosine"] is not None for row in rows):
         plot(rows, options.json.with_suffix(".png"))
 
 
@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--json", type=Path, required=True, metavar="FILE", help="result file; the plot is beside")
     add("--quick", action="store_true", help="a short form of under 3 minutes, on digits")
     add("--parts", nargs="+", default=PARTS, choices=PARTS, help="what to measure (all)")
-    add("--rounds", nargs="+", default=grid.ROUNDS, choices=grid.ROUNDS, help="of the study (all)")
+    add("--rounds", nargs="+", default=grid.ROUNDS, choices=grid.ROUNDS, help="to train (all)")
     add("--heads", nargs="+", default=list(grid.HEADS), choices=grid.HEADS, help="which (all)")
     add("--forms", nargs="+", default=[], help="screen these forms only, by name")
     add("--seed", type=int, default=0, help="of the screening rounds (%(default)s)")

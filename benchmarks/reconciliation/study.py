@@ -41,53 +41,60 @@ class Study:
     def run(self) -> list[Row]:
         """Go through the rounds; a row for each cell of which there is a run."""
         options, screening = self._options, [self._options.seed]
-        if "screen" in options.rounds:
-            cells = [cell for cell in grid.screened(options.heads) if self._wanted(cell)]
-            self.train("screen", cells, screening)
-        if "vary" in options.rounds:
-            best = [
-                cell
-                for head in options.heads
-                for cell in self.best(BEST_OF_A_HEAD, most=BEST_OF_A_HEAD, head=head)
-            ]
-            self.train("vary", grid.varied(best), screening)
-        if "carry" in options.rounds:
-            self.train("carry", grid.carried(options.heads), screening)
-        if "repeat" in options.rounds:
-            chosen = self.best(options.repeat, most=MOST_OF_A_HEAD)
-            if ALWAYS_REPEATED in self._outcomes and ALWAYS_REPEATED not in chosen:
-                chosen.append(ALWAYS_REPEATED)
-            pairs = [each for cell in chosen for each in (cell.base, cell)]
-            bases = [Cell(setting=cell.setting, objective="bp") for cell in chosen]
-            self.train("repeat", dict.fromkeys([*pairs, *bases]), options.seeds)
+        wanted = [cell for cell in grid.screened(options.heads) if self._wanted(cell)]
+        self.train("screen", wanted, screening)
+        self.train("fine", grid.weighted(grid.FURTHER, options.heads), screening)
+        best = [
+            cell
+            for head in options.heads
+            for cell in self.best(BEST_OF_A_HEAD, most=BEST_OF_A_HEAD, head=head)
+        ]
+        self.train("vary", grid.varied(best), screening)
+        self.train("carry", grid.carried(options.heads), screening)
+        chosen = self.best(options.repeat, most=MOST_OF_A_HEAD)
+        if ALWAYS_REPEATED in self._outcomes and ALWAYS_REPEATED not in chosen:
+            chosen.append(ALWAYS_REPEATED)
+        pairs = [each for cell in chosen for each in (cell.base, cell)]
+        bases = [Cell(setting=cell.setting, objective="bp") for cell in chosen]
+        self.train("repeat", dict.fromkeys([*pairs, *bases]), options.seeds)
         return [self.row(cell) for cell in self._outcomes]
 
     def train(self, name: str, cells: Iterable[Cell], seeds: Sequence[int]) -> None:
-        """Train each cell on each seed, apart from what is kept of earlier runs."""
+        """Train each cell on each seed, apart from what is kept of earlier runs.
+
+        Of a round that is not to be done, only what is kept counts.
+        """
         wanted = [(cell, seed) for seed in seeds for cell in cells]
-        todo: list[tuple[Cell, int]] = []
         keep = self._options.keep
+        todo: dict[
+            TrainConfig, list[tuple[Cell, int]]
+        ] = {}  # bp is the same with any number of stages
         for cell, seed in wanted:
-            outcome = None if keep is None else common.kept_run(self.config(cell, seed), keep)
+            config = self.config(cell, seed)
+            outcome = None if keep is None else common.kept_run(config, keep)
             if outcome is None:
-                todo.append((cell, seed))
+                todo.setdefault(config, []).append((cell, seed))
             else:
                 self._outcomes.setdefault(cell, {})[seed] = outcome
-        print(f"{name}: {len(wanted)} runs, {len(todo)} of them to do", flush=True)
-        if self._options.only_kept:
+        if self._options.only_kept or name not in self._options.rounds:
+            print(
+                f"{name}: {sum(map(len, todo.values()))} of {len(wanted)} runs are missing",
+                flush=True,
+            )
             return
-        started = common.train_each(
-            [self.config(cell, seed) for cell, seed in todo], jobs=self._options.jobs, keep=keep
-        )
+        print(f"{name}: {len(wanted)} runs, {len(todo)} of them to do", flush=True)
+        started = common.train_each(list(todo), jobs=self._options.jobs, keep=keep)
         for finished, (index, outcome) in enumerate(started, start=1):
-            cell, seed = todo[index]
+            of_run = list(todo.values())[index]
+            cell, seed = of_run[0]
+            what = f"{cell.setting}, {cell.head}, {cell.form}, seed {seed}"
             if isinstance(outcome, Failure) and not outcome.diverged:
-                what = f"{cell.setting}, {cell.head}, {cell.form}, seed {seed}"
                 raise BenchmarkError(f"{what}, exit code {outcome.code}: {outcome.reason}")
-            self._outcomes.setdefault(cell, {})[seed] = outcome
+            for cell, seed in of_run:
+                self._outcomes.setdefault(cell, {})[seed] = outcome
             gain = self.gain(cell, seed)
             print(
-                f"{finished}/{len(todo)}  {cell.setting}, {cell.head}, {cell.form}, seed {seed}: "
+                f"{finished}/{len(todo)}  {what}: "
                 f"{'diverged' if isinstance(outcome, Failure) else f'{percent(outcome):.2f}'}"
                 f"{'' if gain is None else f' ({gain:+.2f})'}",
                 flush=True,
