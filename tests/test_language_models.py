@@ -107,10 +107,6 @@ BAD: dict[str, tuple[list[str], str]] = {
         "model 'resnet8' takes images or vectors, but data set 'text16' holds tokens: choose.*gpt",
     ),
     "a head for images": (["--head", "conv"], "head 'conv' wants features .*--head linear"),
-    "a head for whole samples": (
-        ["--head", "linear-fixed"],
-        r"makes \[256\] of features \[16, 128\].*wants outputs \[16, 256\]: choose --head linear",
-    ),
     "a classifier for whole samples": (
         ["--model", "OWN", "--stages", "1"],
         r"the classifier 'out' makes outputs \[B, 256\], but NextToken .*\[B, 16, 256\]",

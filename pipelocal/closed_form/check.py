@@ -42,7 +42,7 @@ def check_stage(
             )
         raise UserError(
             f"stage {stage}: head '{head_name}' has no closed form ({reason}): with --bp-free choose "
-            f"--head linear or linear-fixed"
+            f"--head linear"
         )
     _check_layers(body, stage=stage, units=units)
 

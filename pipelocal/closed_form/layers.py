@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from pipelocal.closed_form.form import ClosedForm, Kept, accumulate, closed_form_of
-from pipelocal.heads.fixed import FixedPooledLinear
 from pipelocal.models.layers import PooledLinear
 
 
@@ -110,30 +109,6 @@ class PooledLinearForm(ClosedForm[PooledLinear]):
         accumulate(linear.weight, lambda: upstream.T @ mean)
         accumulate(linear.bias, lambda: upstream.sum(0))
         return spread(upstream @ linear.weight, shape) if wants_input else None
-
-
-@closed_form_of(FixedPooledLinear)
-class FixedPooledLinearForm(ClosedForm[FixedPooledLinear]):
-    """:class:`PooledLinearForm` with a W that is not trained, and no bias."""
-
-    weighted = True
-
-    def forward(
-        self,
-        module: FixedPooledLinear,
-        x: Tensor,
-        *,
-        moves_buffers: bool,
-    ) -> tuple[Tensor, Kept]:
-        """See :class:`ClosedForm`."""
-        return F.linear(_pooled(x), module.weight), (x.shape,)
-
-    def backward(
-        self, module: FixedPooledLinear, kept: Kept, upstream: Tensor, *, wants_input: bool
-    ) -> Tensor | None:
-        """See :class:`ClosedForm`."""
-        (shape,) = kept
-        return spread(upstream @ module.weight, shape) if wants_input else None
 
 
 def spread(gradient: Tensor, shape: torch.Size) -> Tensor:

@@ -22,7 +22,6 @@ from pipelocal.errors import UserError
 from pipelocal.heads.conv import conv
 from pipelocal.heads.dgl import dgl
 from pipelocal.heads.downstream import Downstream, downstream
-from pipelocal.heads.fixed import linear_fixed
 from pipelocal.heads.linear import linear
 from pipelocal.heads.mlp import mlp
 from pipelocal.heads.names import HeadBuilder, HeadRegistry
@@ -42,7 +41,6 @@ HEADS.register("conv")(conv)
 HEADS.register("dgl")(dgl)
 HEADS.register("downstream")(downstream)
 HEADS.register("twin")(partial(downstream, twin=True))
-HEADS.register("linear-fixed")(linear_fixed)
 
 
 def build_head(

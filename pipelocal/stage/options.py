@@ -37,7 +37,7 @@ class ComputeOptions:
     Batches that sgr reconciles are updated at their end, as without it."""
     bp_free: bool = False
     """Form every gradient by its written-out formula, without autograd: one layer a stage (linear or
-    convolution, with its norm and activation), heads linear or linear-fixed."""
+    convolution, with its norm and activation), head linear."""
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:

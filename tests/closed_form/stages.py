@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal.closed_form import ClosedFormStage
-from pipelocal.heads.fixed import FixedPooledLinear
 from pipelocal.models.layers import PooledLinear
 from pipelocal.objective import FirstOrderReconciliation, Greedy, Reconciliation
 from pipelocal.seeding import seeded
@@ -29,11 +28,6 @@ OBJECTIVES: Objectives = {
     "greedy": Greedy,
     "sgr on all rows": reconciling,
     "sgr on some rows": lambda: reconciling(fraction=0.5),
-}
-
-HEADS = {
-    "linear": lambda channels, classes: PooledLinear((channels,), classes),
-    "linear-fixed": FixedPooledLinear,
 }
 
 ROWS, CLASSES = 9, 4
@@ -55,12 +49,11 @@ class Pair:
         return self.autograd, self.closed
 
 
-def make_pair(body: str, head: str, objective: str) -> Pair:
+def make_pair(body: str, objective: str) -> Pair:
     """Both stages, and a batch.
 
     Args:
         body: ``dense`` or ``conv``.
-        head: a key of :data:`HEADS`.
         objective: a key of :data:`OBJECTIVES`.
     """
     with seeded(0, "closed form"):
@@ -71,7 +64,7 @@ def make_pair(body: str, head: str, objective: str) -> Pair:
             conv = nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=False)
             layers = [conv, nn.BatchNorm2d(6), nn.ReLU()]
             x = torch.randn(ROWS, 3, 6, 6)
-        unit, made_head = nn.Sequential(*layers).double(), HEADS[head](6, CLASSES).double()
+        unit, made_head = nn.Sequential(*layers).double(), PooledLinear((6,), CLASSES).double()
         target = torch.randint(CLASSES, (ROWS,))
         delta = torch.randn(x.shape).double() / ROWS
     stages = [

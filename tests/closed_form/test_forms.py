@@ -12,7 +12,6 @@ from torch import Tensor, autograd, nn
 from pipelocal.closed_form.form import ClosedForm, accumulate, closed_form_of, refusal
 from pipelocal.closed_form.loss import cross_entropy_with_gradient
 from pipelocal.closed_form.run import ClosedRun
-from pipelocal.heads.fixed import FixedPooledLinear
 from pipelocal.models.layers import PooledLinear
 from pipelocal.tasks.classification import cross_entropy
 
@@ -44,8 +43,6 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "pooling to one": (nn.AdaptiveAvgPool2d(1), (2, 3, 4, 2)),
     "pooled linear head": (PooledLinear((3, 4, 2), 5), (2, 3, 4, 2)),
     "pooled linear head on vectors": (PooledLinear((5,), 4), (6, 5)),
-    "fixed head": (FixedPooledLinear(3, 5), (2, 3, 4, 2)),
-    "fixed head on vectors": (FixedPooledLinear(5, 4), (6, 5)),
     "row": (
         nn.Sequential(
             nn.Sequential(nn.Conv2d(2, 3, 3, stride=2), nn.BatchNorm2d(3)),

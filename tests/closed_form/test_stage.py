@@ -17,11 +17,10 @@ from pipelocal.pipeline.bp_gap import BackPropagationGap
 from pipelocal.stage.memory import model_tensors
 from pipelocal.stage.stage import Stage
 from pipelocal.telemetry.memory import SavedBytes
-from tests.closed_form.stages import HEADS, OBJECTIVES, Pair, make_pair, reconciling
+from tests.closed_form.stages import OBJECTIVES, Pair, make_pair, reconciling
 from tests.objective.stages import RecordingDistance, gradients, same_bits, weights
 
 BODIES = pytest.mark.parametrize("body", ["dense", "conv"])
-HEAD_NAMES = pytest.mark.parametrize("head", HEADS)
 OBJECTIVE_NAMES = pytest.mark.parametrize("objective", OBJECTIVES)
 
 
@@ -35,11 +34,10 @@ def _to_gradients(stage: Stage, pair: Pair) -> tuple[Tensor, Tensor, dict[str, T
 
 
 @BODIES
-@HEAD_NAMES
 @OBJECTIVE_NAMES
-def test_one_batch_equals_autograd(body: str, head: str, objective: str) -> None:
+def test_one_batch_equals_autograd(body: str, objective: str) -> None:
     """A difference quotient divides rounding by its step, a millionth; hence fewer digits for sgr."""
-    pair = make_pair(body, head, objective)
+    pair = make_pair(body, objective)
     rtol = 1e-10 if objective == "greedy" else 1e-7
     (out, delta, expected), (our_out, our_delta, ours) = (
         _to_gradients(stage, pair) for stage in pair.both
@@ -68,18 +66,17 @@ def test_one_batch_equals_autograd(body: str, head: str, objective: str) -> None
 
 
 @BODIES
-@HEAD_NAMES
-def test_reconciliation_is_no_bystander_in_these_tests(body: str, head: str) -> None:
+def test_reconciliation_is_no_bystander_in_these_tests(body: str) -> None:
     plain, reconciled = (
         _to_gradients(pair.closed, pair)[2]
-        for pair in (make_pair(body, head, name) for name in ("greedy", "sgr on all rows"))
+        for pair in (make_pair(body, name) for name in ("greedy", "sgr on all rows"))
     )
     assert any((reconciled[n] - plain[n]).norm() > 0.02 * plain[n].norm() for n in plain)
 
 
 @BODIES
 def test_eta_equals_autograd(body: str) -> None:
-    pair = make_pair(body, "linear", "sgr on all rows")
+    pair = make_pair(body, "sgr on all rows")
     found = []
     for stage in pair.both:
         recorder = RecordingDistance(cosine)
@@ -91,11 +88,10 @@ def test_eta_equals_autograd(body: str) -> None:
 
 
 @BODIES
-@HEAD_NAMES
 @OBJECTIVE_NAMES
-def test_several_steps_equal_autograd(body: str, head: str, objective: str) -> None:
+def test_several_steps_equal_autograd(body: str, objective: str) -> None:
     """Also with batches that are not reconciled in between, as under --reconcile-every."""
-    pair = make_pair(body, head, objective)
+    pair = make_pair(body, objective)
     for stage in pair.both:
         generator = torch.Generator().manual_seed(2)
         for step in range(6):
@@ -105,9 +101,9 @@ def test_several_steps_equal_autograd(body: str, head: str, objective: str) -> N
     before, after = (weights(stage) for stage in pair.both)
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=1e-9, atol=1e-9, msg=name)
-    first = weights(make_pair(body, head, objective).closed)
+    first = weights(make_pair(body, objective).closed)
     moved = {name for name in first if not torch.equal(first[name], after[name])}
-    assert moved == first.keys() - {"head.weight"}  # the fixed head's, which is a buffer
+    assert moved == first.keys()
 
 
 @contextmanager
@@ -125,7 +121,7 @@ def _no_graph() -> Iterator[None]:
 @OBJECTIVE_NAMES
 def test_no_graph_is_made(body: str, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not for a layer, a head or the loss; the distance alone may have one."""
-    pair = make_pair(body, "linear", objective)
+    pair = make_pair(body, objective)
     direction = FirstOrderReconciliation._direction
 
     def with_graph(self: FirstOrderReconciliation, eta: Tensor, message: Tensor) -> object:
@@ -147,7 +143,7 @@ def test_no_graph_is_made(body: str, objective: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("reconciled", [False, True])
 def test_nothing_of_a_batch_is_kept_beyond_it(reconciled: bool) -> None:
-    pair = make_pair("conv", "linear", "sgr on all rows")
+    pair = make_pair("conv", "sgr on all rows")
     pair.closed.step(pair.x, pair.target, pair.delta if reconciled else None)
     stage = pair.closed
     assert (stage._pass, stage._body_run, stage._delta, stage._logits) == (None, None, None, None)
@@ -156,7 +152,7 @@ def test_nothing_of_a_batch_is_kept_beyond_it(reconciled: bool) -> None:
 
 def test_what_a_batch_keeps_is_counted() -> None:
     """Input, normalised values and output of the ReLU; the head's mean; deviations of 6 channels."""
-    pair = make_pair("conv", "linear", "greedy")
+    pair = make_pair("conv", "greedy")
     pair.closed.forward(pair.x)
     pair.closed.output_gradient(pair.target)
     maps = 9 * 6 * 3 * 3
@@ -187,7 +183,7 @@ def test_the_output_has_memory_of_its_own() -> None:
 
 
 def test_gap_to_back_propagation_of_a_last_stage_is_nothing() -> None:
-    pair = make_pair("conv", "linear", "greedy")
+    pair = make_pair("conv", "greedy")
     gap = BackPropagationGap([pair.closed])
     gap.begin(pair.x, pair.target)
     pair.closed.forward(pair.x)
@@ -202,7 +198,7 @@ def test_gap_to_back_propagation_of_a_last_stage_is_nothing() -> None:
 def test_a_step_is_repeatable() -> None:
     ends = []
     for _ in range(2):
-        pair = make_pair("conv", "linear", "sgr on some rows")
+        pair = make_pair("conv", "sgr on some rows")
         for _ in range(3):
             pair.closed.step(pair.x, pair.target, pair.delta)
         ends.append(weights(pair.closed))
@@ -210,9 +206,8 @@ def test_a_step_is_repeatable() -> None:
 
 
 @BODIES
-@HEAD_NAMES
-def test_frozen_it_feeds_as_with_autograd(body: str, head: str) -> None:
-    pair = make_pair(body, head, "sgr on all rows")
+def test_frozen_it_feeds_as_with_autograd(body: str) -> None:
+    pair = make_pair(body, "sgr on all rows")
     before = {}
     for stage in pair.both:
         for _ in range(2):

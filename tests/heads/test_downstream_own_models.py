@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,3 +145,25 @@ def test_a_head_takes_the_mask_that_the_units_take() -> None:
     one, other = head.eval()((features, mask)), head((features.clone(), mask.clone()))
     assert one.shape == (2, 5)
     assert torch.equal(one, other)
+
+
+def test_a_head_without_parameters_trains_the_body_alone() -> None:
+    """A user's own: weights that are buffers are kept with the stage, and stay as they are."""
+
+    class Fixed(nn.Module):
+        def __init__(self, shape: Shape, classes: int) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.randn(classes, *shape))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.get_buffer("weight"))
+
+    blueprint = blueprint_of(TrainConfig(model=f"{__name__}:in_place", cut="1"), info=VECTORS)
+    blueprint = replace(blueprint, recipe=replace(blueprint.recipe, head=Fixed))
+    stage = blueprint.build_stage(1, device=CPU, total_steps=1)
+    before = {name: value.clone() for name, value in stage.head.state_dict().items()}
+    weight = next(stage.body.parameters()).clone()
+    stage.step(torch.randn(4, 6), torch.randint(3, (4,)))
+    assert list(before) == ["weight"]
+    assert torch.equal(stage.head.state_dict()["weight"], before["weight"])
+    assert not torch.equal(next(stage.body.parameters()), weight)

@@ -40,7 +40,6 @@ def test_a_linear_map_of_each_pixel_and_then_interpolation() -> None:
     [
         ("linear", (6,), r"outputs \[3, 8, 10\] want a model that passes on images \[C, H, W\]"),
         ("dgl", (6, 8, 10), r"one answer for all pixels, .* \[3, 8, 10\]: choose --head conv"),
-        ("linear-fixed", (6, 8, 10), r"makes \[3\] of features .* wants outputs \[3, 8, 10\]"),
     ],
 )
 def test_what_does_not_fit(name: str, feature_shape: tuple[int, ...], said: str) -> None:

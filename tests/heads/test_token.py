@@ -75,12 +75,6 @@ def test_linear_is_what_features_and_labels_ask_for(
     [
         ("linear", TOKENS, (4,), r"makes \[5, 3\].*wants outputs \[4, 3\]: choose --head lin"),
         ("mlp", TOKENS, (4,), r"makes \[5, 3\].*wants outputs \[4, 3\]"),
-        (
-            "linear-fixed",
-            TOKENS,
-            (5,),
-            r"makes \[3\] of features \[5, 6\].*\[5, 3\]: choose --head",
-        ),
         ("linear", (6,), (5,), r"outputs \[5, 3\] want a model that passes on tokens \[T, C\]"),
         ("conv", TOKENS, (5,), "choose --head linear"),
         ("dgl", TOKENS, (), r"'dgl' wants features \[C, H, W\].*\[5, 6\]: choose --head linear"),
