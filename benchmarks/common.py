@@ -161,6 +161,23 @@ def write_result(
     path.write_text(to_json(content, indent=2) + "\n")
 
 
+FIGURES, END = "<!-- figures -->", "<!-- end -->"
+"""The lines of a README between which a script writes its tables."""
+
+
+def put_into(readme: Path, text: str) -> None:
+    """Write tables between the two lines of a README that are there for it.
+
+    Raises:
+        BenchmarkError: it has no such lines.
+    """
+    before, begin, rest = readme.read_text().partition(FIGURES)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise BenchmarkError(f"{readme} has no place for figures: put in lines {FIGURES} and {END}")
+    readme.write_text(f"{before}{FIGURES}\n\n{text}\n\n{END}{after}")
+
+
 # Runs of pipelocal
 
 
@@ -169,6 +186,8 @@ class Run:
     """A finished run of ``pipelocal train``."""
 
     config: TrainConfig
+    folder: Path
+    """The run's folder; without ``keep`` it goes when :func:`train_each` ends."""
     summary: dict[str, Any]
     """The content of ``summary.json``."""
     metrics: list[dict[str, Any]]
@@ -438,6 +457,7 @@ def _collect(config: TrainConfig, folder: Path) -> Run | Failure:
     metrics = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     return Run(
         config=config,
+        folder=folder / "run",
         summary=json.loads((folder / "run" / "summary.json").read_text()),
         metrics=[json.loads(line) for line in metrics],
     )

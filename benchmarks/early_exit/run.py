@@ -1,20 +1,18 @@
 """Early answers: accuracy against mean computation per sample, as the wanted confidence varies.
 
 Every stage has a head, so a sample can be answered by the first one that is confident enough. Held
-against what one could do without that: stop all samples behind the same stage::
+against what one could do without that: stop all samples behind the same stage. For several kinds of heads::
 
     python benchmarks/early_exit/run.py --quick --json early_exit.json
-    python benchmarks/early_exit/run.py --json early_exit.json
+    python benchmarks/early_exit/run.py --data-root DIR --json early_exit.json
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pipelocal
 from benchmarks import common
-from benchmarks.common import Target
+from benchmarks.common import BenchmarkError, Failure, Run, Target
 from pipelocal.config import TrainConfig
-from pipelocal.config.training import train
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.ranks.host import set_up_host
@@ -49,34 +46,48 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="result file to write")
     parser.add_argument("--quick", action="store_true", help="a short form of under 3 minutes")
     parser.add_argument("--model", default="resnet8")
-    parser.add_argument("--data", default="digits")
+    parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--data-root", help="folder of the data set's files")
     parser.add_argument("--train-samples", type=int)
     parser.add_argument("--stages", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--objectives", nargs="+", default=["greedy", "sgr"])
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--objective", default="greedy")
+    parser.add_argument("--heads", nargs="+", default=["linear", "downstream"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep runs, and go on from those")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="a README, for the table")
     options = parser.parse_args()
     if options.quick:
-        options.epochs, options.seeds, options.objectives = 4, [0], ["sgr"]
+        options.data, options.epochs, options.seeds, options.batch_size = "digits", 4, [0], 64
     common.check_writable(options.json)
     set_up_host(1)
+    configs = [
+        TrainConfig(
+            model=options.model,
+            data=options.data,
+            data_root=options.data_root,
+            train_samples=options.train_samples,
+            batch_size=options.batch_size,
+            stages=options.stages,
+            epochs=options.epochs,
+            objective=options.objective,
+            head=head,
+            seed=seed,
+            device="cpu",
+        )
+        for head in options.heads
+        for seed in options.seeds
+    ]
     rows: list[Row] = []
-    for objective in options.objectives:
-        for seed in options.seeds:
-            config = TrainConfig(
-                model=options.model,
-                data=options.data,
-                data_root=options.data_root,
-                train_samples=options.train_samples,
-                stages=options.stages,
-                epochs=options.epochs,
-                objective=objective,
-                seed=seed,
-                plain=True,
-            )
-            rows += measure(config)
-            print(f"{objective}, seed {seed}: done", flush=True)
+    for index, run in common.train_each(configs, jobs=options.jobs, keep=options.keep):
+        config = configs[index]
+        if isinstance(run, Failure):
+            raise BenchmarkError(f"{config.head}, seed {config.seed}: {run.reason}")
+        rows += measure(run)
+        print(f"{config.head}, seed {config.seed}: done", flush=True)
+    rows.sort(key=lambda row: (options.heads.index(row["head"]), row["seed"]))
     targets = make_targets(rows)
     show(rows)
     common.print_targets(targets)
@@ -87,23 +98,22 @@ def main() -> None:
         targets=targets,
     )
     plot(rows, options.json.with_suffix(".png"))
+    if options.into is not None:
+        common.put_into(options.into, markdown(rows))
 
 
-def measure(config: TrainConfig) -> list[Row]:
-    """Train once; a row for every confidence, and for every stage behind which all samples stop."""
-    with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
-        out = str(Path(scratch, "run"))
-        with Path(scratch, "log").open("w") as log:
-            train(replace(config, out=out), stream=log)
-        network = pipelocal.load_with_heads(out)
+def measure(run: Run) -> list[Row]:
+    """Return a row for every confidence, and for every stage behind which all samples stop."""
+    config = run.config
+    network = pipelocal.load_with_heads(str(run.folder))
     dataset = load_dataset(config.data, root=config.data_root, seed=config.seed)
     batches = list(BatchStream(dataset, batch_size=config.batch_size, seed=config.seed).test())
     x, target = (
         torch.cat(parts) for parts in zip(*((b.x, b.target) for b in batches), strict=True)
     )
     costs = cumulative_operations(network, x[:1])
-    what = {"model": config.model, "data": config.data, "objective": config.objective}
-    base: Row = {**what, "seed": config.seed}
+    names = ("model", "data", "objective", "head", "epochs", "seed")
+    base: Row = {name: getattr(config, name) for name in names}
     rows = [
         {**base, "rule": f"all behind stage {number}", "accuracy": accuracy, "computation": share}
         for number, (accuracy, share) in enumerate(
@@ -175,16 +185,22 @@ def answered(network: HeadedNetwork, x: Tensor, until: float) -> tuple[pipelocal
 
 def make_targets(rows: Sequence[Row]) -> list[Target]:
     """The least computation at (nearly) the last head's accuracy; medians over seeds."""
-    targets = []
-    for objective in dict.fromkeys(row["objective"] for row in rows):
-        own = [row for row in rows if row["objective"] == objective]
-        seeds = list(dict.fromkeys(row["seed"] for row in own))
-        of_seed = [[row for row in own if row["seed"] == seed] for seed in seeds]
-        for what, early in (("early answers", True), ("all behind one stage", False)):
-            least = statistics.median(_least(rows_of, early) for rows_of in of_seed)
-            name = f"{objective}, {what}: computation at the last head's accuracy less {NEARLY:g}"
-            targets.append(common.reported(name, least))
-    return targets
+    return [
+        common.reported(
+            f"{head}, {what}: computation at the last head's accuracy less {NEARLY:g}",
+            least_of(rows, head, early),
+        )
+        for head in dict.fromkeys(row["head"] for row in rows)
+        for what, early in (("early answers", True), ("all behind one stage", False))
+    ]
+
+
+def least_of(rows: Sequence[Row], head: str, early: bool) -> float:
+    """The least computation of one kind of head, the median over seeds."""
+    own = [row for row in rows if row["head"] == head]
+    seeds = dict.fromkeys(row["seed"] for row in own)
+    of_seed = [[row for row in own if row["seed"] == seed] for seed in seeds]
+    return statistics.median(_least(rows_of, early) for rows_of in of_seed)
 
 
 def _least(rows: Sequence[Row], early: bool) -> float:
@@ -199,19 +215,39 @@ def _least(rows: Sequence[Row], early: bool) -> float:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """A line for each objective and rule: medians over seeds."""
-    lines = []
-    for objective, rule in dict.fromkeys((row["objective"], row["rule"]) for row in rows):
-        own = [row for row in rows if (row["objective"], row["rule"]) == (objective, rule)]
-        times = [row["time"] for row in own if "time" in row]
-        accuracy, computation = (
-            statistics.median(row[key] for row in own) for key in ("accuracy", "computation")
-        )
-        time_text = f"{statistics.median(times):.2f}" if times else "-"
-        lines.append((objective, rule, f"{accuracy:.4f}", f"{computation:.3f}", time_text))
-    common.print_table(
-        "early answers", ("objective", "rule", "accuracy", "computation", "time"), lines
+    """A line for each kind of head and rule: medians over seeds."""
+    lines = [
+        (head, rule, *medians(rows, head, rule))
+        for head, rule in dict.fromkeys((row["head"], row["rule"]) for row in rows)
+    ]
+    common.print_table("early answers", ("head", "rule", "accuracy", "computation", "time"), lines)
+
+
+def medians(rows: Sequence[Row], head: str, rule: str) -> tuple[str, str, str]:
+    """Accuracy, computation and time over the seeds, as text."""
+    own = [row for row in rows if (row["head"], row["rule"]) == (head, rule)]
+    times = [row["time"] for row in own if "time" in row]
+    accuracy, computation = (
+        statistics.median(row[key] for row in own) for key in ("accuracy", "computation")
     )
+    time_text = f"{statistics.median(times):.2f}" if times else "-"
+    return f"{accuracy:.4f}", f"{computation:.3f}", time_text
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table for the README: a line for each rule, three columns for each kind of head."""
+    heads = list(dict.fromkeys(row["head"] for row in rows))
+    columns = [f"{head}: {what}" for head in heads for what in ("accuracy", "computation", "time")]
+    lines = [f"| answered | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
+    for rule in dict.fromkeys(row["rule"] for row in rows):
+        figures = [each for head in heads for each in medians(rows, head, rule)]
+        lines.append(f"| {rule} | {' | '.join(figures)} |")
+    lines += ["", f"| | {' | '.join(heads)} |", f"| --- |{' --- |' * len(heads)}"]
+    for what, early in (("early answers", True), ("all behind one stage", False)):
+        least = [f"{least_of(rows, head, early):.3f}" for head in heads]
+        name = f"least computation at the last head's accuracy less {NEARLY:g}: {what}"
+        lines.append(f"| {name} | {' | '.join(least)} |")
+    return "\n".join(lines)
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -220,14 +256,14 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     if pyplot is None:
         return
     figure, axes = pyplot.subplots(figsize=(6, 4))
-    for objective in dict.fromkeys(row["objective"] for row in rows):
+    for head in dict.fromkeys(row["head"] for row in rows):
         for early, mark, what in ((True, "o", "early answers"), (False, "x", "behind one stage")):
-            own = [r for r in rows if r["objective"] == objective and ("until" in r) == early]
+            own = [r for r in rows if r["head"] == head and ("until" in r) == early]
             axes.plot(
                 [row["computation"] for row in own],
                 [row["accuracy"] for row in own],
                 mark,
-                label=f"{objective}, {what}",
+                label=f"{head}, {what}",
                 alpha=0.7,
             )
     least = min(row["accuracy"] for row in rows if "until" in row)

@@ -1,4 +1,4 @@
-"""Tables of the study's result for its README, between the lines ``<!-- study -->`` and ``<!-- end -->``::
+"""Tables of the study's result, for its README::
 
 python benchmarks/reconciliation/tables.py study.json
 python benchmarks/reconciliation/tables.py study.json --into benchmarks/reconciliation/README.md
@@ -15,9 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import common
-from benchmarks.common import BenchmarkError
 
-BEGIN, END = "<!-- study -->", "<!-- end -->"
 Row = dict[str, Any]
 
 
@@ -32,11 +30,7 @@ def main() -> None:
     if options.into is None:
         print(text)
         return
-    before, begin, rest = options.into.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise BenchmarkError(f"{options.into} has no place for it: put in lines {BEGIN} and {END}")
-    options.into.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    common.put_into(options.into, text)
 
 
 def tables(rows: Sequence[Row]) -> Iterator[str]:

@@ -135,6 +135,27 @@ def test_a_snapshot_of_an_earlier_version() -> None:
         )
 
 
+def test_sums_of_a_version_that_knew_no_cap() -> None:
+    """They go on, and the cap is unknown until the next record."""
+    tally = _tally()
+    _add(tally, 0, 1.0, rows=6, correct=3, distance=0.5)
+    state = tally.state_dict()
+    assert state is not None
+    sums, cap = (
+        state["sums"],
+        2 + 2 + 3,
+    )  # behind loss, weight, two scalars, and the residual before it
+    state["sums"] = torch.cat([sums[..., :cap], sums[..., cap + 1 :]], dim=-1)
+    later = _tally()
+    later.load_state_dict(state)
+    _add(later, 1, 4.0, rows=2, correct=2, distance=1.5)
+    reading = later.read_and_reset()
+    assert (reading.rows, reading.loss, reading.reconciliation) == (8, 1.75, 0.75)
+    assert (reading.residual, reading.cap) == (1.5, None)
+    _add(later, 2, 4.0, distance=1.0)
+    assert later.read_and_reset().cap == 0.5
+
+
 def test_a_reading_of_an_earlier_version() -> None:
     old = {"rows": 4, "loss": 1.0, "accuracy": 0.5, "reconciliation": None, "cosine": None}
     reading = Reading.of_state({**old, "residual": None, "further": {"error": 2.0}})
