@@ -208,6 +208,7 @@ def test_forms_that_are_tried() -> None:
     ]
     far = methods(WORK, THERE, units=4, quick=False)
     assert [method.window for method in far if method.kind == "pipelocal"] == [2, 8, 2, 8]
+    assert [method.micro_batches for method in far if method.kind == "1F1B"] == [4, 8]
     assert not any(method.kind == "interleaved 1F1B" for method in far), "8 stages of 4 units"
 
 
