@@ -48,6 +48,8 @@ class PlanConfig:
     """Samples in a batch."""
     head: str = shared("head")
     """Auxiliary head, as for train."""
+    head_budget: float = shared("head_budget")
+    """As for train."""
     reconcile: Literal["first-order", "exact"] = shared("reconcile")
     """first-order or exact, as for train."""
     reconcile_every: int = shared("reconcile_every")

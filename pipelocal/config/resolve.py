@@ -20,7 +20,7 @@ from pipelocal.data.batches import Batches
 from pipelocal.data.in_time import patience_of
 from pipelocal.data.opening import NamedData
 from pipelocal.errors import UserError
-from pipelocal.heads import HEADS
+from pipelocal.heads import HEADS, HeadBuilder, auto
 from pipelocal.models import Chain, build_chain
 from pipelocal.models.inputs import check_beside
 from pipelocal.objective import OBJECTIVES, SGR, Objective, ObjectiveRecipe, Place, as_recipe
@@ -94,7 +94,7 @@ def recipe_of(config: TrainConfig) -> Recipe:
     return Recipe(
         task=task,
         head_task=with_smoothing(task, config.head_smoothing) if config.head_smoothing else None,
-        head=HEADS.later(config.head),
+        head=head_of(config),
         objective=objective_of(config),
         optimizer=partial(optimizer_of, config),
         schedule=partial(scheduled, factor=schedule, warmup_steps=config.warmup_steps)
@@ -107,6 +107,13 @@ def recipe_of(config: TrainConfig) -> Recipe:
         seed=config.seed,
         compute=config,
     )
+
+
+def head_of(config: TrainConfig) -> HeadBuilder:
+    """What builds the auxiliary heads."""
+    if config.head == "auto":
+        return partial(auto, budget=config.head_budget)
+    return HEADS.later(config.head)
 
 
 def task_of(config: TrainConfig) -> Task:

@@ -1,5 +1,6 @@
 """Auxiliary heads: what turns a stage's output into logits for its local loss."""
 
+from pipelocal.heads.auto import auto
 from pipelocal.heads.build import (
     HEADS,
     build_head,
@@ -19,6 +20,7 @@ __all__ = [
     "HEADS",
     "Downstream",
     "HeadBuilder",
+    "auto",
     "build_head",
     "call_head",
     "check_output",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -41,7 +41,7 @@ def _counted(
 ) -> int:
     for device in (META, CPU):
         with suppress(Exception), seeded(0, "trial"):
-            with torch.device(META) if device == META else nullcontext():
+            with torch.device(device):
                 module = build().to(device)
             key = (repr(module), tuple((kind.shape, kind.dtype) for kind in given))
             if key not in seen:

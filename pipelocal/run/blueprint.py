@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from pipelocal.closed_form import ClosedFormStage, check_stage
 from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
-from pipelocal.heads import HEADS, build_head
+from pipelocal.heads import HEADS, HeadBuilder, build_head
+from pipelocal.heads.auto import Behind, Choice, budget_of
 from pipelocal.heads.downstream import Downstream
 from pipelocal.models import Chain, Shape
 from pipelocal.objective import SGR, Greedy, Place, Relay, relays_of
@@ -189,23 +190,52 @@ class Blueprint:
 
     def head(self, stop: int, *, input_shape: Shape | None = None) -> nn.Module:
         """Build the auxiliary head of a stage that ends before unit ``stop``."""
-        chain = self.chain
         return build_head(
-            self.recipe.head,
+            self.head_builder,
             self.shapes[stop - 1],
             classes=self.classes,
             target_shape=self.info.target_shape,
             output_shape=self.model_output,
             input_shape=input_shape,
-            downstream=Downstream(
-                units=chain.units[stop:],
-                shapes=tuple(self.shapes[stop:]),
-                classifier=chain.classifier,
-                crossing=chain.crossing[stop - 1 :],
-                start=stop,
-                stages=self.stages,
-                seed=self.recipe.seed,
-            ),
+            downstream=self._downstream(stop),
+        )
+
+    @property
+    def head_builder(self) -> HeadBuilder:
+        """What builds the auxiliary heads; with ``--bp-free``, ``auto`` means the one with a closed form."""
+        if self.recipe.compute.bp_free and budget_of(self.recipe.head) is not None:
+            return HEADS.get("linear")
+        return self.recipe.head
+
+    def chosen_head(self, stop: int, budget: float) -> Choice:
+        """Return what ``auto`` chooses within a budget for a stage that ends before unit ``stop``."""
+        behind = Behind(
+            feature_shape=self.shapes[stop - 1],
+            classes=self.classes,
+            output_shape=self.model_output,
+            target_shape=self.info.target_shape,
+            downstream=self._downstream(stop),
+        )
+        return behind.chosen(budget)
+
+    def head_name(self, stop: int) -> str:
+        """Return the auxiliary head of a stage that ends before unit ``stop``, as ``--head`` takes it."""
+        budget = budget_of(self.head_builder)
+        if budget is None:
+            return HEADS.name_of(self.head_builder)
+        return self.chosen_head(stop, budget).name
+
+    def _downstream(self, stop: int) -> Downstream:
+        chain = self.chain
+        return Downstream(
+            units=chain.units[stop:],
+            shapes=tuple(self.shapes[stop:]),
+            classifier=chain.classifier,
+            crossing=chain.crossing[stop - 1 :],
+            start=stop,
+            stages=self.stages,
+            seed=self.recipe.seed,
+            multiply_adds=chain.multiply_adds,
         )
 
     def build_parts(self, number: int, *, device: torch.device) -> tuple[nn.Sequential, nn.Module]:
@@ -285,7 +315,7 @@ class Blueprint:
                 head,
                 stage=number,
                 units=len(self.chain.units),
-                head_name=None if number == self.stages else HEADS.name_of(recipe.head),
+                head_name=None if number == self.stages else HEADS.name_of(self.head_builder),
             )
         place = self.place(number, total_steps=total_steps)
         with seeded(recipe.seed, "objective", number):
