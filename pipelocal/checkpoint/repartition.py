@@ -37,13 +37,16 @@ class StageState:
         return self.units[-1]
 
 
-def repartitioned(saved: Sequence[StageState], units: Sequence[str], fresh: State) -> State:
+def repartitioned(
+    saved: Sequence[StageState], units: Sequence[str], fresh: State, *, keep_head: bool
+) -> State:
     """Assemble the state of a stage of the new cut.
 
     Args:
         saved: all stages of the snapshot, in order.
         units: names of the new stage's units, in order.
         fresh: the new stage's own state, with a new head; the result has the same structure.
+        keep_head: whether an old head behind the stage's last unit is of the new one's form.
 
     Raises:
         UserError: some of the units' old stages were frozen and others were not.
@@ -55,7 +58,7 @@ def repartitioned(saved: Sequence[StageState], units: Sequence[str], fresh: Stat
             f"units {units[0]} to {units[-1]} are of stages of which some are frozen and some are not: "
             f"keep them apart"
         )
-    old_head = next((stage for stage in saved if stage.end == units[-1]), None)
+    old_head = next((stage for stage in saved if keep_head and stage.end == units[-1]), None)
     known: State = {}
     for stage in sources:
         known |= _by_name(stage.state, body_only=True)

@@ -8,6 +8,7 @@ from pipelocal.config.named import check_names
 from pipelocal.config.resolve import freezing_of, rates_of, recipe_of
 from pipelocal.config.train import TrainConfig
 from pipelocal.errors import UserError
+from pipelocal.heads.auto import DEFAULT_BUDGET
 from pipelocal.options import MOST_BATCHES, check_values, option_name
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.partition.replicas import parse_replicas
@@ -40,6 +41,10 @@ def check_options(config: TrainConfig) -> None:
     if config.init is not None and config.resume not in ("auto", "never"):
         raise UserError(
             f"--init {config.init} and --resume {config.resume}: both say what to begin with: give one"
+        )
+    if config.head != "auto" and config.head_budget != DEFAULT_BUDGET:
+        raise UserError(
+            f"--head-budget {config.head_budget:g} is for --head auto, not {config.head}: leave one out"
         )
     _check_balance(config)
     parse_replicas("--replicas", config.replicas, None)

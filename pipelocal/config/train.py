@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelocal.data.options import DataOptions
+from pipelocal.heads.auto import DEFAULT_BUDGET
 from pipelocal.options import (
     BATCHES,
     BELOW_ONE,
@@ -74,11 +75,15 @@ class ObjectiveOptions:
     """greedy (each stage its own loss), sgr (the same and gradient reconciliation), or bp (ordinary
     back-propagation through the uncut model, one process; --stages does not apply)."""
     head: str = "linear"
-    """Auxiliary head of every stage but the last: linear or mlp (pooled, or of each token or pixel); for
+    """Auxiliary head of every stage but the last: auto (by the model's structure, within
+    --head-budget); linear or mlp (pooled, or of each token or pixel); for
     images conv (a convolution first) or dgl (cheaper: pooled first); downstream (copies of units that
     follow, and of the classifier, as few as fit; downstream=2: 2 of them, evenly spaced; =2:next: the
     next 2; =0: the classifier alone; =all); or twin (the same, starting with the real weights;
     twin=2:next)."""
+    head_budget: float = option(DEFAULT_BUDGET, limits=positive(1e6))
+    """With --head auto: most compute of a head, over that of an average stage (multiply-adds of the
+    forward pass)."""
     head_smoothing: float = option(0.0, limits=Limits(0, BELOW_ONE, "a number from 0 to below 1"))
     """Label smoothing in the loss by which auxiliary heads train, such as 0.1; the classifier's has none."""
     reconcile: Literal["first-order", "exact"] = "first-order"

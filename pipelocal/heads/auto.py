@@ -2,7 +2,8 @@
 
 The first of these that works there, and whose forward multiply-adds are within the budget:
 
-1. the shortest row of the units that follow, with the model's classifier (``downstream=2``);
+1. the shortest row of the units that follow, with the model's classifier (``downstream=2``); it is made
+   longer while it is cheap, as rows are of which the units only change the shape;
 2. for images, ``conv``;
 3. where the features already are what the classifier takes, that alone: for tokens, the model's own norm and
    readout (``downstream=0``);
@@ -35,8 +36,11 @@ from pipelocal.seeding import seeded
 DEFAULT_BUDGET = 2.0
 """Multiply-adds that a head may take, over those of an average stage."""
 
+ENOUGH = 0.25
+"""Multiply-adds over those of an average stage up to which a row is made longer."""
+
 EXTRA = {"vectors": 0, "tokens": 0, "images": 0}
-"""Units beyond the shortest row that are copied while the budget allows, by what the stage makes."""
+"""Units beyond the shortest row that are copied whatever that takes, by what the stage makes."""
 
 TWIN = False
 """Whether copies start with the real units' weights."""
@@ -90,12 +94,17 @@ class Behind:
 
     def working(self) -> Iterator[Choice]:
         """Yield the heads that work here, the preferred first."""
-        kinds = self.downstream.kinds
+        kinds, shape = self.downstream.kinds, self.feature_shape
+        what = {1: "vectors", 2: "tokens"}.get(len(shape), "images")
         shortest = len(choose_row(kinds) or [])
-        what = {1: "vectors", 2: "tokens"}.get(len(self.feature_shape), "images")
-        for depth in range(shortest + EXTRA[what], shortest - 1, -1):
-            yield from self._row(depth)
-        if what == "images":
+        rows: list[Choice] = []
+        for depth in range(shortest, len(kinds)):
+            rows += self._row(depth)
+            if depth >= shortest + EXTRA[what] and rows and rows[-1].share >= ENOUGH:
+                break
+        yield from reversed(rows)
+        # On smaller maps its BatchNorm would want more than one sample, as that of dgl always does.
+        if len(shape) == 3 and max(shape[1:]) > 2:
             yield from self._named("conv")
         if shortest > 0:
             yield from self._row(0)

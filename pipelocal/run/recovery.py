@@ -175,8 +175,8 @@ def forget_what_comes_again(folder: RunFolder, start: Start) -> None:
 
 
 def _tell_new_heads(blueprint: Blueprint, old: list[str], new: list[str]) -> None:
-    before, now = (_ends(blueprint, cut) for cut in (old, new))
-    anew = [end for end in now if end not in before]
+    before, now = (_heads(blueprint, cut) for cut in (old, new))
+    anew = [end for end in now if before.get(end) != now[end]]
     gone = [end for end in before if end not in now]
     tell(
         f"another cut: every unit goes on with all that was known of it; heads that begin anew: "
@@ -184,9 +184,13 @@ def _tell_new_heads(blueprint: Blueprint, old: list[str], new: list[str]) -> Non
     )
 
 
-def _ends(blueprint: Blueprint, names: list[str]) -> list[str]:
-    units = blueprint.chain.units
-    return [units[each.stop - 1].name for each in _cuts(blueprint, names)]
+def _heads(blueprint: Blueprint, names: list[str]) -> dict[str, str]:
+    """Return the head behind each last unit of a stage; its form may depend on the number of stages."""
+    units, cuts = blueprint.chain.units, _cuts(blueprint, names)
+    cut = blueprint.cut_into(cuts)
+    heads = [cut.head_name(each.stop) for each in cuts[:-1]]
+    ends = (units[each.stop - 1].name for each in cuts)
+    return dict(zip(ends, [*heads, "the model's own"], strict=True))
 
 
 def _cuts(blueprint: Blueprint, names: list[str]) -> list[Cut]:
@@ -244,4 +248,7 @@ def _from_other_cut(blueprint: Blueprint, stage: Stage, start: Start) -> dict[st
         saved.append(StageState(units=units, state=_load(start, number)))
     chain, cut = blueprint.chain, blueprint.cuts[stage.number - 1]
     fresh = stage_state(chain, cut, stage) | {"names": parameter_names(chain, cut, stage)}
-    return repartitioned(saved, blueprint.unit_names(stage.number), fresh)
+    names = blueprint.unit_names(stage.number)
+    before, now = (_heads(blueprint, each) for each in (start.cut, blueprint.cut_names))
+    keep = before.get(names[-1]) == now[names[-1]]
+    return repartitioned(saved, names, fresh, keep_head=keep)

@@ -179,11 +179,11 @@ def test_sgr_refuses_a_head_that_cannot_be_differentiated_twice(tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("objective", ["greedy", "sgr"])
+@pytest.mark.parametrize(("head", "objective"), [("auto", "greedy"), ("downstream", "sgr")])
 def test_two_ranks_equal_one_process_and_evaluate_finds_the_head(
-    tmp_path: Path, objective: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, head: str, objective: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--head", "downstream", "--objective", objective, "--stages", "4"]
+    arguments = ["--head", head, "--objective", objective, "--stages", "4"]
     arguments += ["--max-steps", "8"]
     alone = train_alone(arguments, tmp_path / "alone")
     out = tmp_path / "ranks"

@@ -81,7 +81,7 @@ def test_multi_label() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("head", ["linear", "downstream"])
+@pytest.mark.parametrize("head", ["linear", "downstream", "auto"])
 def test_segmentation(head: str) -> None:
     y = labels(3, 20, 8, 8)
     y[:, 0] = 255
