@@ -83,6 +83,10 @@ class Profile:
     """Bytes of a batch of samples."""
 
 
+Seen = dict[object, Cost]
+"""Costs by what was measured, so that profiles of the same kind measure it once."""
+
+
 class Meter(Protocol):
     """Measures how long things take on a device."""
 
@@ -121,6 +125,7 @@ def profile_chain(
     exact: bool,
     optimizer: OptimizerOf,
     seed: int = 0,
+    seen: Seen | None = None,
 ) -> Profile:
     """Profile a chain.
 
@@ -135,6 +140,7 @@ def profile_chain(
         exact: whether to also measure exact reconciliation (double backward).
         optimizer: makes the optimizer of some parameters.
         seed: seed of the random parameters and inputs, whose values do not matter.
+        seen: what earlier profiles measured with the same meter and options, which is added to.
 
     Raises:
         NotTwiceDifferentiable: a unit or a head cannot be differentiated twice for exact
@@ -143,7 +149,7 @@ def profile_chain(
     """
     units: list[Cost] = []
     heads: list[Cost] = []
-    seen: dict[object, Cost] = {}
+    seen = {} if seen is None else seen
     on_meta = meter.device.type == "meta"
 
     def random(shape: Shape, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,9 @@ from pipelocal.partition import to_text
 from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.cost_model import CostModel
 from pipelocal.partition.measured import Stopwatch
-from pipelocal.partition.profile import Meter
+from pipelocal.partition.profile import Meter, Seen
+from pipelocal.plan.alternatives import Alternative, alternatives
+from pipelocal.plan.budgets import Budget, neighbours
 from pipelocal.plan.plot import plot_sweeps
 from pipelocal.plan.replicas import (
     Replication,
@@ -61,22 +63,13 @@ class StagePlan:
     replicas: int
     every_seconds: float
     """Seconds between finished batches of the stage: :attr:`seconds` over the replicas."""
+    head: str | None
+    """Its auxiliary head, as ``--head`` takes it; None on the last stage, which has the model's own."""
     head_fraction: float
     """Share of the seconds that the auxiliary head takes; 0 on the last stage."""
     memory_bytes: int
     sent_bytes: int
     """Bytes sent to the next stage; 0 on the last."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alternative:
-    """Another way to train the same model with the same global batch."""
-
-    name: str
-    seconds: float
-    """Seconds per training batch."""
-    memory_bytes: int
-    """Memory of the device that needs most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +101,8 @@ class Plan:
     samples_per_second: float
     replication: Replication
     alternatives: list[Alternative]
+    budgets: tuple[Budget, ...] = ()
+    """With ``--head auto``: the next smaller and the next larger budget that give other heads."""
     crossing: tuple[str, ...] = ()
     """Says what crosses each cut that several tensors cross, and what was done to the model to cut it."""
     note: str | None = None
@@ -136,24 +131,46 @@ def plan(config: PlanConfig) -> Plan:
     set_up_host(config.threads)
     blueprint = blueprint_of(train_config, info=planned_input(config))
     given_replicas(config, blueprint.stages)  # refuses invalid replicas before anything is measured
-    note = None
+    note: str | None = None
+    seen: Seen = {}
     try:
-        model = _costs(blueprint, train_config, config)
+        model = _costs(blueprint, train_config, config, seen)
     except NotTwiceDifferentiable as error:
         note = f"planned for --objective greedy: {error}"
         train_config = replace(train_config, objective="greedy")
         blueprint = replace(blueprint, recipe=recipe_of(train_config))
-        model = _costs(blueprint, train_config, config)
+        model = _costs(blueprint, train_config, config, seen)
     speeds = [1.0] * blueprint.stages
     if config.device_speeds is not None:
         speeds = parse_speeds("--device-speeds", config.device_speeds, blueprint.stages)
     replicated = replace(train_config, replicas=config.replicas)
-    blueprint = partitioned(blueprint, cut_of(train_config), replicated, lambda: model)
-    planned = replace(predict(blueprint, model, config, speeds), note=note)
+    uncut = blueprint
+    blueprint = partitioned(uncut, cut_of(train_config), replicated, lambda: model)
+
+    def at(budget: float) -> Plan:
+        other = replace(train_config, head_budget=budget)
+        there = replace(uncut, recipe=recipe_of(other))
+        costs = _costs(there, other, config, seen)
+        there = partitioned(there, cut_of(other), replicated, lambda: costs)
+        return predict(there, costs, config, speeds)
+
+    budgets = []
+    for larger, budget in neighbours(blueprint):
+        found = at(budget)
+        budgets.append(
+            Budget(
+                budget=budget,
+                larger=larger,
+                cut=found.cut,
+                heads=[stage.head for stage in found.stages if stage.head is not None],
+                seconds=found.stages[found.bottleneck - 1].every_seconds,
+            )
+        )
+    planned = replace(predict(blueprint, model, config, speeds), note=note, budgets=tuple(budgets))
     if config.ranks is None and config.plot is None:
         return planned
     rows = max(1, config.batch_size // config.micro_batches)
-    micro = _costs(blueprint, replace(train_config, batch_size=rows), config)
+    micro = _costs(blueprint, replace(train_config, batch_size=rows), config, {})
     scenario = Scenario(
         model=model,
         micro=micro,
@@ -184,8 +201,8 @@ def _simulation(
     )
 
 
-def _costs(blueprint: Blueprint, train: TrainConfig, config: PlanConfig) -> CostModel:
-    return cost_model(blueprint, train, _meter(config), batch_size=train.batch_size)
+def _costs(blueprint: Blueprint, train: TrainConfig, config: PlanConfig, seen: Seen) -> CostModel:
+    return cost_model(blueprint, train, _meter(config), batch_size=train.batch_size, seen=seen)
 
 
 def _meter(config: PlanConfig) -> Meter:
@@ -257,6 +274,7 @@ def predict(
                 seconds=alone[k],
                 replicas=replicas[k],
                 every_seconds=alone[k] / replicas[k],
+                head=None if last else blueprint.head_name(cut.stop),
                 head_fraction=0.0 if last else min(1.0, parts[-1].train_s / seconds[k]),
                 memory_bytes=model.memory_bytes(cut.start, cut.stop),
                 sent_bytes=0 if last else model.edge_bytes(cut.stop) + relayed,
@@ -278,36 +296,5 @@ def predict(
             sent_bytes=[stage.sent_bytes for stage in stages],
             parameters=[stage.parameters for stage in stages],
         ),
-        alternatives=_alternatives(blueprint, model, config.micro_batches, speeds),
+        alternatives=alternatives(blueprint, model, config.micro_batches, speeds),
     )
-
-
-def _alternatives(
-    blueprint: Blueprint, model: CostModel, micro_batches: int, speeds: list[float]
-) -> list[Alternative]:
-    profile = model.profile
-    whole = [*profile.units, profile.heads[-1]]
-    bp = Alternative(
-        name="BP, one device",
-        seconds=sum(part.train_s for part in whole) - whole[0].input_gradient_s,
-        memory_bytes=sum(part.held_bytes for part in whole) + profile.input_bytes,
-    )
-    # A schedule of m micro-batches over K stages takes m + K - 1 turns of its slowest stage, and
-    # 1F1B keeps K - k + 1 micro-batches at stage k. Transfers are assumed to be free, as above.
-    turns = micro_batches + blueprint.stages - 1
-    seconds, memory = [], []
-    for number, cut in enumerate(blueprint.cuts, start=1):
-        parts = profile.units[cut.start : cut.stop]
-        if number == blueprint.stages:
-            parts = [*parts, profile.heads[-1]]
-        seconds.append(sum(part.train_s for part in parts) / speeds[number - 1])
-        in_flight = min(micro_batches, blueprint.stages - number + 1)
-        saved = sum(part.saved_bytes for part in parts)
-        resident = sum(part.held_bytes for part in parts) - saved
-        memory.append(resident + saved * in_flight // micro_batches)
-    pipeline = Alternative(
-        name=f"1F1B, same cut, {micro_batches} micro-batches",
-        seconds=max(seconds) / micro_batches * turns,
-        memory_bytes=max(memory),
-    )
-    return [bp, pipeline]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from itertools import groupby
 from typing import TextIO
 
 from rich.console import Console
@@ -39,6 +40,7 @@ def _print(plan: Plan, console: Console) -> None:
     times = ("time", "replicas", "a batch every") if replicated else ("time",)
     for name in ("parameters", *times, "of it head", "peak memory", "sent on"):
         table.add_column(name, justify="right")
+    table.add_column("head")
     for stage in plan.stages:
         mark = " *" if stage.stage == plan.bottleneck else "  "
         cells = [format_milliseconds(stage.every_seconds) + mark]
@@ -52,6 +54,7 @@ def _print(plan: Plan, console: Console) -> None:
             f"{stage.head_fraction:.0%}" if stage.head_fraction else "-",
             format_bytes(stage.memory_bytes),
             format_bytes(stage.sent_bytes) if stage.sent_bytes else "-",
+            stage.head or "the model's own",
         )
     console.print(table)
     for line in plan.crossing:
@@ -59,6 +62,7 @@ def _print(plan: Plan, console: Console) -> None:
     console.print(
         f"* the bottleneck: {plan.samples_per_second:,.1f} samples/s at most, over links that keep up"
     )
+    _print_budgets(plan, console)
     _print_replication(plan.replication, replicated, console)
     console.print(
         f"to train with this cut: --cut {shlex.quote(plan.cut)}"
@@ -77,6 +81,18 @@ def _print(plan: Plan, console: Console) -> None:
         if replicated:
             console.print("the simulation has one rank a stage, without replicas:")
         _print_simulation(plan.simulation, plan.batch_size, console)
+
+
+def _print_budgets(plan: Plan, console: Console) -> None:
+    now = plan.stages[plan.bottleneck - 1].every_seconds
+    for budget in plan.budgets:
+        heads = ((head, len(list(same))) for head, same in groupby(budget.heads))
+        listed = ", ".join(head if times == 1 else f"{head} ({times})" for head, times in heads)
+        console.print(
+            f"with a {'larger' if budget.larger else 'smaller'} --head-budget {budget.budget:g}: heads "
+            f"{listed}; slowest stage {format_milliseconds(budget.seconds)} "
+            f"({budget.seconds / now - 1:+.0%})"
+        )
 
 
 def _print_replication(replication: Replication, replicated: bool, console: Console) -> None:

@@ -12,7 +12,7 @@ from pipelocal.closed_form import ClosedFormStage, check_stage
 from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS, HeadBuilder, build_head
-from pipelocal.heads.auto import Behind, Choice, budget_of
+from pipelocal.heads.auto import Behind, budget_of
 from pipelocal.heads.downstream import Downstream
 from pipelocal.models import Chain, Shape
 from pipelocal.objective import SGR, Greedy, Place, Relay, relays_of
@@ -207,23 +207,22 @@ class Blueprint:
             return HEADS.get("linear")
         return self.recipe.head
 
-    def chosen_head(self, stop: int, budget: float) -> Choice:
-        """Return what ``auto`` chooses within a budget for a stage that ends before unit ``stop``."""
-        behind = Behind(
+    def behind(self, stop: int) -> Behind:
+        """Return what ``auto`` chooses from for a stage that ends before unit ``stop``."""
+        return Behind(
             feature_shape=self.shapes[stop - 1],
             classes=self.classes,
             output_shape=self.model_output,
             target_shape=self.info.target_shape,
             downstream=self._downstream(stop),
         )
-        return behind.chosen(budget)
 
     def head_name(self, stop: int) -> str:
         """Return the auxiliary head of a stage that ends before unit ``stop``, as ``--head`` takes it."""
         budget = budget_of(self.head_builder)
         if budget is None:
             return HEADS.name_of(self.head_builder)
-        return self.chosen_head(stop, budget).name
+        return self.behind(stop).chosen(budget).name
 
     def _downstream(self, stop: int) -> Downstream:
         chain = self.chain

@@ -12,7 +12,7 @@ from pipelocal.objective import SGR, Place
 from pipelocal.partition import Cut, by_count, from_names, from_text
 from pipelocal.partition.cost_model import CostModel
 from pipelocal.partition.partitioners import Partitioner, PartitionRequest, partition
-from pipelocal.partition.profile import Meter, profile_chain
+from pipelocal.partition.profile import Meter, Seen, profile_chain
 from pipelocal.partition.replicas import paces
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.options import RunOptions
@@ -92,7 +92,12 @@ def partitioned(
 
 
 def cost_model(
-    blueprint: Blueprint, options: RunOptions, meter: Meter, *, batch_size: int
+    blueprint: Blueprint,
+    options: RunOptions,
+    meter: Meter,
+    *,
+    batch_size: int,
+    seen: Seen | None = None,
 ) -> CostModel:
     """Measure the cost of every unit and of every head that a cut could need.
 
@@ -101,6 +106,7 @@ def cost_model(
         options: the run's options; the window and the encoding of outputs matter.
         meter: measures durations.
         batch_size: number of rows in a training batch.
+        seen: what was measured for other heads of the same model, which is added to.
 
     Raises:
         UserError: a unit or a head cannot be differentiated twice, as exact reconciliation requires.
@@ -121,6 +127,7 @@ def cost_model(
         exact=exact,
         optimizer=lambda named: recipe.make_optimizer(named, place),
         seed=recipe.seed,
+        seen=seen,
     )
     encodings = [
         objective.delta_encoding(shape, derive_seed(recipe.seed, "delta", 0))

@@ -4,6 +4,7 @@ import json
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -183,6 +184,34 @@ def test_replicas_are_chosen_for_the_ranks_and_dealt_to_the_nodes(
     assert "0: 1.0  1: 1.1  2: 2.0  3: 2.1" in said
     assert "between nodes: " in said
     assert "the simulation has one rank a stage, without replicas" in said
+
+
+def test_heads_of_stages_and_other_budgets(capsys: pytest.CaptureFixture[str]) -> None:
+    """The lines are what a plan with that budget says."""
+
+    def plan(*options: str) -> dict[str, Any]:
+        assert cli.run([*META, "--stages", "4", "--head", "auto", *options, "--json"]) == 0
+        made: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return made
+
+    now = plan("--head-budget", "0.6")
+    heads = [stage["head"] for stage in now["stages"]]
+    assert heads == ["conv", "downstream=1", "downstream=1", None]
+    assert [(each["larger"], each["budget"]) for each in now["budgets"]] == [
+        (False, 0.35),
+        (True, 0.72),
+    ]
+    for other in now["budgets"]:
+        there = plan("--head-budget", str(other["budget"]))
+        slowest = there["stages"][there["bottleneck"] - 1]
+        assert other["seconds"] == pytest.approx(slowest["every_seconds"])
+        assert other["cut"] == there["cut"]
+        assert [*other["heads"], None] == [stage["head"] for stage in there["stages"]]
+        assert other["heads"] != heads[:-1]
+    assert cli.run([*META, "--head", "auto", "--head-budget", "0.6"]) == 0
+    said = capsys.readouterr().out
+    assert "with a smaller --head-budget 0.35: heads " in said
+    assert "with a larger --head-budget 0.72: heads downstream=2, downstream=1 (2); slow" in said
 
 
 def test_ranks_left_over_are_told(
