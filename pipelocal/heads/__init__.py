@@ -1,4 +1,10 @@
-"""Auxiliary heads: what turns a stage's output into logits for its local loss."""
+"""Auxiliary heads: what turns a stage's output into logits for its local loss.
+
+Each form has a file: ``linear``, ``mlp``, ``conv``, ``dgl``, and ``downstream`` with its twins, for which
+``rows`` chooses the units; ``auto`` chooses among them. ``names`` has the names with a depth, and ``build``
+the registry and what is done with every head: it is built, tried and called. ``shapes`` and ``maps`` are what
+forms share.
+"""
 
 from pipelocal.heads.auto import auto
 from pipelocal.heads.build import (

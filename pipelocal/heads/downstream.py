@@ -29,10 +29,6 @@ from pipelocal.models.unit import Shape, Unit, build_unit
 from pipelocal.system.tensor_kind import TensorKind
 
 
-def _not_counted() -> tuple[int, ...]:
-    raise NotImplementedError
-
-
 @dataclass(frozen=True, kw_only=True)
 class Downstream:
     """What follows a cut, as recipes for building it.
@@ -55,7 +51,7 @@ class Downstream:
     start: int
     stages: int
     seed: int
-    multiply_adds: Callable[[], tuple[int, ...]] = field(default=_not_counted, compare=False)
+    multiply_adds: Callable[[], tuple[int, ...]] = field(compare=False)
 
     @property
     def kinds(self) -> list[Hashable]:

@@ -125,6 +125,7 @@ def test_a_user_s_head_may_ask_for_what_follows() -> None:
         start=1,
         stages=2,
         seed=0,
+        multiply_adds=blueprint.chain.multiply_adds,
     )
 
 
