@@ -274,7 +274,7 @@ def predict(
                 seconds=alone[k],
                 replicas=replicas[k],
                 every_seconds=alone[k] / replicas[k],
-                head=None if last else blueprint.head_name(cut.stop),
+                head=blueprint.head_name(k + 1),
                 head_fraction=0.0 if last else min(1.0, parts[-1].train_s / seconds[k]),
                 memory_bytes=model.memory_bytes(cut.start, cut.stop),
                 sent_bytes=0 if last else model.edge_bytes(cut.stop) + relayed,

@@ -217,12 +217,14 @@ class Blueprint:
             downstream=self._downstream(stop),
         )
 
-    def head_name(self, stop: int) -> str:
-        """Return the auxiliary head of a stage that ends before unit ``stop``, as ``--head`` takes it."""
+    def head_name(self, number: int) -> str | None:
+        """Return a stage's auxiliary head, as ``--head`` takes it; None for the last, which needs none."""
+        if number == self.stages:
+            return None
         budget = budget_of(self.head_builder)
         if budget is None:
             return HEADS.name_of(self.head_builder)
-        return self.behind(stop).chosen(budget).name
+        return self.behind(self.cuts[number - 1].stop).chosen(budget).name
 
     def _downstream(self, stop: int) -> Downstream:
         chain = self.chain

@@ -176,7 +176,7 @@ def forget_what_comes_again(folder: RunFolder, start: Start) -> None:
 
 def _tell_new_heads(blueprint: Blueprint, old: list[str], new: list[str]) -> None:
     before, now = (_heads(blueprint, cut) for cut in (old, new))
-    anew = [end for end in now if before.get(end) != now[end]]
+    anew = [end for end in now if end not in before or before[end] != now[end]]
     gone = [end for end in before if end not in now]
     tell(
         f"another cut: every unit goes on with all that was known of it; heads that begin anew: "
@@ -184,13 +184,11 @@ def _tell_new_heads(blueprint: Blueprint, old: list[str], new: list[str]) -> Non
     )
 
 
-def _heads(blueprint: Blueprint, names: list[str]) -> dict[str, str]:
+def _heads(blueprint: Blueprint, names: list[str]) -> dict[str, str | None]:
     """Return the head behind each last unit of a stage; its form may depend on the number of stages."""
-    units, cuts = blueprint.chain.units, _cuts(blueprint, names)
-    cut = blueprint.cut_into(cuts)
-    heads = [cut.head_name(each.stop) for each in cuts[:-1]]
-    ends = (units[each.stop - 1].name for each in cuts)
-    return dict(zip(ends, [*heads, "the model's own"], strict=True))
+    there = blueprint.cut_at(names)
+    numbers = range(1, there.stages + 1)
+    return {there.unit_names(number)[-1]: there.head_name(number) for number in numbers}
 
 
 def _cuts(blueprint: Blueprint, names: list[str]) -> list[Cut]:
@@ -250,5 +248,5 @@ def _from_other_cut(blueprint: Blueprint, stage: Stage, start: Start) -> dict[st
     fresh = stage_state(chain, cut, stage) | {"names": parameter_names(chain, cut, stage)}
     names = blueprint.unit_names(stage.number)
     before, now = (_heads(blueprint, each) for each in (start.cut, blueprint.cut_names))
-    keep = before.get(names[-1]) == now[names[-1]]
+    keep = names[-1] in before and before[names[-1]] == now[names[-1]]
     return repartitioned(saved, names, fresh, keep_head=keep)

@@ -383,7 +383,8 @@ class Run:
         for worker in self.workers:
             if snapshots is not None:
                 snapshots.save_end(worker)
-            self.control.post(final_record(worker, self.world.rank, self.device))
+            head = self.blueprint.head_name(worker.stage.number)
+            self.control.post(final_record(worker, self.world.rank, self.device, head=head))
         if reporter is None:
             return dict(self.control.wait_for("summary"))
         finals, folder = all_finals(reporter, self.placement, self.control), self.folder

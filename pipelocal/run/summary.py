@@ -15,8 +15,17 @@ from pipelocal.telemetry.formats import UNKNOWN
 from pipelocal.telemetry.memory import device_peak_bytes
 
 
-def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, Any]:
-    """Return a stage's last record: training means over the last epoch, memory in bytes, fractions 0 to 1."""
+def final_record(
+    worker: Worker, rank: int, device: torch.device, *, head: str | None
+) -> dict[str, Any]:
+    """Return a stage's last record: training means over the last epoch, memory in bytes, fractions 0 to 1.
+
+    Args:
+        worker: runs the stage.
+        rank: on which it runs.
+        device: where the stage computes.
+        head: the stage's auxiliary head; None on the last, which has the model's own.
+    """
     records = worker.records
     train, evaluation = records.last_epoch, worker.evaluation
     names = worker.stage.task.metrics
@@ -29,6 +38,7 @@ def final_record(worker: Worker, rank: int, device: torch.device) -> dict[str, A
         "replica": worker.stage.replicas.index,
         # Module names in a body cannot contain dots; the model's own unit names may.
         "units": [name.replace("/", ".") for name, _ in worker.stage.body.named_children()],
+        "head": head,
         "loss": train and train.loss,
         **({"accuracy": of_training.get("accuracy")} if "accuracy" in names else {}),
         "reconciliation": train and train.reconciliation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def of(
 
 
 def heads_of(blueprint: Blueprint) -> list[str]:
-    return [blueprint.head_name(cut.stop) for cut in blueprint.cuts[:-1]]
+    names = [blueprint.head_name(number + 1) for number in range(blueprint.stages)]
+    assert names.pop() is None
+    return [name for name in names if name is not None]
 
 
 @pytest.mark.parametrize(
@@ -68,8 +71,9 @@ def test_what_is_chosen(model: str, cut: str, budget: float, heads: list[str]) -
 def test_a_head_keeps_its_form_where_the_cut_moves_and_is_the_one_of_its_name() -> None:
     """By the number of stages alone; weights are drawn as those of the head that is named."""
     blueprint = of("resnet20", "3,2,2,3")
-    assert blueprint.head_name(3) == of("resnet20", "3,1,1,5").head_name(3) == "downstream=2"
-    assert of("resnet20", "1,1,1,1,1,1,1,1,1,1", budget=0.8).head_name(3) != "downstream=2"
+    assert blueprint.head_name(1) == of("resnet20", "1,2,2,5").head_name(2) == "downstream=2"
+    assert of("resnet20", "1,1,1,1,1,1,1,1,1,1").head_name(3) == "downstream=2"
+    assert of("resnet20", "1,1,1,1,1,1,1,1,1,1", budget=0.8).head_name(3) == "conv"
     chosen = blueprint.build_stage(1, device=CPU, total_steps=1).head
     named = of("resnet20", "3,2,2,3", budget=2.0, head="downstream=2")
     for name, value in named.build_stage(1, device=CPU, total_steps=1).head.state_dict().items():
@@ -175,6 +179,8 @@ def test_bp_free_takes_the_head_with_a_closed_form(tmp_path: Path) -> None:
 def test_a_stage_that_is_never_trained(tmp_path: Path) -> None:
     arguments = ["--head", "auto", "--freeze-stage", "1:0", "--objective", "greedy"]
     out = train_alone([*arguments, "--stages", "3", "--max-steps", "2"], tmp_path / "run")
+    stages = json.loads((out / "summary.json").read_text())["stages"]
+    assert [stage["head"] for stage in stages] == ["downstream=2", "downstream=1", None]
     assert cli.run(["evaluate", str(out)]) == 0
 
 
