@@ -31,7 +31,7 @@ from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.costs import cost_model, partitioned
 
 HEAVY = f"{Path(__file__).with_name('models.py')}:one_heavy_unit"
-PREDICTED = ("resnet50", "vit_b_16", "gpt")
+PREDICTED = ("resnet50", "resnet20", "vit_small", "vit_b_16", "gpt")
 PREDICTED_QUICK = ("resnet20", "gpt")
 BALANCED = {"resnet20": "resnet20", "one heavy unit": HEAVY}
 LARGEST_ERROR = 0.15
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="result file to write")
     parser.add_argument("--quick", action="store_true", help="a short form of under 3 minutes")
     parser.add_argument("--objectives", nargs="+", default=["greedy", "sgr"])
+    parser.add_argument("--heads", nargs="+", default=["auto", "linear"])
     parser.add_argument("--repeats", type=int, default=7, help="measured steps of every stage")
     parser.add_argument("--rounds", type=int, default=3, help="runs over ranks of each kind")
     options = parser.parse_args()
@@ -54,10 +55,13 @@ def main() -> None:
     rounds, steps = (1, 40) if options.quick else (options.rounds, 120)
     set_up_host(1)
     predictions = [
-        predict_and_measure(model, objective, options.repeats)
+        predict_and_measure(model, objective, head, options.repeats)
         for model in models
+        for head in (options.heads[:1] if options.quick else options.heads)
         for objective in options.objectives
-        if not (objective == "sgr" and model in ("vit_b_16", "gpt"))  # no double backward
+        if not (
+            objective == "sgr" and model in ("vit_b_16", "gpt")
+        )  # what it adds is alike elsewhere
     ]
     throughputs = [compare_cuts(name, model, rounds, steps) for name, model in BALANCED.items()]
     targets = [*map(error_target, predictions), *map(gain_target, throughputs)]
@@ -69,9 +73,9 @@ def main() -> None:
     plot(predictions, options.json.with_suffix(".png"))
 
 
-def predict_and_measure(model: str, objective: str, repeats: int) -> Row:
+def predict_and_measure(model: str, objective: str, head: str, repeats: int) -> Row:
     """Predicted and measured seconds of every stage of the planner's own cut."""
-    config = PlanConfig(model=model, objective=objective, batch_size=4, device="cpu")
+    config = PlanConfig(model=model, objective=objective, head=head, batch_size=4, device="cpu")
     train_config = config.train_config()
     blueprint = blueprint_of(train_config, info=planned_input(config))
     stopwatch = Stopwatch(device=torch.device("cpu"), repeats=config.repeats)
@@ -88,6 +92,8 @@ def predict_and_measure(model: str, objective: str, repeats: int) -> Row:
         "kind": "prediction",
         "model": model,
         "objective": objective,
+        "head": head,
+        "heads": [stage.head for stage in plan.stages[:-1]],
         "batch_size": config.batch_size,
         "cut": plan.cut,
         "bottleneck": plan.bottleneck,
@@ -99,19 +105,26 @@ def predict_and_measure(model: str, objective: str, repeats: int) -> Row:
 
 
 def measure_stage(blueprint: Blueprint, config: TrainConfig, number: int, repeats: int) -> float:
-    """Median seconds of a training step of one stage, alone."""
-    stage = blueprint.build_stage(number, device=torch.device("cpu"), total_steps=repeats + 1)
+    """Seconds of a training step of one stage, alone: the mean over plain and reconciled ones, of medians."""
+    stage = blueprint.build_stage(number, device=torch.device("cpu"), total_steps=3 * repeats)
     shape = (config.batch_size, *blueprint.output_shape(number - 1))
     dtype = blueprint.chain.input_dtype if number == 1 else torch.float32
     x = torch.randn(shape) if dtype.is_floating_point else torch.randint(9, shape, dtype=dtype)
-    delta = torch.randn(shape) / config.batch_size if stage.wants_delta else None
     target = torch.randint(blueprint.classes, (config.batch_size, *blueprint.info.target_shape))
-    seconds = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        stage.step(x, target, delta)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
+
+    def median(delta: torch.Tensor | None) -> float:
+        seconds = []
+        for _ in range(repeats + 1):
+            started = time.perf_counter()
+            stage.step(x, target, delta)
+            seconds.append(time.perf_counter() - started)
+        return statistics.median(seconds[1:])
+
+    plain = median(None)
+    if not stage.wants_delta:
+        return plain
+    share = 1 / config.reconcile_every
+    return (1 - share) * plain + share * median(torch.randn(shape) / config.batch_size)
 
 
 def compare_cuts(name: str, model: str, rounds: int, steps: int) -> Row:
@@ -141,7 +154,7 @@ def train_over_ranks(model: str, balance: str, steps: int) -> float:
 
 def error_target(row: Row) -> Target:
     """Of one prediction."""
-    name = f"{row['model']}, {row['objective']}: error of the predicted bottleneck"
+    name = f"{row['model']}, {row['objective']}, {row['head']}: error of the predicted bottleneck"
     return common.at_most(name, row["bottleneck_error"], LARGEST_ERROR)
 
 
@@ -158,11 +171,19 @@ def show(predictions: list[Row], throughputs: list[Row]) -> None:
 
     common.print_table(
         "time of each stage, predicted over measured; * is the bottleneck",
-        ("model", "objective", "predicted / measured", "share of the time, measured", "bottleneck"),
+        (
+            "model",
+            "objective",
+            "head",
+            "predicted / measured",
+            "share of the time, measured",
+            "bottleneck",
+        ),
         [
             (
                 row["model"],
                 row["objective"],
+                row["head"],
                 figures(row["predicted_over_measured"]),
                 figures(row["measured_share"]),
                 f"stage {row['bottleneck']}: {row['bottleneck_error']:.1%} off",
@@ -185,7 +206,7 @@ def plot(predictions: list[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 3.5))
     for row in predictions:
         ratios = row["predicted_over_measured"]
-        label = f"{row['model']}, {row['objective']}"
+        label = f"{row['model']}, {row['objective']}, {row['head']}"
         axes.plot(range(1, len(ratios) + 1), ratios, marker="o", label=label)
     axes.axhspan(1 - LARGEST_ERROR, 1 + LARGEST_ERROR, alpha=0.15)
     axes.set(xlabel="stage", ylabel="predicted / measured time", xticks=range(1, 5))
