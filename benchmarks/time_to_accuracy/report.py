@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,22 @@ def time_rows(chosen: Chosen, curves: Curves, measured: Measured) -> list[Row]:
                     "seconds": None if steps is None else steps * step + fill,
                 }
             )
-        base = own[0]["seconds"]
+        base = fastest(row["seconds"] for row in own if is_own(row))
         for row in own:
             seconds = row["seconds"]
-            row["time_over_pipelocal"] = seconds / base if seconds and base else None
+            row["time_over_pipelocal"] = None if None in (seconds, base) else seconds / base
         rows += own
     return rows
+
+
+def is_own(row: Row) -> bool:
+    """Whether it is pipelocal's."""
+    return str(row["method"]).startswith("pipelocal")
+
+
+def fastest(seconds: Iterable[float | None]) -> float | None:
+    """The least of those that there are; None if there are none."""
+    return min((each for each in seconds if each is not None), default=None)
 
 
 def fill_s(setting: Setting, method: Method, measured: Measured) -> float:
@@ -76,16 +86,13 @@ def make_targets(rows: Sequence[Row]) -> list[Target]:
     targets = []
     for setting in dict.fromkeys(row["setting"] for row in rows):
         here = [row for row in rows if row["setting"] == setting]
-        peers = [r["seconds"] for r in here if not r["method"].startswith("pipelocal")]
-        reached = [seconds for seconds in peers if seconds is not None]
-        for row in here:
-            if not row["method"].startswith("pipelocal"):
-                continue
+        peer = fastest(row["seconds"] for row in here if not is_own(row))
+        for row in filter(is_own, here):
             name = f"{setting}: {row['method']}, time over that of the best other method"
             if row["seconds"] is None:
                 targets.append(Target(name=name, value=None, goal="<= 1", met=False))
-            elif reached:
-                targets.append(common.at_most(name, row["seconds"] / min(reached), 1.0))
+            elif peer is not None:
+                targets.append(common.at_most(name, row["seconds"] / peer, 1.0))
     return targets
 
 
@@ -109,7 +116,7 @@ def show(rows: Sequence[Row], curves: Curves) -> None:
         here = [row for row in rows if row["setting"] == setting]
         common.print_table(
             f"{setting}: time until {percent(here[0]['accuracy'])} %",
-            ("method", "at the end, %", "steps", "step, ms", "time, s", "time / pipelocal's"),
+            ("method", "at the end, %", "steps", "step, ms", "time, s", "time / best pipelocal's"),
             [
                 (
                     row["method"],
@@ -117,7 +124,7 @@ def show(rows: Sequence[Row], curves: Curves) -> None:
                     _figure(row["steps"], "d"),
                     f"{1000 * row['step_s']:.0f}",
                     _figure(row["seconds"], ".0f"),
-                    _figure(row["time_over_pipelocal"], ".2f"),
+                    _figure(row["time_over_pipelocal"], ".2f", without="-"),
                 )
                 for row in here
             ],
@@ -129,8 +136,8 @@ def percent(accuracy: float | None) -> str:
     return "-" if accuracy is None else f"{100 * accuracy:.2f}"
 
 
-def _figure(value: float | None, form: str) -> str:
-    return "not reached" if value is None else format(value, form)
+def _figure(value: float | None, form: str, without: str = "not reached") -> str:
+    return without if value is None else format(value, form)
 
 
 def plot(rows: Sequence[Row], curves: Curves, path: Path) -> None:
@@ -153,6 +160,7 @@ def plot(rows: Sequence[Row], curves: Curves, path: Path) -> None:
             times = [step * row["step_s"] + row["fill_s"] for step, _ in points]
             axes.plot(times, [100 * accuracy for _, accuracy in points], label=row["method"])
         axes.set(xlabel="seconds", title=setting, xscale="log")
+        axes.tick_params(axis="x", which="minor", labelbottom=False)
     for axes in panels:
         axes.axhline(100 * rows[0]["accuracy"], color="black", linewidth=1, linestyle="--")
         axes.legend(fontsize=7)

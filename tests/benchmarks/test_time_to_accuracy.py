@@ -179,7 +179,9 @@ def test_time_is_steps_times_a_step_and_the_fill(tmp_path: Path) -> None:
     assert target.value == pytest.approx(5.5 / 40)
     assert target.met
     curves[OWN.learner(2)] = curve(OWN.learner(2), 0.88)
-    (missed,) = report.make_targets(report.time_rows(PLAN, curves, measured(tmp_path)))
+    rows = report.time_rows(PLAN, curves, measured(tmp_path))
+    assert [row["time_over_pipelocal"] for row in rows] == [None, None, 1, None]
+    (missed,) = report.make_targets(rows)
     assert (missed.value, missed.met) == (None, False)
 
 
