@@ -1,0 +1,198 @@
+"""What comes of the runs: a row for each arm of a set-up, tables, targets, curves."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common
+from benchmarks.accuracy.setups import BP, LINEAR, SetUp
+from benchmarks.common import Run, Target
+
+Row = dict[str, Any]
+TRAINING_WINDOW = 100
+"""Training figures are means over this many batches at the end of a run, or a few more."""
+GOALS = {
+    "resnet20-4": (1.0, 0.5),
+    "resnet20-9": (2.0, 1.0),
+    "fashion-1": (1.0, 0.5),
+    "fashion-5": (1.0, 0.5),
+    "vit": (2.0, 1.0),
+}
+"""Points behind back-propagation that the default head ought to keep to, and a goal beyond."""
+PERPLEXITY_GOALS = {"gpt-bytes": (3.0, 1.5), "gpt-2048": (3.0, 1.5)}
+"""The same in percent of perplexity."""
+DEFAULT = "auto"
+
+
+def rows(name: str, setup: SetUp, runs: Mapping[tuple[str, str, int], Run]) -> list[Row]:
+    """A row for each arm of which a run is finished, in order."""
+    made = []
+    for arm in setup.arms:
+        own = {seed: run for (of, what, seed), run in runs.items() if (of, what) == (name, arm)}
+        if own:
+            made.append(row_of(name, setup, arm, own))
+    by_arm = {row["arm"]: row for row in made}
+    for row in made:
+        compare(row, by_arm.get(BP), by_arm.get(LINEAR))
+    return made
+
+
+def row_of(name: str, setup: SetUp, arm: str, runs: Mapping[int, Run]) -> Row:
+    """Figures of an arm, by seed and as means."""
+    first = next(iter(runs.values()))
+    last = len(first.summary["stages"])
+    train_loss = [run.last_training(last, "loss", batches=TRAINING_WINDOW) for run in runs.values()]
+    train_accuracy = [
+        run.last_training(last, "accuracy", batches=TRAINING_WINDOW) for run in runs.values()
+    ]
+    stages = [run.summary["stages"] for run in runs.values()]
+    return {
+        "setup": name,
+        "title": setup.title,
+        "arm": arm,
+        "command": first.command(),
+        "steps": first.summary["steps"],
+        "epochs": first.config.epochs,
+        "seeds": [*runs],
+        "test_accuracy": {seed: run.summary["eval_accuracy"] for seed, run in runs.items()},
+        "test_loss": {seed: run.summary["stages"][-1]["eval_loss"] for seed, run in runs.items()},
+        "train_accuracy": statistics.fmean(v for v in train_accuracy if v is not None),
+        "train_loss": statistics.fmean(v for v in train_loss if v is not None),
+        "stage_test_accuracy": _mean_of_stages(stages, "eval_accuracy"),
+        "stage_test_loss": _mean_of_stages(stages, "eval_loss"),
+        "curve": curve(first, last),
+    }
+
+
+def _mean_of_stages(stages: Sequence[Sequence[Row]], key: str) -> list[float]:
+    return [statistics.fmean(own[k][key] for own in stages) for k in range(len(stages[0]))]
+
+
+def curve(run: Run, stage: int) -> list[tuple[int, float]]:
+    """Batches and test accuracy of the last head, whenever it was evaluated."""
+    found = [r for r in run.metrics if r["event"] == "evaluate" and r["stage"] == stage]
+    return [(record["step"], record["accuracy"]) for record in found]
+
+
+def compare(row: Row, bp: Row | None, linear: Row | None) -> None:
+    """Add how far the arm is behind back-propagation, and which share of the linear head's gap it closes."""
+    gaps = paired(row, bp)
+    if gaps is None:
+        return
+    row["points_behind_bp"] = common.spread(gaps)
+    assert bp is not None
+    losses = [
+        row["test_loss"][s] - bp["test_loss"][s] for s in row["seeds"] if s in bp["test_loss"]
+    ]
+    row["perplexity_behind_bp_percent"] = 100 * (math.exp(statistics.fmean(losses)) - 1)
+    common_seeds = [s for s in row["seeds"] if linear is not None and s in linear["seeds"]]
+    if linear is None or not common_seeds or row["arm"] == BP:
+        return
+    whole = statistics.fmean(
+        100 * (bp["test_accuracy"][s] - linear["test_accuracy"][s]) for s in common_seeds
+    )
+    rest = statistics.fmean(
+        100 * (bp["test_accuracy"][s] - row["test_accuracy"][s]) for s in common_seeds
+    )
+    row["gap_closed"] = 1 - rest / whole if whole > 0 else None
+
+
+def paired(row: Row, bp: Row | None) -> list[float] | None:
+    """Points that an arm is behind back-propagation, seed by seed."""
+    if bp is None:
+        return None
+    seeds = [seed for seed in row["seeds"] if seed in bp["test_accuracy"]]
+    return [100 * (bp["test_accuracy"][s] - row["test_accuracy"][s]) for s in seeds] or None
+
+
+def targets(all_rows: Sequence[Row]) -> list[Target]:
+    """What the default head is to keep."""
+    made = []
+    for row in all_rows:
+        if row["arm"] != DEFAULT or "points_behind_bp" not in row:
+            continue
+        title = f"{row['title']}, {row['epochs']} epoch(s)"
+        if row["setup"] in GOALS:
+            for goal in GOALS[row["setup"]]:
+                value = row["points_behind_bp"]["mean"]
+                made.append(common.at_most(f"{title}: points behind bp", value, goal))
+        for goal in PERPLEXITY_GOALS.get(row["setup"], ()):
+            value = row["perplexity_behind_bp_percent"]
+            made.append(common.at_most(f"{title}: percent of perplexity behind bp", value, goal))
+    return made
+
+
+def show(all_rows: Sequence[Row]) -> None:
+    """Print a table for each set-up."""
+    columns = (
+        *("arm", "seeds", "test", "points behind bp", "gap closed", "training", "training loss"),
+        *("test loss", "head of each stage"),
+    )
+    for name in dict.fromkeys(row["setup"] for row in all_rows):
+        own = [row for row in all_rows if row["setup"] == name]
+        title = f"{own[0]['title']}, {own[0]['steps']} batches; accuracies in percent"
+        common.print_table(title, columns, [cells(row) for row in own])
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row of the table."""
+    accuracy = common.spread([100 * value for value in row["test_accuracy"].values()])
+    gap, closed = row.get("points_behind_bp"), row.get("gap_closed")
+    return (
+        row["arm"],
+        str(len(row["seeds"])),
+        with_sd(accuracy),
+        "-" if gap is None or row["arm"] == BP else with_sd(gap),
+        "-" if closed is None else f"{closed:.0%}",
+        f"{100 * row['train_accuracy']:.2f}",
+        f"{row['train_loss']:.4f}",
+        f"{statistics.fmean(row['test_loss'].values()):.4f}",
+        " ".join(f"{100 * value:.1f}" for value in row["stage_test_accuracy"]),
+    )
+
+
+def with_sd(spread: Mapping[str, float | None]) -> str:
+    """``mean ± sd``."""
+    sd = "" if spread["sd"] is None else f" ± {spread['sd']:.2f}"
+    return f"{spread['mean']:.2f}{sd}"
+
+
+def plot(all_rows: Sequence[Row], path: Path) -> None:
+    """Test accuracy of the last head over the batches, and of each stage's head, for each set-up."""
+    pyplot = common.load_pyplot()
+    if pyplot is None:
+        return
+    names = list(dict.fromkeys(row["setup"] for row in all_rows))
+    figure, panels = pyplot.subplots(
+        len(names), 2, figsize=(11, 4 * len(names)), squeeze=False, layout="constrained"
+    )
+    for (left, right), name in zip(panels, names, strict=True):
+        for row in all_rows:
+            if row["setup"] != name:
+                continue
+            style = {"label": row["arm"], "color": "black" if row["arm"] == BP else None}
+            steps, accuracy = zip(*row["curve"], strict=True)
+            left.plot(steps, [100 * value for value in accuracy], marker=".", **style)
+            heads = [100 * value for value in row["stage_test_accuracy"]]
+            if row["arm"] == BP:
+                right.axhline(heads[0], color="black", linestyle="--", label=BP)
+            else:
+                right.plot(range(1, len(heads) + 1), heads, marker=".", label=row["arm"])
+        left.set(
+            xlabel="batches",
+            ylabel="test accuracy of the last head, %",
+            title=own_title(all_rows, name),
+        )
+        right.set(xlabel="stage", ylabel="test accuracy of its head at the end, %")
+        left.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    print(f"plot: {path}")
+
+
+def own_title(all_rows: Sequence[Row], name: str) -> str:
+    """The title of a set-up."""
+    return str(next(row["title"] for row in all_rows if row["setup"] == name))

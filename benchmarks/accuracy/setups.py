@@ -1,0 +1,135 @@
+"""The networks, data and heads that the study compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Options = Mapping[str, Any]
+"""Options of :class:`~pipelocal.config.TrainConfig`, by name."""
+
+BP = "bp"
+LINEAR = "linear"
+RECONSTRUCTION = "benchmarks.accuracy.reconstruction:Reconstruction"
+
+
+def head(name: str, **further: Any) -> Options:
+    """Greedy training behind a head."""
+    return {"objective": "greedy", "head": name, **further}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetUp:
+    """What all arms have in common, and the arms."""
+
+    title: str
+    options: Options
+    """Of every run."""
+    cut: Options
+    """Of the runs that are cut into stages."""
+    arms: Mapping[str, Options]
+    """By name; the first two are back-propagation and the linear head."""
+    seeds: tuple[int, ...] = (0,)
+    further_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Seeds of the main arms beyond :attr:`seeds`."""
+
+
+IMAGES: Options = {"batch_size": 128, "lr": "0.1", "weight_decay": 5e-4}
+FAST: Options = {"autocast": "bf16", "channels_last": True}
+TRANSFORMER: Options = {
+    "optimizer": "adamw",
+    "lr": "0.001",
+    "weight_decay": 0.05,
+    "warmup_steps": 100,
+    "autocast": "bf16",
+}
+BASE: dict[str, Options] = {BP: {"objective": "bp"}, LINEAR: head("linear")}
+CNN_HEADS: dict[str, Options] = BASE | {
+    "mlp": head("mlp"),
+    "conv": head("conv"),
+    "dgl": head("dgl"),
+    "downstream": head("downstream"),
+    "twin": head("twin"),
+    "downstream=3": head("downstream=3"),
+    "downstream=4": head("downstream=4"),
+    "downstream, smoothing 0.1": head("downstream", head_smoothing=0.1),
+    "downstream, reconstruction": {"head": "downstream", "objective": RECONSTRUCTION},
+    "auto": head("auto"),
+}
+TOKEN_HEADS: dict[str, Options] = BASE | {
+    "mlp": head("mlp"),
+    "downstream=0": head("downstream=0"),
+    "twin=0": head("twin=0"),
+    "downstream=1": head("downstream=1"),
+    "twin=1": head("twin=1"),
+    "downstream=2": head("downstream=2"),
+    "twin=2": head("twin=2"),
+    "auto": head("auto"),
+}
+MAIN = (BP, LINEAR, "conv", "downstream", "auto")
+RESNET20: Options = {"model": "resnet20", "data": "cifar10", "epochs": 10, **IMAGES, **FAST}
+FASHION: Options = {"model": "resnet8", "data": "fashion-mnist", **IMAGES}
+FASHION_ARMS = {
+    name: CNN_HEADS[name] for name in (BP, LINEAR, "conv", "dgl", "downstream", "twin", "auto")
+}
+GPT: Options = {"model": "gpt", "data": "text", "batch_size": 32, "epochs": 2, **TRANSFORMER}
+
+SETUPS: dict[str, SetUp] = {
+    "resnet20-4": SetUp(
+        title="ResNet-20, CIFAR-10, 4 stages",
+        options=RESNET20,
+        cut={"stages": 4},
+        arms=CNN_HEADS,
+        further_seeds=dict.fromkeys(MAIN, (1,)),
+    ),
+    "resnet20-9": SetUp(
+        title="ResNet-20, CIFAR-10, 9 stages: the stem with the first block, then a block each",
+        options=RESNET20,
+        cut={"stages": 9},
+        arms=CNN_HEADS,
+        further_seeds=dict.fromkeys(MAIN, (1,)),
+    ),
+    "fashion-1": SetUp(
+        title="ResNet-8, Fashion-MNIST, 4 stages, one epoch",
+        options={**FASHION, "epochs": 1},
+        cut={"stages": 4},
+        arms=FASHION_ARMS,
+        seeds=(0, 1, 2, 3, 4),
+    ),
+    "fashion-5": SetUp(
+        title="ResNet-8, Fashion-MNIST, 4 stages, five epochs",
+        options={**FASHION, "epochs": 5},
+        cut={"stages": 4},
+        arms=FASHION_ARMS,
+        seeds=(0, 1, 2, 3, 4),
+    ),
+    "vit": SetUp(
+        title="vit_small, CIFAR-10, 4 stages",
+        options={
+            "model": "vit_small",
+            "data": "cifar10",
+            "epochs": 6,
+            "batch_size": 128,
+            **TRANSFORMER,
+        },
+        cut={"stages": 4},
+        arms=TOKEN_HEADS,
+    ),
+    "gpt-bytes": SetUp(
+        title="gpt, bytes of a text, 3 stages", options=GPT, cut={"stages": 3}, arms=TOKEN_HEADS
+    ),
+    "gpt-2048": SetUp(
+        title="gpt, 2,048 tokens of a text, 3 stages",
+        options=GPT,
+        cut={"stages": 3},
+        arms=TOKEN_HEADS,
+    ),
+    "quick": SetUp(
+        title="ResNet-8, digits, 4 stages",
+        options={"model": "resnet8", "data": "digits", "epochs": 6, "batch_size": 64},
+        cut={"stages": 4},
+        arms={name: CNN_HEADS[name] for name in (BP, LINEAR, "conv", "downstream")},
+        seeds=(0, 1),
+    ),
+}
