@@ -161,6 +161,28 @@ def with_sd(spread: Mapping[str, float | None]) -> str:
     return f"{spread['mean']:.2f}{sd}"
 
 
+def markdown(all_rows: Sequence[Row]) -> str:
+    """The same tables for the README, with the number of steps in every heading."""
+    columns = (
+        *("head", "seeds", "test", "points behind bp", "gap closed", "training", "training loss"),
+        "head of each stage",
+    )
+    lines = []
+    for name in dict.fromkeys(row["setup"] for row in all_rows):
+        own = [row for row in all_rows if row["setup"] == name]
+        lines.append(
+            f"### {own[0]['title']}; {own[0]['epochs']} epoch(s), {own[0]['steps']:,} batches\n"
+        )
+        lines.append("| " + " | ".join(columns) + " |")
+        lines.append("| " + " | ".join("---" for _ in columns) + " |")
+        for row in own:
+            arm, *rest = cells(row)
+            del rest[-2]  # the test loss
+            lines.append("| " + " | ".join([arm if arm == BP else f"`{arm}`", *rest]) + " |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
 def plot(all_rows: Sequence[Row], path: Path) -> None:
     """Test accuracy of the last head over the batches, and of each stage's head, for each set-up."""
     pyplot = common.load_pyplot()

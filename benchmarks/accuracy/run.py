@@ -48,6 +48,8 @@ def main() -> None:
         results=rows,
         targets=targets,
     )
+    if options.into is not None:
+        common.put_into(options.into, figures.markdown(rows))
     figures.plot(rows, options.json.with_suffix(".png"))
 
 
@@ -73,6 +75,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="keep runs there, and go on with those that are there",
     )
     add("--report", action="store_true", help="train nothing; report on what --keep has")
+    add("--into", type=Path, metavar="FILE", help="README that gets the tables")
     add("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     add("--jobs", type=int, default=2, help="runs at a time (%(default)s)")
     options = parser.parse_args(arguments)
