@@ -51,6 +51,8 @@ CNN_HEADS: dict[str, Options] = BASE | {
     "dgl": head("dgl"),
     "downstream": head("downstream"),
     "twin": head("twin"),
+    "twin=3": head("twin=3"),
+    "twin=4": head("twin=4"),
     "downstream=3": head("downstream=3"),
     "downstream=4": head("downstream=4"),
     "downstream, smoothing 0.1": head("downstream", head_smoothing=0.1),
