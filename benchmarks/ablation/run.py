@@ -105,7 +105,12 @@ def parse() -> argparse.Namespace:
 def places(text: str) -> list[Place]:
     """Both, with the options that all runs there share."""
     shared = TrainConfig(
-        objective="sgr", lr=0.01, epochs=1000, evaluate_every=1000, log_every=LOG_EVERY
+        objective="sgr",
+        head="linear",
+        lr=0.01,
+        epochs=1000,
+        evaluate_every=1000,
+        log_every=LOG_EVERY,
     )
     shared = replace(shared, max_steps=48, drop_last=True, data_root=text)
     images = replace(shared, model="resnet20", data="synthetic", batch_size=32, cut="block4")

@@ -186,7 +186,17 @@ def trained(
     own += ["--passes", str(options.passes), "--skew", f"{skew:g}"]
     own += ["--held-out", str(options.held_out)] if tuning else []
     train = ["train", "--model", f"{HERE / 'model.py'}:groupnorm_cnn", "--stages", str(STAGES)]
-    train += ["--objective", "greedy", "--lr", f"{rate:g}", "--seed", str(seed), "--plain"]
+    train += [
+        "--objective",
+        "greedy",
+        "--head",
+        "linear",
+        "--lr",
+        f"{rate:g}",
+        "--seed",
+        str(seed),
+        "--plain",
+    ]
     train += [*method.options]
     if options.data_root is not None:
         train += ["--data-root", options.data_root]

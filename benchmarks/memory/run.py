@@ -94,7 +94,9 @@ def on_one_device(cuts: dict[int, str], *, quick: bool) -> dict[str, list[str]]:
 
 def memory_cut(model: str, stages: int) -> str:
     """As ``--balance memory`` cuts, found on the meta device: the same on every machine."""
-    config = TrainConfig(model=model, data="synthetic", stages=stages, balance="memory")
+    config = TrainConfig(
+        model=model, data="synthetic", stages=stages, balance="memory", head="linear"
+    )
     blueprint = blueprint_of(config)
     meter = Roofline(flops=1e13, memory_bytes_per_s=1e12)
     cut = partitioned(

@@ -71,6 +71,7 @@ def main() -> None:
         batch_size=options.batch_size // options.accumulate,
         accumulate=options.accumulate,
         cut=None if options.method in PLAIN else options.cut,
+        head="linear",
         objective="bp" if options.method in PLAIN else options.objective,
         lr=0.01,
         log_every=LOG_EVERY,

@@ -62,7 +62,7 @@ class Trial:
 
     def __init__(self, form: str, model: str, rows: int = 64) -> None:
         info = DataInfo(name="cost", sample_shape=(3, 32, 32), classes=10)
-        own = TrainConfig(**{"model": model, "stages": 4, **FORMS[form]})
+        own = TrainConfig(**{"model": model, "stages": 4, "head": "linear", **FORMS[form]})
         blueprint = blueprint_of(own, info=info)
         self.every = own.reconcile_every
         self.stage = blueprint.build_stage(2, device=torch.device("cpu"), total_steps=1000)

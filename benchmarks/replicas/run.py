@@ -119,6 +119,7 @@ def own(kind: str, replicas: str, ranks: int, steps: int) -> float:
         model=f"{MODELS}:{kind}",
         data=DATA,
         cut=CUT,
+        head="linear",
         objective="greedy",
         replicas=replicas,
         batch_size=BATCH,

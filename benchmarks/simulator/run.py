@@ -60,10 +60,14 @@ def main() -> None:
     for ranks, size in [(4, SMALL)] if options.quick else _sleeping():
         os.environ["SLEEPERS"], os.environ["SLEEPERS_BYTES"] = str(ranks), str(size)
         cut = ",".join(map(str, range(1, ranks)))  # units of an nn.Sequential are called so
-        config = TrainConfig(model=SLEEPERS, data="synthetic", cut=cut, batch_size=BATCH)
+        config = TrainConfig(
+            model=SLEEPERS, data="synthetic", cut=cut, batch_size=BATCH, head="linear"
+        )
         rows += compare(config, "waiting", ranks, size, link, rounds, steps)
     if not options.quick:
-        config = TrainConfig(model="resnet20", data="synthetic", cut="4,6", batch_size=BATCH)
+        config = TrainConfig(
+            model="resnet20", data="synthetic", cut="4,6", batch_size=BATCH, head="linear"
+        )
         rows += compare(config, "resnet20", 2, None, link, rounds, steps)
     targets = make_targets(rows)
     show(rows, link)

@@ -53,6 +53,7 @@ def works(text: str) -> list[Work]:
         lr=0.001,
         drop_last=True,
         stages=RANKS,
+        head="linear",
     )
     image = replace(base, model="resnet20", data="synthetic", batch_size=64, max_steps=160)
     words = replace(base, model="gpt", data="text64", data_root=text, optimizer="adamw")

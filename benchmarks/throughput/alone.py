@@ -37,7 +37,11 @@ def main() -> None:
     options = parser.parse_args()
     set_up_host(1)
     config = TrainConfig(
-        model=options.model, data=options.data, cut=options.cut, objective=options.objective
+        model=options.model,
+        data=options.data,
+        cut=options.cut,
+        objective=options.objective,
+        head="linear",
     )
     blueprint = blueprint_of(config)
     first, target = random_batch(blueprint, options.batch_size)

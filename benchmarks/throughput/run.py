@@ -171,6 +171,7 @@ def cut_for(work: Work, stages: int) -> str:
             data=work.data,
             stages=stages,
             objective="greedy",
+            head="linear",
             batch_size=work.batch_size,
         )
     )
@@ -178,7 +179,9 @@ def cut_for(work: Work, stages: int) -> str:
 
 def measure_own(work: Work, cut: str, objective: str, ranks: int, text: str) -> float:
     """Seconds of a batch of pipelocal in the long run."""
-    config = TrainConfig(model=work.model, data=work.data, objective=objective, cut=cut)
+    config = TrainConfig(
+        model=work.model, data=work.data, objective=objective, cut=cut, head="linear"
+    )
     config = replace(config, batch_size=work.batch_size, lr=0.01, max_steps=work.steps)
     config = replace(config, epochs=1000, evaluate_every=1000, log_every=LOG_EVERY, data_root=text)
     metrics = common.metrics_over_ranks(ranks, replace(config, drop_last=True))

@@ -121,7 +121,7 @@ class Pipeline:
         speeds: Sequence[float] | None = None,
         task: Task | None = None,
         loss: LossFunction | None = None,
-        head: str | HeadBuilder = "linear",
+        head: str | HeadBuilder = "auto",
         head_task: Task | None = None,
         objective: ObjectiveRecipe | Callable[..., Any] | None = None,
         optimizer: OptimizerBuilder | None = None,

@@ -74,7 +74,7 @@ class ObjectiveOptions:
     objective: str = "sgr"
     """greedy (each stage its own loss), sgr (the same and gradient reconciliation), or bp (ordinary
     back-propagation through the uncut model, one process; --stages does not apply)."""
-    head: str = "linear"
+    head: str = "auto"
     """Auxiliary head of every stage but the last: auto (by the model's structure, within
     --head-budget); linear or mlp (pooled, or of each token or pixel); for
     images conv (a convolution first) or dgl (cheaper: pooled first); downstream (copies of units that

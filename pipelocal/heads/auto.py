@@ -2,11 +2,11 @@
 
 The first of these that works there, and whose forward multiply-adds are within the budget:
 
-1. the shortest row of the units that follow, with the model's classifier (``downstream=2``); it is made
+1. the shortest row of the units that follow, with the model's classifier (``twin=2``); it is made
    longer while it is cheap, as rows are of which the units only change the shape;
 2. for images, ``conv``;
 3. where the features already are what the classifier takes, that alone: for tokens, the model's own norm and
-   readout (``downstream=0``);
+   readout (``twin=0``);
 4. ``mlp``, then ``linear``.
 
 If none is, the cheapest that works is taken. The budget is a multiple of an average stage's compute, that is
@@ -42,7 +42,7 @@ ENOUGH = 0.25
 EXTRA = {"vectors": 0, "tokens": 0, "images": 0}
 """Units beyond the shortest row that are copied whatever that takes, by what the stage makes."""
 
-TWIN = False
+TWIN = True
 """Whether copies start with the real units' weights."""
 
 

@@ -144,6 +144,7 @@ def test_weights_that_are_nan_were_saved(
     model, out = tmp_path / "odd.py", tmp_path / "run"
     model.write_text(ODD)
     options = ["--model", f"{model}:odd", "--max-steps", str(steps), "--snapshot-every", "1"]
+    options += ["--head", "linear"]  # a copy of the unit in a head would be told first
     code = cli.run([*TRAIN, *options, "--lr", "0.01", "--out", str(out)])
     snapshots = sorted(path.parent.name for path in out.glob("snapshots/*/manifest.json"))
     if steps == 2:
@@ -173,6 +174,7 @@ def test_evaluation_of_logits_that_are_nan_gave_an_accuracy(
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), Frail(8, 8), nn.Linear(8, classes))\n"
     )
     options = ["--model", f"{model}:frail", "--cut", "2", "--max-steps", "2", "--lr", "0.01"]
+    options += ["--head", "linear"]
     assert cli.run([*TRAIN, *options, "--out", str(out)]) == 0
     capsys.readouterr()
     monkeypatch.setenv("FACTOR", "nan")

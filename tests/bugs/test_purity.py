@@ -166,7 +166,7 @@ def test_what_keeps_something_beside_its_buffers_trained_on_it_unseen(
 ) -> None:
     """Further passes moved it, and no snapshot held it."""
     with pytest.raises(UserError, match=match):
-        trained(tmp_path / "run", model, **options)
+        trained(tmp_path / "run", model, head="linear", **options)
     assert not (tmp_path / "run").exists()
 
 

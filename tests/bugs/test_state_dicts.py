@@ -90,7 +90,7 @@ def test_extra_state_that_no_file_can_hold_is_refused_in_one_line(tmp_path: Path
     with pytest.raises(UserError, match=r"'b._extra_state' is no tensor but a int.*choose .pt"):
         export(ExportConfig(run=run, to=str(tmp_path / "m.safetensors")))
     with pytest.raises(UserError, match=r"unit 'b' keeps a frozenset as extra state"):
-        trained(tmp_path / "other", "extra_object")
+        trained(tmp_path / "other", "extra_object", head="linear")
 
 
 def test_a_unit_that_must_see_values_could_not_be_described(tmp_path: Path) -> None:

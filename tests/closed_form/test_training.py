@@ -79,7 +79,7 @@ def test_it_is_the_training_that_autograd_does(tmp_path: Path, model: str) -> No
     """In float32, so for a few batches only, after which rounding has its own way."""
     stages = {"mlp": "6", "allconv": "8"}[model]
     arguments = ["--model", model, "--stages", stages, "--objective", "sgr", "--max-steps", "5"]
-    arguments += ["--lr", "0.01"]
+    arguments += ["--lr", "0.01", "--head", "linear"]
     with_autograd = run_state(train_alone(arguments, tmp_path / "autograd"))
     without = run_state(train_alone([*arguments, "--bp-free"], tmp_path / "bp-free"))
     assert with_autograd.keys() == without.keys()

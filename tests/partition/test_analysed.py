@@ -81,7 +81,7 @@ def test_the_plan_of_a_device_that_is_not_here(capsys: pytest.CaptureFixture[str
 
 
 def test_what_cannot_be_differentiated_twice_is_named() -> None:
-    config = TrainConfig(model="gpt", data="text", reconcile="exact", batch_size=2)
+    config = TrainConfig(model="gpt", data="text", head="linear", reconcile="exact", batch_size=2)
     blueprint = blueprint_of(config)
     with pytest.raises(UserError, match=r"unit 'block1' cannot be differentiated twice"):
         cost_model(

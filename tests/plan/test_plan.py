@@ -118,7 +118,7 @@ def test_a_model_that_cannot_reconcile_is_planned_without(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Fused attention cannot be differentiated twice, as exact reconciliation wants it."""
-    arguments = ["plan", "--model", "gpt", "--device", "cpu", "--repeats", "1"]
+    arguments = ["plan", "--model", "gpt", "--head", "linear", "--device", "cpu", "--repeats", "1"]
     assert cli.run([*arguments, "--reconcile", "exact"]) == 0
     said = capsys.readouterr().out
     assert "planned for --objective greedy: unit 'block1' cannot be differentiated twice" in said
@@ -196,7 +196,7 @@ def test_heads_of_stages_and_other_budgets(capsys: pytest.CaptureFixture[str]) -
 
     now = plan("--head-budget", "0.6")
     heads = [stage["head"] for stage in now["stages"]]
-    assert heads == ["conv", "downstream=1", "downstream=1", None]
+    assert heads == ["conv", "twin=1", "twin=1", None]
     assert [(each["larger"], each["budget"]) for each in now["budgets"]] == [
         (False, 0.35),
         (True, 0.72),
@@ -211,7 +211,7 @@ def test_heads_of_stages_and_other_budgets(capsys: pytest.CaptureFixture[str]) -
     assert cli.run([*META, "--head", "auto", "--head-budget", "0.6"]) == 0
     said = capsys.readouterr().out
     assert "with a smaller --head-budget 0.35: heads " in said
-    assert "with a larger --head-budget 0.72: heads downstream=2, downstream=1 (2); slow" in said
+    assert "with a larger --head-budget 0.72: heads twin=2, twin=1 (2); slow" in said
 
 
 def test_ranks_left_over_are_told(

@@ -16,7 +16,7 @@ from tests.launching import launch, run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 
 SHORT = ["--model", "mlp", "--stages", "3", "--max-steps", "25", "--objective", "greedy"]
-NOTHING_LEARNT = ["--max-steps", "1", "--lr", "1e-30"]
+NOTHING_LEARNT = ["--max-steps", "1", "--lr", "1e-60"]
 """A step that changes no weight."""
 
 

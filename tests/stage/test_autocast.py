@@ -22,7 +22,7 @@ STEPS = ["--stages", "4", "--max-steps", "25", "--autocast", "bf16"]
 
 def a_stage(**options: Any) -> tuple[Stage, Tensor, Tensor]:
     """The second of four, and a batch for it."""
-    config = TrainConfig(autocast="bf16", **options)
+    config = TrainConfig(autocast="bf16", head="linear", **options)
     blueprint = blueprint_of(config)
     stage = blueprint.build_stage(2, device=torch.device("cpu"), total_steps=10)
     generator = torch.Generator().manual_seed(0)
