@@ -177,7 +177,7 @@ def test_groups_and_a_rate_for_each_stage() -> None:
             stage = parts_of(pipe)[event.stage - 1]
             rates.setdefault(event.stage, set()).add(stage.optimizer.param_groups[0]["lr"])
 
-    pipe = pl.Pipeline(layers(), stages=2, optimizer=optimizer)
+    pipe = pl.Pipeline(layers(), stages=2, head="linear", optimizer=optimizer)
     pipe.step(X, Y)
     assert seen[1] == [
         "0.0.weight",

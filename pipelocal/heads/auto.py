@@ -33,7 +33,7 @@ from pipelocal.models.operations import multiply_adds
 from pipelocal.models.unit import Shape
 from pipelocal.seeding import seeded
 
-DEFAULT_BUDGET = 2.0
+DEFAULT_BUDGET = 2.5
 """Multiply-adds that a head may take, over those of an average stage."""
 
 ENOUGH = 0.25

@@ -30,7 +30,7 @@ LARGE = DataInfo(name="images", sample_shape=(3, 32, 32), classes=10)
 
 
 def of(
-    model: str, cut: str, *, budget: float = 2.0, info: DataInfo = IMAGES, **options: object
+    model: str, cut: str, *, budget: float = 2.5, info: DataInfo = IMAGES, **options: object
 ) -> Blueprint:
     given = {"model": model, "cut": cut, "head": "auto", "head_budget": budget}
     config = TrainConfig(**given | {"objective": "greedy"} | options)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def test_a_head_keeps_its_form_where_the_cut_moves_and_is_the_one_of_its_name() 
     assert of("resnet20", "1,1,1,1,1,1,1,1,1,1").head_name(3) == "twin=2"
     assert of("resnet20", "1,1,1,1,1,1,1,1,1,1", budget=0.8).head_name(3) == "conv"
     chosen = blueprint.build_stage(1, device=CPU, total_steps=1).head
-    named = of("resnet20", "3,2,2,3", budget=2.0, head="twin=2")
+    named = of("resnet20", "3,2,2,3", budget=2.5, head="twin=2")
     for name, value in named.build_stage(1, device=CPU, total_steps=1).head.state_dict().items():
         assert torch.equal(value, chosen.state_dict()[name])
 

@@ -448,7 +448,9 @@ def test_blueprint_builds_the_stages_that_the_options_name() -> None:
 
 
 def test_heads_of_stages_of_one_shape_start_apart() -> None:
-    config = TrainConfig(model="resnet20", data="digits", objective="greedy", stages=10)
+    config = TrainConfig(
+        model="resnet20", data="digits", objective="greedy", head="linear", stages=10
+    )
     blueprint = blueprint_of(config)
     cpu = torch.device("cpu")
     heads = [
