@@ -7,7 +7,7 @@ tensor to every layer. It needs `pip install '.[gallery]'`.
     python docs/gallery/encoder.py
     torchrun --standalone --nproc-per-node 2 docs/gallery/encoder.py
 
-Both print {"accuracy": 1.0}.
+Both print {"accuracy": 0.859}.
 """
 
 import json

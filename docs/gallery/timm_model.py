@@ -7,7 +7,7 @@ enlarged to 32x32.
     python docs/gallery/timm_model.py
     torchrun --standalone --nproc-per-node 2 docs/gallery/timm_model.py
 
-Both print {"accuracy": 0.94}.
+Both print {"accuracy": 0.98}.
 """
 
 import json

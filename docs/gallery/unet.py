@@ -7,7 +7,7 @@ Trained whole by back-propagation, with the same settings, the net reaches 0.938
     python docs/gallery/unet.py
     torchrun --standalone --nproc-per-node 2 docs/gallery/unet.py
 
-Both print {"mean_iou": 0.899}.
+Both print {"mean_iou": 0.922}.
 """
 
 import json
