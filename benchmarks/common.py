@@ -338,8 +338,9 @@ def _kept(config: TrainConfig, folder: Path) -> Run | Failure | None:
 
 
 def _key(config: TrainConfig) -> str:
-    """A run's folder: the same for the same options, wherever the data lie."""
-    return hashlib.sha256(command(config).encode()).hexdigest()[:16]
+    """A run's folder: the same for the same options, wherever the data lie, whatever the defaults are now."""
+    options = {name: value for name, value in asdict(config).items() if name not in _PATHS}
+    return hashlib.sha256(to_json(options).encode()).hexdigest()[:16]
 
 
 def launch(ranks: int, arguments: Sequence[str], *, what: str) -> str:

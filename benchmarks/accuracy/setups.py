@@ -35,11 +35,11 @@ class SetUp:
     """Seeds of the main arms beyond :attr:`seeds`."""
 
 
-IMAGES: Options = {"batch_size": 128, "lr": "0.1", "weight_decay": 5e-4}
+IMAGES: Options = {"batch_size": 128, "lr": 0.1, "weight_decay": 5e-4}
 FAST: Options = {"autocast": "bf16", "channels_last": True}
 TRANSFORMER: Options = {
     "optimizer": "adamw",
-    "lr": "0.001",
+    "lr": 0.001,
     "weight_decay": 0.05,
     "warmup_steps": 100,
     "autocast": "bf16",
