@@ -71,7 +71,7 @@ def test_plan_says_what_the_edges_carry(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_gap_to_back_propagation_goes_through_skips() -> None:
     """One stage less knows of what the others do, and the last is trained as back-propagation would."""
-    blueprint = blueprint_of(TrainConfig(model=MODEL, cut=CUT))
+    blueprint = blueprint_of(TrainConfig(model=MODEL, cut=CUT, head="linear"))
     stages = [
         blueprint.build_stage(number, device=torch.device("cpu"), total_steps=1)
         for number in range(1, blueprint.stages + 1)

@@ -135,11 +135,12 @@ def test_a_unit_that_looks_at_values_wants_a_device(capsys: pytest.CaptureFixtur
 
 
 META = ["plan", "--model", "resnet20", "--device", "meta", "--objective", "greedy"]
+LINEAR = [*META, "--head", "linear"]
 
 
 def test_replicas_set_the_pace(capsys: pytest.CaptureFixture[str]) -> None:
     """A number for each stage: to the cut, the second device is twice as fast."""
-    arguments = [*META, "--stages", "3", "--batch-size", "64", "--json"]
+    arguments = [*LINEAR, "--stages", "3", "--batch-size", "64", "--json"]
     assert cli.run(arguments) == 0
     alone = json.loads(capsys.readouterr().out)
     assert [stage["replicas"] for stage in alone["stages"]] == [1, 1, 1]
@@ -161,7 +162,7 @@ def test_replicas_set_the_pace(capsys: pytest.CaptureFixture[str]) -> None:
 def test_replicas_are_chosen_for_the_ranks_and_dealt_to_the_nodes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = [*META, "--cut", "2,5,3", "--batch-size", "64", "--replicas", "auto"]
+    arguments = [*LINEAR, "--cut", "2,5,3", "--batch-size", "64", "--replicas", "auto"]
     arguments += ["--ranks", "8", "--nodes", "2"]
     assert cli.run([*arguments, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -219,7 +220,7 @@ def test_ranks_left_over_are_told(
 ) -> None:
     """The last ones, of the last node."""
     monkeypatch.setattr("pipelocal.plan.replicas.choose_replicas", lambda *_: [2, 2])
-    arguments = [*META, "--stages", "2", "--replicas", "auto", "--ranks", "6", "--nodes", "2"]
+    arguments = [*LINEAR, "--stages", "2", "--replicas", "auto", "--ranks", "6", "--nodes", "2"]
     assert cli.run(arguments) == 0
     assert "4 ranks; 2 left over; 2 batch(es) an update" in capsys.readouterr().out
     assert cli.run([*arguments, "--json"]) == 0
@@ -229,7 +230,7 @@ def test_ranks_left_over_are_told(
 
 
 def test_nodes_without_replicas(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run([*META, "--stages", "4", "--nodes", "2"]) == 0
+    assert cli.run([*LINEAR, "--stages", "4", "--nodes", "2"]) == 0
     said = capsys.readouterr().out
     assert "0: 1  1: 2" in said
     assert "an update" not in said

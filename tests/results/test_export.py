@@ -16,7 +16,7 @@ from tests.test_transparency import train_alone
 FAST = [
     pytest.param(["--model", "mlp"], id="mlp"),
     pytest.param(["--model", "resnet8", "--channels-last"], id="resnet8"),
-    pytest.param(["--model", "vit_small"], id="vit_small"),
+    pytest.param(["--model", "vit_small"], id="vit_small", marks=pytest.mark.slow),
 ]
 SLOW = [
     pytest.param(

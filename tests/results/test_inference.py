@@ -20,7 +20,7 @@ from tests.test_transparency import train_alone
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    options = ["--model", "resnet8", "--stages", "4", "--epochs", "2"]
+    options = ["--model", "resnet8", "--head", "linear", "--stages", "4", "--epochs", "2"]
     return train_alone(options, tmp_path_factory.mktemp("runs") / "run")
 
 
