@@ -88,8 +88,15 @@ def test_it_is_the_training_that_autograd_does(tmp_path: Path, model: str) -> No
             torch.testing.assert_close(without[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("objective", ["greedy", "sgr"])
-@pytest.mark.parametrize("model", ["mlp", "allconv"])
+@pytest.mark.parametrize(
+    ("model", "objective"),
+    [
+        ("mlp", "sgr"),
+        ("allconv", "greedy"),
+        pytest.param("mlp", "greedy", marks=pytest.mark.slow),
+        pytest.param("allconv", "sgr", marks=pytest.mark.slow),
+    ],
+)
 def test_over_ranks_equals_one_process(tmp_path: Path, model: str, objective: str) -> None:
     stages, sizes = {"mlp": ("6", (2, 6)), "allconv": ("8", (3,))}[model]
     arguments = ["--model", model, "--stages", stages, "--bp-free", "--objective", objective]

@@ -83,7 +83,7 @@ def test_a_snapshot_between_two_updates_is_refused(tmp_path: Path) -> None:
     assert "has gradients of 2 batch(es) that are no update yet" in ranks.output()
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize("way", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("after", ["22", "23", "24"])
 def test_replicas_freeze_at_the_same_batch(tmp_path: Path, way: str, after: str) -> None:
     """At the end of an epoch of 23 batches too, whose last one is one replica's alone."""

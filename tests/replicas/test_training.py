@@ -125,7 +125,9 @@ def test_closed_forms_have_replicas_too(tmp_path: Path) -> None:
             torch.testing.assert_close(value, states[1][name], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("compress", ["bf16", "powersgd", "sign", "sparse-sign"])
+@pytest.mark.parametrize(
+    "compress", ["bf16", "powersgd", "sign", pytest.param("sparse-sign", marks=pytest.mark.slow)]
+)
 def test_compressed_gradients_train(tmp_path: Path, compress: str) -> None:
     """In fewer bytes, and well enough to be far from chance."""
     options = ["--model", "mlp", "--stages", "1", "--replicas", "2", "--objective", "greedy"]
