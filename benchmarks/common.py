@@ -300,8 +300,13 @@ def train_each(
     with _folder(keep) as root, _processes() as busy:
         folders = [root / (str(i) if keep is None else _key(c)) for i, c in enumerate(configs)]
         while waiting or busy:
-            while waiting and len(busy) < jobs:
-                index = waiting.pop(0)
+            while len(busy) < jobs:
+                # Equal options share a folder, so the second waits and takes what the first leaves there.
+                taken = {folders[index] for index in busy}
+                index = next((i for i in waiting if folders[i] not in taken), None)
+                if index is None:
+                    break
+                waiting.remove(index)
                 outcome = _kept(configs[index], folders[index])
                 if outcome is not None:
                     yield index, outcome
