@@ -45,30 +45,25 @@ TRANSFORMER: Options = {
     "autocast": "bf16",
 }
 BASE: dict[str, Options] = {BP: {"objective": "bp"}, LINEAR: head("linear")}
-CNN_HEADS: dict[str, Options] = BASE | {
-    "mlp": head("mlp"),
-    "conv": head("conv"),
-    "dgl": head("dgl"),
-    "downstream": head("downstream"),
-    "twin": head("twin"),
-    "twin=3": head("twin=3"),
-    "twin=4": head("twin=4"),
-    "downstream=3": head("downstream=3"),
-    "downstream=4": head("downstream=4"),
-    "downstream, smoothing 0.1": head("downstream", head_smoothing=0.1),
-    "downstream, reconstruction": {"head": "downstream", "objective": RECONSTRUCTION},
-    "auto": head("auto"),
-}
-TOKEN_HEADS: dict[str, Options] = BASE | {
-    "mlp": head("mlp"),
-    "downstream=0": head("downstream=0"),
-    "twin=0": head("twin=0"),
-    "downstream=1": head("downstream=1"),
-    "twin=1": head("twin=1"),
-    "downstream=2": head("downstream=2"),
-    "twin=2": head("twin=2"),
-    "auto": head("auto"),
-}
+CNN_HEADS: dict[str, Options] = (
+    BASE
+    | {
+        name: head(name)
+        for name in ("mlp", "conv", "dgl", "downstream", "twin", "twin=3", "twin=4")
+    }
+    | {name: head(name) for name in ("downstream=3", "downstream=4")}
+    | {
+        "downstream, smoothing 0.1": head("downstream", head_smoothing=0.1),
+        "downstream, reconstruction": {"head": "downstream", "objective": RECONSTRUCTION},
+        "auto": head("auto"),
+    }
+)
+TOKEN_HEADS: dict[str, Options] = (
+    BASE
+    | {"mlp": head("mlp")}
+    | {f"{name}={n}": head(f"{name}={n}") for n in (0, 1, 2) for name in ("downstream", "twin")}
+    | {"auto": head("auto")}
+)
 MAIN = (BP, LINEAR, "conv", "downstream", "auto")
 RESNET20: Options = {"model": "resnet20", "data": "cifar10", "epochs": 10, **IMAGES, **FAST}
 FASHION: Options = {"model": "resnet8", "data": "fashion-mnist", **IMAGES}
