@@ -39,12 +39,6 @@ DEFAULT_BUDGET = 2.5
 ENOUGH = 0.25
 """Multiply-adds over those of an average stage up to which a row is made longer."""
 
-EXTRA = {"vectors": 0, "tokens": 0, "images": 0}
-"""Units beyond the shortest row that are copied whatever that takes, by what the stage makes."""
-
-TWIN = True
-"""Whether copies start with the real units' weights."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -95,12 +89,11 @@ class Behind:
     def working(self) -> Iterator[Choice]:
         """Yield the heads that work here, the preferred first."""
         kinds, shape = self.downstream.kinds, self.feature_shape
-        what = {1: "vectors", 2: "tokens"}.get(len(shape), "images")
         shortest = len(choose_row(kinds) or [])
         rows: list[Choice] = []
         for depth in range(shortest, len(kinds)):
             rows += self._row(depth)
-            if depth >= shortest + EXTRA[what] and rows and rows[-1].share >= ENOUGH:
+            if rows and rows[-1].share >= ENOUGH:
                 break
         yield from reversed(rows)
         # On smaller maps its BatchNorm would want more than one sample, as that of dgl always does.
@@ -127,13 +120,13 @@ class Behind:
         row = choose_row(kinds, depth)
         if row is None or len(row) != depth:
             return
-        builder = partial(downstream, depth=depth, twin=TWIN)
+        builder = partial(downstream, depth=depth, twin=True)
         # Units that pass on one tensor were tried on such when the chain was.
         main, *beside = self.downstream.crossing[0]
         if (beside or main.dtype != torch.get_default_dtype()) and not self._works(builder):
             return
         own = sum(counts[self.downstream.start + place] for place in row) + counts[-1]
-        yield self._choice(f"{'twin' if TWIN else 'downstream'}={depth}", builder, own)
+        yield self._choice(f"twin={depth}", builder, own)
 
     def _named(self, name: str) -> Iterator[Choice]:
         builder = HEADS.get(name)

@@ -36,14 +36,8 @@ def linear(
     return TokenMeanLinear(feature_shape, classes)
 
 
-class TokenMeanLinear(nn.Module):
+class TokenMeanLinear(TokenLinear):
     """Mean over the tokens, LayerNorm and a linear map: ``[B, T, C]`` to ``[B, classes]``."""
 
-    def __init__(self, feature_shape: tuple[int, ...], classes: int) -> None:
-        super().__init__()
-        _, channels = feature_shape
-        self.norm = nn.LayerNorm(channels)
-        self.linear = nn.Linear(channels, classes)
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(x.mean(1)))  # type: ignore[no-any-return]
+        return super().forward(x.mean(1))

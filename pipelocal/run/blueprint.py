@@ -190,8 +190,10 @@ class Blueprint:
 
     def head(self, stop: int, *, input_shape: Shape | None = None) -> nn.Module:
         """Build the auxiliary head of a stage that ends before unit ``stop``."""
+        budget = budget_of(self.head_builder)
         return build_head(
-            self.head_builder,
+            # Chosen here, as ``auto`` itself would build and try its choice, which is then tried once more.
+            self.head_builder if budget is None else self.behind(stop).chosen(budget).builder,
             self.shapes[stop - 1],
             classes=self.classes,
             target_shape=self.info.target_shape,
