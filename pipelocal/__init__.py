@@ -10,7 +10,7 @@ The command line is in :mod:`pipelocal.cli`. Wherever it takes a name, it takes 
 
 from importlib.metadata import version
 
-from pipelocal import heads, tasks
+from pipelocal import heads, objectives, tasks
 from pipelocal.api import Pipeline
 from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig
 from pipelocal.config.training import train
@@ -45,6 +45,7 @@ __all__ = [
     "Unit",
     "tasks",
     "heads",
+    "objectives",
     "Greedy",
     "SGR",
     "BackPropagation",

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "pipelocal"
 LAYERS = (
     *("errors", "options", "seeding", "system", "references", "registry"),
     *("ranks", "telemetry", "transport"),
-    *("models", "data", "tasks", "heads", "objective", "partition"),
+    *("models", "data", "tasks", "heads", "objective", "objectives", "partition"),
     *("stage", "closed_form", "replicas"),
     *("checkpoint", "pipeline", "run", "api"),
     *("config", "results", "plan", "doctor"),

@@ -34,8 +34,10 @@ def check_options(config: TrainConfig) -> None:
         UserError: an option is invalid; names it, its value, and what is valid.
     """
     for name, value in asdict(config).items():
-        if isinstance(value, str):
-            _check_text(option_name(name), value)
+        for text in (
+            (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ()
+        ):
+            _check_text(option_name(name), text)
     check_names(config)
     check_values(config)
     if config.init is not None and config.resume not in ("auto", "never"):

@@ -10,6 +10,7 @@ from pipelocal.heads import HEADS
 from pipelocal.models import MODELS
 from pipelocal.objective import DISTANCES, OBJECTIVES, WEIGHT_SCHEDULES
 from pipelocal.objective.delta_encoding import SUMMARIES
+from pipelocal.objective.options import described_options, is_recipe_class
 from pipelocal.options import Number, numbers_of, without_number
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.references import is_reference, plain_name
@@ -65,6 +66,16 @@ def check_names(config: TrainConfig) -> None:
             registry.check(name)
         else:
             registry.get(name)
+
+
+def described_objectives() -> str:
+    """The options of each objective of the registry, but those of sgr, which are options of their own."""
+    classes: dict[str, Any] = {name: OBJECTIVES.get(name) for name in OBJECTIVES if name != "sgr"}
+    return "".join(
+        f" {name}: {described_options(recipe)}."
+        for name, recipe in classes.items()
+        if is_recipe_class(recipe)
+    )
 
 
 def references(config: TrainConfig) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 
 from pipelocal.checkpoint.options import SnapshotOptions
+from pipelocal.config.named import described_objectives
 from pipelocal.config.train import (
     CutOptions,
     FolderOptions,
@@ -81,6 +82,8 @@ def out_of_panels(parsed: Any) -> TrainConfig:
 def _shown(group: type, *, everything: bool) -> type:
     """Make a class with a group's options and their help, one paragraph each."""
     hints, texts = get_type_hints(group), _help_of(group)
+    if "objective_options" in texts:
+        texts["objective_options"] += described_objectives()
     options: list[tuple[str, Any, Any]] = []
     for each in fields(group):
         marks: list[Any] = [tyro.conf.arg(help=texts[each.name])]

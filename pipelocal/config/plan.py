@@ -32,7 +32,9 @@ class PlanConfig:
     classes: int | None = option(None, limits=Limits(2, 10**7))
     """Number of classes in place of the data set's."""
     objective: str = shared("objective")
-    """greedy or sgr."""
+    """greedy, sgr or another, as for train."""
+    objective_options: tuple[str, ...] = shared("objective_options")
+    """As for train."""
     stages: int = shared("stages")
     """Number of stages."""
     cut: str | None = shared("cut")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from pipelocal.models import Chain, build_chain
 from pipelocal.models.inputs import check_beside
 from pipelocal.objective import OBJECTIVES, SGR, Objective, ObjectiveRecipe, Place, as_recipe
 from pipelocal.objective.greedy import EachStage
+from pipelocal.objective.options import OPTION, is_recipe_class, options_from
 from pipelocal.options import listed_numbers, names_that, numbers_of, without_number
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.references import returned, users_code
@@ -149,14 +150,34 @@ def rates_of(config: TrainConfig, stages: int) -> list[float]:
 
 
 def objective_of(config: TrainConfig) -> ObjectiveRecipe:
-    """What stages are trained by; a class of the registry is given the options of reconciliation."""
-    found = OBJECTIVES.get(config.objective)
-    if found is not SGR:
-        recipe = as_recipe(found)
-        if isinstance(recipe, EachStage):  # whose failures are the user's own code's
-            later = cast(Callable[[Place], Objective], OBJECTIVES.later(config.objective))
-            return replace(recipe, make=later)
-        return recipe
+    """What stages are trained by, with its options.
+
+    Raises:
+        UserError: it has no such options.
+    """
+    name, given = config.objective, config.objective_options
+    found: Any = OBJECTIVES.get(name)
+    if found is SGR:
+        return _reconciling(config)
+    with users_code("objective", name):
+        made = not isinstance(found, type) and hasattr(found, "for_stage")  # and takes nothing more
+        if given and made:
+            raise UserError(f"{OPTION} {' '.join(given)}: {name} has none: leave them out")
+        options = options_from(found, given, name=name) if given else {}
+        recipe = as_recipe(found(**options) if is_recipe_class(found) else found)
+    if isinstance(recipe, EachStage):  # whose failures are the user's own code's
+        later = cast(Callable[..., Objective], OBJECTIVES.later(name))
+        return replace(recipe, make=partial(later, **options))
+    return recipe
+
+
+def _reconciling(config: TrainConfig) -> SGR:
+    """SGR, whose options are options of their own."""
+    if config.objective_options:
+        raise UserError(
+            f"{OPTION} {' '.join(config.objective_options)}: those of sgr are --reconcile-weight, "
+            f"--reconcile-every, --distance and the like: give these"
+        )
     text = config.reconcile_weight
     weights = parse_weights("--reconcile-weight", text, text.count(",") + 1)
     return SGR(

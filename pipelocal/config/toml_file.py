@@ -36,6 +36,8 @@ def read_toml(path: str, *, what: str = "--config ") -> dict[str, Any]:
     options: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
+        if name == "objective_options":
+            value = _as_words(f"{what}{path}", name, value)
         if isinstance(value, dict):
             raise UserError(
                 f"{what}{path}: options stand in no table such as [{key}]: leave its heading out"
@@ -54,11 +56,23 @@ def read_toml(path: str, *, what: str = "--config ") -> dict[str, Any]:
     return options
 
 
+def _as_words(place: str, name: str, value: Any) -> tuple[str, ...]:
+    """The words ``key=value`` of a table, or of a list that holds them."""
+    if isinstance(value, dict):
+        texts = {k: str(v).lower() if isinstance(v, bool) else v for k, v in value.items()}
+        return tuple(f"{key}={text}" for key, text in texts.items())
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return tuple(value)
+    raise UserError(f"{place}: '{name}' must be a table, or a list such as [\"weight=2\"]")
+
+
 def _checked(place: str, name: str, value: Any, annotation: str) -> Any:
     """The value in the field's type, where TOML's type fits."""
     wanted = annotation.removesuffix(" | None")
     if wanted.startswith("Literal"):
         wanted = "str"  # which words is looked at with all others
+    if isinstance(value, tuple):
+        return value
     if wanted == "float | str" and type(value) is not str:
         wanted = "float"
     if wanted == "float" and type(value) is int:

@@ -74,6 +74,8 @@ class ObjectiveOptions:
     objective: str = "sgr"
     """greedy (each stage its own loss), sgr (the same and gradient reconciliation), or bp (ordinary
     back-propagation through the uncut model, one process; --stages does not apply)."""
+    objective_options: tuple[str, ...] = ()
+    """Options of the objective itself, such as weight=2 target=input."""
     head: str = "auto"
     """Auxiliary head of every stage but the last: auto (by the model's structure, within
     --head-budget); linear or mlp (pooled, or of each token or pixel); for

@@ -13,7 +13,19 @@ from pipelocal.errors import UserError
 from pipelocal.models.unit import Shape
 from pipelocal.objective.delta_encoding import Summary, whole_delta
 from pipelocal.objective.local import LocalPass, Objective, ObjectiveRecipe, Place, Relay
+from pipelocal.objective.options import is_recipe_class
 from pipelocal.objective.residual import Residual
+
+
+class ForwardRecipe:
+    """Base of recipes by whose objectives no output gradient is sent."""
+
+    reconcile_every = None
+
+    def delta_encoding(self, shape: Shape, seed: int) -> Summary:
+        """See :class:`~pipelocal.objective.local.ObjectiveRecipe`; delta would be sent unchanged."""
+        del seed
+        return whole_delta(shape)
 
 
 class Greedy:
@@ -99,11 +111,15 @@ class EachStage:
 
 
 def as_recipe(objective: Any) -> ObjectiveRecipe:
-    """Make a recipe of a user's objective: a recipe, an objective to copy, a class, or a function.
+    """Make a recipe of a user's objective: a recipe or a class of them, an objective, a class, or a function.
+
+    A class of recipes is called with nothing; any other class or function with each stage's place.
 
     Raises:
         UserError: it is none of these.
     """
+    if is_recipe_class(objective):
+        objective = objective()
     if not isinstance(objective, type) and hasattr(objective, "for_stage"):
         given: ObjectiveRecipe = objective
         return given

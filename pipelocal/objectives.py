@@ -1,0 +1,8 @@
+"""Objectives by which stages are trained: ``Pipeline(objective=pipelocal.objectives.SGR(every=8))``.
+
+Each is a recipe whose arguments are its options; ``docs/methods`` has a page for each.
+"""
+
+from pipelocal.objective import SGR, BackPropagation, Greedy
+
+__all__ = ["SGR", "BackPropagation", "Greedy"]
