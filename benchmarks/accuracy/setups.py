@@ -11,7 +11,6 @@ Options = Mapping[str, Any]
 
 BP = "bp"
 LINEAR = "linear"
-RECONSTRUCTION = "benchmarks.accuracy.reconstruction:Reconstruction"
 
 
 def head(name: str, **further: Any) -> Options:
@@ -54,7 +53,7 @@ CNN_HEADS: dict[str, Options] = (
     | {name: head(name) for name in ("downstream=3", "downstream=4")}
     | {
         "downstream, smoothing 0.1": head("downstream", head_smoothing=0.1),
-        "downstream, reconstruction": {"head": "downstream", "objective": RECONSTRUCTION},
+        "downstream, reconstruction": {**head("downstream"), "objective": "infopro"},
         "auto": head("auto"),
     }
 )

@@ -72,8 +72,9 @@ class ObjectiveOptions:
     """Loss in place of the task's own: with --task regression mse (as it is), l1 or huber; or your own
     function of outputs and targets."""
     objective: str = "sgr"
-    """greedy (each stage its own loss), sgr (the same and gradient reconciliation), or bp (ordinary
-    back-propagation through the uncut model, one process; --stages does not apply)."""
+    """greedy (each stage its own loss), sgr (the same and gradient reconciliation), infopro (early stages
+    also reconstruct the image or their input), or bp (ordinary back-propagation through the uncut model,
+    one process; --stages does not apply)."""
     objective_options: tuple[str, ...] = ()
     """Options of the objective itself, such as weight=2 target=input."""
     head: str = "auto"

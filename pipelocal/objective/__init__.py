@@ -5,6 +5,7 @@ The values of ``--objective``::
     greedy  every stage minimises its local loss
     sgr     every stage but the first also reconciles its input gradient with the output gradient
             of the stage before it
+    infopro early stages also reconstruct the image, or their own input
     bp      ordinary back-propagation through the uncut model, in one process: the baseline
 """
 
@@ -12,6 +13,7 @@ from pipelocal.objective.distances import DISTANCES
 from pipelocal.objective.exact import ExactReconciliation
 from pipelocal.objective.first_order import FirstOrderReconciliation
 from pipelocal.objective.greedy import BackPropagation, Greedy, as_recipe
+from pipelocal.objective.infopro import InfoPro
 from pipelocal.objective.local import LocalPass, Objective, ObjectiveRecipe, Place, Relay, relays_of
 from pipelocal.objective.reconciliation import WEIGHT_SCHEDULES, Reconciliation
 from pipelocal.objective.sgr import SGR
@@ -22,6 +24,7 @@ OBJECTIVES: Registry[object] = Registry("objective", takes=None)
 
 OBJECTIVES.register("greedy")(Greedy())
 OBJECTIVES.register("sgr")(SGR)
+OBJECTIVES.register("infopro")(InfoPro)
 OBJECTIVES.register("bp")(BackPropagation())
 
 
@@ -34,6 +37,7 @@ __all__ = [
     "ExactReconciliation",
     "FirstOrderReconciliation",
     "Greedy",
+    "InfoPro",
     "LocalPass",
     "Objective",
     "ObjectiveRecipe",

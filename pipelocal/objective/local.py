@@ -95,6 +95,8 @@ class Place:
     input_shape: Shape
     """Shape of one input row, without the batch dimension."""
     output_shape: Shape
+    sample_shape: Shape = ()
+    """Shape of one of the model's inputs."""
     total_steps: int
     """Number of training batches in the run."""
     previous_delta: Summary | None = None

@@ -184,6 +184,7 @@ class Blueprint:
             stages=self.stages,
             input_shape=self.output_shape(number - 1),
             output_shape=self.output_shape(number),
+            sample_shape=self.chain.input_shape,
             total_steps=total_steps,
             previous_delta=self.summary(number - 1) if self.has_delta(number - 1) else None,
         )
