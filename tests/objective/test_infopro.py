@@ -61,7 +61,7 @@ def written_out(kind: str, decoder: nn.Module, out: Tensor, image: Tensor, error
         low, high = flat.min(1).values, flat.max(1).values
         image = (image - low.view(-1, 1, 1)) / (high - low).view(-1, 1, 1)
     if kind == "pooled":  # 6x6 to 3x3
-        image = image.reshape(-1, 2, 3, 2, 3, 2).mean((3, 5))
+        image = image.reshape(len(image), -1, 3, 2, 3, 2).mean((3, 5))
     if error == "mse":
         return ((made - image) ** 2).sum() / made.numel()
     share = 1 / (1 + (-made).exp())
