@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks import common
+from benchmarks.accuracy.costs import Cost, name_of
 from benchmarks.accuracy.setups import BP, LINEAR, SetUp
 from benchmarks.common import Run, Target
 
@@ -26,15 +28,24 @@ GOALS = {
 PERPLEXITY_GOALS = {"gpt-bytes": (3.0, 1.5), "gpt-2048": (3.0, 1.5)}
 """The same in percent of perplexity."""
 DEFAULT = "auto"
+COST_COLUMNS = ("heads' multiply-adds", "slowest stage")
+"""Over those of the uncut network, and over the time of its step by back-propagation."""
 
 
-def rows(name: str, setup: SetUp, runs: Mapping[tuple[str, str, int], Run]) -> list[Row]:
+def rows(
+    name: str,
+    setup: SetUp,
+    runs: Mapping[tuple[str, str, int], Run],
+    costs: Mapping[str, Cost],
+) -> list[Row]:
     """A row for each arm of which a run is finished, in order."""
     made = []
     for arm in setup.arms:
         own = {seed: run for (of, what, seed), run in runs.items() if (of, what) == (name, arm)}
         if own:
-            made.append(row_of(name, setup, arm, own))
+            row = row_of(name, setup, arm, own)
+            cost = costs.get(name_of(name, arm))
+            made.append(row if cost is None else row | {"cost": asdict(cost)})
     by_arm = {row["arm"]: row for row in made}
     for row in made:
         compare(row, by_arm.get(BP), by_arm.get(LINEAR))
@@ -130,7 +141,7 @@ def show(all_rows: Sequence[Row]) -> None:
     """Print a table for each set-up."""
     columns = (
         *("arm", "seeds", "test", "points behind bp", "gap closed", "training", "training loss"),
-        *("test loss", "head of each stage"),
+        *("test loss", *COST_COLUMNS, "head of each stage"),
     )
     for name in dict.fromkeys(row["setup"] for row in all_rows):
         own = [row for row in all_rows if row["setup"] == name]
@@ -151,8 +162,17 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{100 * row['train_accuracy']:.2f}",
         f"{row['train_loss']:.4f}",
         f"{statistics.fmean(row['test_loss'].values()):.4f}",
+        *cost_cells(row),
         " ".join(f"{100 * value:.1f}" for value in row["stage_test_accuracy"]),
     )
+
+
+def cost_cells(row: Row) -> tuple[str, str]:
+    """What the heads cost."""
+    cost = row.get("cost")
+    if cost is None:
+        return "-", "-"
+    return f"{cost['head_multiply_adds']:.2f}", f"{cost['slowest']:.2f}"
 
 
 def with_sd(spread: Mapping[str, float | None]) -> str:
@@ -165,7 +185,7 @@ def markdown(all_rows: Sequence[Row]) -> str:
     """The same tables for the README, with the number of steps in every heading."""
     columns = (
         *("head", "seeds", "test", "points behind bp", "gap closed", "training", "training loss"),
-        "head of each stage",
+        *(*COST_COLUMNS, "head of each stage"),
     )
     lines = []
     for name in dict.fromkeys(row["setup"] for row in all_rows):
@@ -177,7 +197,7 @@ def markdown(all_rows: Sequence[Row]) -> str:
         lines.append("| " + " | ".join("---" for _ in columns) + " |")
         for row in own:
             arm, *rest = cells(row)
-            del rest[-2]  # the test loss
+            del rest[6]  # the test loss
             lines.append("| " + " | ".join([arm if arm == BP else f"`{arm}`", *rest]) + " |")
         lines.append("")
     return "\n".join(lines).rstrip()

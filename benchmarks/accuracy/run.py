@@ -13,13 +13,12 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import common
-from benchmarks.accuracy import figures
-from benchmarks.accuracy.setups import SETUPS, SetUp
+from benchmarks.accuracy import costs, figures
+from benchmarks.accuracy.setups import SETUPS, config_of
 from benchmarks.common import BenchmarkError, Failure, Run
 from pipelocal.config import TrainConfig
 
@@ -36,7 +35,10 @@ def main() -> None:
         arm: config for name in options.setups for arm, config in planned(name, options, device)
     }
     runs = train(configs, options)
-    rows = [row for name in options.setups for row in figures.rows(name, SETUPS[name], runs)]
+    measured = {} if options.keep is None else costs.kept(options.keep)
+    rows = [
+        row for name in options.setups for row in figures.rows(name, SETUPS[name], runs, measured)
+    ]
     if not rows:
         raise BenchmarkError("no run is finished: leave out --report")
     targets = figures.targets(rows)
@@ -103,21 +105,7 @@ def planned(
                 raise BenchmarkError(f"--arms {arm}: {name} has {', '.join(setup.arms)}")
             if seed in further and seed not in setup.further_seeds.get(arm, ()):
                 continue
-            yield (name, arm, seed), config_of(setup, arm, seed, options, device)
-
-
-def config_of(
-    setup: SetUp, arm: str, seed: int, options: argparse.Namespace, device: str
-) -> TrainConfig:
-    """The options of a run."""
-    own: dict[str, Any] = {**setup.options, **setup.arms[arm]}
-    if own["objective"] != "bp":
-        own |= setup.cut
-    if options.epochs is not None:
-        own["epochs"] = options.epochs
-    if setup is SETUPS["gpt-2048"]:
-        own["tokenizer"] = options.tokenizer
-    return TrainConfig(**own, data_root=options.data_root, seed=seed, device=device, threads=1)
+            yield (name, arm, seed), config_of(name, arm, options, seed=seed, device=device)
 
 
 def train(configs: dict[Arm, TrainConfig], options: argparse.Namespace) -> dict[Arm, Run]:

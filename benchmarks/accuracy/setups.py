@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from pipelocal.config import TrainConfig
 
 Options = Mapping[str, Any]
 """Options of :class:`~pipelocal.config.TrainConfig`, by name."""
@@ -48,7 +51,7 @@ CNN_HEADS: dict[str, Options] = (
     BASE
     | {
         name: head(name)
-        for name in ("mlp", "conv", "dgl", "downstream", "twin", "twin=3", "twin=4")
+        for name in ("mlp", "conv", "dgl", "downstream", "twin", "twin=3", "twin=4", "twin=5")
     }
     | {name: head(name) for name in ("downstream=3", "downstream=4")}
     | {
@@ -129,3 +132,26 @@ SETUPS: dict[str, SetUp] = {
         seeds=(0, 1),
     ),
 }
+
+
+def config_of(
+    name: str, arm: str, options: argparse.Namespace, *, seed: int = 0, device: str = "cpu"
+) -> TrainConfig:
+    """The options of a run.
+
+    Args:
+        name: of the set-up.
+        arm: its name there.
+        options: of the command line: data_root, tokenizer, and epochs if they are not the set-up's own.
+        seed: of the run.
+        device: as ``--device`` takes it.
+    """
+    setup = SETUPS[name]
+    own: dict[str, Any] = {**setup.options, **setup.arms[arm]}
+    if own["objective"] != "bp":
+        own |= setup.cut
+    if options.epochs is not None:
+        own["epochs"] = options.epochs
+    if name == "gpt-2048":
+        own["tokenizer"] = options.tokenizer
+    return TrainConfig(**own, data_root=options.data_root, seed=seed, device=device, threads=1)

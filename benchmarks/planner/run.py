@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import Target
-from pipelocal.config import PlanConfig, TrainConfig
+from benchmarks.cuts import seconds_of_stage
+from pipelocal.config import PlanConfig
 from pipelocal.config.resolve import blueprint_of, cut_of
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.plan.plan import planned_input, predict
 from pipelocal.ranks.host import set_up_host
-from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.costs import cost_model, partitioned
 
 HEAVY = f"{Path(__file__).with_name('models.py')}:one_heavy_unit"
@@ -83,7 +82,7 @@ def predict_and_measure(model: str, objective: str, head: str, repeats: int) -> 
     blueprint = partitioned(blueprint, cut_of(train_config), train_config, lambda: costs)
     plan = predict(blueprint, costs, config, [1.0] * blueprint.stages)
     measured = [
-        measure_stage(blueprint, train_config, number + 1, repeats)
+        seconds_of_stage(blueprint, train_config, number + 1, repeats)
         for number in range(blueprint.stages)
     ]
     predicted = [stage.seconds for stage in plan.stages]
@@ -102,29 +101,6 @@ def predict_and_measure(model: str, objective: str, head: str, repeats: int) -> 
         "measured_share": [m / sum(measured) for m in measured],
         "bottleneck_error": abs(predicted[slowest] - measured[slowest]) / measured[slowest],
     }
-
-
-def measure_stage(blueprint: Blueprint, config: TrainConfig, number: int, repeats: int) -> float:
-    """Seconds of a training step of one stage, alone: the mean over plain and reconciled ones, of medians."""
-    stage = blueprint.build_stage(number, device=torch.device("cpu"), total_steps=3 * repeats)
-    shape = (config.batch_size, *blueprint.output_shape(number - 1))
-    dtype = blueprint.chain.input_dtype if number == 1 else torch.float32
-    x = torch.randn(shape) if dtype.is_floating_point else torch.randint(9, shape, dtype=dtype)
-    target = torch.randint(blueprint.classes, (config.batch_size, *blueprint.info.target_shape))
-
-    def median(delta: torch.Tensor | None) -> float:
-        seconds = []
-        for _ in range(repeats + 1):
-            started = time.perf_counter()
-            stage.step(x, target, delta)
-            seconds.append(time.perf_counter() - started)
-        return statistics.median(seconds[1:])
-
-    plain = median(None)
-    if not stage.wants_delta:
-        return plain
-    share = 1 / config.reconcile_every
-    return (1 - share) * plain + share * median(torch.randn(shape) / config.batch_size)
 
 
 def compare_cuts(name: str, model: str, rounds: int, steps: int) -> Row:
