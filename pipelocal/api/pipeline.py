@@ -98,6 +98,8 @@ class Pipeline:
             after each update. Or ``"cosine"``. Constant by default.
         freeze_stage: stages that stop training, as text: ``"1:0"`` (stage 1 is never trained),
             ``"1:500,2:plateau"`` (after 500 batches, and on a plateau of its training loss).
+        transport_penalty: weight in every stage's loss of how far its units that keep the shape of their
+            input move it; half as much in the second half of the stages.
         clip_norm: maximum L2 norm of a stage's gradient in an update.
         ema: decay of an exponential moving average of the weights, kept alongside them.
         input_shape: shape of one sample; by default taken from the data.
@@ -127,6 +129,7 @@ class Pipeline:
         optimizer: OptimizerBuilder | None = None,
         schedule: ScheduleBuilder | str | None = None,
         freeze_stage: str | None = None,
+        transport_penalty: float = 0.0,
         clip_norm: float | None = None,
         ema: float | None = None,
         input_shape: Sequence[int] | None = None,
@@ -145,6 +148,7 @@ class Pipeline:
             schedule=schedule_of(schedule),
             counts_batches=isinstance(schedule, str),
             freezing=freezing_of(freeze_stage),
+            transport_penalty=transport_penalty,
             clip=clip_norm,
             ema=ema,
             seed=seed,
@@ -171,6 +175,7 @@ class Pipeline:
                 "optimizer": described(optimizer),
                 "schedule": described(schedule),
                 "freeze_stage": freeze_stage,
+                "transport_penalty": transport_penalty,
                 "clip_norm": clip_norm,
                 "ema": ema,
                 "seed": seed,

@@ -102,6 +102,7 @@ def recipe_of(config: TrainConfig) -> Recipe:
         if of_batches
         else schedule,
         counts_batches=of_batches,
+        transport_penalty=config.transport_penalty,
         clip=config.clip_norm,
         ema=config.ema,
         freezing=partial(freezing_of, config),

@@ -89,6 +89,9 @@ class ObjectiveOptions:
     forward pass)."""
     head_smoothing: float = option(0.0, limits=Limits(0, BELOW_ONE, "a number from 0 to below 1"))
     """Label smoothing in the loss by which auxiliary heads train, such as 0.1; the classifier's has none."""
+    transport_penalty: float = option(0.0, limits=Limits(0, SCALE, "a number of at least 0"))
+    """Weight, such as 1, of a further term of every stage's loss: how far units that keep the shape of
+    their input move it (mean square); half as much in the second half of the stages."""
     reconcile: Literal["first-order", "exact"] = "first-order"
     """How sgr differentiates the distance: first-order (one more ordinary pass) or exact (double
     backward: slower, more memory, not for fused attention)."""

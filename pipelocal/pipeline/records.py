@@ -50,7 +50,7 @@ class Records:
             task=stage.task,
             shapes=stage.sum_shapes,
             windows=2,
-            figures=getattr(stage.objective, "figure_names", ()),
+            figures=stage.figure_names,
             each=lambda values: stage.replicas.each(values),
         )
         self._reported = 0

@@ -20,6 +20,7 @@ from pipelocal.objective.delta_encoding import Summary
 from pipelocal.partition import Cut, by_count, from_names, names_of, to_text
 from pipelocal.pipeline.messages import Messages, relay_name
 from pipelocal.seeding import derive_seed, seeded
+from pipelocal.stage.displacement import Displacement, weight_at
 from pipelocal.stage.ema import Average
 from pipelocal.stage.layout import put_channels_last
 from pipelocal.stage.passes import HALF
@@ -95,7 +96,28 @@ class Blueprint:
                     f"the classifier '{self.chain.classifier.name}' makes outputs {batch_of(made)}, but "
                     f"{type(task).__name__} of this data wants {batch_of(wanted)}: make both the same"
                 )
+        if self.recipe.transport_penalty and not any(
+            map(self.keeps_shape, range(len(self.shapes)))
+        ):
+            raise UserError(
+                f"--transport-penalty {self.recipe.transport_penalty:g}: it is on units that keep the shape "
+                f"of their input, and the model has none: leave it out"
+            )
         return self
+
+    def keeps_shape(self, unit: int) -> bool:
+        """Return whether a unit's main output has the shape of its main input, both floating."""
+        kinds = self.chain.crossing[unit - 1] if unit else self.chain.inputs
+        before, after = kinds[0], self.chain.crossing[unit][0]
+        floating = before.dtype.is_floating_point and after.dtype.is_floating_point
+        return floating and before.shape == after.shape
+
+    def _displacement(self, number: int, body: nn.Sequential) -> Displacement | None:
+        """Return a stage's transport penalty; None if there is none."""
+        weight = weight_at(self.recipe.transport_penalty, number, self.stages)
+        first = self.cuts[number - 1].start
+        units = [unit for place, unit in enumerate(body, first) if self.keeps_shape(place)]
+        return Displacement(units, weight) if weight and units else None
 
     @property
     def stages(self) -> int:
@@ -351,4 +373,5 @@ class Blueprint:
             average=None if recipe.ema is None else Average((body, head), recipe.ema),
             seed=recipe.seed,
             compute=compute,
+            displacement=self._displacement(number, body),
         )

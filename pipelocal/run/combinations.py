@@ -6,7 +6,7 @@ import torch
 
 from pipelocal.errors import UserError
 from pipelocal.objective import SGR, Greedy
-from pipelocal.options import option_name
+from pipelocal.options import SCALE, option_name
 from pipelocal.run.options import RunOptions
 from pipelocal.stage.recipe import Recipe
 from pipelocal.tasks import Classification, NextToken
@@ -23,11 +23,27 @@ def check_combinations(options: RunOptions, recipe: Recipe) -> None:
         UserError: options conflict; says which, and which to leave out.
     """
     _check_bp_free(options, recipe)
+    _check_transport_penalty(options, recipe)
     _check_compile(options, recipe)
     _check_autocast(options, recipe)
     _check_memory_savers(options, recipe)
     _check_accumulate(options, recipe)
     _check_replicas(options, recipe)
+
+
+def _check_transport_penalty(options: RunOptions, recipe: Recipe) -> None:
+    if not recipe.transport_penalty:
+        return
+    given = f"--transport-penalty {recipe.transport_penalty:g}"
+    if not 0 < recipe.transport_penalty <= SCALE:
+        raise UserError(f"{given}: give a number of at least 0, at most {SCALE:g}")
+    if recipe.uncut:
+        raise UserError(f"{given} is for stages, of which there are none here: leave it out")
+    for name in ("bp_free", "compile"):
+        if getattr(options, name):
+            raise UserError(
+                f"{given} looks into units, which {option_name(name)} changes: leave one of them out"
+            )
 
 
 def _check_compile(options: RunOptions, recipe: Recipe) -> None:

@@ -7,6 +7,7 @@ the first starts from the buffers of the first, and updates none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from pipelocal.heads import takes_beside, takes_input
 from pipelocal.models.payload import Payload, each, pack, unpack
 from pipelocal.seeding import derive_seed, reseed
+from pipelocal.stage.displacement import Displacement, WithPenalty
 from pipelocal.stage.layout import laid_out, own_memory
 from pipelocal.stage.options import ComputeOptions
 from pipelocal.stage.recompute import RecomputedBody
@@ -34,6 +36,7 @@ class Passes:
         head: maps the body's output to the task's output.
         seed: the run's seed.
         compute: how to compute; see :class:`~pipelocal.stage.stage.Stage`.
+        displacement: the transport penalty on the body; None for none.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Passes:
         head: nn.Module,
         seed: int,
         compute: ComputeOptions,
+        displacement: Displacement | None = None,
     ) -> None:
         self.beside: tuple[Tensor, ...] = ()
         """What the last output has beside its main tensor, detached, to be sent along."""
@@ -62,6 +66,9 @@ class Passes:
         self._seed = seed
         self._autocast = compute.autocast_dtype
         self._channels_last = compute.channels_last
+        self._displacement = displacement
+        self.displaced: Tensor | None = None
+        """The sum of the transport penalty in the first pass on this batch, detached."""
         units = compute.checkpoint_activations
         self._recomputed = RecomputedBody(body, units) if units else None
         self._out: Tensor | None = None
@@ -100,7 +107,13 @@ class Passes:
         if reconciled:
             self._before[self._body] = copies_of_buffers(self._body)
         run = self._recomputed or partial(leaving_input, self._body)
-        out, self._beside = unpack(self._run(run, pack(leaf, self.beside_input)))
+        with self._noting():
+            out, self._beside = unpack(self._run(run, pack(leaf, self.beside_input)))
+        if (penalty := self.penalty()) is not None:
+            assert self._displacement is not None
+            self.displaced = penalty.detach() / self._displacement.weight
+            if out.requires_grad:
+                out = WithPenalty.apply(out, penalty)  # type: ignore[no-untyped-call]
         if self._recomputed is not None:
             self.kept_bytes = self._recomputed.kept_bytes
         if self._head_takes_beside and out.requires_grad:
@@ -136,6 +149,15 @@ class Passes:
         out, self._beside = unpack(self._run(self._body, pack(x, self.beside_input)))
         return self._sent(out, x), self._run_head(self._head, out, self._beside, x)
 
+    def _noting(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._displacement is None else self._displacement.noting()
+
+    def penalty(self) -> Tensor | None:
+        """Return the transport penalty of the last pass with its graph, once; None if there is none."""
+        if self._displacement is None or (moved := self._displacement.taken()) is None:
+            return None
+        return self._displacement.weight * moved
+
     def replay_body(self, x: Payload, *, full: bool = False) -> Payload:
         """Run the body again, with a graph.
 
@@ -148,7 +170,8 @@ class Passes:
         run: Callable[[Payload], Payload] = partial(replay, self._body, before=before)
         if self._recomputed is not None:
             run = partial(self._recomputed.replay, before=before)
-        return run(x) if full else self._run(run, x)
+        with self._noting():
+            return run(x) if full else self._run(run, x)
 
     def replay_head(self, out: Payload, x: Tensor | None, *, full: bool = False) -> Tensor:
         """Run the head again on outputs of the body ``[B, ...]``, with a graph; see :meth:`replay_body`."""
@@ -160,6 +183,8 @@ class Passes:
     def end_batch(self) -> None:
         """Let go of the batch."""
         self.beside_input = self.beside = self._beside = self._leaves = ()
+        self.penalty()  # which a run on other inputs may have left
+        self.displaced = None
         self._out = None
         self._before.clear()
 

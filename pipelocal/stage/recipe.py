@@ -49,6 +49,7 @@ class Recipe:
         objective: makes the objectives.
         optimizer: makes the optimizers.
         schedule: makes the learning-rate schedules; None for constant rates.
+        transport_penalty: weight of the transport penalty in every stage's loss; 0 for none.
         clip: maximum L2 norm of a stage's gradient in an update; None for no limit.
         ema: decay of a moving average of the weights; None for no average.
         freezing: decides when stages are frozen.
@@ -64,6 +65,7 @@ class Recipe:
     schedule: ScheduleBuilder | None = None
     counts_batches: bool = False
     """Whether ``schedule`` is called with the number of batches instead of updates."""
+    transport_penalty: float = 0.0
     clip: float | None = None
     ema: float | None = None
     freezing: FreezingOf = field(default=never_frozen)

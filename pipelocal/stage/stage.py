@@ -25,6 +25,7 @@ from pipelocal.models.payload import Payload, pack, unpack
 from pipelocal.objective.local import LocalPass, Objective
 from pipelocal.objective.residual import Residual
 from pipelocal.seeding import derive_seed
+from pipelocal.stage.displacement import FIGURE, Displacement
 from pipelocal.stage.early_step import EarlyStep
 from pipelocal.stage.ema import Average
 from pipelocal.stage.options import ComputeOptions
@@ -87,6 +88,7 @@ class Stage:
         compute: how to compute; used here are autocast (parameters, outputs, logits, loss and delta
             are float32 regardless), channels_last (the modules' weights must already have that
             layout), checkpoint_activations and step_early.
+        displacement: the transport penalty, a further term of the loss; None for none.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Stage:
         average: Average | None = None,
         seed: int = 0,
         compute: ComputeOptions = PLAIN,
+        displacement: Displacement | None = None,
     ) -> None:
         self.number = number
         self.body = body
@@ -121,8 +124,17 @@ class Stage:
         self._update = Update(optimizer, scheduler, every=accumulate, average=average, clip=clip)
         self.steps = 0
         """Batches of the run so far; with replicas, not all of them were processed here."""
-        self._passes = Passes(number=number, body=body, head=head, seed=seed, compute=compute)
+        self._passes = Passes(
+            number=number,
+            body=body,
+            head=head,
+            seed=seed,
+            compute=compute,
+            displacement=displacement,
+        )
         self._figure_names: tuple[str, ...] = getattr(objective, "figure_names", ())
+        self.figure_names = self._figure_names + (() if displacement is None else (FIGURE,))
+        """Names of the figures of every batch: the objective's, and the penalty's."""
         self._seed = seed
         self._autocast = compute.autocast_dtype
         self._pass: LocalPass | None = None
@@ -278,6 +290,8 @@ class Stage:
             raise in_place
         if self._figure_names:  # now: the objective may run again on other inputs
             self._figures = self._said_figures()
+        if self._passes.displaced is not None:
+            self._figures = {**self._figures, FIGURE: self._passes.displaced}
         return self._passes.laid_out(delta)
 
     @torch.no_grad()
@@ -435,6 +449,7 @@ class Stage:
         target = self._target_of(rows)
         beside = tuple(t if rows is None else t[rows] for t in self._passes.beside_input)
         out, beside_out = unpack(self.replay_body(pack(x, beside), full=True))
+        penalty = self._passes.penalty()
 
         def loss_of(out: Tensor) -> Tensor:
             return self.replay_loss(pack(out, beside_out), target, x=x, full=True)
@@ -444,7 +459,8 @@ class Stage:
         if rows is not None:
             relayed = {name: tensor[rows] for name, tensor in relayed.items()}
         local = replace(now, x=x, out=out, target=target, task_loss=loss_of, relayed=relayed)
-        loss = factor * self.objective.loss(local, out)
+        loss = self.objective.loss(local, out)
+        loss = factor * (loss if penalty is None else loss + penalty)
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
 
