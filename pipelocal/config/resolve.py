@@ -39,6 +39,7 @@ from pipelocal.stage.recipe import Recipe, takes_two
 from pipelocal.system.quantities import parse_bytes, parse_speeds, parse_weights
 from pipelocal.tasks import Task
 from pipelocal.tasks.registry import task_named, with_smoothing
+from pipelocal.tasks.supcon import with_contrast
 
 IMAGINED = "planned"
 """Name of data that are only described, to plan for."""
@@ -94,7 +95,7 @@ def recipe_of(config: TrainConfig) -> Recipe:
     task = task_of(config)
     return Recipe(
         task=task,
-        head_task=with_smoothing(task, config.head_smoothing) if config.head_smoothing else None,
+        head_task=head_task_of(config, task),
         head=head_of(config),
         objective=objective_of(config),
         optimizer=partial(optimizer_of, config),
@@ -109,6 +110,16 @@ def recipe_of(config: TrainConfig) -> Recipe:
         seed=config.seed,
         compute=config,
     )
+
+
+def head_task_of(config: TrainConfig, task: Task) -> Task | None:
+    """The task by whose loss auxiliary heads train; None for the task itself.
+
+    Raises:
+        UserError: the task has no such loss.
+    """
+    smoothed = with_smoothing(task, config.head_smoothing) if config.head_smoothing else None
+    return smoothed if config.head_loss == "task" else with_contrast(smoothed or task)
 
 
 def head_of(config: TrainConfig) -> HeadBuilder:

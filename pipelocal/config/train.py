@@ -87,6 +87,9 @@ class ObjectiveOptions:
     head_budget: float = option(DEFAULT_BUDGET, limits=positive(1e6))
     """With --head auto: most compute of a head, over that of an average stage (multiply-adds of the
     forward pass)."""
+    head_loss: Literal["task", "supcon"] = "task"
+    """Loss of auxiliary heads: task (that of --task), or supcon (supervised contrast of projections by the
+    head, with a linear probe that gives the head's answers but trains nothing before it)."""
     head_smoothing: float = option(0.0, limits=Limits(0, BELOW_ONE, "a number from 0 to below 1"))
     """Label smoothing in the loss by which auxiliary heads train, such as 0.1; the classifier's has none."""
     transport_penalty: float = option(0.0, limits=Limits(0, SCALE, "a number of at least 0"))

@@ -13,7 +13,9 @@ from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS, HeadBuilder, build_head
 from pipelocal.heads.auto import Behind, budget_of
+from pipelocal.heads.contrast import ContrastHead, projection_name
 from pipelocal.heads.downstream import Downstream
+from pipelocal.heads.names import WITH_DEPTH
 from pipelocal.models import Chain, Shape
 from pipelocal.objective import SGR, Greedy, Place, Relay, relays_of
 from pipelocal.objective.delta_encoding import Summary
@@ -28,6 +30,7 @@ from pipelocal.stage.recipe import Recipe, check_schedule
 from pipelocal.stage.stage import Stage, own_parameters
 from pipelocal.stage.state import trained_names
 from pipelocal.system.tensor_kind import TensorKind
+from pipelocal.tasks import SupCon, Task
 from pipelocal.tasks.task import batch_of
 from pipelocal.tasks.trial import shapes_of_sums
 
@@ -213,17 +216,60 @@ class Blueprint:
 
     def head(self, stop: int, *, input_shape: Shape | None = None) -> nn.Module:
         """Build the auxiliary head of a stage that ends before unit ``stop``."""
-        budget = budget_of(self.head_builder)
+        builder, shape = self._builder(stop), self.shapes[stop - 1]
+        if isinstance(contrast := self.recipe.head_task, SupCon):
+            return self._contrast_head(builder, stop, contrast.dimensions, input_shape)
         return build_head(
-            # Chosen here, as ``auto`` itself would build and try its choice, which is then tried once more.
-            self.head_builder if budget is None else self.behind(stop).chosen(budget).builder,
-            self.shapes[stop - 1],
+            builder,
+            shape,
             classes=self.classes,
             target_shape=self.info.target_shape,
             output_shape=self.model_output,
             input_shape=input_shape,
             downstream=self._downstream(stop),
         )
+
+    def _contrast_head(
+        self, builder: HeadBuilder, stop: int, dimensions: int, input_shape: Shape | None
+    ) -> nn.Module:
+        """Build a projection by a head's form, with a linear probe beside it.
+
+        Raises:
+            UserError: the head ends in the model's own classifier, or does not fit.
+        """
+        name, shape = HEADS.name_of(builder), self.shapes[stop - 1]
+        if name.partition("=")[0] in WITH_DEPTH:
+            raise UserError(
+                f"--head {name} ends in a copy of the classifier, and SupCon wants a projection: "
+                f"choose auto, conv, dgl, mlp or linear"
+            )
+        projection = build_head(
+            builder,
+            shape,
+            classes=dimensions,
+            target_shape=(),
+            output_shape=(dimensions,),
+            input_shape=input_shape,
+            downstream=self._downstream(stop),
+        )
+        probe = build_head(HEADS.get("linear"), shape, classes=self.classes, target_shape=())
+        return ContrastHead(projection, probe)
+
+    def _builder(self, stop: int) -> HeadBuilder:
+        """Return what builds the head of a stage that ends before unit ``stop``."""
+        budget = budget_of(self.head_builder)
+        if budget is None:
+            return self.head_builder
+        if isinstance(self.recipe.head_task, SupCon):
+            return HEADS.get(projection_name(self.shapes[stop - 1]))
+        # Chosen here, as ``auto`` itself would build and try its choice, which is then tried once more.
+        return self.behind(stop).chosen(budget).builder
+
+    @property
+    def head_task(self) -> Task | None:
+        """The task by whose loss auxiliary heads train, if it is another than the model's."""
+        task = self.recipe.head_task
+        return replace(task, classes=self.classes) if isinstance(task, SupCon) else task
 
     @property
     def head_builder(self) -> HeadBuilder:
@@ -246,10 +292,12 @@ class Blueprint:
         """Return a stage's auxiliary head, as ``--head`` takes it; None for the last, which needs none."""
         if number == self.stages:
             return None
-        budget = budget_of(self.head_builder)
+        budget, stop = budget_of(self.head_builder), self.cuts[number - 1].stop
         if budget is None:
             return HEADS.name_of(self.head_builder)
-        return self.behind(self.cuts[number - 1].stop).chosen(budget).name
+        if isinstance(self.recipe.head_task, SupCon):
+            return projection_name(self.shapes[stop - 1])
+        return self.behind(stop).chosen(budget).name
 
     def _downstream(self, stop: int) -> Downstream:
         chain = self.chain
@@ -365,7 +413,7 @@ class Blueprint:
             objective=objective,
             optimizer=optimizer,
             task=recipe.task,
-            head_task=recipe.head_task if number < self.stages else None,
+            head_task=self.head_task if number < self.stages else None,
             sum_shapes=self.sum_shapes(device),
             scheduler=scheduler,
             accumulate=accumulate,

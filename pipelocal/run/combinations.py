@@ -160,7 +160,7 @@ def _check_bp_free(options: RunOptions, recipe: Recipe) -> None:
     if not plain or recipe.head_task is not None:
         raise UserError(
             "--bp-free: its formulas are of the plain cross entropy: choose the task Classification or "
-            "NextToken without further arguments or --head-smoothing, or leave out --bp-free"
+            "NextToken without further arguments, --head-loss or --head-smoothing, or leave out --bp-free"
         )
     if exact(recipe):
         raise UserError(

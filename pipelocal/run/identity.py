@@ -15,7 +15,7 @@ from pipelocal.run.earlier import as_of_now
 from pipelocal.run.options import batches_of_a_round
 from pipelocal.run.spec import Spec
 
-FITTING = {"model", "optimizer", "head", "head_budget", "bp_free"}
+FITTING = {"model", "optimizer", "head", "head_budget", "head_loss", "bp_free"}
 """Options without which the weights of another run, or what its optimizer knows, cannot be taken over."""
 
 PLACE = ("data", "train_samples", "test_split", "batch_size", "drop_last", "seed")

@@ -32,7 +32,7 @@ from pipelocal.stage.options import ComputeOptions
 from pipelocal.stage.passes import Passes
 from pipelocal.stage.replicas import Replicas
 from pipelocal.stage.update import Update
-from pipelocal.tasks import Classification, Sums, Task
+from pipelocal.tasks import Classification, Sums, SupCon, Task
 
 CLASSIFICATION, PLAIN = Classification(), ComputeOptions()
 NONE: Mapping[str, Tensor] = {}
@@ -119,7 +119,9 @@ class Stage:
         self.optimizer = optimizer
         self.average = average
         self.task = task
-        self._loss_of = (task if head_task is None else head_task).loss
+        trained = task if head_task is None else head_task
+        self._loss_of = trained.loss
+        self._logits_of = trained.logits if isinstance(trained, SupCon) else None
         self.sum_shapes = sum_shapes
         self._update = Update(optimizer, scheduler, every=accumulate, average=average, clip=clip)
         self.steps = 0
@@ -266,7 +268,8 @@ class Stage:
 
         def loss_of(out: Tensor) -> Tensor:
             logits = self._passes.head(out, x)
-            self._logits = logits.detach()
+            own = logits if self._logits_of is None else self._logits_of(logits)
+            self._logits = own.detach()
             mean, self._weight = self._loss_of(logits, target)
             self._update.weigh(self._weight)
             return mean

@@ -5,6 +5,7 @@ from pipelocal.tasks.multi_label import MultiLabel
 from pipelocal.tasks.next_token import NextToken
 from pipelocal.tasks.regression import Regression
 from pipelocal.tasks.segmentation import Segmentation
+from pipelocal.tasks.supcon import SupCon
 from pipelocal.tasks.task import Loss, LossFunction, Metric, Sums, Task
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "Regression",
     "Segmentation",
     "Sums",
+    "SupCon",
     "Task",
 ]
