@@ -75,7 +75,7 @@ def heads_share(blueprint: Blueprint) -> float:
     chain = blueprint.chain
     stops = [cut.stop for cut in blueprint.cuts[:-1]]
     heads = multiply_adds(
-        (partial(blueprint.head, stop), chain.crossing[stop - 1]) for stop in stops
+        (partial(blueprint.heads.build, stop), chain.crossing[stop - 1]) for stop in stops
     )
     return sum(heads) / sum(chain.multiply_adds())
 

@@ -34,12 +34,12 @@ def neighbours(blueprint: Blueprint) -> Iterator[tuple[bool, float]]:
     Yields:
         Whether it is larger, and the budget, to two digits.
     """
-    budget = budget_of(blueprint.head_builder)
+    budget = budget_of(blueprint.heads.builder)
     if budget is None:
         return
     below, above = [], []
     for cut in blueprint.cuts[:-1]:
-        behind = blueprint.behind(cut.stop)
+        behind = blueprint.heads.behind(cut.stop)
         chosen = behind.chosen(budget)
         if behind.chosen(chosen.share * (1 - 1e-9)).name != chosen.name:
             below.append(chosen.share)

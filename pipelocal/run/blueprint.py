@@ -11,16 +11,13 @@ from torch import Tensor, nn
 from pipelocal.closed_form import ClosedFormStage, check_stage
 from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
-from pipelocal.heads import HEADS, HeadBuilder, build_head
-from pipelocal.heads.auto import Behind, budget_of
-from pipelocal.heads.contrast import ContrastHead, projection_name
-from pipelocal.heads.downstream import Downstream
-from pipelocal.heads.names import WITH_DEPTH
+from pipelocal.heads import HEADS
 from pipelocal.models import Chain, Shape
 from pipelocal.objective import SGR, Greedy, Place, Relay, relays_of
 from pipelocal.objective.delta_encoding import Summary
 from pipelocal.partition import Cut, by_count, from_names, names_of, to_text
 from pipelocal.pipeline.messages import Messages, relay_name
+from pipelocal.run.heads import Heads
 from pipelocal.seeding import derive_seed, seeded
 from pipelocal.stage.displacement import Displacement, weight_at
 from pipelocal.stage.ema import Average
@@ -30,7 +27,6 @@ from pipelocal.stage.recipe import Recipe, check_schedule
 from pipelocal.stage.stage import Stage, own_parameters
 from pipelocal.stage.state import trained_names
 from pipelocal.system.tensor_kind import TensorKind
-from pipelocal.tasks import SupCon, Task
 from pipelocal.tasks.task import batch_of
 from pipelocal.tasks.trial import shapes_of_sums
 
@@ -214,103 +210,21 @@ class Blueprint:
             previous_delta=self.summary(number - 1) if self.has_delta(number - 1) else None,
         )
 
-    def head(self, stop: int, *, input_shape: Shape | None = None) -> nn.Module:
-        """Build the auxiliary head of a stage that ends before unit ``stop``."""
-        builder, shape = self._builder(stop), self.shapes[stop - 1]
-        if isinstance(contrast := self.recipe.head_task, SupCon):
-            return self._contrast_head(builder, stop, contrast.dimensions, input_shape)
-        return build_head(
-            builder,
-            shape,
-            classes=self.classes,
-            target_shape=self.info.target_shape,
-            output_shape=self.model_output,
-            input_shape=input_shape,
-            downstream=self._downstream(stop),
-        )
-
-    def _contrast_head(
-        self, builder: HeadBuilder, stop: int, dimensions: int, input_shape: Shape | None
-    ) -> nn.Module:
-        """Build a projection by a head's form, with a linear probe beside it.
-
-        Raises:
-            UserError: the head ends in the model's own classifier, or does not fit.
-        """
-        name, shape = HEADS.name_of(builder), self.shapes[stop - 1]
-        if name.partition("=")[0] in WITH_DEPTH:
-            raise UserError(
-                f"--head {name} ends in a copy of the classifier, and SupCon wants a projection: "
-                f"choose auto, conv, dgl, mlp or linear"
-            )
-        projection = build_head(
-            builder,
-            shape,
-            classes=dimensions,
-            target_shape=(),
-            output_shape=(dimensions,),
-            input_shape=input_shape,
-            downstream=self._downstream(stop),
-        )
-        probe = build_head(HEADS.get("linear"), shape, classes=self.classes, target_shape=())
-        return ContrastHead(projection, probe)
-
-    def _builder(self, stop: int) -> HeadBuilder:
-        """Return what builds the head of a stage that ends before unit ``stop``."""
-        budget = budget_of(self.head_builder)
-        if budget is None:
-            return self.head_builder
-        if isinstance(self.recipe.head_task, SupCon):
-            return HEADS.get(projection_name(self.shapes[stop - 1]))
-        # Chosen here, as ``auto`` itself would build and try its choice, which is then tried once more.
-        return self.behind(stop).chosen(budget).builder
-
     @property
-    def head_task(self) -> Task | None:
-        """The task by whose loss auxiliary heads train, if it is another than the model's."""
-        task = self.recipe.head_task
-        return replace(task, classes=self.classes) if isinstance(task, SupCon) else task
-
-    @property
-    def head_builder(self) -> HeadBuilder:
-        """What builds the auxiliary heads; with ``--bp-free``, ``auto`` means the one with a closed form."""
-        if self.recipe.compute.bp_free and budget_of(self.recipe.head) is not None:
-            return HEADS.get("linear")
-        return self.recipe.head
-
-    def behind(self, stop: int) -> Behind:
-        """Return what ``auto`` chooses from for a stage that ends before unit ``stop``."""
-        return Behind(
-            feature_shape=self.shapes[stop - 1],
-            classes=self.classes,
+    def heads(self) -> Heads:
+        """What builds the auxiliary heads."""
+        return Heads(
+            chain=self.chain,
+            shapes=self.shapes,
+            recipe=self.recipe,
+            info=self.info,
             output_shape=self.model_output,
-            target_shape=self.info.target_shape,
-            downstream=self._downstream(stop),
+            stages=self.stages,
         )
 
     def head_name(self, number: int) -> str | None:
         """Return a stage's auxiliary head, as ``--head`` takes it; None for the last, which needs none."""
-        if number == self.stages:
-            return None
-        budget, stop = budget_of(self.head_builder), self.cuts[number - 1].stop
-        if budget is None:
-            return HEADS.name_of(self.head_builder)
-        if isinstance(self.recipe.head_task, SupCon):
-            return projection_name(self.shapes[stop - 1])
-        return self.behind(stop).chosen(budget).name
-
-    def _downstream(self, stop: int) -> Downstream:
-        chain = self.chain
-        return Downstream(
-            units=chain.units[stop:],
-            shapes=tuple(self.shapes[stop:]),
-            classifier=chain.classifier,
-            crossing=chain.crossing[stop - 1 :],
-            start=stop,
-            stages=self.stages,
-            seed=self.recipe.seed,
-            multiply_adds=chain.multiply_adds,
-        )
+        return None if number == self.stages else self.heads.name(self.cuts[number - 1].stop)
 
     def build_parts(self, number: int, *, device: torch.device) -> tuple[nn.Sequential, nn.Module]:
         """Build the body and head of one stage; they depend only on the seed and the units.
@@ -323,8 +237,7 @@ class Blueprint:
         if number == self.stages:
             head = self.chain.build_classifier(seed=seed)
         else:
-            with seeded(seed, "head", self.chain.units[cut.stop - 1].name):
-                head = self.head(cut.stop, input_shape=self.output_shape(number - 1))
+            head = self.heads.seeded(cut.stop, input_shape=self.output_shape(number - 1))
         for part in (body, head):
             part.to(device)
             if compute.channels_last:
@@ -389,7 +302,7 @@ class Blueprint:
                 head,
                 stage=number,
                 units=len(self.chain.units),
-                head_name=None if number == self.stages else HEADS.name_of(self.head_builder),
+                head_name=None if number == self.stages else HEADS.name_of(self.heads.builder),
             )
         place = self.place(number, total_steps=total_steps)
         with seeded(recipe.seed, "objective", number):
@@ -413,7 +326,7 @@ class Blueprint:
             objective=objective,
             optimizer=optimizer,
             task=recipe.task,
-            head_task=self.head_task if number < self.stages else None,
+            head_task=self.heads.task if number < self.stages else None,
             sum_shapes=self.sum_shapes(device),
             scheduler=scheduler,
             accumulate=accumulate,

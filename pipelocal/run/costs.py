@@ -118,7 +118,7 @@ def cost_model(
     place = Place(number=1, stages=1, input_shape=(), output_shape=(), total_steps=1)
     profile = profile_chain(
         chain,
-        blueprint.head,
+        blueprint.heads.build,
         meter,
         batch_size=batch_size,
         classes=blueprint.classes,

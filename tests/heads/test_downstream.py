@@ -46,7 +46,7 @@ def names_behind(model: str, unit: str) -> list[str]:
     blueprint = a_blueprint(model)
     stop = [u.name for u in blueprint.chain.units].index(unit) + 1
     with torch.device("meta"):
-        head = blueprint.head(stop)
+        head = blueprint.heads.build(stop)
     return [name for name, _ in head.named_children()]
 
 
@@ -231,7 +231,7 @@ def test_a_twin_starts_with_the_real_units_weights(model: str) -> None:
 def test_a_depth_behind_its_name(name: str, depth: int) -> None:
     """Before a gpt's classifier, which takes what every unit makes; more than there are is all."""
     blueprint = blueprint_of(TrainConfig(model="gpt", head=name, cut="3,4"), info=BYTES)
-    head = blueprint.head(3)
+    head = blueprint.heads.build(3)
     assert [*dict(head.named_children())][-1] == "classifier"
     assert len([*head.children()]) == depth + 1
 
@@ -240,7 +240,9 @@ def test_rules_take_the_last_or_the_next_block() -> None:
     def made_of(head: HeadBuilder) -> list[str]:
         blueprint = blueprint_of(TrainConfig(model="gpt", cut="3,4"), info=BYTES)
         recipe = replace(blueprint.recipe, head=head)
-        return [name for name, _ in replace(blueprint, recipe=recipe).head(3).named_children()]
+        return [
+            name for name, _ in replace(blueprint, recipe=recipe).heads.build(3).named_children()
+        ]
 
     assert made_of(HEADS.get("downstream=1")) == ["block6", "classifier"]
     assert made_of(HEADS.get("downstream=1:next")) == ["block3", "classifier"]

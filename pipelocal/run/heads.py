@@ -1,0 +1,153 @@
+"""Builds the auxiliary heads of a run's stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from pipelocal.data import DataInfo
+from pipelocal.errors import UserError
+from pipelocal.heads import HEADS, HeadBuilder, build_head
+from pipelocal.heads.auto import Behind, budget_of
+from pipelocal.heads.contrast import ContrastHead, projection_name
+from pipelocal.heads.downstream import Downstream
+from pipelocal.heads.names import WITH_DEPTH
+from pipelocal.models import Chain, Shape
+from pipelocal.seeding import seeded
+from pipelocal.stage.recipe import Recipe
+from pipelocal.tasks import SupCon, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """What auxiliary heads are built from; ``stop`` is the number of units before a head.
+
+    Args:
+        chain: the model.
+        shapes: output shape of each unit, without the batch dimension.
+        recipe: says which heads, and by what loss they train.
+        info: description of the data.
+        output_shape: shape of one row of every head's output.
+        stages: number of stages.
+    """
+
+    chain: Chain
+    shapes: Sequence[Shape]
+    recipe: Recipe
+    info: DataInfo
+    output_shape: Shape
+    stages: int
+
+    @property
+    def builder(self) -> HeadBuilder:
+        """What builds the heads; with ``--bp-free``, ``auto`` means the one with a closed form."""
+        if self.recipe.compute.bp_free and budget_of(self.recipe.head) is not None:
+            return HEADS.get("linear")
+        return self.recipe.head
+
+    @property
+    def task(self) -> Task | None:
+        """The task by whose loss heads train, if it is another than the model's."""
+        task = self.recipe.head_task
+        return replace(task, classes=self._classes) if isinstance(task, SupCon) else task
+
+    def name(self, stop: int) -> str:
+        """Return the head behind a unit, as ``--head`` takes it."""
+        budget = budget_of(self.builder)
+        if budget is None:
+            return HEADS.name_of(self.builder)
+        if isinstance(self.recipe.head_task, SupCon):
+            return projection_name(self.shapes[stop - 1])
+        return self.behind(stop).chosen(budget).name
+
+    def seeded(self, stop: int, *, input_shape: Shape | None = None) -> nn.Module:
+        """Build the head behind a unit, with weights that depend only on the run's seed and that unit."""
+        with seeded(self.recipe.seed, "head", self.chain.units[stop - 1].name):
+            return self.build(stop, input_shape=input_shape)
+
+    def build(self, stop: int, *, input_shape: Shape | None = None) -> nn.Module:
+        """Build the head behind a unit.
+
+        Args:
+            stop: number of units before it.
+            input_shape: shape of one row of its stage's input, for heads that take it.
+
+        Raises:
+            UserError: the head does not fit features and labels.
+        """
+        builder = self._chosen(stop)
+        if isinstance(contrast := self.recipe.head_task, SupCon):
+            return self._contrast(builder, stop, contrast.dimensions, input_shape)
+        return build_head(
+            builder,
+            self.shapes[stop - 1],
+            classes=self._classes,
+            target_shape=self.info.target_shape,
+            output_shape=self.output_shape,
+            input_shape=input_shape,
+            downstream=self._downstream(stop),
+        )
+
+    def behind(self, stop: int) -> Behind:
+        """Return what ``auto`` chooses from behind a unit."""
+        return Behind(
+            feature_shape=self.shapes[stop - 1],
+            classes=self._classes,
+            output_shape=self.output_shape,
+            target_shape=self.info.target_shape,
+            downstream=self._downstream(stop),
+        )
+
+    @property
+    def _classes(self) -> int:
+        return self.recipe.task.width(self.output_shape)
+
+    def _chosen(self, stop: int) -> HeadBuilder:
+        budget = budget_of(self.builder)
+        if budget is None:
+            return self.builder
+        if isinstance(self.recipe.head_task, SupCon):
+            return HEADS.get(projection_name(self.shapes[stop - 1]))
+        # Chosen here, as ``auto`` itself would build and try its choice, which is then tried once more.
+        return self.behind(stop).chosen(budget).builder
+
+    def _contrast(
+        self, builder: HeadBuilder, stop: int, dimensions: int, input_shape: Shape | None
+    ) -> nn.Module:
+        """Build a projection by a head's form, with a linear probe beside it.
+
+        Raises:
+            UserError: the head ends in the model's own classifier, or does not fit.
+        """
+        name, shape = HEADS.name_of(builder), self.shapes[stop - 1]
+        if name.partition("=")[0] in WITH_DEPTH:
+            raise UserError(
+                f"--head {name} ends in a copy of the classifier, and SupCon wants a projection: "
+                f"choose auto, conv, dgl, mlp or linear"
+            )
+        projection = build_head(
+            builder,
+            shape,
+            classes=dimensions,
+            target_shape=(),
+            output_shape=(dimensions,),
+            input_shape=input_shape,
+            downstream=self._downstream(stop),
+        )
+        probe = build_head(HEADS.get("linear"), shape, classes=self._classes, target_shape=())
+        return ContrastHead(projection, probe)
+
+    def _downstream(self, stop: int) -> Downstream:
+        chain = self.chain
+        return Downstream(
+            units=chain.units[stop:],
+            shapes=tuple(self.shapes[stop:]),
+            classifier=chain.classifier,
+            crossing=chain.crossing[stop - 1 :],
+            start=stop,
+            stages=self.stages,
+            seed=self.recipe.seed,
+            multiply_adds=chain.multiply_adds,
+        )
