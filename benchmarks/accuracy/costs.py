@@ -115,7 +115,8 @@ def main() -> None:
     for setup in options.setups:
         whole_s: float | None = None
         for arm in options.arms or SETUPS[setup].arms:
-            if arm == BP or name_of(setup, arm) in found:
+            uncut = SETUPS[setup].arms[arm]["objective"] in ("bp", "deep-supervision")
+            if uncut or name_of(setup, arm) in found:
                 continue
             config, bp = (in_float32(config_of(setup, each, options)) for each in (arm, BP))
             if whole_s is None:

@@ -66,6 +66,26 @@ TOKEN_HEADS: dict[str, Options] = (
     | {f"{name}={n}": head(f"{name}={n}") for n in (0, 1, 2) for name in ("downstream", "twin")}
     | {"auto": head("auto")}
 )
+PAPER = ("reconstruction=6", "last_reconstruction=1", "task=0", "last_task=2")
+METHODS: dict[str, Options] = BASE | {
+    "conv": head("conv"),
+    "InfoPro": {**head("conv"), "objective": "infopro"},
+    "InfoPro, own input": {
+        **head("conv"),
+        "objective": "infopro",
+        "objective_options": ("target=input",),
+    },
+    "InfoPro, the paper's": {
+        **head("conv"),
+        "objective": "infopro",
+        "objective_options": (*PAPER, "decoder=full", "error=bce"),
+    },
+    "transport 1": head("conv", transport_penalty=1.0),
+    "SupCon": head("conv", head_loss="supcon"),
+    "BWBPF": {**head("conv"), "objective": "bwbpf"},
+    "deep supervision": {**head("conv"), "objective": "deep-supervision"},
+}
+"""Related methods, all behind one head; see docs/methods."""
 MAIN = (BP, LINEAR, "conv", "downstream", "auto")
 RESNET20: Options = {"model": "resnet20", "data": "cifar10", "epochs": 10, **IMAGES, **FAST}
 FASHION: Options = {"model": "resnet8", "data": "fashion-mnist", **IMAGES}
@@ -102,6 +122,19 @@ SETUPS: dict[str, SetUp] = {
         cut={"stages": 4},
         arms=FASHION_ARMS,
         seeds=(0, 1, 2, 3, 4),
+    ),
+    "methods-fashion": SetUp(
+        title="ResNet-8, Fashion-MNIST, 4 stages, one epoch: related methods",
+        options={**FASHION, "epochs": 1},
+        cut={"stages": 4},
+        arms=METHODS,
+        seeds=(0, 1, 2, 3, 4),
+    ),
+    "methods-resnet20": SetUp(
+        title="ResNet-20, CIFAR-10, 4 stages: related methods",
+        options=RESNET20,
+        cut={"stages": 4},
+        arms=METHODS,
     ),
     "vit": SetUp(
         title="vit_small, CIFAR-10, 4 stages",

@@ -169,6 +169,4 @@ class Definition:
         return self._drawn(self.known_info())
 
     def _drawn(self, info: DataInfo) -> Blueprint:
-        chain = self.chain(info)
-        cuts = self.cut.first(chain, uncut=self.recipe.uncut)
-        return Blueprint.of(chain, self.recipe, info).cut_into(cuts)
+        return self.cut.drawn(Blueprint.of(self.chain(info), self.recipe, info))

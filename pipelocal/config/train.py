@@ -73,8 +73,9 @@ class ObjectiveOptions:
     function of outputs and targets."""
     objective: str = "sgr"
     """greedy (each stage its own loss), sgr (the same and gradient reconciliation), infopro (early stages
-    also reconstruct the image or their input), or bp (ordinary back-propagation through the uncut model,
-    one process; --stages does not apply)."""
+    also reconstruct the image or their input), bwbpf (the last stage's body too learns by a local head),
+    or, in one process on the uncut model, bp (ordinary back-propagation; --stages does not apply) and
+    deep-supervision (the sum of all stages' losses)."""
     objective_options: tuple[str, ...] = ()
     """Options of the objective itself, such as weight=2 target=input."""
     head: str = "auto"

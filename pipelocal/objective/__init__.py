@@ -6,15 +6,26 @@ The values of ``--objective``::
     sgr     every stage but the first also reconciles its input gradient with the output gradient
             of the stage before it
     infopro early stages also reconstruct the image, or their own input
+    bwbpf   the last stage's body too learns by a local head; the global loss trains the classifier alone
     bp      ordinary back-propagation through the uncut model, in one process: the baseline
+    deep-supervision    the same with the losses of all stages' heads added
 """
 
+from pipelocal.objective.bwbpf import BWBPF, DeepSupervision
 from pipelocal.objective.distances import DISTANCES
 from pipelocal.objective.exact import ExactReconciliation
 from pipelocal.objective.first_order import FirstOrderReconciliation
 from pipelocal.objective.greedy import BackPropagation, Greedy, as_recipe
 from pipelocal.objective.infopro import InfoPro
-from pipelocal.objective.local import LocalPass, Objective, ObjectiveRecipe, Place, Relay, relays_of
+from pipelocal.objective.local import (
+    LocalPass,
+    Objective,
+    ObjectiveRecipe,
+    Place,
+    Relay,
+    Section,
+    relays_of,
+)
 from pipelocal.objective.reconciliation import WEIGHT_SCHEDULES, Reconciliation
 from pipelocal.objective.sgr import SGR
 from pipelocal.registry import Registry
@@ -25,15 +36,19 @@ OBJECTIVES: Registry[object] = Registry("objective", takes=None)
 OBJECTIVES.register("greedy")(Greedy())
 OBJECTIVES.register("sgr")(SGR)
 OBJECTIVES.register("infopro")(InfoPro)
+OBJECTIVES.register("bwbpf")(BWBPF)
+OBJECTIVES.register("deep-supervision")(DeepSupervision)
 OBJECTIVES.register("bp")(BackPropagation())
 
 
 __all__ = [
+    "BWBPF",
     "DISTANCES",
     "OBJECTIVES",
     "SGR",
     "WEIGHT_SCHEDULES",
     "BackPropagation",
+    "DeepSupervision",
     "ExactReconciliation",
     "FirstOrderReconciliation",
     "Greedy",
@@ -44,6 +59,7 @@ __all__ = [
     "Place",
     "Reconciliation",
     "Relay",
+    "Section",
     "as_recipe",
     "relays_of",
 ]

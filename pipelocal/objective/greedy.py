@@ -90,6 +90,8 @@ class Greedy:
 class BackPropagation(Greedy):
     """Ordinary back-propagation through the uncut model, in one process: the baseline."""
 
+    uncut = True
+
 
 @dataclass(frozen=True)
 class EachStage:

@@ -18,9 +18,11 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from pipelocal.models.payload import Payload
 from pipelocal.models.unit import Shape
 from pipelocal.objective.delta_encoding import Summary
 from pipelocal.objective.residual import Residual
+from pipelocal.tasks import LossFunction
 
 AddGradientsAt = Callable[[Tensor, Tensor | None, Tensor], None]
 """Called with an input ``[b, ...]``, rows ``[b]`` and a scalar factor; adds the factor times the local loss's
@@ -55,6 +57,9 @@ class LocalPass:
     """The stage's head; available from :meth:`Objective.head_backward` on."""
     relayed: Mapping[str, Tensor] = field(default_factory=dict)
     """By name, what the objective has relayed to this stage; see :class:`Relay`."""
+    inner: Mapping[int, Payload] = field(default_factory=dict)
+    """What units within the body passed on, with its graph: by number, from 1, those that an objective names
+    in its attribute ``watches``."""
     task_loss: LossOf | None = None
     """Applies head and task loss to an output; available from :meth:`Objective.head_backward` on."""
 
@@ -86,6 +91,16 @@ class Relay:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Section:
+    """A row of a stage's units, from its first one or the end of another section, that can have a head."""
+
+    stop: int
+    """Number of the stage's units up to its end."""
+    build_head: Callable[[], nn.Module]
+    """Builds the auxiliary head that it would have as a stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """A stage's place in the network: all that an objective needs when it is made."""
 
@@ -101,6 +116,10 @@ class Place:
     """Number of training batches in the run."""
     previous_delta: Summary | None = None
     """How delta of the stage before is encoded; None if there is none."""
+    sections: Sequence[Section] = ()
+    """The stage itself; or, of an uncut model, what its stages would be."""
+    head_loss: LossFunction | None = None
+    """The loss by which auxiliary heads train."""
 
 
 class Objective(Protocol):

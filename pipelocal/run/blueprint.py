@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS
 from pipelocal.models import Chain, Shape
-from pipelocal.objective import SGR, Greedy, Place, Relay, relays_of
+from pipelocal.objective import SGR, Greedy, Place, Relay, Section, relays_of
 from pipelocal.objective.delta_encoding import Summary
 from pipelocal.partition import Cut, by_count, from_names, names_of, to_text
 from pipelocal.pipeline.messages import Messages, relay_name
@@ -42,6 +43,8 @@ class Blueprint:
     recipe: Recipe
     info: DataInfo
     """Description of the data."""
+    sections: Sequence[Cut] | None = None
+    """What would be stages, where the model is trained uncut; None for the cuts."""
 
     @classmethod
     def of(cls, chain: Chain, recipe: Recipe, info: DataInfo) -> Blueprint:
@@ -208,7 +211,24 @@ class Blueprint:
             sample_shape=self.chain.input_shape,
             total_steps=total_steps,
             previous_delta=self.summary(number - 1) if self.has_delta(number - 1) else None,
+            sections=self._sections(number),
+            head_loss=(self.heads.task or self.recipe.task).loss,
         )
+
+    def _sections(self, number: int) -> list[Section]:
+        """Return the parts of a stage that can have heads."""
+        first = self.cuts[number - 1].start
+        cuts = self.sections or [self.cuts[number - 1]]
+        before = [
+            self.chain.input_shape if c.start == 0 else self.shapes[c.start - 1] for c in cuts
+        ]
+        return [
+            Section(
+                stop=cut.stop - first,
+                build_head=partial(self.heads.seeded, cut.stop, input_shape=shape),
+            )
+            for cut, shape in zip(cuts, before, strict=True)
+        ]
 
     @property
     def heads(self) -> Heads:

@@ -105,7 +105,7 @@ def _check_memory_savers(options: RunOptions, recipe: Recipe) -> None:
 def _check_replicas(options: RunOptions, recipe: Recipe) -> None:
     if options.replicas != "1" and recipe.uncut:
         raise UserError(
-            "--replicas is for stages, and --objective bp has none: leave one of them out"
+            "--replicas is for stages, and an uncut model has none: leave it out, or choose greedy or sgr"
         )
     _ = options.compress_numbers  # a Pipeline's are looked at here only
     if options.compress is not None and options.replicate != "ddp":

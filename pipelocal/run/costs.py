@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -53,11 +53,29 @@ class CutRequest:
         """
         if uncut:
             return by_count(chain, 1)
+        return self.sections(chain)
+
+    def sections(self, chain: Chain) -> list[Cut]:
+        """Return the same, also of a model that is trained uncut.
+
+        Raises:
+            UserError: the model cannot be cut that way.
+        """
         if self.cut is None:
             return by_count(chain, self.stages)
         if isinstance(self.cut, str):
             return from_text(chain, self.cut)
         return from_names(chain, list(self.cut), what="cut")
+
+    def drawn(self, blueprint: Blueprint) -> Blueprint:
+        """Return a blueprint with this cut, as far as it is known before anything is measured.
+
+        Raises:
+            UserError: the model cannot be cut that way.
+        """
+        chain, uncut = blueprint.chain, blueprint.recipe.uncut
+        sections = self.sections(chain) if uncut else None
+        return replace(blueprint.cut_into(self.first(chain, uncut=uncut)), sections=sections)
 
 
 def partitioned(

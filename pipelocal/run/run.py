@@ -422,8 +422,8 @@ def _check_alone(spec: Spec, world: World) -> None:
         return
     if spec.recipe.uncut:
         raise UserError(
-            f"--objective bp trains the uncut model in one process, but {world.size} ranks were "
-            f"started: start it without torchrun, or choose greedy or sgr"
+            f"--objective {spec.text['objective']} trains the uncut model in one process, but {world.size} "
+            f"ranks were started: start it without torchrun, or choose greedy or sgr"
         )
     if spec.options.measure_bp_gap is not None:
         raise UserError(

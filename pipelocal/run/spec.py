@@ -87,9 +87,7 @@ class Spec:
         Raises:
             UserError: the model cannot be built for this data, or not be cut that way.
         """
-        chain = self.chain(info)
-        cuts = self.cut.first(chain, uncut=self.recipe.uncut)
-        return Blueprint.of(chain, self.recipe, info).cut_into(cuts).checked()
+        return self.cut.drawn(Blueprint.of(self.chain(info), self.recipe, info)).checked()
 
     def resolved(self, **values: Any) -> Spec:
         """Return a copy with the values that rank 0 chose, such as the number of replicas."""

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pipelocal.errors import UserError
 from pipelocal.heads import HeadBuilder
-from pipelocal.objective import BackPropagation, ObjectiveRecipe, Place
+from pipelocal.objective import ObjectiveRecipe, Place
 from pipelocal.stage.freezing import Freezing
 from pipelocal.stage.options import ComputeOptions
 from pipelocal.tasks import Task
@@ -75,7 +75,7 @@ class Recipe:
     @property
     def uncut(self) -> bool:
         """Whether the model is trained as a whole, in one process."""
-        return isinstance(self.objective, BackPropagation)
+        return bool(getattr(self.objective, "uncut", False))
 
     def make_optimizer(self, named: Iterable[Named], place: Place) -> torch.optim.Optimizer:
         """Make a stage's optimizer.

@@ -12,8 +12,7 @@ as BatchNorm's running statistics. So the bits of training do not change.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -69,18 +68,20 @@ class RecomputedBody:
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         states = other_generators()  # checkpoint takes care of torch's
+        body = self
 
-        @contextmanager
-        def computing_again() -> Iterator[None]:
-            self._again = True
-            # Not restored: a stage reseeds before it draws again.
-            set_other_generators(states)
-            try:
-                yield
-            finally:
-                self._again = False
+        class ComputingAgain(AbstractContextManager[None]):
+            """Entered by each backward pass through the group, of which there may be several."""
 
-        return nullcontext(), computing_again()
+            def __enter__(self) -> None:
+                body._again = True
+                # Not restored: a stage reseeds before it draws again.
+                set_other_generators(states)
+
+            def __exit__(self, *_: object) -> None:
+                body._again = False
+
+        return nullcontext(), ComputingAgain()
 
     def _count(self, x: Payload) -> int:
         device = tensors_of(x)[0].device

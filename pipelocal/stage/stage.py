@@ -28,6 +28,7 @@ from pipelocal.seeding import derive_seed
 from pipelocal.stage.displacement import FIGURE, Displacement
 from pipelocal.stage.early_step import EarlyStep
 from pipelocal.stage.ema import Average
+from pipelocal.stage.inner import InnerOutputs
 from pipelocal.stage.options import ComputeOptions
 from pipelocal.stage.passes import Passes
 from pipelocal.stage.replicas import Replicas
@@ -134,6 +135,7 @@ class Stage:
             compute=compute,
             displacement=displacement,
         )
+        self._inner = InnerOutputs(body, getattr(objective, "watches", ()))
         self._figure_names: tuple[str, ...] = getattr(objective, "figure_names", ())
         self.figure_names = self._figure_names + (() if displacement is None else (FIGURE,))
         """Names of the figures of every batch: the objective's, and the penalty's."""
@@ -245,7 +247,8 @@ class Stage:
         assert not (reconciled and self.frozen), "a frozen stage has nothing to reconcile"
         self._set_train_mode(not self.frozen)
         self._passes.step = self.steps
-        leaf, out, sent = self._passes.body(x, beside, reconciled=reconciled)
+        with self._inner.noting():
+            leaf, out, sent = self._passes.body(x, beside, reconciled=reconciled)
         if self._early is not None:
             self._early.on = not reconciled
         self._pass = LocalPass(
@@ -253,6 +256,7 @@ class Stage:
             out=out,
             add_gradients_at=self._add_gradients_at,
             relayed=relayed,
+            inner=self._inner.found,
             parameters=self._parameters,
             step=self.steps,
             seed=derive_seed(self._seed, "objective", self.number, self.steps),
@@ -356,6 +360,7 @@ class Stage:
         if self._figures:
             self._figures = NONE
             getattr(self.objective, "figures", {}).clear()  # with what they hold of the batch
+        self._inner.found = {}
         self._passes.end_batch()
 
     def complete_update(self, steps: int | None = None) -> None:
