@@ -47,7 +47,10 @@ SAMPLES, TEST_SAMPLES, BATCH = 1437, 360, 64
 """Of the digits, and of a run by default."""
 
 
-@pytest.mark.parametrize("objective", ["greedy", "sgr"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("infopro", "bwbpf")]
+
+
+@pytest.mark.parametrize("objective", ["greedy", "sgr", *SLOW])
 def test_no_tensor_moves_backward(tmp_path: Path, objective: str) -> None:
     out, size = tmp_path / "run", 4
     arguments = ["train", "--max-steps", "25", "--objective", objective, "--out", str(out)]

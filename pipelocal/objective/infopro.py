@@ -133,9 +133,12 @@ class InfoPro(ForwardRecipe):
             return nn.Sequential(narrow_decoder(made[0], prod(wanted)), nn.Unflatten(1, wanted))
         if place.number == 1 and self._reconstructs_later(place.stages):
             return None  # such as an embedding of token numbers, or of an image
+        mend = "choose another cut, or --objective greedy"
+        if place.number == 1:
+            mend = "give last_reconstruction above 0, and 3 stages or more, so that a later one reconstructs"
         raise UserError(
             f"InfoPro: stage {place.number} makes {list(made)} of inputs {list(wanted)}, which cannot be "
-            f"reconstructed of it: choose another cut, or --objective greedy"
+            f"reconstructed of it: {mend}"
         )
 
 

@@ -131,7 +131,7 @@ def test_tokens_and_vectors_reconstruct_their_own_input() -> None:
         (
             {"target": "input"},
             {"number": 1, "stages": 2, "input_shape": (7,), "output_shape": (7, 8)},
-            "cannot be reconstructed",
+            "give last_reconstruction above 0",
         ),
     ],
 )

@@ -102,6 +102,7 @@ def test_loss_of_a_head_and_what_each_part_trains() -> None:
     assert torch.equal(task.loss(head(feature), LABELS).mean, apart), "of a stage that is frozen"
 
 
+@pytest.mark.slow
 def test_over_ranks_it_equals_one_process(tmp_path: Path) -> None:
     """With reconciliation, and with heads that answer early by their probes."""
     arguments = ["--head-loss", "supcon", "--max-steps", "4", "--objective", "sgr"]
