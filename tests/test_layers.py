@@ -15,7 +15,7 @@ LAYERS = (
     *("errors", "options", "seeding", "system", "references", "registry"),
     *("ranks", "telemetry", "transport"),
     *("models", "data", "tasks", "heads", "objective", "objectives", "partition"),
-    *("stage", "closed_form", "replicas"),
+    *("stage", "closed_form", "forward_gradient", "replicas"),
     *("checkpoint", "pipeline", "run", "api"),
     *("config", "results", "plan", "doctor"),
     *("cli", "__init__", "__main__"),

@@ -8,7 +8,7 @@ Register a user's module type with :func:`closed_form_of`.
 """
 
 # Importing these registers the forms.
-from pipelocal.closed_form import layers, norms, pointwise  # noqa: F401
+from pipelocal.closed_form import layers, mixing, norms, pointwise  # noqa: F401
 from pipelocal.closed_form.check import check_stage
 from pipelocal.closed_form.form import ClosedForm, accumulate, closed_form_of
 from pipelocal.closed_form.stage import ClosedFormStage

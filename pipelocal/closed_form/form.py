@@ -9,7 +9,7 @@ Notation for one module with output ``y = f(x; w)`` and a loss ``l``::
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -20,6 +20,18 @@ Kept = tuple[Any, ...]
 """What a backward formula keeps of the forward pass; its tensors count as memory."""
 
 
+class Apart(NamedTuple):
+    """What of tokens ``[B, T, C]`` or vectors ``[B, C]`` depends on its own place in the input alone."""
+
+    tokens: bool
+    """Whether each token does."""
+    groups: int
+    """Into how many groups the channels fall, each of which does; 1 if all are mixed, 0 if none are."""
+
+
+MIXED, EACH_TOKEN, EACH_VALUE = Apart(False, 1), Apart(True, 1), Apart(True, 0)
+
+
 class ClosedForm(Generic[M]):
     """Forward and backward formulas of a module type, in training mode.
 
@@ -28,10 +40,20 @@ class ClosedForm(Generic[M]):
 
     weighted: ClassVar[bool] = False
     """Whether the module counts as the one layer that a stage may have; a norm does not."""
+    norm: ClassVar[bool] = False
+    """Whether it normalises what the layer before it makes."""
+    couples_rows: ClassVar[bool] = False
+    """Whether what it makes of a sample depends on the other samples of the batch."""
+    over_tokens: ClassVar[bool] = False
+    """Whether its parameters have a row for each token that it makes, and not for each channel."""
 
     def refusal(self, module: M) -> str | None:
         """Return briefly why these formulas do not cover the module; None if they do."""
         return None
+
+    def keeps_apart(self, module: M) -> Apart:
+        """Return what of its input it keeps apart; what is not said here counts as mixed."""
+        return MIXED
 
     def forward(self, module: M, x: Tensor, *, moves_buffers: bool) -> tuple[Tensor, Kept]:
         """Compute the module's output.

@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from pipelocal.closed_form.form import ClosedForm, Kept, accumulate, closed_form_of
+from pipelocal.closed_form.form import (
+    EACH_TOKEN,
+    Apart,
+    ClosedForm,
+    Kept,
+    accumulate,
+    closed_form_of,
+)
 from pipelocal.models.layers import PooledLinear
 
 
@@ -19,6 +26,10 @@ class LinearForm(ClosedForm[nn.Linear]):
     """
 
     weighted = True
+
+    def keeps_apart(self, module: nn.Linear) -> Apart:
+        """See :class:`ClosedForm`."""
+        return EACH_TOKEN
 
     def forward(self, module: nn.Linear, x: Tensor, *, moves_buffers: bool) -> tuple[Tensor, Kept]:
         """See :class:`ClosedForm`."""

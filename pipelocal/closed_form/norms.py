@@ -1,11 +1,18 @@
-"""Closed form of batch normalisation."""
+"""Closed forms of batch and layer normalisation."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from pipelocal.closed_form.form import ClosedForm, Kept, accumulate, closed_form_of
+from pipelocal.closed_form.form import (
+    EACH_TOKEN,
+    Apart,
+    ClosedForm,
+    Kept,
+    accumulate,
+    closed_form_of,
+)
 
 
 @closed_form_of(nn.BatchNorm2d)
@@ -24,6 +31,9 @@ class BatchNormForm(ClosedForm[nn.BatchNorm1d | nn.BatchNorm2d]):
 
     The running statistics follow PyTorch's: an exponential mean, with the unbiased variance.
     """
+
+    norm = True
+    couples_rows = True
 
     def forward(
         self, module: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor, *, moves_buffers: bool
@@ -73,6 +83,63 @@ class BatchNormForm(ClosedForm[nn.BatchNorm1d | nn.BatchNorm2d]):
         eta.addcmul_(z, _per_channel(sum_uz / values, z), value=-1)
         eta *= _per_channel(scale, z)
         return eta
+
+
+@closed_form_of(nn.LayerNorm)
+class LayerNormForm(ClosedForm[nn.LayerNorm]):
+    """Layer normalisation of ``x [B, ..., C]`` over its last dimension, affine or not.
+
+    As batch normalisation, with means over the values of each place::
+
+        z = (x - mean(x)) / s,   s = sqrt(var(x) + eps)       y = g z + b
+        dl/dg = sum u z     dl/db = sum u
+        dl/dx = ( g u - mean(g u) - z mean(g u z) ) / s
+    """
+
+    norm = True
+
+    def refusal(self, module: nn.LayerNorm) -> str | None:
+        """See :class:`ClosedForm`."""
+        return None if len(module.normalized_shape) == 1 else "over several dimensions"
+
+    def keeps_apart(self, module: nn.LayerNorm) -> Apart:
+        """See :class:`ClosedForm`."""
+        return EACH_TOKEN
+
+    def forward(
+        self, module: nn.LayerNorm, x: Tensor, *, moves_buffers: bool
+    ) -> tuple[Tensor, Kept]:
+        """See :class:`ClosedForm`."""
+        z, inverse = normalised(x, module.eps)
+        y = z if module.weight is None else z * module.weight
+        return y if module.bias is None else y + module.bias, (z, inverse)
+
+    def backward(
+        self, module: nn.LayerNorm, kept: Kept, upstream: Tensor, *, wants_input: bool
+    ) -> Tensor | None:
+        """See :class:`ClosedForm`."""
+        z, inverse = kept
+        places = list(range(z.dim() - 1))
+        accumulate(module.weight, lambda: (upstream * z).sum(places))
+        accumulate(module.bias, lambda: upstream.sum(places))
+        if not wants_input:
+            return None
+        u = upstream if module.weight is None else upstream * module.weight
+        return through_norm(u, z, inverse)
+
+
+def normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Normalise over the last dimension; return that, and one over the deviation."""
+    z, _, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+    return z, inverse
+
+
+def through_norm(u: Tensor, z: Tensor, inverse: Tensor) -> Tensor:
+    """Return the gradient at the input of :func:`normalised`, from that at its output."""
+    eta = u - u.mean(-1, keepdim=True)
+    eta.addcmul_(z, (u * z).mean(-1, keepdim=True), value=-1)
+    eta *= inverse
+    return eta
 
 
 def _move_statistics(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipelocal.closed_form.form import ClosedForm, Kept, closed_form_of
+from pipelocal.closed_form.form import EACH_VALUE, Apart, ClosedForm, Kept, closed_form_of
 from pipelocal.closed_form.layers import spread
 
 
 @closed_form_of(nn.ReLU)
 class ReLUForm(ClosedForm[nn.ReLU]):
     """``y = max(x, 0)``; ``dl/dx = u`` where y > 0, else 0. Never in place."""
+
+    def keeps_apart(self, module: nn.ReLU) -> Apart:
+        """See :class:`ClosedForm`."""
+        return EACH_VALUE
 
     def forward(self, module: nn.ReLU, x: Tensor, *, moves_buffers: bool) -> tuple[Tensor, Kept]:
         """See :class:`ClosedForm`."""
@@ -35,6 +39,10 @@ class ReLUForm(ClosedForm[nn.ReLU]):
 class TanhForm(ClosedForm[nn.Tanh]):
     """``y = tanh(x)``; ``dl/dx = u (1 - y^2)``."""
 
+    def keeps_apart(self, module: nn.Tanh) -> Apart:
+        """See :class:`ClosedForm`."""
+        return EACH_VALUE
+
     def forward(self, module: nn.Tanh, x: Tensor, *, moves_buffers: bool) -> tuple[Tensor, Kept]:
         """See :class:`ClosedForm`."""
         y = torch.tanh(x)
@@ -57,6 +65,10 @@ class TanhForm(ClosedForm[nn.Tanh]):
 @closed_form_of(nn.Identity)
 class IdentityForm(ClosedForm[nn.Identity]):
     """``y = x``; ``dl/dx = u``."""
+
+    def keeps_apart(self, module: nn.Identity) -> Apart:
+        """See :class:`ClosedForm`."""
+        return EACH_VALUE
 
     def forward(
         self,

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pipelocal.closed_form.form import Kept, form_of, leaves
+
+
+class BodyRun(Protocol):
+    """A forward pass of a stage's body, and what makes its parameters' gradients; see :class:`ClosedRun`."""
+
+    out: Tensor
+
+    def backward(self, upstream: Tensor, *, wants_input: bool) -> Tensor | None:
+        """Add the parameters' gradients to their ``.grad``; called once."""
+
+    def kept(self) -> Iterable[Tensor]:
+        """Return the tensors kept for that."""
 
 
 class ClosedRun:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelocal.closed_form.loss import cross_entropy_with_gradient
-from pipelocal.closed_form.run import ClosedRun
+from pipelocal.closed_form.run import BodyRun, ClosedRun
 from pipelocal.objective.first_order import FirstOrderReconciliation
 from pipelocal.objective.local import LocalPass
 from pipelocal.seeding import derive_seed
@@ -31,7 +31,7 @@ class ClosedFormStage(Stage):
 
     def __init__(self, **stage: Any) -> None:
         super().__init__(**stage)
-        self._body_run: ClosedRun | None = None
+        self._body_run: BodyRun | None = None
         self._delta: Tensor | None = None
 
     def forward(
@@ -53,7 +53,7 @@ class ClosedFormStage(Stage):
             with torch.no_grad():
                 out: Tensor = self.body(x)
         else:
-            self._body_run = ClosedRun(self.body, x, moves_buffers=True)
+            self._body_run = self._run_body(x)
             out = self._body_run.out
         self._pass = LocalPass(
             x=x,
@@ -73,7 +73,7 @@ class ClosedFormStage(Stage):
         self._passes.seed_for("head")
         head_run = ClosedRun(self.head, out, moves_buffers=not self.frozen)
         self._logits = head_run.out
-        runs = [run for run in (self._body_run, head_run) if run is not None]
+        runs: list[BodyRun] = [run for run in (self._body_run, head_run) if run is not None]
         self._passes.kept_bytes = self._count_kept(*runs)
         self._loss, at_logits = cross_entropy_with_gradient(head_run.out, target)
         self._weight = target.numel()
@@ -93,6 +93,9 @@ class ClosedFormStage(Stage):
         assert isinstance(self.objective, FirstOrderReconciliation), "greedy wants no delta"
         assert eta is not None
         self._residual = self.objective.reconcile(self._require_pass(), eta, delta)
+
+    def _run_body(self, x: Tensor) -> BodyRun:
+        return ClosedRun(self.body, x, moves_buffers=True)
 
     def _backward_through_body(self, *, wants_input: bool) -> Tensor | None:
         run, self._body_run = self._body_run, None
@@ -114,7 +117,7 @@ class ClosedFormStage(Stage):
         assert at_output is not None
         body_run.backward(at_output, wants_input=False)
 
-    def _count_kept(self, *runs: ClosedRun) -> int:
+    def _count_kept(self, *runs: BodyRun) -> int:
         """Return the bytes of the distinct storages that the runs keep, without the model's own."""
         own = {p.untyped_storage().data_ptr() for p in self._parameters()}
         kept = (tensor.untyped_storage() for run in runs for tensor in run.kept())

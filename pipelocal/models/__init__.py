@@ -16,6 +16,7 @@ from pipelocal.models import torchvision_chains
 from pipelocal.models.allconv import allconv
 from pipelocal.models.chain import Chain
 from pipelocal.models.gpt import gpt
+from pipelocal.models.local_mixer import local_mixer
 from pipelocal.models.mlp import mlp
 from pipelocal.models.recurrent import recurrent
 from pipelocal.models.resnet import resnet
@@ -44,6 +45,14 @@ for _family, _names in (
 ):
     for _name in _names:
         MODELS.register(_name)(partial(_family, _name))
+for _name, _blocks, _side, _groups, _width in (
+    ("local-mixer", 4, 8, 16, 512),
+    ("local-mixer-m-1-16", 1, 1, 16, 512),
+    ("local-mixer-s-1-1", 1, 1, 1, 256),
+):
+    MODELS.register(_name)(
+        partial(local_mixer, blocks=_blocks, side=_side, groups=_groups, width=_width)
+    )
 MODELS.register("gpt")(gpt)
 MODELS.register("gpt-math")(partial(gpt, math=True))
 MODELS.register("lstm")(partial(recurrent, nn.LSTM))
@@ -85,5 +94,6 @@ __all__ = [
     "Shape",
     "Unit",
     "build_chain",
+    "local_mixer",
     "source_of",
 ]

@@ -7,6 +7,7 @@ The values of ``--objective``::
             of the stage before it
     infopro early stages also reconstruct the image, or their own input
     bwbpf   the last stage's body too learns by a local head; the global loss trains the classifier alone
+    lg-fg   every stage minimises its local losses by forward gradients, without a backward pass
     bp      ordinary back-propagation through the uncut model, in one process: the baseline
     deep-supervision    the same with the losses of all stages' heads added
 """
@@ -17,6 +18,7 @@ from pipelocal.objective.exact import ExactReconciliation
 from pipelocal.objective.first_order import FirstOrderReconciliation
 from pipelocal.objective.greedy import BackPropagation, Greedy, as_recipe
 from pipelocal.objective.infopro import InfoPro
+from pipelocal.objective.lg_fg import LGFG
 from pipelocal.objective.local import (
     LocalPass,
     Objective,
@@ -38,12 +40,14 @@ OBJECTIVES.register("sgr")(SGR)
 OBJECTIVES.register("infopro")(InfoPro)
 OBJECTIVES.register("bwbpf")(BWBPF)
 OBJECTIVES.register("deep-supervision")(DeepSupervision)
+OBJECTIVES.register("lg-fg")(LGFG)
 OBJECTIVES.register("bp")(BackPropagation())
 
 
 __all__ = [
     "BWBPF",
     "DISTANCES",
+    "LGFG",
     "OBJECTIVES",
     "SGR",
     "WEIGHT_SCHEDULES",

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from pipelocal.closed_form import ClosedFormStage, check_stage
 from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
-from pipelocal.heads import HEADS
+from pipelocal.forward_gradient import ForwardGradientStage
+from pipelocal.forward_gradient import check_stage as check_forward_gradient
 from pipelocal.models import Chain, Shape
-from pipelocal.objective import SGR, Greedy, Place, Relay, Section, relays_of
+from pipelocal.objective import LGFG, SGR, Greedy, Place, Relay, Section, relays_of
 from pipelocal.objective.delta_encoding import Summary
 from pipelocal.partition import Cut, by_count, from_names, names_of, to_text
 from pipelocal.pipeline.messages import Messages, relay_name
@@ -312,18 +313,17 @@ class Blueprint:
 
         Raises:
             UserError: the stage has nothing to train, its head does not fit features and labels, or
-                it lacks the closed form that ``--bp-free`` needs.
+                it lacks the formulas that ``--bp-free`` or ``--objective lg-fg`` needs.
         """
         recipe, compute = self.recipe, self.recipe.compute
         body, head = self.build_parts(number, device=device)
+        kind: type[Stage] = Stage
         if compute.bp_free:
-            check_stage(
-                body,
-                head,
-                stage=number,
-                units=len(self.chain.units),
-                head_name=None if number == self.stages else HEADS.name_of(self.heads.builder),
-            )
+            kind, units = ClosedFormStage, len(self.chain.units)
+            check_stage(body, head, stage=number, units=units, head_name=self.head_name(number))
+        elif isinstance(recipe.objective, LGFG):
+            kind = ForwardGradientStage
+            check_forward_gradient(body, head, stage=number, head_name=self.head_name(number))
         place = self.place(number, total_steps=total_steps)
         with seeded(recipe.seed, "objective", number):
             objective = recipe.objective.for_stage(place)
@@ -339,7 +339,7 @@ class Blueprint:
         scheduler = None if recipe.schedule is None else recipe.schedule(optimizer, total)
         if scheduler is not None:
             check_schedule(scheduler)
-        return (ClosedFormStage if compute.bp_free else Stage)(
+        return kind(
             number=number,
             body=body,
             head=head,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipelocal.errors import UserError
-from pipelocal.objective import SGR, Greedy
+from pipelocal.objective import LGFG, SGR, Greedy
 from pipelocal.options import SCALE, option_name
 from pipelocal.run.options import RunOptions
 from pipelocal.stage.recipe import Recipe
@@ -22,7 +22,7 @@ def check_combinations(options: RunOptions, recipe: Recipe) -> None:
     Raises:
         UserError: options conflict; says which, and which to leave out.
     """
-    _check_bp_free(options, recipe)
+    _check_formulas(options, recipe)
     _check_transport_penalty(options, recipe)
     _check_compile(options, recipe)
     _check_autocast(options, recipe)
@@ -39,11 +39,11 @@ def _check_transport_penalty(options: RunOptions, recipe: Recipe) -> None:
         raise UserError(f"{given}: give a number of at least 0, at most {SCALE:g}")
     if recipe.uncut:
         raise UserError(f"{given} is for stages, of which there are none here: leave it out")
-    for name in ("bp_free", "compile"):
-        if getattr(options, name):
-            raise UserError(
-                f"{given} looks into units, which {option_name(name)} changes: leave one of them out"
-            )
+    changing = _by_formulas(options, recipe) or (options.compile and "--compile")
+    if changing:
+        raise UserError(
+            f"{given} looks into units, which {changing} changes: leave one of them out"
+        )
 
 
 def _check_compile(options: RunOptions, recipe: Recipe) -> None:
@@ -52,9 +52,9 @@ def _check_compile(options: RunOptions, recipe: Recipe) -> None:
     if options.compile not in torch.compiler.list_backends(exclude_tags=()):
         usual = ", ".join([*torch.compiler.list_backends(), "aot_eager", "eager"])
         raise UserError(f"--compile {options.compile}: choose one of {usual}")
-    if options.bp_free:
+    if formulas := _by_formulas(options, recipe):
         raise UserError(
-            "--compile is for stages that run as modules: leave out --bp-free or --compile"
+            f"--compile is for stages that run as modules: leave out {formulas} or --compile"
         )
     if exact(recipe) and options.compile != "eager":
         raise UserError(
@@ -66,9 +66,9 @@ def _check_compile(options: RunOptions, recipe: Recipe) -> None:
 def _check_autocast(options: RunOptions, recipe: Recipe) -> None:
     if options.autocast is None:
         return
-    if options.bp_free:
+    if formulas := _by_formulas(options, recipe):
         raise UserError(
-            "--autocast is for stages that run as modules: leave out --bp-free or --autocast"
+            f"--autocast is for stages that run as modules: leave out {formulas} or --autocast"
         )
     if exact(recipe):
         raise UserError(
@@ -78,11 +78,12 @@ def _check_autocast(options: RunOptions, recipe: Recipe) -> None:
 
 
 def _check_memory_savers(options: RunOptions, recipe: Recipe) -> None:
+    formulas = _by_formulas(options, recipe)
     for name in ("checkpoint_activations", "step_early"):
-        if options.bp_free and getattr(options, name):
+        if formulas and getattr(options, name):
             option = option_name(name)
             raise UserError(
-                f"{option} is about backward passes, of which --bp-free has none: leave out {option}"
+                f"{option} is about backward passes, of which {formulas} has none: leave out {option}"
             )
     if options.step_early and options.measure_bp_gap is not None:
         raise UserError(
@@ -145,12 +146,20 @@ def _check_accumulate(options: RunOptions, recipe: Recipe) -> None:
             )
 
 
-def _check_bp_free(options: RunOptions, recipe: Recipe) -> None:
-    if not options.bp_free:
+def _by_formulas(options: RunOptions, recipe: Recipe) -> str | None:
+    """Return the option by which stages run without autograd; None if they run with it."""
+    if options.bp_free:
+        return "--bp-free"
+    return "--objective lg-fg" if isinstance(recipe.objective, LGFG) else None
+
+
+def _check_formulas(options: RunOptions, recipe: Recipe) -> None:
+    formulas = _by_formulas(options, recipe)
+    if formulas is None:
         return
     if options.channels_last:
-        raise UserError("--channels-last: the formulas of --bp-free do not know it: leave it out")
-    if type(recipe.objective) not in (Greedy, SGR):
+        raise UserError(f"--channels-last: the formulas of {formulas} do not know it: leave it out")
+    if options.bp_free and type(recipe.objective) not in (Greedy, SGR):
         name = "bp" if recipe.uncut else type(recipe.objective).__name__
         raise UserError(
             f"--objective {name}: --bp-free trains stages without back-propagation, by "
@@ -159,8 +168,8 @@ def _check_bp_free(options: RunOptions, recipe: Recipe) -> None:
     plain = isinstance(recipe.task, Classification | NextToken) and recipe.task.plain
     if not plain or recipe.head_task is not None:
         raise UserError(
-            "--bp-free: its formulas are of the plain cross entropy: choose the task Classification or "
-            "NextToken without further arguments, --head-loss or --head-smoothing, or leave out --bp-free"
+            f"{formulas}: its formulas are of the plain cross entropy: choose the task Classification or "
+            f"NextToken without further arguments, --head-loss or --head-smoothing, or leave out {formulas}"
         )
     if exact(recipe):
         raise UserError(

@@ -15,6 +15,7 @@ from pipelocal.heads.contrast import ContrastHead, projection_name
 from pipelocal.heads.downstream import Downstream
 from pipelocal.heads.names import WITH_DEPTH
 from pipelocal.models import Chain, Shape
+from pipelocal.objective import LGFG
 from pipelocal.seeding import seeded
 from pipelocal.stage.recipe import Recipe
 from pipelocal.tasks import SupCon, Task
@@ -42,8 +43,9 @@ class Heads:
 
     @property
     def builder(self) -> HeadBuilder:
-        """What builds the heads; with ``--bp-free``, ``auto`` means the one with a closed form."""
-        if self.recipe.compute.bp_free and budget_of(self.recipe.head) is not None:
+        """What builds the heads; without autograd, ``auto`` means the one with a closed form."""
+        formulas = self.recipe.compute.bp_free or isinstance(self.recipe.objective, LGFG)
+        if formulas and budget_of(self.recipe.head) is not None:
             return HEADS.get("linear")
         return self.recipe.head
 
@@ -55,9 +57,10 @@ class Heads:
 
     def name(self, stop: int) -> str:
         """Return the head behind a unit, as ``--head`` takes it."""
-        budget = budget_of(self.builder)
+        builder = self._given(stop)
+        budget = budget_of(builder)
         if budget is None:
-            return HEADS.name_of(self.builder)
+            return HEADS.name_of(builder)
         if isinstance(self.recipe.head_task, SupCon):
             return projection_name(self.shapes[stop - 1])
         return self.behind(stop).chosen(budget).name
@@ -104,10 +107,22 @@ class Heads:
     def _classes(self) -> int:
         return self.recipe.task.width(self.output_shape)
 
+    def _given(self, stop: int) -> HeadBuilder:
+        """Return what builds the head behind a unit, or chooses it.
+
+        For forward gradients that is the classifier alone where it fits: it has a closed form too, or the
+        last stage is refused.
+        """
+        free = isinstance(self.recipe.objective, LGFG) and budget_of(self.recipe.head) is not None
+        if free and self.shapes[stop - 1] == self.shapes[-1]:
+            return HEADS.get("downstream=0")
+        return self.builder
+
     def _chosen(self, stop: int) -> HeadBuilder:
-        budget = budget_of(self.builder)
+        builder = self._given(stop)
+        budget = budget_of(builder)
         if budget is None:
-            return self.builder
+            return builder
         if isinstance(self.recipe.head_task, SupCon):
             return HEADS.get(projection_name(self.shapes[stop - 1]))
         # Chosen here, as ``auto`` itself would build and try its choice, which is then tried once more.

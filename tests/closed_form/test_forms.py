@@ -12,7 +12,15 @@ from torch import Tensor, autograd, nn
 from pipelocal.closed_form.form import ClosedForm, accumulate, closed_form_of, refusal
 from pipelocal.closed_form.loss import cross_entropy_with_gradient
 from pipelocal.closed_form.run import ClosedRun
+from pipelocal.heads.linear import TokenMeanLinear
 from pipelocal.models.layers import PooledLinear
+from pipelocal.models.mixing import (
+    GroupedLayerNorm,
+    GroupedLinear,
+    Patches,
+    TokenMean,
+    TokenMixing,
+)
 from pipelocal.tasks.classification import cross_entropy
 
 CASES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -43,6 +51,15 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "pooling to one": (nn.AdaptiveAvgPool2d(1), (2, 3, 4, 2)),
     "pooled linear head": (PooledLinear((3, 4, 2), 5), (2, 3, 4, 2)),
     "pooled linear head on vectors": (PooledLinear((5,), 4), (6, 5)),
+    "norm of layers": (nn.LayerNorm(5, eps=1e-3), (3, 7, 5)),
+    "norm of layers without bias": (nn.LayerNorm(5, bias=False), (6, 5)),
+    "norm of groups": (GroupedLayerNorm(2), (3, 4, 6)),
+    "linear in groups": (GroupedLinear(6, 4, 2), (3, 4, 6)),
+    "linear in groups of vectors": (GroupedLinear(6, 4, 2), (3, 6)),
+    "mixing of tokens": (TokenMixing(4, 5), (3, 4, 6)),
+    "patches": (Patches(2), (3, 2, 4, 6)),
+    "mean of tokens": (TokenMean(), (3, 4, 6)),
+    "linear head on tokens": (TokenMeanLinear((4, 6), 5), (3, 4, 6)),
     "row": (
         nn.Sequential(
             nn.Sequential(nn.Conv2d(2, 3, 3, stride=2), nn.BatchNorm2d(3)),
