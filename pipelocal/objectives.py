@@ -3,6 +3,24 @@
 Each is a recipe whose arguments are its options; ``docs/methods`` has a page for each.
 """
 
-from pipelocal.objective import BWBPF, LGFG, SGR, BackPropagation, DeepSupervision, Greedy, InfoPro
+from pipelocal.objective import (
+    BWBPF,
+    LGFG,
+    SGR,
+    BackPropagation,
+    ContSup,
+    DeepSupervision,
+    Greedy,
+    InfoPro,
+)
 
-__all__ = ["BWBPF", "LGFG", "SGR", "BackPropagation", "DeepSupervision", "Greedy", "InfoPro"]
+__all__ = [
+    "BWBPF",
+    "LGFG",
+    "SGR",
+    "BackPropagation",
+    "ContSup",
+    "DeepSupervision",
+    "Greedy",
+    "InfoPro",
+]

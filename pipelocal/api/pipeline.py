@@ -313,7 +313,7 @@ class Pipeline:
         for number in placement.seat(world.rank).block.stages:
             stage = blueprint.build_stage(number, device=device, total_steps=1)
             cut, state = blueprint.cuts[number - 1], found.states[number - 1]
-            load_stage_weights(blueprint.chain, cut, stage, state)
+            load_stage_weights(blueprint.network, cut, stage, state)
             stages.append(stage)
         self._fitted = (blueprint, stages)
 
@@ -453,7 +453,7 @@ class Pipeline:
         blueprint, stages = self._fitted
         old = next((old for old in stages if old.number == stage.number), None)
         if old is not None:
-            chain, cut = blueprint.chain, blueprint.cuts[stage.number - 1]
+            chain, cut = blueprint.network, blueprint.cuts[stage.number - 1]
             load_stage_weights(chain, cut, stage, stage_state(chain, cut, old))
 
     def _next_world(self) -> World:

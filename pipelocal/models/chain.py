@@ -18,7 +18,7 @@ from pipelocal.models.shared import check_nothing_shared, untied
 from pipelocal.models.state import Versions, versions_of, with_versions
 from pipelocal.models.traced import copy_of_piece, split_module
 from pipelocal.models.trial import check_not_lazy, try_units
-from pipelocal.models.unit import Shape, Unit, assemble, build_unit
+from pipelocal.models.unit import Shape, Unit, assemble, build_unit, named_sequence
 from pipelocal.system.names import unwritable
 from pipelocal.system.tensor_kind import TensorKind
 
@@ -355,6 +355,18 @@ class Chain:
         tried.crossing = tuple(crossing)
         tried._multiply_adds = None
         return tried, [kinds[0].shape for kinds in crossing]
+
+    def remade(self, units: Sequence[Unit], crossing: Sequence[tuple[TensorKind, ...]]) -> Chain:
+        """Return the same with other units of the same names, and what each passes on; see :meth:`tried`.
+
+        Its uncut model is the sequence of these units, not as its author wrote it; its state dict has the
+        names of :meth:`whole_state`.
+        """
+        remade = copy.copy(self)
+        remade.units, remade.crossing = tuple(units), tuple(crossing)
+        remade._whole = partial(named_sequence, (*units, self.classifier))
+        remade._multiply_adds = None
+        return remade
 
     def multiply_adds(self) -> tuple[int, ...]:
         """Return the multiply-adds of one sample's forward pass through each unit, last the classifier's.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -75,3 +77,26 @@ def assemble(units: Sequence[Unit], seed: int) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict((unit.name.replace(".", "/"), build_unit(unit, seed)) for unit in units)
     )
+
+
+def named_sequence(units: Sequence[Unit]) -> nn.Sequential:
+    """Build units as one module whose state dict has the whole model's names."""
+    built = assemble(units, 0)
+    names = {
+        f"{child}.{name}": unit.whole_name(name)
+        for (child, module), unit in zip(built.named_children(), units, strict=True)
+        for name in module.state_dict()
+    }
+    own = {whole: name for name, whole in names.items()}
+    built.register_state_dict_post_hook(partial(_rename, names))
+    built.register_load_state_dict_pre_hook(partial(_rename, own))
+    return built
+
+
+def _rename(
+    names: Mapping[str, str], _module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    found = {
+        prefix + new: state.pop(prefix + old) for old, new in names.items() if prefix + old in state
+    }
+    state.update(found)

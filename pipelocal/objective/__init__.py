@@ -8,11 +8,13 @@ The values of ``--objective``::
     infopro early stages also reconstruct the image, or their own input
     bwbpf   the last stage's body too learns by a local head; the global loss trains the classifier alone
     lg-fg   every stage minimises its local losses by forward gradients, without a backward pass
+    contsup every stage minimises its local loss, and sees again what lies before its input
     bp      ordinary back-propagation through the uncut model, in one process: the baseline
     deep-supervision    the same with the losses of all stages' heads added
 """
 
 from pipelocal.objective.bwbpf import BWBPF, DeepSupervision
+from pipelocal.objective.contsup import ContSup
 from pipelocal.objective.distances import DISTANCES
 from pipelocal.objective.exact import ExactReconciliation
 from pipelocal.objective.first_order import FirstOrderReconciliation
@@ -26,6 +28,7 @@ from pipelocal.objective.local import (
     Place,
     Relay,
     Section,
+    network_of,
     relays_of,
 )
 from pipelocal.objective.reconciliation import WEIGHT_SCHEDULES, Reconciliation
@@ -41,6 +44,7 @@ OBJECTIVES.register("infopro")(InfoPro)
 OBJECTIVES.register("bwbpf")(BWBPF)
 OBJECTIVES.register("deep-supervision")(DeepSupervision)
 OBJECTIVES.register("lg-fg")(LGFG)
+OBJECTIVES.register("contsup")(ContSup)
 OBJECTIVES.register("bp")(BackPropagation())
 
 
@@ -53,6 +57,7 @@ __all__ = [
     "WEIGHT_SCHEDULES",
     "BackPropagation",
     "DeepSupervision",
+    "ContSup",
     "ExactReconciliation",
     "FirstOrderReconciliation",
     "Greedy",
@@ -65,5 +70,6 @@ __all__ = [
     "Relay",
     "Section",
     "as_recipe",
+    "network_of",
     "relays_of",
 ]

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from pipelocal.models.chain import Chain
 from pipelocal.models.payload import Payload
 from pipelocal.models.unit import Shape
 from pipelocal.objective.delta_encoding import Summary
@@ -148,7 +149,9 @@ class ObjectiveRecipe(Protocol):
     """Makes the objective of every stage of a network.
 
     One that wants more than its stage's input has a further method, ``relays(stages)``, which returns a
-    :class:`Relay` for each tensor; it is called with the number of stages.
+    :class:`Relay` for each tensor; it is called with the number of stages. One that changes the network has
+    ``network(chain, starts)``: called with a tried chain and the index of each stage's first unit, it returns
+    a chain of units of the same names, which may pass on more.
     """
 
     @property
@@ -171,3 +174,9 @@ def relays_of(recipe: ObjectiveRecipe, stages: int) -> Sequence[Relay]:
     """Return what an objective has relayed in a network of this many stages."""
     asked: Callable[[int], Sequence[Relay]] | None = getattr(recipe, "relays", None)
     return () if asked is None else asked(stages)
+
+
+def network_of(recipe: ObjectiveRecipe, chain: Chain, starts: Sequence[int]) -> Chain:
+    """Return the network that is trained, if a chain is cut before the units with these indices."""
+    change: Callable[[Chain, Sequence[int]], Chain] | None = getattr(recipe, "network", None)
+    return chain if change is None else change(chain, starts)

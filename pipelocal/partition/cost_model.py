@@ -27,6 +27,7 @@ class CostModel:
             with the exact form, whose cost is in the profile.
         window: batches that a stage may have sent before the next stage takes them.
         label_bytes: bytes of targets and ids, which every edge carries, per batch.
+        packed: whether main outputs are packed on the wire, so that the receiving end holds them twice.
         light_stem: whether the first unit does less than the average unit, so that it should not be a stage
             alone: it learns little by itself, and what it does not learn no later stage makes good.
     """
@@ -38,6 +39,7 @@ class CostModel:
     passes: float
     window: int
     label_bytes: int = 0
+    packed: bool = False
     light_stem: bool = False
 
     def fewest_at_first(self, stages: int) -> int:
@@ -79,8 +81,7 @@ class CostModel:
         """Return bytes of the incoming edge's ring, and of x if it must be unpacked."""
         if start == 0:
             return self.profile.input_bytes
-        x = self.profile.units[start - 1].output_bytes
-        unpacked = 0 if self.x_bytes[start - 1] == x else x
+        unpacked = self.profile.units[start - 1].output_bytes if self.packed else 0
         return ring_slots(self.window) * self._most_sent(start) + unpacked
 
     def _most_sent(self, stop: int) -> int:

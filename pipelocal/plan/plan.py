@@ -152,7 +152,7 @@ def plan(config: PlanConfig) -> Plan:
         there = replace(uncut, recipe=recipe_of(other))
         costs = _costs(there, other, config, seen)
         there = partitioned(there, cut_of(other), replicated, lambda: costs)
-        return predict(there, costs, config, speeds)
+        return predict(there, _as_cut(there, costs, other, config, seen), config, speeds)
 
     budgets = []
     for larger, budget in neighbours(blueprint):
@@ -166,8 +166,12 @@ def plan(config: PlanConfig) -> Plan:
                 seconds=found.stages[found.bottleneck - 1].every_seconds,
             )
         )
-    planned = replace(predict(blueprint, model, config, speeds), note=note, budgets=tuple(budgets))
-    if config.ranks is None and config.plot is None:
+    simulates = config.ranks is not None or config.plot is not None
+    as_cut = _as_cut(blueprint, model, train_config, config, seen)
+    if simulates and as_cut is not model:
+        note = f"simulated without what --objective {config.objective} puts into units"
+    planned = replace(predict(blueprint, as_cut, config, speeds), note=note, budgets=tuple(budgets))
+    if not simulates:
         return planned
     rows = max(1, config.batch_size // config.micro_batches)
     micro = _costs(blueprint, replace(train_config, batch_size=rows), config, {})
@@ -203,6 +207,16 @@ def _simulation(
 
 def _costs(blueprint: Blueprint, train: TrainConfig, config: PlanConfig, seen: Seen) -> CostModel:
     return cost_model(blueprint, train, _meter(config), batch_size=train.batch_size, seen=seen)
+
+
+def _as_cut(
+    blueprint: Blueprint, model: CostModel, train: TrainConfig, config: PlanConfig, seen: Seen
+) -> CostModel:
+    """Return the costs of the network that is trained; those given, unless the objective adds to it."""
+    if blueprint.network is blueprint.chain:
+        return model
+    size = train.batch_size
+    return cost_model(blueprint, train, _meter(config), batch_size=size, seen=seen, as_cut=True)
 
 
 def _meter(config: PlanConfig) -> Meter:

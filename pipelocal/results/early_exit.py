@@ -180,7 +180,7 @@ def load(run: str, *, stage: int | None = None, averaged: bool = False) -> nn.Mo
         finished.check_stage(stage, option="stage")
         if stage < finished.blueprint.stages:
             return EarlyNetwork.of(finished, stage)
-    return finished.blueprint.chain.whole_with(finished.plain_state()).eval()
+    return finished.blueprint.network.whole_with(finished.plain_state()).eval()
 
 
 def load_with_heads(run: str, *, averaged: bool = False) -> HeadedNetwork:

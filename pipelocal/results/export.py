@@ -54,6 +54,8 @@ def _state(run: FinishedRun, *, heads: bool, stage: int) -> tuple[dict[str, Tens
         return state, f"{len(state)} tensors of the network up to the head of stage {stage}"
     state = run.plain_state()
     what = f"{len(state)} tensors of the uncut model"
+    if run.blueprint.network is not run.blueprint.chain:
+        what += " with what the objective put into it, which fit the module of pipelocal.load"
     if not heads:
         return state, what
     more = run.auxiliary_heads()
@@ -128,7 +130,7 @@ class _Logits(nn.Module):
 
 
 def _write_program(run: FinishedRun, *, heads: bool, stage: int) -> tuple[bytes, str]:
-    chain = run.blueprint.chain
+    chain = run.blueprint.network
     whole: nn.Module = chain.whole_with(run.plain_state())
     module = whole
     examples = _examples(chain)

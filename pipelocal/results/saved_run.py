@@ -75,7 +75,7 @@ class FinishedRun:
         stages = []
         for number in self._numbers:
             stage = self.blueprint.stage_to_evaluate(number, device=device)
-            chain, cut = self.blueprint.chain, self.blueprint.cuts[number - 1]
+            chain, cut = self.blueprint.network, self.blueprint.cuts[number - 1]
             load_weights(chain, cut, number, stage.body, stage.head, self._weights(number))
             stages.append(stage)
         return stages
@@ -87,7 +87,7 @@ class FinishedRun:
             UserError: a damaged file.
         """
         states = (self._weights(number) for number in self._numbers)
-        return plain_state(self.blueprint.chain, states)
+        return plain_state(self.blueprint.network, states)
 
     def check_stage(self, stage: int, *, option: str = "--stage") -> None:
         """Refuse a stage behind which nothing can answer.
@@ -119,7 +119,7 @@ class FinishedRun:
             UserError: a damaged file.
         """
         weights = [self._weights(number) for number in self._numbers[:stage]]
-        bodies = self.blueprint.chain.joined_state([each["body"] for each in weights])
+        bodies = self.blueprint.network.joined_state([each["body"] for each in weights])
         bodies.update(_named_head(stage, weights[-1]))  # which keeps the module versions
         return bodies
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from pipelocal.errors import UserError
 from pipelocal.forward_gradient import ForwardGradientStage
 from pipelocal.forward_gradient import check_stage as check_forward_gradient
 from pipelocal.models import Chain, Shape
-from pipelocal.objective import LGFG, SGR, Greedy, Place, Relay, Section, relays_of
+from pipelocal.objective import LGFG, SGR, Greedy, Place, Relay, Section, network_of, relays_of
 from pipelocal.objective.delta_encoding import Summary
 from pipelocal.partition import Cut, by_count, from_names, names_of, to_text
 from pipelocal.pipeline.messages import Messages, relay_name
@@ -38,6 +38,7 @@ class Blueprint:
     """A cut model; a rank builds only its own stages from it."""
 
     chain: Chain
+    """The model as it is cut."""
     cuts: list[Cut]
     shapes: list[Shape]
     """Output shape of each unit, without the batch dimension."""
@@ -128,8 +129,19 @@ class Blueprint:
         return len(self.cuts)
 
     def cut_into(self, cuts: Sequence[Cut]) -> Blueprint:
-        """Return the same chain with other cuts."""
-        return replace(self, cuts=list(cuts))
+        """Return the same chain with other cuts.
+
+        Raises:
+            UserError: the objective does not fit the model, cut like this.
+        """
+        cut = replace(self, cuts=list(cuts))
+        _ = cut.network  # refused now, not where it is built
+        return cut
+
+    @cached_property
+    def network(self) -> Chain:
+        """The model as it is trained: with what the objective puts into its units, under the same names."""
+        return network_of(self.recipe.objective, self.chain, [cut.start for cut in self.cuts])
 
     def cut_at(self, names: Sequence[str]) -> Blueprint:
         """Return the same chain, cut before the units with these names."""
@@ -152,12 +164,12 @@ class Blueprint:
     def passed_on(self, stage: int) -> tuple[TensorKind, ...]:
         """Return the kinds of the tensors that a stage passes on, main first; stage 0 is the data."""
         if stage:
-            return self.chain.crossing[self.cuts[stage - 1].stop - 1]
-        return self.chain.inputs
+            return self.network.crossing[self.cuts[stage - 1].stop - 1]
+        return self.network.inputs
 
     def describe_crossing(self) -> tuple[str, ...]:
         """Say in a line each what several tensors cross a cut, and what was done to the model to cut it."""
-        return tuple(self.chain.describe([cut.stop for cut in self.cuts[:-1]]))
+        return tuple(self.network.describe([cut.stop for cut in self.cuts[:-1]]))
 
     def messages(self, stage: int) -> Messages:
         """Return the names of the tensors that come in to a stage, and of what it relays."""
@@ -254,9 +266,9 @@ class Blueprint:
             UserError: the head does not fit features and labels.
         """
         cut, seed, compute = self.cuts[number - 1], self.recipe.seed, self.recipe.compute
-        body = self.chain.build(cut.start, cut.stop, seed=seed)
+        body = self.network.build(cut.start, cut.stop, seed=seed)
         if number == self.stages:
-            head = self.chain.build_classifier(seed=seed)
+            head = self.network.build_classifier(seed=seed)
         else:
             head = self.heads.seeded(cut.stop, input_shape=self.output_shape(number - 1))
         for part in (body, head):
@@ -331,7 +343,7 @@ class Blueprint:
         if own is not None:
             own.to(device)
         cut = self.cuts[number - 1]
-        named = trained_names(self.chain, cut, body, head, own)
+        named = trained_names(self.network, cut, body, head, own)
         if not named:
             raise UserError(f"stage {number} ({self.units(number)}) has no parameters to train")
         optimizer = recipe.make_optimizer(named, place)

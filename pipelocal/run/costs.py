@@ -116,6 +116,7 @@ def cost_model(
     *,
     batch_size: int,
     seen: Seen | None = None,
+    as_cut: bool = False,
 ) -> CostModel:
     """Measure the cost of every unit and of every head that a cut could need.
 
@@ -125,11 +126,13 @@ def cost_model(
         meter: measures durations.
         batch_size: number of rows in a training batch.
         seen: what was measured for other heads of the same model, which is added to.
+        as_cut: whether to measure the network that is trained with the blueprint's cut, where the objective
+            puts something into the units; the costs are then of this cut alone.
 
     Raises:
         UserError: a unit or a head cannot be differentiated twice, as exact reconciliation requires.
     """
-    recipe, chain = blueprint.recipe, blueprint.chain
+    recipe, chain = blueprint.recipe, blueprint.network if as_cut else blueprint.chain
     objective = recipe.objective
     sgr = objective if isinstance(objective, SGR) else None
     exact = sgr is not None and sgr.exact
@@ -165,6 +168,7 @@ def cost_model(
         reconcile_share=0.0 if every is None else 1 / every,
         passes=passes,
         window=options.window,
+        packed=options.wire != "float32",
         light_stem=_light_stem(chain),
     )
 

@@ -37,8 +37,10 @@ def gather_model(
     """
     own = {stage.number: stage for stage in stages}
     if not own or world.size == 1:
-        return blueprint.chain.whole_with(
-            plain_state(blueprint.chain, [_weights(blueprint, n, own) for n in _numbers(blueprint)])
+        return blueprint.network.whole_with(
+            plain_state(
+                blueprint.network, [_weights(blueprint, n, own) for n in _numbers(blueprint)]
+            )
         )
     attempt = Attempt(ControlPlane(world))
     with failures_told(attempt), joined(world, attempt.control, replicas.start_timeout):
@@ -51,7 +53,7 @@ def gather_model(
                 dist.broadcast(tensor, src=source)
             states.append(state)
         attempt.control.leave()
-    return blueprint.chain.whole_with(plain_state(blueprint.chain, states))
+    return blueprint.network.whole_with(plain_state(blueprint.network, states))
 
 
 def _numbers(blueprint: Blueprint) -> range:
@@ -68,7 +70,7 @@ def _weights(
     else:
         body, head = blueprint.build_parts(number, device=cpu)
     state = {
-        "body": blueprint.chain.whole_state(body, cut.start, cut.stop),
+        "body": blueprint.network.whole_state(body, cut.start, cut.stop),
         "head": head.state_dict() if number == blueprint.stages else {},
     }
     for part in state.values():

@@ -99,11 +99,14 @@ def prepare(
             model=model, references=own_code(spec.references), data=data, versions=versions()
         )
         stopwatch = Stopwatch(device=device)
-        costs = cache(
-            lambda: cost_model(blueprint, spec.options, stopwatch, batch_size=batches.batch_size)
-        )
+        size = batches.batch_size
+        costs = cache(lambda: cost_model(blueprint, spec.options, stopwatch, batch_size=size))
         cut = _choose_cut(spec, blueprint, costs, folder)
         blueprint = blueprint.cut_at(cut)
+        if blueprint.network is not blueprint.chain:
+            costs = cache(
+                lambda: cost_model(blueprint, spec.options, stopwatch, batch_size=size, as_cut=True)
+            )
         counts = _choose_replicas(spec, blueprint, costs, folder, world.size)
         spec = spec.resolved(replicas=replicas_text(counts))
         check_combinations(spec.options, spec.recipe)  # includes the replicas chosen here

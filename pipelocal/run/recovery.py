@@ -118,6 +118,12 @@ def find_start(
             f"{_more(spec.options, plan, manifest)}"
         )
     if manifest.cut != cut:
+        if blueprint.network is not blueprint.chain:
+            raise UserError(
+                f"--objective {spec.text['objective']}: what is put into a stage's first unit is of that cut "
+                f"alone, and the snapshot in {chosen.run} is of --cut {','.join(manifest.cut)}: give the "
+                f"same, or begin another run"
+            )
         _tell_new_heads(blueprint, manifest.cut, cut)
     return Start(
         step=manifest.step,
@@ -227,7 +233,7 @@ def load_snapshot(
             f"trained and has no head that learnt: keep it so by --freeze-stage {number}:0, or give --init "
             f"in place of --resume, to train it"
         )
-    load_stage_weights(blueprint.chain, blueprint.cuts[stage.number - 1], stage, state)
+    load_stage_weights(blueprint.network, blueprint.cuts[stage.number - 1], stage, state)
     steps, frozen_at = state["steps"], state["frozen_at"]
     stage.load_training_state(state["training"], steps=steps, frozen_at=frozen_at)
 
@@ -244,7 +250,7 @@ def _from_other_cut(blueprint: Blueprint, stage: Stage, start: Start) -> dict[st
     for number, old in enumerate(_cuts(blueprint, start.cut), start=1):
         units = tuple(unit.name for unit in blueprint.chain.units[old.start : old.stop])
         saved.append(StageState(units=units, state=_load(start, number)))
-    chain, cut = blueprint.chain, blueprint.cuts[stage.number - 1]
+    chain, cut = blueprint.network, blueprint.cuts[stage.number - 1]
     fresh = stage_state(chain, cut, stage) | {"names": parameter_names(chain, cut, stage)}
     names = blueprint.unit_names(stage.number)
     before, now = (_heads(blueprint, each) for each in (start.cut, blueprint.cut_names))

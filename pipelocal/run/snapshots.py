@@ -116,7 +116,7 @@ class Snapshots:
         """Return everything needed to resume; all replicas call it together."""
         stage = worker.stage
         training = stage.training_state()
-        chain, cut = self._blueprint.chain, self._blueprint.cuts[stage.number - 1]
+        chain, cut = self._blueprint.network, self._blueprint.cuts[stage.number - 1]
         state = stage_state(chain, cut, stage)
         state["optimizer"] = training.pop("optimizer")
         state |= {"training": training, "worker": worker.state_dict()}
