@@ -236,8 +236,14 @@ class _Make:
         if not self.encoders and not self.kept:
             return self.unit
         assert self.unit.layout is not None, "the chain was not tried"
+        taken = f"{self.unit.name}.context."
+        if any(self.unit.whole_name(name).startswith(taken) for name, *_ in self.unit.layout):
+            raise UserError(
+                f"unit '{self.unit.name}' has a part called context, as the encoders of context are: give "
+                f"it another name"
+            )
         layout: list[tuple[str, tuple[int, ...], str]] = [
-            (f"unit.{name}", *others) for name, *others in self.unit.layout
+            (f"unit.{name}", shape, dtype) for name, shape, dtype in self.unit.layout
         ]
         with torch.device("meta"):
             for name, build in (self.encoders or {}).items():

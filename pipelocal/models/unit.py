@@ -88,8 +88,8 @@ def named_sequence(units: Sequence[Unit]) -> nn.Sequential:
         for name in module.state_dict()
     }
     own = {whole: name for name, whole in names.items()}
-    built.register_state_dict_post_hook(partial(_rename, names))
-    built.register_load_state_dict_pre_hook(partial(_rename, own))
+    built.register_state_dict_post_hook(partial(_rename, names))  # type: ignore[no-untyped-call]
+    built.register_load_state_dict_pre_hook(partial(_rename, own))  # type: ignore[no-untyped-call]
     return built
 
 

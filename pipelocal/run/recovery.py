@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def find_start(
             Description.read(chosen.run),
             differences(chosen.manifest.identity, spec),
         )
+        _check_same_network(blueprint, differing)
         same_data = not {"data", "train_samples", "seed"} & differing.keys()
         check_unchanged(then, description, spec, chosen.run, tell, same_data=same_data)
         tell(f"beginning after batch {chosen.manifest.step} of {chosen.run}")
@@ -120,9 +122,9 @@ def find_start(
     if manifest.cut != cut:
         if blueprint.network is not blueprint.chain:
             raise UserError(
-                f"--objective {spec.text['objective']}: what is put into a stage's first unit is of that cut "
-                f"alone, and the snapshot in {chosen.run} is of --cut {','.join(manifest.cut)}: give the "
-                f"same, or begin another run"
+                f"--objective {spec.text['objective']} puts into units what is of one cut alone, and the "
+                f"snapshot in {chosen.run} is of --cut {','.join(manifest.cut)}: give the same, or begin "
+                f"another run"
             )
         _tell_new_heads(blueprint, manifest.cut, cut)
     return Start(
@@ -133,6 +135,16 @@ def find_start(
         epochs_before=epochs.epochs_before,
         steps_before=epochs.steps_before,
     )
+
+
+def _check_same_network(blueprint: Blueprint, differing: Mapping[str, str]) -> None:
+    """Refuse another objective, or other options of it, if it puts something into units."""
+    others = [differing[name] for name in ("objective", "objective_options") if name in differing]
+    if others and blueprint.network is not blueprint.chain:
+        raise UserError(
+            f"--resume: the network of this objective is another than the snapshot's: {'; '.join(others)}: "
+            f"give the same, or the plain weights by --init"
+        )
 
 
 def _more(options: RunOptions, plan: Timetable, manifest: Manifest) -> str:
@@ -216,6 +228,7 @@ def load_snapshot(
     stage = worker.stage
     if start.cut == names_of(blueprint.chain, blueprint.cuts):
         state = _load(start, stage.number)
+        _check_same_names(blueprint, stage, state["names"], start)
         worker.load_state_dict(state["worker"], replica=replica, replicas=replicas)
     else:
         state = _from_other_cut(blueprint, stage, start)
@@ -236,6 +249,19 @@ def load_snapshot(
     load_stage_weights(blueprint.network, blueprint.cuts[stage.number - 1], stage, state)
     steps, frozen_at = state["steps"], state["frozen_at"]
     stage.load_training_state(state["training"], steps=steps, frozen_at=frozen_at)
+
+
+def _check_same_names(
+    blueprint: Blueprint, stage: Stage, saved: Sequence[str], start: Start
+) -> None:
+    own = parameter_names(blueprint.network, blueprint.cuts[stage.number - 1], stage)
+    other = sorted(set(saved) ^ set(own))
+    if other and saved:  # a frozen stage trained none
+        where = "there, not here" if other[0] in saved else "here, not there"
+        raise UserError(
+            f"{start.snapshot}: stage {stage.number} has other parameters, such as {other[0]} ({where}): "
+            f"give the same --objective and --objective-options, or plain weights by --init"
+        )
 
 
 def _load(start: Start, number: int) -> dict[str, Any]:
