@@ -60,6 +60,15 @@ CNN_HEADS: dict[str, Options] = (
         "auto": head("auto"),
     }
 )
+CONTEXT: dict[str, Options] = {
+    f"contsup {name}": head("conv", objective="contsup", objective_options=options)
+    for name, options in {
+        "E": ("context=E",),
+        "R1": ("context=R1",),
+        "R1E": ("context=R1E",),
+        "control": ("context=R1E", "control=true"),
+    }.items()
+}
 TOKEN_HEADS: dict[str, Options] = (
     BASE
     | {"mlp": head("mlp")}
@@ -106,14 +115,14 @@ SETUPS: dict[str, SetUp] = {
         title="ResNet-20, CIFAR-10, 9 stages: the stem with the first block, then a block each",
         options=RESNET20,
         cut={"stages": 9},
-        arms=CNN_HEADS,
+        arms=CNN_HEADS | CONTEXT,
         further_seeds=dict.fromkeys(MAIN, (1,)),
     ),
     "fashion-1": SetUp(
         title="ResNet-8, Fashion-MNIST, 4 stages, one epoch",
         options={**FASHION, "epochs": 1},
         cut={"stages": 4},
-        arms=FASHION_ARMS,
+        arms=FASHION_ARMS | CONTEXT,
         seeds=(0, 1, 2, 3, 4),
     ),
     "fashion-5": SetUp(

@@ -74,9 +74,9 @@ class ObjectiveOptions:
     objective: str = "sgr"
     """greedy (each stage its own loss), sgr (the same and gradient reconciliation), infopro (early stages
     also reconstruct the image or their input), bwbpf (the last stage's body too learns by a local head),
-    lg-fg (forward gradients, without a backward pass; for local-mixer and the like), or, in one process on
-    the uncut model, bp (ordinary back-propagation; --stages does not apply) and deep-supervision (the sum
-    of all stages' losses)."""
+    contsup (stages are given the image or earlier inputs again), lg-fg (forward gradients, without a
+    backward pass; for local-mixer and the like), or, in one process on the uncut model, bp (ordinary
+    back-propagation; --stages does not apply) and deep-supervision (the sum of all stages' losses)."""
     objective_options: tuple[str, ...] = ()
     """Options of the objective itself, such as weight=2 target=input."""
     head: str = "auto"

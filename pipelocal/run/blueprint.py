@@ -15,6 +15,7 @@ from pipelocal.errors import UserError
 from pipelocal.forward_gradient import ForwardGradientStage
 from pipelocal.forward_gradient import check_stage as check_forward_gradient
 from pipelocal.models import Chain, Shape
+from pipelocal.models.context import Supplied
 from pipelocal.objective import LGFG, SGR, Greedy, Place, Relay, Section, network_of, relays_of
 from pipelocal.objective.delta_encoding import Summary
 from pipelocal.partition import Cut, by_count, from_names, names_of, to_text
@@ -120,7 +121,11 @@ class Blueprint:
         """Return a stage's transport penalty; None if there is none."""
         weight = weight_at(self.recipe.transport_penalty, number, self.stages)
         first = self.cuts[number - 1].start
-        units = [unit for place, unit in enumerate(body, first) if self.keeps_shape(place)]
+        units = [
+            unit.unit if isinstance(unit, Supplied) else unit  # what is supplied moves nothing
+            for place, unit in enumerate(body, first)
+            if self.keeps_shape(place)
+        ]
         return Displacement(units, weight) if weight and units else None
 
     @property
