@@ -69,15 +69,14 @@ def supplied(chain: Chain, starts: Sequence[int], supply: Supply) -> Chain:
         supply: what is supplied.
 
     Raises:
-        UserError: several tensors cross a cut, or what is supplied or added to is not ``[C, H, W]``.
+        UserError: a unit passes on several tensors, or what is supplied or added to is not ``[C, H, W]``.
     """
     stages, units, crossing = len(starts), list[Unit](), list[tuple[TensorKind, ...]]()
     if stages == 1:
         return chain
-    inputs = [chain.inputs if start == 0 else chain.crossing[start - 1] for start in starts]
-    for number, kinds in enumerate(inputs, start=1):
-        _check(number, kinds)
-    kinds_of = {number: kinds[0] for number, kinds in enumerate(inputs, start=1)}
+    inputs = [chain.inputs[0], *(chain.crossing[start - 1][0] for start in starts[1:])]
+    _check(chain, inputs)
+    kinds_of = dict(enumerate(inputs, start=1))
     for number in range(2, stages + 1):
         kinds_of[number] = replace(kinds_of[number], name=f"input of stage {number}")
     stops = [*starts[1:], len(chain.units)]
@@ -202,19 +201,22 @@ def _name(context: int) -> str:
     return "image" if context == IMAGE else f"input{context}"
 
 
-def _check(stage: int, kinds: Sequence[TensorKind]) -> None:
-    shape, dtype = list(kinds[0].shape), kinds[0].dtype
-    wrong = None
-    if len(kinds) > 1:
-        wrong = f"{len(kinds)} tensors"
-    elif len(shape) != 3 or not dtype.is_floating_point:
-        wrong = f"{shape} {dtype_name(dtype)}"
-    if wrong is not None:
-        raise UserError(
-            f"context is supplied by convolutions, from images [C, H, W] to features [C, H, W], and the "
-            f"input of stage {stage} is {wrong}: choose --objective greedy, or a convolutional network "
-            f"that is cut where one tensor of that form crosses"
-        )
+def _check(chain: Chain, inputs: Sequence[TensorKind]) -> None:
+    """Refuse a model whose stages have these inputs, if its context cannot be supplied by convolutions."""
+    mend = "choose --objective greedy, or a convolutional network"
+    makers = ["the data", *(f"unit '{unit.name}'" for unit in chain.units)]
+    for maker, kinds in zip(makers, (chain.inputs, *chain.crossing), strict=True):
+        if len(kinds) > 1:
+            raise UserError(
+                f"context is supplied to units that take and pass on one tensor, and {maker} passes on "
+                f"{len(kinds)}: {mend} of such units"
+            )
+    for number, kind in enumerate(inputs, start=1):
+        if len(kind.shape) != 3 or not kind.dtype.is_floating_point:
+            raise UserError(
+                f"context is supplied by convolutions, from images [C, H, W] to features [C, H, W], and the "
+                f"input of stage {number} is {list(kind.shape)} {dtype_name(kind.dtype)}: {mend}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

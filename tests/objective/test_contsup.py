@@ -35,6 +35,7 @@ from tests.test_transparency import assert_same_bits, train_alone
 MODEL = ["--model", "resnet8", "--stages", "4", "--head", "linear"]
 ROWS = 12
 CPU = torch.device("cpu")
+UNET = f"{Path(__file__).parents[1] / 'skipping_models.py'}:unet"
 
 
 def config(objective: str, *options: str) -> TrainConfig:
@@ -295,9 +296,13 @@ def test_contexts_that_cannot_be(context: str) -> None:
 
 @pytest.mark.parametrize(
     ("model", "data", "words"),
-    [("mlp", "digits", "input of stage 2 is [256] float32"), ("gpt", "text", "1 is [128] int64")],
+    [
+        ("mlp", "digits", "input of stage 2 is [256] float32"),
+        ("gpt", "text", "input of stage 1 is [128] int64"),
+        (UNET, "digits", "unit 'second' passes on 2"),
+    ],
 )
-def test_what_has_no_channels_is_refused(model: str, data: str, words: str) -> None:
+def test_what_cannot_be_supplied_is_refused(model: str, data: str, words: str) -> None:
     with pytest.raises(UserError) as caught:
         blueprint_of(TrainConfig(model=model, data=data, stages=3, objective="contsup"))
     assert words in str(caught.value)
