@@ -479,6 +479,8 @@ def train_arguments(config: TrainConfig, *, data_root: str | None) -> list[str]:
         option = name.replace("_", "-")
         if isinstance(value, bool):
             arguments.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, list | tuple):
+            arguments += [f"--{option}", *map(str, value)]
         else:
             value = data_root if name == "data_root" else value
             arguments += [f"--{option}", str(value)]

@@ -4,6 +4,7 @@ Each is a recipe whose arguments are its options; ``docs/methods`` has a page fo
 """
 
 from pipelocal.objective import (
+    ANP,
     BWBPF,
     LGFG,
     SGR,
@@ -15,6 +16,7 @@ from pipelocal.objective import (
 )
 
 __all__ = [
+    "ANP",
     "BWBPF",
     "LGFG",
     "SGR",

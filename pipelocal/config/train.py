@@ -35,7 +35,8 @@ class ModelOptions:
     model: str = "resnet8"
     """Model: mlp; allconv; local-mixer, local-mixer-m-1-16 or local-mixer-s-1-1; resnet8, 20, 32 or 110;
     torchvision's resnet18, 50, 101 or 152, vgg11_bn, vgg16_bn, vit_b_16, convnext_tiny, swin_t; vit_small;
-    gpt, gpt-math, lstm, gru; or your own, called with the sample shape and the number of classes."""
+    gpt, gpt-math, lstm, gru; rnn, rnn-last (plain recurrent layers); or your own, called with the sample
+    shape and the number of classes."""
     init: str | None = None
     """Weights to start from: a .safetensors or .pt file with a state dict of the model (a classifier for
     another number of classes is left new), or the folder of an earlier run."""
@@ -75,7 +76,8 @@ class ObjectiveOptions:
     """greedy (each stage its own loss), sgr (the same and gradient reconciliation), infopro (early stages
     also reconstruct the image or their input), bwbpf (the last stage's body too learns by a local head),
     contsup (stages are given the image or earlier inputs again), lg-fg (forward gradients, without a
-    backward pass; for local-mixer and the like), or, in one process on the uncut model, bp (ordinary
+    backward pass; for local-mixer and the like), anp (the same of recurrent stages, from noise on their
+    units), or, in one process on the uncut model, bp (ordinary
     back-propagation; --stages does not apply) and deep-supervision (the sum of all stages' losses)."""
     objective_options: tuple[str, ...] = ()
     """Options of the objective itself, such as weight=2 target=input."""

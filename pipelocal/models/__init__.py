@@ -20,6 +20,7 @@ from pipelocal.models.local_mixer import local_mixer
 from pipelocal.models.mlp import mlp
 from pipelocal.models.recurrent import recurrent
 from pipelocal.models.resnet import resnet
+from pipelocal.models.rnn import rnn
 from pipelocal.models.unit import Shape, Unit
 from pipelocal.references import Source, is_reference, plain_name, users_code
 from pipelocal.registry import Registry
@@ -57,6 +58,8 @@ MODELS.register("gpt")(gpt)
 MODELS.register("gpt-math")(partial(gpt, math=True))
 MODELS.register("lstm")(partial(recurrent, nn.LSTM))
 MODELS.register("gru")(partial(recurrent, nn.GRU))
+MODELS.register("rnn")(rnn)
+MODELS.register("rnn-last")(partial(rnn, last=True))
 
 
 def build_chain(name: str, *, input_shape: Shape, classes: int, seed: int) -> Chain:

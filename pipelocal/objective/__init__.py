@@ -5,6 +5,7 @@ The values of ``--objective``::
     greedy  every stage minimises its local loss
     sgr     every stage but the first also reconciles its input gradient with the output gradient
             of the stage before it
+    anp     recurrent stages learn from how noise on their units changes the local loss
     infopro early stages also reconstruct the image, or their own input
     bwbpf   the last stage's body too learns by a local head; the global loss trains the classifier alone
     lg-fg   every stage minimises its local losses by forward gradients, without a backward pass
@@ -13,6 +14,7 @@ The values of ``--objective``::
     deep-supervision    the same with the losses of all stages' heads added
 """
 
+from pipelocal.objective.anp import ANP
 from pipelocal.objective.bwbpf import BWBPF, DeepSupervision
 from pipelocal.objective.contsup import ContSup
 from pipelocal.objective.distances import DISTANCES
@@ -45,10 +47,12 @@ OBJECTIVES.register("bwbpf")(BWBPF)
 OBJECTIVES.register("deep-supervision")(DeepSupervision)
 OBJECTIVES.register("lg-fg")(LGFG)
 OBJECTIVES.register("contsup")(ContSup)
+OBJECTIVES.register("anp")(ANP)
 OBJECTIVES.register("bp")(BackPropagation())
 
 
 __all__ = [
+    "ANP",
     "BWBPF",
     "DISTANCES",
     "LGFG",

@@ -23,7 +23,7 @@ from pipelocal.models.payload import Payload
 from pipelocal.models.unit import Shape
 from pipelocal.objective.delta_encoding import Summary
 from pipelocal.objective.residual import Residual
-from pipelocal.tasks import LossFunction
+from pipelocal.tasks import Loss, LossFunction
 
 AddGradientsAt = Callable[[Tensor, Tensor | None, Tensor], None]
 """Called with an input ``[b, ...]``, rows ``[b]`` and a scalar factor; adds the factor times the local loss's
@@ -63,6 +63,8 @@ class LocalPass:
     in its attribute ``watches``."""
     task_loss: LossOf | None = None
     """Applies head and task loss to an output; available from :meth:`Objective.head_backward` on."""
+    loss_function: Callable[[Tensor, Tensor], Loss] | None = None
+    """The task's loss of a head's output and targets, of any rows; available likewise."""
 
     @property
     def reconciled(self) -> bool:
@@ -124,7 +126,11 @@ class Place:
 
 
 class Objective(Protocol):
-    """The objective of one stage: what it minimises, and how."""
+    """The objective of one stage: what it minimises, and how.
+
+    One that needs no graph, but something else of the body's pass on a training batch, runs that pass itself:
+    it has a further method, ``run_body(body, x)``, which returns the output.
+    """
 
     wants_delta: bool
     """Whether the stage before must send its output gradient along."""
@@ -152,6 +158,8 @@ class ObjectiveRecipe(Protocol):
     :class:`Relay` for each tensor; it is called with the number of stages. One that changes the network has
     ``network(chain, starts)``: called with a tried chain and the index of each stage's first unit, it returns
     a chain of units of the same names, which may pass on more.
+    One that cannot train every network has ``check_stage(body, head, stage=)``, which raises a
+    ``UserError``. One whose stages run no backward pass says so by ``without_backward = True``.
     """
 
     @property

@@ -330,7 +330,7 @@ class Blueprint:
 
         Raises:
             UserError: the stage has nothing to train, its head does not fit features and labels, or
-                it lacks the formulas that ``--bp-free`` or ``--objective lg-fg`` needs.
+                it lacks what ``--bp-free`` or the objective needs.
         """
         recipe, compute = self.recipe, self.recipe.compute
         body, head = self.build_parts(number, device=device)
@@ -341,6 +341,8 @@ class Blueprint:
         elif isinstance(recipe.objective, LGFG):
             kind = ForwardGradientStage
             check_forward_gradient(body, head, stage=number, head_name=self.head_name(number))
+        elif check := getattr(recipe.objective, "check_stage", None):
+            check(body, head, stage=number)
         place = self.place(number, total_steps=total_steps)
         with seeded(recipe.seed, "objective", number):
             objective = recipe.objective.for_stage(place)

@@ -9,7 +9,7 @@ from pipelocal.objective import LGFG, SGR, Greedy
 from pipelocal.options import SCALE, option_name
 from pipelocal.run.options import RunOptions
 from pipelocal.stage.recipe import Recipe
-from pipelocal.tasks import Classification, NextToken
+from pipelocal.tasks import Classification, NextToken, SupCon
 
 
 def check_combinations(options: RunOptions, recipe: Recipe) -> None:
@@ -24,6 +24,7 @@ def check_combinations(options: RunOptions, recipe: Recipe) -> None:
     """
     _check_formulas(options, recipe)
     _check_transport_penalty(options, recipe)
+    _check_without_backward(options, recipe)
     _check_compile(options, recipe)
     _check_autocast(options, recipe)
     _check_memory_savers(options, recipe)
@@ -175,6 +176,30 @@ def _check_formulas(options: RunOptions, recipe: Recipe) -> None:
         raise UserError(
             "--reconcile exact differentiates twice by autograd: with --bp-free choose "
             "--reconcile first-order"
+        )
+
+
+def _check_without_backward(options: RunOptions, recipe: Recipe) -> None:
+    if not getattr(recipe.objective, "without_backward", False):
+        return
+    name = type(recipe.objective).__name__
+    for option in ("autocast", "compile", "checkpoint_activations", "step_early"):
+        if getattr(options, option):
+            raise UserError(
+                f"{option_name(option)} is for stages with a backward pass, and {name} has none: leave it out"
+            )
+    if isinstance(recipe.head_task, SupCon):
+        raise UserError(
+            f"--head-loss supcon trains a projection by a backward pass, and {name} has none: leave it out"
+        )
+    if recipe.transport_penalty:
+        raise UserError(
+            f"--transport-penalty {recipe.transport_penalty:g} is trained by a backward pass, and {name} has "
+            f"none: leave it out"
+        )
+    if options.replicate == "fsdp":
+        raise UserError(
+            f"--replicate fsdp shares weights out for a backward pass, and {name} has none: choose ddp"
         )
 
 

@@ -57,6 +57,8 @@ class Passes:
         """Batches of the run before this one."""
         self.kept_bytes = 0
         """Bytes kept for the last batch's backward pass outside autograd, which are counted elsewhere."""
+        self.run_body: Callable[[nn.Module, Payload], Payload] = leaving_input
+        """Runs the units on a new batch of training."""
         self._number = number
         self._body = body
         self._head = head
@@ -106,7 +108,7 @@ class Passes:
         self.beside_input = tuple(tensor.detach() for tensor in beside)
         if reconciled:
             self._before[self._body] = copies_of_buffers(self._body)
-        run = self._recomputed or partial(leaving_input, self._body)
+        run = self._recomputed or partial(self.run_body, self._body)
         with self._noting():
             out, self._beside = unpack(self._run(run, pack(leaf, self.beside_input)))
         if (penalty := self.penalty()) is not None:

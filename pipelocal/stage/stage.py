@@ -31,6 +31,7 @@ from pipelocal.stage.ema import Average
 from pipelocal.stage.inner import InnerOutputs
 from pipelocal.stage.options import ComputeOptions
 from pipelocal.stage.passes import Passes
+from pipelocal.stage.replay import leaving_input
 from pipelocal.stage.replicas import Replicas
 from pipelocal.stage.update import Update
 from pipelocal.tasks import Classification, Sums, SupCon, Task
@@ -136,6 +137,7 @@ class Stage:
             displacement=displacement,
         )
         self._inner = InnerOutputs(body, getattr(objective, "watches", ()))
+        self._passes.run_body = getattr(objective, "run_body", leaving_input)
         self._figure_names: tuple[str, ...] = getattr(objective, "figure_names", ())
         self.figure_names = self._figure_names + (() if displacement is None else (FIGURE,))
         """Names of the figures of every batch: the objective's, and the penalty's."""
@@ -185,6 +187,7 @@ class Stage:
         self.frozen_at = self.updated_at
         for parameter in self._parameters():
             parameter.requires_grad_(False)
+        self._passes.run_body = leaving_input
         self._update.forget()
 
     def step(
@@ -279,6 +282,7 @@ class Stage:
             return mean
 
         local.target, local.head, local.task_loss = target, self.head, loss_of
+        local.loss_function = self._loss_of
         self._passes.before_head(again=local.reconciled)
         version = local.out._version
         in_place = StageError(
