@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from pipelocal.config.train import DELTA_NUMBERS, TrainConfig
@@ -74,7 +75,7 @@ def described_objectives() -> str:
     return "".join(
         f" {name}: {described_options(recipe)}."
         for name, recipe in classes.items()
-        if is_recipe_class(recipe)
+        if is_recipe_class(recipe) and fields(recipe)
     )
 
 

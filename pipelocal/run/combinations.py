@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipelocal.errors import UserError
-from pipelocal.objective import LGFG, SGR, Greedy
+from pipelocal.objective import LGFG, SGR, BackPropagation, DeepSupervision, Greedy
 from pipelocal.options import SCALE, option_name
 from pipelocal.run.options import RunOptions
 from pipelocal.stage.recipe import Recipe
@@ -56,6 +56,11 @@ def _check_compile(options: RunOptions, recipe: Recipe) -> None:
     if formulas := _by_formulas(options, recipe):
         raise UserError(
             f"--compile is for stages that run as modules: leave out {formulas} or --compile"
+        )
+    if isinstance(recipe.objective, DeepSupervision):
+        raise UserError(
+            "--compile changes how units run, and --objective deep-supervision looks into them: leave one of "
+            "them out"
         )
     if exact(recipe) and options.compile != "eager":
         raise UserError(
@@ -161,7 +166,8 @@ def _check_formulas(options: RunOptions, recipe: Recipe) -> None:
     if options.channels_last:
         raise UserError(f"--channels-last: the formulas of {formulas} do not know it: leave it out")
     if options.bp_free and type(recipe.objective) not in (Greedy, SGR):
-        name = "bp" if recipe.uncut else type(recipe.objective).__name__
+        known = isinstance(recipe.objective, BackPropagation)
+        name = "bp" if known else type(recipe.objective).__name__
         raise UserError(
             f"--objective {name}: --bp-free trains stages without back-propagation, by "
             f"--objective greedy or sgr"

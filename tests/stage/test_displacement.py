@@ -145,6 +145,10 @@ def test_half_as_much_in_the_second_half() -> None:
         ({"objective": "bp"}, "is for stages"),
         ({"bp_free": True, "objective": "greedy"}, "--bp-free"),
         ({"compile": "eager"}, "--compile"),
+        (
+            {"compile": "eager", "objective": "deep-supervision", "transport_penalty": 0.0},
+            "looks into",
+        ),
         ({"transport_penalty": -1.0}, "at least 0"),
     ],
 )
