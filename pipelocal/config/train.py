@@ -77,8 +77,8 @@ class ObjectiveOptions:
     also reconstruct the image or their input), bwbpf (the last stage's body too learns by a local head),
     contsup (stages are given the image or earlier inputs again), lg-fg (forward gradients, without a
     backward pass; for local-mixer and the like), anp (the same of recurrent stages, from noise on their
-    units), or, in one process on the uncut model, bp (ordinary
-    back-propagation; --stages does not apply) and deep-supervision (the sum of all stages' losses)."""
+    units), or, in one process on the uncut model, bp (ordinary back-propagation; --stages does not apply)
+    and deep-supervision (the sum of all stages' losses)."""
     objective_options: tuple[str, ...] = ()
     """Options of the objective itself, such as weight=2 target=input."""
     head: str = "auto"
