@@ -26,7 +26,7 @@ from pipelocal.config import TrainConfig
 Options = Mapping[str, Any]
 """Options of :class:`~pipelocal.config.TrainConfig`, by name."""
 Row = dict[str, Any]
-MODELS = Path(__file__).with_name("models.py")
+MODELS = Path(__file__).with_name("lg_fg_models.py")
 
 
 def forward(stages: int, *options: str) -> Options:
