@@ -282,8 +282,15 @@ def compiled(block: nn.Module) -> nn.Module:
     return torch.compile(block, backend="aot_eager")  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("wrap", [Checkpointed, compiled])
-@pytest.mark.parametrize("fraction", [1.0, 0.5])
+@pytest.mark.parametrize(
+    ("wrap", "fraction"),
+    [
+        (Checkpointed, 1.0),
+        (Checkpointed, 0.5),
+        (compiled, 0.5),
+        pytest.param(compiled, 1.0, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("model", ["vit", "gpt"])
 def test_it_works_with_fused_attention_checkpointing_and_compilation(
     model: str, fraction: float, wrap: Callable[[nn.Module], nn.Module]
