@@ -89,8 +89,8 @@ class ObjectiveOptions:
     next 2; =0: the classifier alone; =all); or twin (the same, starting with the real weights;
     twin=2:next)."""
     head_budget: float = option(DEFAULT_BUDGET, limits=positive(1e6))
-    """With --head auto: most compute of a head, over that of an average stage (multiply-adds of the
-    forward pass)."""
+    """With --head auto: most compute of a head, over that of the rest of the network (multiply-adds of the
+    forward pass outside an average stage)."""
     head_loss: Literal["task", "supcon"] = "task"
     """Loss of auxiliary heads: task (that of --task), or supcon (supervised contrast of projections by the
     head, with a linear probe that gives the head's answers but trains nothing before it)."""

@@ -2,21 +2,22 @@
 
 The first of these that works there, and whose forward multiply-adds are within the budget:
 
-1. the shortest row of the units that follow, with the model's classifier (``twin=2``); it is made
-   longer while it is cheap, as rows are of which the units only change the shape;
+1. the longest row of at most four of the units that follow, with the model's classifier (``twin=4``); of
+   more units only where no shorter row leads to the classifier;
 2. for images, ``conv``;
 3. where the features already are what the classifier takes, that alone: for tokens, the model's own norm and
    readout (``twin=0``);
 4. ``mlp``, then ``linear``.
 
-If none is, the cheapest that works is taken. The budget is a multiple of an average stage's compute, that is
-of the whole model's multiply-adds over the number of stages. So the head behind a unit follows from the
-model, the number of stages and the budget alone: ranks agree without a word, and a later command builds the
-same heads.
+If none is, the cheapest that works is taken. The budget is a share of the rest of the network, that is of
+what an average stage leaves of the model's multiply-adds: with 1, a head may be all of it. So the head behind
+a unit follows from the model, the number of stages and the budget alone: ranks agree without a word, and a
+later command builds the same heads.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -33,11 +34,11 @@ from pipelocal.models.operations import multiply_adds
 from pipelocal.models.unit import Shape
 from pipelocal.seeding import seeded
 
-DEFAULT_BUDGET = 2.5
-"""Multiply-adds that a head may take, over those of an average stage."""
+DEFAULT_BUDGET = 0.8
+"""Multiply-adds that a head may take, over those of the rest of the network."""
 
-ENOUGH = 0.25
-"""Multiply-adds over those of an average stage up to which a row is made longer."""
+DEPTH = 4
+"""Units of a row, at most: what brought back-propagation's accuracy (benchmarks/accuracy)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Choice:
     multiply_adds: int
     """Of the forward pass, for one sample."""
     share: float
-    """The same over those of an average stage: what the budget bounds."""
+    """The same over those of the rest of the network: what the budget bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,32 +78,25 @@ class Behind:
         Raises:
             UserError: no head works here; says why the last one does not.
         """
-        working: list[Choice] = []
-        for choice in self.working():
-            if choice.share <= budget:
-                return choice
-            working.append(choice)
+        within = next(self.working(budget), None)
+        if within is not None:
+            return within
+        working = list(self.working())
         if not working:
             self.build(HEADS.get("linear"))  # says why not
         return min(working, key=lambda choice: choice.multiply_adds)
 
-    def working(self) -> Iterator[Choice]:
-        """Yield the heads that work here, the preferred first."""
-        kinds, shape = self.downstream.kinds, self.feature_shape
-        shortest = len(choose_row(kinds) or [])
-        rows: list[Choice] = []
-        for depth in range(shortest, len(kinds)):
-            rows += self._row(depth)
-            if rows and rows[-1].share >= ENOUGH:
-                break
-        yield from reversed(rows)
+    def working(self, budget: float = math.inf) -> Iterator[Choice]:
+        """Yield the heads within a budget that work here, the preferred first."""
+        shortest = len(choose_row(self.downstream.kinds) or [])
+        for depth in range(max(DEPTH, shortest), 0, -1):
+            yield from self._row(depth, budget)
         # On smaller maps its BatchNorm would want more than one sample, as that of dgl always does.
-        if len(shape) == 3 and max(shape[1:]) > 2:
-            yield from self._named("conv")
-        if shortest > 0:
-            yield from self._row(0)
-        yield from self._named("mlp")
-        yield from self._named("linear")
+        if len(self.feature_shape) == 3 and max(self.feature_shape[1:]) > 2:
+            yield from self._named("conv", budget)
+        yield from self._row(0, budget)
+        yield from self._named("mlp", budget)
+        yield from self._named("linear", budget)
 
     def build(self, builder: HeadBuilder) -> nn.Module:
         """Build a head and try it; see :func:`~pipelocal.heads.build.build_head`."""
@@ -115,30 +109,32 @@ class Behind:
             downstream=self.downstream,
         )
 
-    def _row(self, depth: int) -> Iterator[Choice]:
+    def _row(self, depth: int, budget: float) -> Iterator[Choice]:
         kinds, counts = self.downstream.kinds, self.downstream.multiply_adds()
         row = choose_row(kinds, depth)
         if row is None or len(row) != depth:
             return
-        builder = partial(downstream, depth=depth, twin=True)
+        own = sum(counts[self.downstream.start + place] for place in row) + counts[-1]
+        choice = self._choice(f"twin={depth}", partial(downstream, depth=depth, twin=True), own)
         # Units that pass on one tensor were tried on such when the chain was.
         main, *beside = self.downstream.crossing[0]
-        if (beside or main.dtype != torch.get_default_dtype()) and not self._works(builder):
-            return
-        own = sum(counts[self.downstream.start + place] for place in row) + counts[-1]
-        yield self._choice(f"twin={depth}", builder, own)
+        tried = not beside and main.dtype == torch.get_default_dtype()
+        if choice.share <= budget and (tried or self._works(choice.builder)):
+            yield choice
 
-    def _named(self, name: str) -> Iterator[Choice]:
+    def _named(self, name: str, budget: float) -> Iterator[Choice]:
         builder = HEADS.get(name)
         if self._works(builder):
             given = self.downstream.crossing[0][:1]
             (own,) = multiply_adds([(partial(self.build, builder), given)])
-            yield self._choice(name, builder, own)
+            choice = self._choice(name, builder, own)
+            if choice.share <= budget:
+                yield choice
 
     def _choice(self, name: str, builder: HeadBuilder, own: int) -> Choice:
-        stage = sum(self.downstream.multiply_adds()) / self.downstream.stages
+        rest = sum(self.downstream.multiply_adds()) * (1 - 1 / self.downstream.stages)
         return Choice(
-            name=name, builder=builder, multiply_adds=own, share=own / stage if stage else 0.0
+            name=name, builder=builder, multiply_adds=own, share=own / rest if rest else 0.0
         )
 
     def _works(self, builder: HeadBuilder) -> bool:
@@ -168,7 +164,7 @@ def auto(
         output_shape: shape of one row of the output.
         target_shape: shape of one row of the targets.
         downstream: what follows the cut.
-        budget: most multiply-adds of the head, over those of an average stage.
+        budget: most multiply-adds of the head, over those of the rest of the network.
 
     Raises:
         UserError: no head works here.

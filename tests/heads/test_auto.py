@@ -30,7 +30,7 @@ LARGE = DataInfo(name="images", sample_shape=(3, 32, 32), classes=10)
 
 
 def of(
-    model: str, cut: str, *, budget: float = 2.5, info: DataInfo = IMAGES, **options: object
+    model: str, cut: str, *, budget: float = 0.8, info: DataInfo = IMAGES, **options: object
 ) -> Blueprint:
     given = {"model": model, "cut": cut, "head": "auto", "head_budget": budget}
     config = TrainConfig(**given | {"objective": "greedy"} | options)  # type: ignore[arg-type]
@@ -46,19 +46,18 @@ def heads_of(blueprint: Blueprint) -> list[str]:
 @pytest.mark.parametrize(
     ("model", "cut", "budget", "heads"),
     [
-        # Units that change the shape, as few as there are.
-        ("resnet20", "3,2,2,3", 2, ["twin=2", "twin=1", "twin=1"]),
-        # Blocks of one width.
-        ("gpt", "3,2,2", 2, ["twin=1"] * 2),
-        ("vit_small", "2,2,2,2", 2, ["twin=1"] * 3),
-        ("lstm", "2,3", 2, ["twin=1"]),
-        # Cheap ones are made longer, up to a quarter of a stage.
-        ("mlp", "3,3", 2, ["twin=3"]),
-        # Two strided blocks are more than a stage of one block and a bit.
-        ("resnet20", "3,2,2,3", 0.5, ["conv", "twin=1", "twin=1"]),
-        ("resnet20", "3,2,2,3", 0.1, ["mlp"] * 3),
+        # As many as the budget holds, of at most four units.
+        ("resnet20", "3,2,2,3", 0.8, ["twin=4", "twin=4", "twin=3"]),
+        ("resnet20", "3,2,2,3", 0.3, ["twin=2", "twin=2", "twin=2"]),
+        ("gpt", "3,2,2", 0.8, ["twin=3", "twin=2"]),
+        ("vit_small", "2,2,2,2", 0.5, ["twin=2"] * 3),
+        ("lstm", "2,3", 1, ["twin=1"]),
+        ("mlp", "3,3", 0.8, ["twin=3"]),
+        # Two strided blocks are more than that.
+        ("resnet20", "3,2,2,3", 0.2, ["conv", "twin=1", "twin=1"]),
+        ("resnet20", "3,2,2,3", 0.03, ["mlp"] * 3),
         # The model's own norm and readout; the cheapest where nothing is within.
-        ("gpt", "3,2,2", 0.3, ["twin=0"] * 2),
+        ("gpt", "3,2,2", 0.2, ["twin=0"] * 2),
         ("gpt", "3,2,2", 1e-9, ["twin=0"] * 2),
         ("resnet20", "3,2,2,3", 1e-9, ["linear"] * 3),
     ],
@@ -71,11 +70,11 @@ def test_what_is_chosen(model: str, cut: str, budget: float, heads: list[str]) -
 def test_a_head_keeps_its_form_where_the_cut_moves_and_is_the_one_of_its_name() -> None:
     """By the number of stages alone; weights are drawn as those of the head that is named."""
     blueprint = of("resnet20", "3,2,2,3")
-    assert blueprint.head_name(1) == of("resnet20", "1,2,2,5").head_name(2) == "twin=2"
-    assert of("resnet20", "1,1,1,1,1,1,1,1,1,1").head_name(3) == "twin=2"
-    assert of("resnet20", "1,1,1,1,1,1,1,1,1,1", budget=0.8).head_name(3) == "conv"
+    assert blueprint.head_name(1) == of("resnet20", "1,2,2,5").head_name(2) == "twin=4"
+    assert of("resnet20", "1,1,1,1,1,1,1,1,1,1").head_name(3) == "twin=4"
+    assert of("resnet20", "1,1,1,1,1,1,1,1,1,1", budget=0.1).head_name(3) == "conv"
     chosen = blueprint.build_stage(1, device=CPU, total_steps=1).head
-    named = of("resnet20", "3,2,2,3", budget=2.5, head="twin=2")
+    named = of("resnet20", "3,2,2,3", head="twin=4")
     for name, value in named.build_stage(1, device=CPU, total_steps=1).head.state_dict().items():
         assert torch.equal(value, chosen.state_dict()[name])
 
@@ -120,7 +119,7 @@ def test_models_of_ones_own_train_with_it(model: str, tmp_path: Path) -> None:
     assert cli.run(["export", str(out), "--to", str(tmp_path / "model.pt")]) == 0
 
 
-@pytest.mark.parametrize(("budget", "head"), [(2.0, "twin=1"), (0.01, "twin=0")])
+@pytest.mark.parametrize(("budget", "head"), [(2.0, "twin=2"), (1.0, "twin=1"), (0.01, "twin=0")])
 def test_a_mask_beside_the_tokens(budget: float, head: str) -> None:
     tokens = TensorKind(name="attention_mask", shape=(9,), dtype=torch.int64)
     info = DataInfo(
@@ -180,7 +179,7 @@ def test_a_stage_that_is_never_trained(tmp_path: Path) -> None:
     arguments = ["--head", "auto", "--freeze-stage", "1:0", "--objective", "greedy"]
     out = train_alone([*arguments, "--stages", "3", "--max-steps", "2"], tmp_path / "run")
     stages = json.loads((out / "summary.json").read_text())["stages"]
-    assert [stage["head"] for stage in stages] == ["twin=2", "twin=1", None]
+    assert [stage["head"] for stage in stages] == ["conv", "twin=1", None]
     assert cli.run(["evaluate", str(out)]) == 0
 
 

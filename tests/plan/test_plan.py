@@ -195,12 +195,12 @@ def test_heads_of_stages_and_other_budgets(capsys: pytest.CaptureFixture[str]) -
         made: dict[str, Any] = json.loads(capsys.readouterr().out)
         return made
 
-    now = plan("--head-budget", "0.6")
+    now = plan("--head-budget", "0.2")
     heads = [stage["head"] for stage in now["stages"]]
     assert heads == ["conv", "twin=1", "twin=1", None]
     assert [(each["larger"], each["budget"]) for each in now["budgets"]] == [
-        (False, 0.35),
-        (True, 0.72),
+        (False, 0.11),
+        (True, 0.24),
     ]
     for other in now["budgets"]:
         there = plan("--head-budget", str(other["budget"]))
@@ -209,10 +209,10 @@ def test_heads_of_stages_and_other_budgets(capsys: pytest.CaptureFixture[str]) -
         assert other["cut"] == there["cut"]
         assert [*other["heads"], None] == [stage["head"] for stage in there["stages"]]
         assert other["heads"] != heads[:-1]
-    assert cli.run([*META, "--head", "auto", "--head-budget", "0.6"]) == 0
+    assert cli.run([*META, "--head", "auto", "--head-budget", "0.2"]) == 0
     said = capsys.readouterr().out
-    assert "with a smaller --head-budget 0.35: heads " in said
-    assert "with a larger --head-budget 0.72: heads twin=2, twin=1 (2); slow" in said
+    assert "with a smaller --head-budget 0.11: heads " in said
+    assert "with a larger --head-budget 0.24: heads twin=2, twin=1 (2); slow" in said
 
 
 def test_ranks_left_over_are_told(
