@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import common
-from benchmarks.accuracy.setups import BP, SETUPS, config_of
+from benchmarks.accuracy.setups import BP, SETUPS, SetUp
 from benchmarks.cuts import balanced_cut, seconds_of_stage
 from pipelocal.config import TrainConfig
 from pipelocal.config.resolve import blueprint_of
@@ -98,10 +99,15 @@ def name_of(setup: str, arm: str) -> str:
 
 
 def main() -> None:
+    """Of heads."""
+    measure(SETUPS, document=__doc__)
+
+
+def measure(setups: Mapping[str, SetUp], *, document: str | None) -> None:
     """Measure what is missing; keep each as soon as it is there."""
-    parser = common.Parser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--setups", nargs="+", choices=[*SETUPS], required=True)
-    parser.add_argument("--arms", nargs="+", metavar="NAME", help="these heads only")
+    parser = common.Parser(description=(document or "").splitlines()[0])
+    parser.add_argument("--setups", nargs="+", choices=[*setups], required=True)
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="these only")
     parser.add_argument("--data-root", metavar="DIR")
     parser.add_argument("--tokenizer", metavar="FILE")
     parser.add_argument(
@@ -112,18 +118,18 @@ def main() -> None:
     set_up_host(1)
     options.keep.mkdir(parents=True, exist_ok=True)
     found = kept(options.keep)
-    for setup in options.setups:
-        whole_s: float | None = None
-        for arm in options.arms or SETUPS[setup].arms:
-            uncut = SETUPS[setup].arms[arm]["objective"] in ("bp", "deep-supervision")
-            if uncut or name_of(setup, arm) in found:
+    for name in options.setups:
+        setup, whole_s = setups[name], None
+        for arm in options.arms or setup.arms:
+            uncut = setup.arms[arm]["objective"] in ("bp", "deep-supervision")
+            if uncut or name_of(name, arm) in found:
                 continue
-            config, bp = (in_float32(config_of(setup, each, options)) for each in (arm, BP))
+            config, bp = (in_float32(setup.config(each, options)) for each in (arm, BP))
             if whole_s is None:
                 whole_s = seconds_of_stage(blueprint_of(bp), bp, 1, REPEATS)
-            cost = found[name_of(setup, arm)] = cost_of(config, whole_s)
-            print(f"{setup}, {arm}: {cost}", flush=True)
-            text = json.dumps({name: asdict(each) for name, each in found.items()}, indent=1)
+            cost = found[name_of(name, arm)] = cost_of(config, whole_s)
+            print(f"{name}, {arm}: {cost}", flush=True)
+            text = json.dumps({each: asdict(found[each]) for each in found}, indent=1)
             (options.keep / FILE).write_text(text)
 
 

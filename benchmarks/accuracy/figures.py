@@ -112,12 +112,12 @@ def compare(row: Row, bp: Row | None, linear: Row | None) -> None:
     row["gap_closed"] = 1 - rest / whole if whole > 0 else None
 
 
-def paired(row: Row, bp: Row | None) -> list[float] | None:
-    """Points that an arm is behind back-propagation, seed by seed."""
-    if bp is None:
+def paired(row: Row, other: Row | None) -> list[float] | None:
+    """Points that an arm is behind another, seed by seed; None without a seed of both."""
+    if other is None:
         return None
-    seeds = [seed for seed in row["seeds"] if seed in bp["test_accuracy"]]
-    return [100 * (bp["test_accuracy"][s] - row["test_accuracy"][s]) for s in seeds] or None
+    seeds = [seed for seed in row["seeds"] if seed in other["test_accuracy"]]
+    return [100 * (other["test_accuracy"][s] - row["test_accuracy"][s]) for s in seeds] or None
 
 
 def targets(all_rows: Sequence[Row]) -> list[Target]:
@@ -134,6 +134,20 @@ def targets(all_rows: Sequence[Row]) -> list[Target]:
         for goal in PERPLEXITY_GOALS.get(row["setup"], ()):
             value = row["perplexity_behind_bp_percent"]
             made.append(common.at_most(f"{title}: percent of perplexity behind bp", value, goal))
+    return made
+
+
+def claims(setups: Mapping[str, SetUp], all_rows: Sequence[Row]) -> list[Target]:
+    """What arms are to keep beside each other, over the seeds that both have."""
+    by_arm = {(row["setup"], row["arm"]): row for row in all_rows}
+    made = []
+    for name in dict.fromkeys(row["setup"] for row in all_rows):
+        for claim in setups[name].claims:
+            row, beside = (by_arm.get((name, arm)) for arm in (claim.arm, claim.beside))
+            behind = None if row is None else paired(row, beside)
+            if behind is not None:
+                what = f"{setups[name].title}: points of {claim.arm} over {claim.beside}"
+                made.append(common.at_least(what, -statistics.fmean(behind), claim.least))
     return made
 
 

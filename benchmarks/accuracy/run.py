@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import common
 from benchmarks.accuracy import costs, figures
-from benchmarks.accuracy.setups import SETUPS, config_of
+from benchmarks.accuracy.setups import SETUPS, SetUp
 from benchmarks.common import BenchmarkError, Failure, Run
 from pipelocal.config import TrainConfig
 
@@ -27,21 +27,34 @@ Arm = tuple[str, str, int]
 
 
 def main() -> None:
-    """Train what is missing, print, write."""
-    options = parse(sys.argv[1:])
+    """The study of heads."""
+    study(SETUPS, default="resnet20-4", document=__doc__)
+
+
+def study(setups: Mapping[str, SetUp], *, default: str, document: str | None) -> None:
+    """Train what is missing, print, write.
+
+    Args:
+        setups: by name; ``quick`` is for ``--quick``.
+        default: name of the one that is taken by default.
+        document: says what it is.
+    """
+    options = parse(sys.argv[1:], setups, default, document)
     common.check_writable(options.json)
     device = common.resolve_device(options.device)
     configs = {
-        arm: config for name in options.setups for arm, config in planned(name, options, device)
+        (name, arm, seed): setups[name].config(arm, options, seed=seed, device=device)
+        for name in options.setups
+        for arm, seed in planned(name, setups[name], options)
     }
     runs = train(configs, options)
     measured = {} if options.keep is None else costs.kept(options.keep)
     rows = [
-        row for name in options.setups for row in figures.rows(name, SETUPS[name], runs, measured)
+        row for name in options.setups for row in figures.rows(name, setups[name], runs, measured)
     ]
     if not rows:
         raise BenchmarkError("no run is finished: leave out --report")
-    targets = figures.targets(rows)
+    targets = [*figures.targets(rows), *figures.claims(setups, rows)]
     figures.show(rows)
     common.print_targets(targets)
     common.write_result(
@@ -55,21 +68,27 @@ def main() -> None:
     figures.plot(rows, options.json.with_suffix(".png"))
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse(
+    arguments: Sequence[str], setups: Mapping[str, SetUp], default: str, document: str | None
+) -> argparse.Namespace:
     """The options."""
-    parser = common.Parser(description=(__doc__ or "").splitlines()[0])
+    parser = common.Parser(description=(document or "").splitlines()[0])
     add = parser.add_argument
     add("--json", type=Path, required=True, metavar="FILE", help="result file; the plot is beside")
     add("--quick", action="store_true", help="digits alone: below 3 minutes")
-    names = ", ".join(SETUPS)
     add(
-        "--setups", nargs="+", choices=[*SETUPS], default=["resnet20-4"], metavar="NAME", help=names
+        "--setups",
+        nargs="+",
+        choices=[*setups],
+        default=[default],
+        metavar="NAME",
+        help=", ".join(setups),
     )
-    add("--arms", nargs="+", metavar="NAME", help="these heads only, beside bp and linear")
+    add("--arms", nargs="+", metavar="NAME", help="these only, beside the first two")
     add("--seeds", type=int, nargs="+", help="in place of the set-up's own")
     add("--epochs", type=int, help="in place of the set-up's own")
     add("--data-root", metavar="DIR", help="folder with the data set's files, or the text")
-    add("--tokenizer", metavar="FILE", help="of the set-up gpt-2048")
+    add("--tokenizer", metavar="FILE", help="of set-ups with a vocabulary")
     add(
         "--keep",
         type=Path,
@@ -88,11 +107,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def planned(
-    name: str, options: argparse.Namespace, device: str
-) -> Iterator[tuple[Arm, TrainConfig]]:
-    """The runs of a set-up; all arms of a seed before the next seed."""
-    setup = SETUPS[name]
+def planned(name: str, setup: SetUp, options: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """Arm and seed of each run of a set-up; all arms of a seed before the next seed."""
     arms = [*list(setup.arms)[:2], *options.arms] if options.arms else [*setup.arms]
     further = (
         ()
@@ -103,9 +119,8 @@ def planned(
         for arm in dict.fromkeys(arms):
             if arm not in setup.arms:
                 raise BenchmarkError(f"--arms {arm}: {name} has {', '.join(setup.arms)}")
-            if seed in further and seed not in setup.further_seeds.get(arm, ()):
-                continue
-            yield (name, arm, seed), config_of(name, arm, options, seed=seed, device=device)
+            if seed not in further or seed in setup.further_seeds.get(arm, ()):
+                yield arm, seed
 
 
 def train(configs: dict[Arm, TrainConfig], options: argparse.Namespace) -> dict[Arm, Run]:

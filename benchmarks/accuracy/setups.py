@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,16 @@ def head(name: str, **further: Any) -> Options:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Claim:
+    """That an arm is better than another, or not much worse."""
+
+    arm: str
+    beside: str
+    least: float
+    """Points of test accuracy that the first has over the second, at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SetUp:
     """What all arms have in common, and the arms."""
 
@@ -35,6 +45,28 @@ class SetUp:
     seeds: tuple[int, ...] = (0,)
     further_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Seeds of the main arms beyond :attr:`seeds`."""
+    claims: Sequence[Claim] = ()
+    """What arms are to keep."""
+
+    def config(
+        self, arm: str, options: argparse.Namespace, *, seed: int = 0, device: str = "cpu"
+    ) -> TrainConfig:
+        """The options of a run.
+
+        Args:
+            arm: its name.
+            options: of the command line: data_root, tokenizer, and epochs if they are not the set-up's own.
+            seed: of the run.
+            device: as ``--device`` takes it.
+        """
+        own: dict[str, Any] = {**self.options, **self.arms[arm]}
+        if own["objective"] != "bp":
+            own |= self.cut
+        if options.epochs is not None:
+            own["epochs"] = options.epochs
+        if "tokenizer" in own:
+            own["tokenizer"] = options.tokenizer
+        return TrainConfig(**own, data_root=options.data_root, seed=seed, device=device, threads=1)
 
 
 IMAGES: Options = {"batch_size": 128, "lr": 0.1, "weight_decay": 5e-4}
@@ -60,41 +92,12 @@ CNN_HEADS: dict[str, Options] = (
         "auto": head("auto"),
     }
 )
-CONTEXT: dict[str, Options] = {
-    f"contsup {name}": head("conv", objective="contsup", objective_options=options)
-    for name, options in {
-        "E": ("context=E",),
-        "R1": ("context=R1",),
-        "R1E": ("context=R1E",),
-        "control": ("context=R1E", "control=true"),
-    }.items()
-}
 TOKEN_HEADS: dict[str, Options] = (
     BASE
     | {"mlp": head("mlp")}
     | {f"{name}={n}": head(f"{name}={n}") for n in (0, 1, 2) for name in ("downstream", "twin")}
     | {"auto": head("auto")}
 )
-PAPER = ("reconstruction=6", "last_reconstruction=1", "task=0", "last_task=2")
-METHODS: dict[str, Options] = BASE | {
-    "conv": head("conv"),
-    "InfoPro": {**head("conv"), "objective": "infopro"},
-    "InfoPro, own input": {
-        **head("conv"),
-        "objective": "infopro",
-        "objective_options": ("target=input",),
-    },
-    "InfoPro, the paper's": {
-        **head("conv"),
-        "objective": "infopro",
-        "objective_options": (*PAPER, "decoder=full", "error=bce"),
-    },
-    "transport 1": head("conv", transport_penalty=1.0),
-    "SupCon": head("conv", head_loss="supcon"),
-    "BWBPF": {**head("conv"), "objective": "bwbpf"},
-    "deep supervision": {**head("conv"), "objective": "deep-supervision"},
-}
-"""Related methods, all behind one head; see docs/methods."""
 MAIN = (BP, LINEAR, "conv", "downstream", "auto")
 RESNET20: Options = {"model": "resnet20", "data": "cifar10", "epochs": 10, **IMAGES, **FAST}
 FASHION: Options = {"model": "resnet8", "data": "fashion-mnist", **IMAGES}
@@ -115,14 +118,14 @@ SETUPS: dict[str, SetUp] = {
         title="ResNet-20, CIFAR-10, 9 stages: the stem with the first block, then a block each",
         options=RESNET20,
         cut={"stages": 9},
-        arms=CNN_HEADS | CONTEXT,
+        arms=CNN_HEADS,
         further_seeds=dict.fromkeys(MAIN, (1,)),
     ),
     "fashion-1": SetUp(
         title="ResNet-8, Fashion-MNIST, 4 stages, one epoch",
         options={**FASHION, "epochs": 1},
         cut={"stages": 4},
-        arms=FASHION_ARMS | CONTEXT,
+        arms=FASHION_ARMS,
         seeds=(0, 1, 2, 3, 4),
     ),
     "fashion-5": SetUp(
@@ -131,19 +134,6 @@ SETUPS: dict[str, SetUp] = {
         cut={"stages": 4},
         arms=FASHION_ARMS,
         seeds=(0, 1, 2, 3, 4),
-    ),
-    "methods-fashion": SetUp(
-        title="ResNet-8, Fashion-MNIST, 4 stages, one epoch: related methods",
-        options={**FASHION, "epochs": 1},
-        cut={"stages": 4},
-        arms=METHODS,
-        seeds=(0, 1, 2, 3, 4),
-    ),
-    "methods-resnet20": SetUp(
-        title="ResNet-20, CIFAR-10, 4 stages: related methods",
-        options=RESNET20,
-        cut={"stages": 4},
-        arms=METHODS,
     ),
     "vit": SetUp(
         title="vit_small, CIFAR-10, 4 stages",
@@ -162,7 +152,7 @@ SETUPS: dict[str, SetUp] = {
     ),
     "gpt-2048": SetUp(
         title="gpt, 2,048 tokens of a text, 3 stages",
-        options=GPT,
+        options={**GPT, "tokenizer": None},
         cut={"stages": 3},
         arms=TOKEN_HEADS,
     ),
@@ -174,26 +164,3 @@ SETUPS: dict[str, SetUp] = {
         seeds=(0, 1),
     ),
 }
-
-
-def config_of(
-    name: str, arm: str, options: argparse.Namespace, *, seed: int = 0, device: str = "cpu"
-) -> TrainConfig:
-    """The options of a run.
-
-    Args:
-        name: of the set-up.
-        arm: its name there.
-        options: of the command line: data_root, tokenizer, and epochs if they are not the set-up's own.
-        seed: of the run.
-        device: as ``--device`` takes it.
-    """
-    setup = SETUPS[name]
-    own: dict[str, Any] = {**setup.options, **setup.arms[arm]}
-    if own["objective"] != "bp":
-        own |= setup.cut
-    if options.epochs is not None:
-        own["epochs"] = options.epochs
-    if name == "gpt-2048":
-        own["tokenizer"] = options.tokenizer
-    return TrainConfig(**own, data_root=options.data_root, seed=seed, device=device, threads=1)
