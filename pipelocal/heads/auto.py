@@ -2,8 +2,8 @@
 
 The first of these that works there, and whose forward multiply-adds are within the budget:
 
-1. the longest row of at most four of the units that follow, with the model's classifier (``twin=4``); of
-   more units only where no shorter row leads to the classifier;
+1. the shortest row of the units that follow, with the model's classifier (``twin=2``); made longer, up to
+   four units, as long as it takes at most six tenths of the budget;
 2. for images, ``conv``;
 3. where the features already are what the classifier takes, that alone: for tokens, the model's own norm and
    readout (``twin=0``);
@@ -34,11 +34,15 @@ from pipelocal.models.operations import multiply_adds
 from pipelocal.models.unit import Shape
 from pipelocal.seeding import seeded
 
-DEFAULT_BUDGET = 0.8
+DEFAULT_BUDGET = 1.0
 """Multiply-adds that a head may take, over those of the rest of the network."""
 
 DEPTH = 4
-"""Units of a row, at most: what brought back-propagation's accuracy (benchmarks/accuracy)."""
+"""Units up to which a row is made longer: what brought back-propagation's accuracy (benchmarks/accuracy)."""
+
+LONGER = 0.6
+"""Share of the budget up to which a row is made longer. So the step of a stage takes some seven tenths of the
+uncut network's at most, where the shortest row does not take more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,7 @@ class Behind:
         """Yield the heads within a budget that work here, the preferred first."""
         shortest = len(choose_row(self.downstream.kinds) or [])
         for depth in range(max(DEPTH, shortest), 0, -1):
-            yield from self._row(depth, budget)
+            yield from self._row(depth, budget if depth <= shortest else LONGER * budget)
         # On smaller maps its BatchNorm would want more than one sample, as that of dgl always does.
         if len(self.feature_shape) == 3 and max(self.feature_shape[1:]) > 2:
             yield from self._named("conv", budget)

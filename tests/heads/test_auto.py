@@ -30,7 +30,7 @@ LARGE = DataInfo(name="images", sample_shape=(3, 32, 32), classes=10)
 
 
 def of(
-    model: str, cut: str, *, budget: float = 0.8, info: DataInfo = IMAGES, **options: object
+    model: str, cut: str, *, budget: float = 1.0, info: DataInfo = IMAGES, **options: object
 ) -> Blueprint:
     given = {"model": model, "cut": cut, "head": "auto", "head_budget": budget}
     config = TrainConfig(**given | {"objective": "greedy"} | options)  # type: ignore[arg-type]
@@ -46,13 +46,15 @@ def heads_of(blueprint: Blueprint) -> list[str]:
 @pytest.mark.parametrize(
     ("model", "cut", "budget", "heads"),
     [
-        # As many as the budget holds, of at most four units.
-        ("resnet20", "3,2,2,3", 0.8, ["twin=4", "twin=4", "twin=3"]),
-        ("resnet20", "3,2,2,3", 0.3, ["twin=2", "twin=2", "twin=2"]),
-        ("gpt", "3,2,2", 0.8, ["twin=3", "twin=2"]),
-        ("vit_small", "2,2,2,2", 0.5, ["twin=2"] * 3),
+        # Up to four units, in six tenths of the budget.
+        ("resnet20", "3,2,2,3", 1, ["twin=4", "twin=4", "twin=3"]),
+        ("resnet20", "3,2,2,3", 0.5, ["twin=2", "twin=2", "twin=2"]),
+        ("gpt", "3,2,2", 1, ["twin=2", "twin=2"]),
+        ("vit_small", "2,2,2,2", 1, ["twin=3", "twin=3", "twin=2"]),
         ("lstm", "2,3", 1, ["twin=1"]),
-        ("mlp", "3,3", 0.8, ["twin=3"]),
+        ("mlp", "3,3", 1, ["twin=3"]),
+        # As few as change the shape, in all of it.
+        ("resnet8", "1,1,1,1", 1, ["twin=2", "twin=2", "twin=1"]),
         # Two strided blocks are more than that.
         ("resnet20", "3,2,2,3", 0.2, ["conv", "twin=1", "twin=1"]),
         ("resnet20", "3,2,2,3", 0.03, ["mlp"] * 3),
@@ -119,7 +121,7 @@ def test_models_of_ones_own_train_with_it(model: str, tmp_path: Path) -> None:
     assert cli.run(["export", str(out), "--to", str(tmp_path / "model.pt")]) == 0
 
 
-@pytest.mark.parametrize(("budget", "head"), [(2.0, "twin=2"), (1.0, "twin=1"), (0.01, "twin=0")])
+@pytest.mark.parametrize(("budget", "head"), [(3.0, "twin=2"), (1.0, "twin=1"), (0.01, "twin=0")])
 def test_a_mask_beside_the_tokens(budget: float, head: str) -> None:
     tokens = TensorKind(name="attention_mask", shape=(9,), dtype=torch.int64)
     info = DataInfo(
@@ -179,16 +181,16 @@ def test_a_stage_that_is_never_trained(tmp_path: Path) -> None:
     arguments = ["--head", "auto", "--freeze-stage", "1:0", "--objective", "greedy"]
     out = train_alone([*arguments, "--stages", "3", "--max-steps", "2"], tmp_path / "run")
     stages = json.loads((out / "summary.json").read_text())["stages"]
-    assert [stage["head"] for stage in stages] == ["conv", "twin=1", None]
+    assert [stage["head"] for stage in stages] == ["twin=2", "twin=1", None]
     assert cli.run(["evaluate", str(out)]) == 0
 
 
 def test_other_stages_begin_the_heads_anew_that_get_another_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Behind layer3 a stage in two has a longer head than one in six; the body goes on."""
+    """Behind layer3 a stage in two has a shorter head than one in six; the body goes on."""
     out = tmp_path / "run"
-    base = ["--model", "mlp", "--head", "auto", "--head-budget", "0.5", "--objective", "greedy"]
+    base = ["--model", "mlp", "--head", "auto", "--head-budget", "1", "--objective", "greedy"]
     base += ["--epochs", "1", *EVERY]
     train_until(15, [*base, "--stages", "6"], out, monkeypatch)
     train_alone([*base, "--stages", "2"], out)
