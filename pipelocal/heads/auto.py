@@ -3,7 +3,7 @@
 The first of these that works there, and whose forward multiply-adds are within the budget:
 
 1. the shortest row of the units that follow, with the model's classifier (``twin=2``); made longer, up to
-   four units, as long as it takes at most six tenths of the budget;
+   three units, as long as it takes at most six tenths of the budget;
 2. for images, ``conv``;
 3. where the features already are what the classifier takes, that alone: for tokens, the model's own norm and
    readout (``twin=0``);
@@ -37,7 +37,7 @@ from pipelocal.seeding import seeded
 DEFAULT_BUDGET = 1.0
 """Multiply-adds that a head may take, over those of the rest of the network."""
 
-DEPTH = 4
+DEPTH = 3
 """Units up to which a row is made longer: what brought back-propagation's accuracy (benchmarks/accuracy)."""
 
 LONGER = 0.6
