@@ -111,7 +111,7 @@ class InfoPro(ForwardRecipe):
         decoder = None if reconstruction == 0 else self._decoder(place)
         if decoder is None and reconstruction > 0:
             return Greedy()
-        return Reconstructing(self, reconstruction, task, decoder)
+        return Reconstructing(self, reconstruction, task, decoder, stage=place.number)
 
     def _reconstructs_later(self, stages: int) -> bool:
         return any(self.weights(k, stages)[0] > 0 for k in range(2, stages))
@@ -150,13 +150,20 @@ class Reconstructing(Greedy, nn.Module):
         reconstruction: weight of the error.
         task: weight of the task's loss.
         decoder: decodes the target from the body's output; None where the weight is 0.
+        stage: the stage's number; the image is the input of the first.
     """
 
     def __init__(
-        self, options: InfoPro, reconstruction: float, task: float, decoder: nn.Module | None
+        self,
+        options: InfoPro,
+        reconstruction: float,
+        task: float,
+        decoder: nn.Module | None,
+        *,
+        stage: int,
     ) -> None:
         nn.Module.__init__(self)
-        self._options = options
+        self._options, self._stage = options, stage
         self.weight, self.task_weight, self.decoder = reconstruction, task, decoder
         self.figure_names = () if decoder is None else ("reconstruction",)
 
@@ -165,9 +172,7 @@ class Reconstructing(Greedy, nn.Module):
         task = self.task_weight * super().loss(local, out)
         if self.decoder is None:
             return task
-        target = local.x.detach()
-        if self._options.target == "image":
-            target = local.relayed.get(IMAGE, target)
+        target = self._target(local)
         if not target.is_floating_point():
             raise UserError(
                 f"InfoPro: inputs of {target.dtype} cannot be reconstructed: choose --objective greedy"
@@ -178,6 +183,16 @@ class Reconstructing(Greedy, nn.Module):
         )
         self.figures["reconstruction"] = error.detach()
         return self.weight * error + task
+
+    def _target(self, local: LocalPass) -> Tensor:
+        if self._options.target == "input" or self._stage == 1:
+            return local.x.detach()
+        if IMAGE not in local.relayed:
+            raise UserError(
+                f"InfoPro: stage {self._stage} reconstructs the image, which is not relayed to it: give "
+                f"InfoPro itself as the objective, or one that passes on its method relays(stages)"
+            )
+        return local.relayed[IMAGE]
 
 
 class MapDecoder(nn.Module):

@@ -31,7 +31,7 @@ def join_replicas(stage: Stage, group: ReplicaGroup, how: ReplicaOptions, *, see
         StageError: a replica is gone, or hangs.
     """
     if how.sync_batchnorm:
-        for part in (stage.body, stage.head):
+        for part in stage.modules:
             synchronise_norms(part, group.device, run=group.together)
     if stage.frozen:  # which DDP would refuse
         stage.join(Together(stage, group))

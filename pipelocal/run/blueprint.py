@@ -101,6 +101,13 @@ class Blueprint:
                     f"the classifier '{self.chain.classifier.name}' makes outputs {batch_of(made)}, but "
                     f"{type(task).__name__} of this data wants {batch_of(wanted)}: make both the same"
                 )
+        compute, target = self.recipe.compute, self.info.train_target or self.info.target
+        formulas = compute.bp_free or isinstance(self.recipe.objective, LGFG)
+        if formulas and target.dtype.is_floating_point:
+            raise UserError(
+                f"{'--bp-free' if compute.bp_free else '--objective lg-fg'}: its formulas are of one class a "
+                f"prediction, and --mixup and --cutmix mix them: leave one of them out"
+            )
         if self.recipe.transport_penalty and not any(
             map(self.keeps_shape, range(len(self.shapes)))
         ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipelocal.errors import UserError
-from pipelocal.objective import LGFG, SGR, BackPropagation, DeepSupervision, Greedy
+from pipelocal.objective import ANP, LGFG, SGR, BackPropagation, DeepSupervision, Greedy
 from pipelocal.options import SCALE, option_name
 from pipelocal.run.options import RunOptions
 from pipelocal.stage.recipe import Recipe
@@ -113,6 +113,13 @@ def _check_replicas(options: RunOptions, recipe: Recipe) -> None:
     if options.replicas != "1" and recipe.uncut:
         raise UserError(
             "--replicas is for stages, and an uncut model has none: leave it out, or choose greedy or sgr"
+        )
+    objective = recipe.objective
+    if options.together > 1 and isinstance(objective, ANP) and objective.decorrelate:
+        # Replicas change D by the mean of what each learns, which is several times slower than one process.
+        raise UserError(
+            f"ANP: decorrelate={objective.decorrelate:g} learns batch by batch, which --replicas does not: "
+            f"leave one of them out"
         )
     _ = options.compress_numbers  # a Pipeline's are looked at here only
     if options.compress is not None and options.replicate != "ddp":

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.data import DataInfo, DataOptions
 from pipelocal.data.batches import Batch, everything
 from pipelocal.data.mixing import Mixing
@@ -44,6 +46,20 @@ def test_both_take_turns() -> None:
         batch = Mixing(mixup=1.0, cutmix=1.0).mix(images(), 5, seed)
         boxes += bool((batch.x == batch.x.round()).all())
     assert 10 < boxes < 30
+
+
+@pytest.mark.parametrize("how", ["mixup", "cutmix"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"objective": "lg-fg", "model": "local-mixer"}, "--objective lg-fg: its formulas"),
+        ({"objective": "greedy", "model": "mlp", "bp_free": True}, "--bp-free: its formulas"),
+    ],
+)
+def test_formulas_are_of_whole_labels(how: str, options: dict[str, Any], words: str) -> None:
+    blueprint_of(TrainConfig(**options))
+    with pytest.raises(UserError, match=words):
+        blueprint_of(TrainConfig(**{**options, how: 0.2}))
 
 
 def test_one_row_and_evaluation() -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal import Pipeline, cli, objectives
+from pipelocal.config import TrainConfig
+from pipelocal.config.checks import validate
 from pipelocal.errors import UserError
 from pipelocal.models.node_layer import Link, last_steps, probed
 from pipelocal.models.rnn import ReadOut, TanhRecurrent, rnn
@@ -293,6 +295,17 @@ def test_a_loss_that_is_no_mean_over_samples_is_one_line() -> None:
 def test_what_needs_a_backward_pass_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"ANP has none: (leave it out|choose ddp)"):
         Pipeline(rnn((3, 4), 2), stages=2, objective=objectives.ANP(), **options)
+
+
+def test_replicas_do_not_share_what_decorrelates() -> None:
+    """They changed D by the mean of their changes, so it learnt at a share of its rate."""
+    options: dict[str, Any] = {"model": "rnn-last", "objective": "anp", "stages": 2}
+    decorrelating = {**options, "objective_options": ("decorrelate=0.1",)}
+    with pytest.raises(UserError, match=r"ANP: decorrelate=0.1 .* --replicas"):
+        validate(TrainConfig(**decorrelating, replicas="2"))
+    validate(TrainConfig(**options, replicas="2"))
+    for one in ("1", "1,1", "auto"):
+        validate(TrainConfig(**decorrelating, replicas=one))
 
 
 def test_over_ranks_it_equals_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

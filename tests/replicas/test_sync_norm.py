@@ -10,11 +10,19 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
 from pipelocal.errors import UserError
+from pipelocal.replicas.join import join_replicas
+from pipelocal.replicas.options import ReplicaOptions
 from pipelocal.replicas.sync_batchnorm import SyncNorm, synchronise_norms
 from pipelocal.stage.recompute import RecomputedBody
 from pipelocal.stage.replay import copies_of_buffers, replay
+from pipelocal.transport.groups import ReplicaGroup
+from tests.launching import FOR_EVER
 from tests.replicas import same_on_all, together
 
 ROWS = [5, 2, 8]
@@ -231,6 +239,33 @@ def test_one_replica_is_an_ordinary_one(tmp_path: Path) -> None:
         assert torch.equal(norm(x), same(x))
         torch.testing.assert_close(norm.state_dict(), same.state_dict(), rtol=0, atol=0)
 
+    together(tmp_path, body, size=1)
+
+
+def test_an_objectives_own_norms_too(tmp_path: Path) -> None:
+    """Such as that of InfoPro's decoder."""
+    config = TrainConfig(model="resnet8", objective="infopro")
+    stage = blueprint_of(config).build_stage(1, device=torch.device("cpu"), total_steps=1)
+
+    def body(group: dist.ProcessGroup) -> None:
+        replicas = ReplicaGroup(
+            host=group,
+            device=group,
+            mesh=DeviceMesh.from_group(group, "cpu", mesh_dim_names=("replica",)),
+            index=0,
+            count=1,
+            stage=1,
+            computes_on=torch.device("cpu"),
+            check=lambda: None,
+            waits=lambda _: None,
+            timeout_s=FOR_EVER,
+        )
+        join_replicas(stage, replicas, ReplicaOptions(sync_batchnorm=True), seed=0)
+        norms = [part for each in stage.modules for part in each.modules()]
+        norms = [part for part in norms if isinstance(part, _BatchNorm)]
+        assert all(isinstance(norm, SyncNorm) for norm in norms)
+
+    assert stage.own_objective is not None
     together(tmp_path, body, size=1)
 
 
