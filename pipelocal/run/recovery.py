@@ -119,13 +119,16 @@ def find_start(
             f"--max-steps end the training after {max(0, plan.total_steps)}: "
             f"{_more(spec.options, plan, manifest)}"
         )
+    if manifest.cut != cut and blueprint.network is not blueprint.chain:
+        raise UserError(
+            f"--objective {spec.text['objective']} puts into units what is of one cut alone, and the "
+            f"snapshot in {chosen.run} is of --cut {','.join(manifest.cut)}: give the same, or begin "
+            f"another run"
+        )
+    objective = {"objective", "objective_options"} & differences(manifest.identity, spec).keys()
+    if manifest.cut != cut or objective:
+        _check_everything_has_a_place(blueprint, chosen.folder, len(manifest.files))
     if manifest.cut != cut:
-        if blueprint.network is not blueprint.chain:
-            raise UserError(
-                f"--objective {spec.text['objective']} puts into units what is of one cut alone, and the "
-                f"snapshot in {chosen.run} is of --cut {','.join(manifest.cut)}: give the same, or begin "
-                f"another run"
-            )
         _tell_new_heads(blueprint, manifest.cut, cut)
     return Start(
         step=manifest.step,
@@ -145,6 +148,21 @@ def _check_same_network(blueprint: Blueprint, differing: Mapping[str, str]) -> N
             f"--resume: the network of this objective is another than the snapshot's: {'; '.join(others)}: "
             f"give the same, or the plain weights by --init"
         )
+
+
+def _check_everything_has_a_place(blueprint: Blueprint, snapshot: Path, stages: int) -> None:
+    """Refuse a snapshot with weights that no unit has here, such as another objective's encoders."""
+    known = set[str]()
+    for unit in blueprint.network.units:
+        assert unit.layout is not None, "the chain was not tried"
+        known |= {unit.whole_name(name) for name, *_ in unit.layout}
+    for number in range(1, stages + 1):
+        lost = sorted(load_stage(snapshot, number, mmap=True)["body"].keys() - known)
+        if lost:
+            raise UserError(
+                f"--resume: {snapshot}: stage {number} has {lost[0]} there, and no unit has it here: give "
+                f"the same --objective and --objective-options, or plain weights by --init"
+            )
 
 
 def _more(options: RunOptions, plan: Timetable, manifest: Manifest) -> str:

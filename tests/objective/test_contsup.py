@@ -272,7 +272,7 @@ def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_another_network_is_not_gone_on_with(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another cut, other contexts, or none: one line each, and no folder is made."""
+    """Another cut, other contexts, or none, at any cut: one line each, and no folder is made."""
     onward = [
         "--max-steps",
         "8",
@@ -289,9 +289,11 @@ def test_another_network_is_not_gone_on_with(
     )
     other = said([*same, "--objective-options", "context=E"], capsys)
     assert "--objective-options ([] there, ['context=E'] here)" in other
-    assert not (tmp_path / "b").exists()
     greedy = [*MODEL, "--objective", "greedy", *onward]
-    assert "block1.context.image.0.bias (there, not here)" in said(greedy, capsys)
+    for cut in ("block1,block2,block3", "block2"):
+        answer = said([*greedy, "--cut", cut], capsys)
+        assert "stage 2 has block1.context.image.0.bias there, and no unit has it here" in answer
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("context", ["", "R0", "E1", "R", "RE", "e"])
