@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelocal.config import TrainConfig
+from pipelocal.config.resolve import blueprint_of
 
 Options = Mapping[str, Any]
 """Options of :class:`~pipelocal.config.TrainConfig`, by name."""
@@ -66,7 +67,10 @@ class SetUp:
             own["epochs"] = options.epochs
         if "tokenizer" in own:
             own["tokenizer"] = options.tokenizer
-        return TrainConfig(**own, data_root=options.data_root, seed=seed, device=device, threads=1)
+        config = TrainConfig(
+            **own, data_root=options.data_root, seed=seed, device=device, threads=1
+        )
+        return by_its_name(config) if config.head == "auto" and config.objective != "bp" else config
 
 
 IMAGES: Options = {"batch_size": 128, "lr": 0.1, "weight_decay": 5e-4}
@@ -83,7 +87,7 @@ CNN_HEADS: dict[str, Options] = (
     BASE
     | {
         name: head(name)
-        for name in ("mlp", "conv", "dgl", "downstream", "twin", "twin=3", "twin=4", "twin=5")
+        for name in ("mlp", "conv", "dgl", "downstream", "twin", "twin=2", "twin=3", "twin=4")
     }
     | {name: head(name) for name in ("downstream=3", "downstream=4")}
     | {
@@ -164,3 +168,16 @@ SETUPS: dict[str, SetUp] = {
         seeds=(0, 1),
     ),
 }
+
+
+def by_its_name(config: TrainConfig) -> TrainConfig:
+    """The same training, if ``auto`` takes one head for all stages, by that name: so two arms are one run."""
+    blueprint = blueprint_of(config)
+    names = [str(blueprint.head_name(number)) for number in range(1, blueprint.stages)]
+    deepest = max(names, key=lambda name: (len(name), name))
+    named = replace(config, head=deepest)
+    other = blueprint_of(named)
+    forms = (
+        [repr(each.heads.build(cut.stop)) for cut in each.cuts[:-1]] for each in (blueprint, other)
+    )
+    return named if len({tuple(form) for form in forms}) == 1 else config
