@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.checkpoint.snapshot import load_stage
 from pipelocal.config.resolve import blueprint_of
 from pipelocal.config.saved import options_of
+from pipelocal.system.toml import to_toml
 from tests.launching import launch
 
 MODELS = Path(__file__).parent / "models_for_tests.py"
@@ -244,6 +246,25 @@ def test_a_damaged_stage_file_is_named(
     said = capsys.readouterr().err
     assert "stage-2.pt is damaged" in said
     assert said.count("\n") == 1
+
+
+def test_a_head_that_auto_no_longer_chooses(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as of an earlier version, whose budget meant something else: one line with a mend that works."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    options = tomllib.loads((run / "config.toml").read_text())
+    options["head_budget"] = 1e-6
+    (run / "config.toml").write_text(to_toml(options))
+    assert cli.run(["evaluate", str(run)]) == 2
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert "the head of stage 1 cannot be loaded" in last
+    assert "in an earlier version: give that head (summary.json of the run names it)" in last
+    assert cli.run(["export", str(run), "--to", str(tmp_path / "model.pt")]) == 0
+    first, *_ = json.loads((run / "summary.json").read_text())["stages"]
+    (run / "config.toml").write_text(to_toml({**options, "head": first["head"]}))
+    assert cli.run(["evaluate", str(run)]) == 0
 
 
 def test_export_to_nowhere(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

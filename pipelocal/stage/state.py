@@ -15,6 +15,13 @@ from pipelocal.partition import Cut
 from pipelocal.stage.finite import HEAD, OBJECTIVE, first_nonfinite
 from pipelocal.stage.stage import Stage
 
+ANOTHER_HEAD = (
+    ": another head was trained, such as the one that --head auto chose in an earlier version: give that "
+    "head (summary.json of the run names it) as 'head' in the run's config.toml, train again, or export the "
+    "model, which needs no such head"
+)
+"""What it means that an auxiliary head cannot be loaded, and how to go on."""
+
 
 def trained_names(
     chain: Chain, cut: Cut, body: nn.Sequential, head: nn.Module, objective: nn.Module | None
@@ -84,7 +91,10 @@ def load_weights(
         UserError: they do not fit.
     """
     chain.load_whole_state(body, cut.start, cut.stop, state["body"])
-    _load(head, state["head"], f"the head of stage {number}")
+    auxiliary = cut.stop < len(chain.units)
+    _load(
+        head, state["head"], f"the head of stage {number}", mend=ANOTHER_HEAD if auxiliary else ""
+    )
 
 
 def load_stage_weights(chain: Chain, cut: Cut, stage: Stage, state: dict[str, Any]) -> None:
@@ -115,9 +125,13 @@ def plain_state(chain: Chain, stages: Iterable[dict[str, Any]]) -> dict[str, Ten
     return chain.joined_state([*(state["body"] for state in states), last])
 
 
-def _load(module: nn.Module, state: dict[str, Any], what: str) -> None:
+def _load(module: nn.Module, state: dict[str, Any], what: str, *, mend: str = "") -> None:
+    own = module.state_dict().keys()
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{what} cannot be loaded: {reason}") from error
+        if other := sorted(own ^ state.keys()):
+            where = "not among its weights" if other[0] in own else "no weight of it here"
+            reason = f"{other[0]} is {where}"
+        raise UserError(f"{what} cannot be loaded: {reason}{mend}") from error
