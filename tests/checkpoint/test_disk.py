@@ -66,6 +66,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, disk: Path, ranks: int) -> None:
     assert_same_bits(train_alone(LONG, tmp_path / "whole"), run)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_read_only(
     tmp_path: Path,
     disk: Path,

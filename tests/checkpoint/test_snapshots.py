@@ -45,12 +45,12 @@ def test_a_run_goes_on_with_the_same_bits(
     "options",
     [
         ["--accumulate", "4"],
-        ["--optimizer", "adamw", "--warmup-steps", "20"],
-        ["--freeze-stage", "1:12"],
+        pytest.param(["--optimizer", "adamw", "--warmup-steps", "20"], marks=pytest.mark.slow),
+        pytest.param(["--freeze-stage", "1:12"], marks=pytest.mark.slow),
         ["--freeze-stage", "2:plateau=1"],
         ["--bp-free", "--stages", "6"],
         ["--objective", "greedy", "--step-early"],
-        ["--reconcile", "exact"],
+        pytest.param(["--reconcile", "exact"], marks=pytest.mark.slow),
         pytest.param(
             ["--model", "vit_small", "--max-steps", "24", "--evaluate-every", "9"],
             marks=pytest.mark.slow,

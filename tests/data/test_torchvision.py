@@ -76,7 +76,13 @@ def test_other_failures_are_left_as_they_are(
         _torchvision._Loader(Broken()).exec_module(ModuleType("torchvision"))
 
 
-@pytest.mark.parametrize("first", ["import torchvision", "from torchvision import transforms"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param("import torchvision", marks=pytest.mark.slow),
+        "from torchvision import transforms",
+    ],
+)
 def test_a_user_s_own_file_imports_it(tmp_path: Path, first: str) -> None:
     """Also where the package's own import comes second, and finds it there."""
     file = tmp_path / "own.py"

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import gc, json, sys
 import torch
@@ -48,6 +50,7 @@ SLACK = 8 * 2**20
 """Modules as Python objects, and the allocator."""
 
 
+@pytest.mark.slow
 def test_building_one_stage_of_resnet50_takes_that_stage_and_little_more() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE],

@@ -42,7 +42,7 @@ UNITS = {
 }
 """Of each family, by the first letters of its names, which submodules are units."""
 
-QUICK = ["mnasnet0_5", "densenet_small"]
+QUICK = ["densenet_small"]
 LARGEST = 150_000_000
 """Parameters of a network that is trained here; of larger ones the chain is made, without memory."""
 

@@ -36,6 +36,7 @@ def page_faults(mode: str, **environment: str) -> tuple[str, int]:
     return kept, int(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_freed_memory_is_used_again_without_page_faults() -> None:
     kept, faults = page_faults("keep")
