@@ -22,6 +22,11 @@ WITH_DEPTH = ("downstream", "twin")
 """The names behind which a depth may stand."""
 
 
+def ends_in_classifier(name: str) -> bool:
+    """Return whether the head of a name ends in a copy of the model's own classifier."""
+    return name.partition("=")[0] in WITH_DEPTH
+
+
 class HeadRegistry(Registry[HeadBuilder]):
     """Heads by name. A name with a depth behind it stands for the head with that depth, and rule if given."""
 

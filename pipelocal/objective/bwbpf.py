@@ -91,6 +91,9 @@ class SumOfLosses(Greedy, nn.Module):
         place: of the whole model, with the sections that are stages elsewhere.
     """
 
+    leak: Tensor
+    """As it was last measured; saved, so that a run that goes on says the same."""
+
     def __init__(self, place: Place) -> None:
         nn.Module.__init__(self)
         *inner, _ = place.sections  # the last has the classifier
@@ -99,7 +102,7 @@ class SumOfLosses(Greedy, nn.Module):
         self.heads = nn.ModuleList(HeadAndLoss(section, place.head_loss) for section in inner)
         names = [f"loss of head {number}" for number in range(1, len(inner) + 1)]
         self.figure_names = (*names, LEAK) if names else ()
-        self._leak: Tensor | None = None
+        self.register_buffer("leak", torch.zeros(()))
         self._losses: list[Tensor] = []
 
     def head_backward(self, local: LocalPass) -> tuple[Tensor, Tensor]:
@@ -113,9 +116,9 @@ class SumOfLosses(Greedy, nn.Module):
             x = local.inner[stop]
             self.figures[name] = self._losses[-1].detach()
         if self._losses:
-            if self._leak is None or local.step % LEAK_EVERY == 0:
-                self._leak = self._measured(local, delta)
-            self.figures[LEAK] = self._leak
+            if local.step % LEAK_EVERY == 0:
+                self.leak.copy_(self._measured(local, delta))
+            self.figures[LEAK] = self.leak.clone()
         return loss, delta
 
     def body_backward(self, local: LocalPass, previous_delta: Tensor | None) -> Residual | None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipelocal.heads.auto import budget_of
 from pipelocal.run.blueprint import Blueprint
 
 
@@ -34,7 +33,7 @@ def neighbours(blueprint: Blueprint) -> Iterator[tuple[bool, float]]:
     Yields:
         Whether it is larger, and the budget, to two digits.
     """
-    budget = budget_of(blueprint.heads.builder)
+    budget = blueprint.heads.budget
     if budget is None:
         return
     below, above = [], []

@@ -264,7 +264,7 @@ class Blueprint:
             recipe=self.recipe,
             info=self.info,
             output_shape=self.model_output,
-            stages=self.stages,
+            stages=len(self.sections or self.cuts),
         )
 
     def head_name(self, number: int) -> str | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from pipelocal.errors import UserError
-from pipelocal.objective import ANP, LGFG, SGR, BackPropagation, DeepSupervision, Greedy
+from pipelocal.heads import HEADS
+from pipelocal.heads.names import ends_in_classifier
+from pipelocal.objective import ANP, BWBPF, LGFG, SGR, BackPropagation, DeepSupervision, Greedy
 from pipelocal.options import SCALE, option_name
 from pipelocal.run.options import RunOptions
 from pipelocal.stage.recipe import Recipe
@@ -23,6 +25,7 @@ def check_combinations(options: RunOptions, recipe: Recipe) -> None:
         UserError: options conflict; says which, and which to leave out.
     """
     _check_formulas(options, recipe)
+    _check_further_head(recipe)
     _check_transport_penalty(options, recipe)
     _check_without_backward(options, recipe)
     _check_compile(options, recipe)
@@ -44,6 +47,15 @@ def _check_transport_penalty(options: RunOptions, recipe: Recipe) -> None:
     if changing:
         raise UserError(
             f"{given} looks into units, which {changing} changes: leave one of them out"
+        )
+
+
+def _check_further_head(recipe: Recipe) -> None:
+    name = HEADS.name_of(recipe.head)
+    if isinstance(recipe.objective, BWBPF) and recipe.objective.strict and ends_in_classifier(name):
+        raise UserError(
+            f"--head {name} ends in a copy of the classifier, and BWBPF wants another behind the last "
+            f"stage's body: choose auto, conv, dgl, mlp or linear, or strict=false"
         )
 
 

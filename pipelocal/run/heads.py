@@ -13,7 +13,7 @@ from pipelocal.heads import HEADS, HeadBuilder, build_head
 from pipelocal.heads.auto import Behind, budget_of
 from pipelocal.heads.contrast import ContrastHead, projection_name
 from pipelocal.heads.downstream import Downstream
-from pipelocal.heads.names import WITH_DEPTH
+from pipelocal.heads.names import ends_in_classifier
 from pipelocal.models import Chain, Shape
 from pipelocal.objective import LGFG
 from pipelocal.seeding import seeded
@@ -42,12 +42,12 @@ class Heads:
     stages: int
 
     @property
-    def builder(self) -> HeadBuilder:
-        """What builds the heads; without autograd, ``auto`` means the one with a closed form."""
-        formulas = self.recipe.compute.bp_free or isinstance(self.recipe.objective, LGFG)
-        if formulas and budget_of(self.recipe.head) is not None:
-            return HEADS.get("linear")
-        return self.recipe.head
+    def budget(self) -> float | None:
+        """Within what ``auto`` chooses; None if heads are others, or follow without it."""
+        recipe = self.recipe
+        formulas = recipe.compute.bp_free or isinstance(recipe.objective, LGFG)
+        named = formulas or isinstance(recipe.head_task, SupCon)
+        return None if named else budget_of(recipe.head)
 
     @property
     def task(self) -> Task | None:
@@ -57,13 +57,25 @@ class Heads:
 
     def name(self, stop: int) -> str:
         """Return the head behind a unit, as ``--head`` takes it."""
-        builder = self._given(stop)
-        budget = budget_of(builder)
+        return HEADS.name_of(self.chosen(stop))
+
+    def chosen(self, stop: int) -> HeadBuilder:
+        """Return what builds the head behind a unit: the one that was given, or what ``auto`` means there.
+
+        Behind the last unit, where the model has its classifier, that is a head of another kind: a twin would
+        be the classifier again, and teach its stage nothing else.
+        """
+        recipe, shape = self.recipe, self.shapes[stop - 1]
+        budget = budget_of(recipe.head)
         if budget is None:
-            return HEADS.name_of(builder)
-        if isinstance(self.recipe.head_task, SupCon):
-            return projection_name(self.shapes[stop - 1])
-        return self.behind(stop).chosen(budget).name
+            return recipe.head
+        if isinstance(recipe.objective, LGFG) and shape == self.shapes[-1]:
+            return HEADS.get("downstream=0")  # has a closed form too, or the last stage is refused
+        if recipe.compute.bp_free or isinstance(recipe.objective, LGFG):
+            return HEADS.get("linear")
+        if isinstance(recipe.head_task, SupCon) or stop == len(self.chain.units):
+            return HEADS.get(projection_name(shape))
+        return HEADS.get(self.behind(stop).chosen(budget).name)
 
     def seeded(self, stop: int, *, input_shape: Shape | None = None) -> nn.Module:
         """Build the head behind a unit, with weights that depend only on the run's seed and that unit."""
@@ -80,7 +92,7 @@ class Heads:
         Raises:
             UserError: the head does not fit features and labels.
         """
-        builder = self._chosen(stop)
+        builder = self.chosen(stop)
         if isinstance(contrast := self.recipe.head_task, SupCon):
             return self._contrast(builder, stop, contrast.dimensions, input_shape)
         return build_head(
@@ -107,27 +119,6 @@ class Heads:
     def _classes(self) -> int:
         return self.recipe.task.width(self.output_shape)
 
-    def _given(self, stop: int) -> HeadBuilder:
-        """Return what builds the head behind a unit, or chooses it.
-
-        For forward gradients that is the classifier alone where it fits: it has a closed form too, or the
-        last stage is refused.
-        """
-        free = isinstance(self.recipe.objective, LGFG) and budget_of(self.recipe.head) is not None
-        if free and self.shapes[stop - 1] == self.shapes[-1]:
-            return HEADS.get("downstream=0")
-        return self.builder
-
-    def _chosen(self, stop: int) -> HeadBuilder:
-        builder = self._given(stop)
-        budget = budget_of(builder)
-        if budget is None:
-            return builder
-        if isinstance(self.recipe.head_task, SupCon):
-            return HEADS.get(projection_name(self.shapes[stop - 1]))
-        # Chosen here, as ``auto`` itself would build and try its choice, which is then tried once more.
-        return self.behind(stop).chosen(budget).builder
-
     def _contrast(
         self, builder: HeadBuilder, stop: int, dimensions: int, input_shape: Shape | None
     ) -> nn.Module:
@@ -137,7 +128,7 @@ class Heads:
             UserError: the head ends in the model's own classifier, or does not fit.
         """
         name, shape = HEADS.name_of(builder), self.shapes[stop - 1]
-        if name.partition("=")[0] in WITH_DEPTH:
+        if ends_in_classifier(name):
             raise UserError(
                 f"--head {name} ends in a copy of the classifier, and SupCon wants a projection: "
                 f"choose auto, conv, dgl, mlp or linear"

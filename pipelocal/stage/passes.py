@@ -135,6 +135,8 @@ class Passes:
         """
         # Without this, the backward pass from a leaf would go on into the body.
         beside = self._beside if out is self._out or not self._leaves else self._leaves
+        if not out.requires_grad:  # what an objective keeps from the body, it keeps from all of it
+            beside = tuple(tensor.detach() for tensor in beside)
         return self._run_head(self._head, out, beside, x)
 
     def before_head(self, *, again: bool) -> None:
