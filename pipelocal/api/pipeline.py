@@ -38,7 +38,7 @@ from pipelocal.pipeline.callbacks import Callback
 from pipelocal.ranks.script import end_plainly
 from pipelocal.ranks.world import World
 from pipelocal.run.blueprint import Blueprint
-from pipelocal.run.combinations import check_combinations
+from pipelocal.run.combinations import check_combinations, check_stages
 from pipelocal.run.evaluation import evaluate_stages
 from pipelocal.run.gather import gather_model
 from pipelocal.run.run import Run
@@ -156,6 +156,7 @@ class Pipeline:
         )
         check_combinations(chosen, recipe)
         asked = cut_of(stages, cut, balance, memory_limit, speeds)
+        check_stages(recipe, asked.stages)
         recipe.freezing(asked.stages)  # which refuses a stage that there is not
         self._given = Definition(
             model=model,

@@ -12,7 +12,7 @@ from pipelocal.heads.auto import DEFAULT_BUDGET
 from pipelocal.options import MOST_BATCHES, check_values, option_name
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.partition.replicas import parse_replicas
-from pipelocal.run.combinations import check_combinations
+from pipelocal.run.combinations import check_combinations, check_stages
 from pipelocal.system.names import unwritable
 from pipelocal.system.quantities import parse_bytes, parse_speeds, parse_weights
 
@@ -24,7 +24,10 @@ def validate(config: TrainConfig) -> None:
         UserError: an option is out of range or unknown, or two are mutually exclusive.
     """
     check_options(config)
-    check_combinations(config, recipe_of(config))
+    recipe = recipe_of(config)
+    check_combinations(config, recipe)
+    if config.cut is None:  # which says itself how many stages there are
+        check_stages(recipe, config.stages)
 
 
 def check_options(config: TrainConfig) -> None:

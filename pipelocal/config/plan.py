@@ -115,10 +115,6 @@ class PlanConfig:
             raise UserError(
                 f"--replicas {self.replicas}: say how many ranks there are, with --ranks"
             )
-        if self.objective in ("bp", "deep-supervision"):
-            raise UserError(
-                f"--objective {self.objective} has no stages to plan: choose greedy or sgr"
-            )
         shared = {field.name for field in fields(self)} & {f.name for f in fields(TrainConfig)}
         # One replica's share of the training is planned; replicas are counted on top of it. Where the plan
         # measures is its own affair.

@@ -51,6 +51,18 @@ class ContSup(ForwardRecipe):
         inputs, image = found.groups()
         return Supply(image=bool(image), inputs=int(inputs or 0), control=self.control)
 
+    def check_stages(self, stages: int) -> None:
+        """Refuse a single stage.
+
+        Raises:
+            UserError: there is nothing to supply.
+        """
+        if stages == 1:
+            raise UserError(
+                "ContSup supplies the stages behind the first, and there is one stage: give --stages 2 or "
+                "more, or choose --objective greedy"
+            )
+
     def for_stage(self, place: Place) -> Objective:
         """See :class:`~pipelocal.objective.local.ObjectiveRecipe`."""
         del place

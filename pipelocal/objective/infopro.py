@@ -92,6 +92,25 @@ class InfoPro(ForwardRecipe):
             (1 - share) * self.task + share * self.last_task,
         )
 
+    def check_stages(self, stages: int) -> None:
+        """Refuse a single stage, and with two of them the weights of a second that reconstructs.
+
+        Raises:
+            UserError: the objective, or a weight, would do nothing.
+        """
+        if stages == 1:
+            raise UserError(
+                "InfoPro reconstructs in the stages before the last, and there is one stage: give --stages 2 "
+                "or more, or choose --objective greedy"
+            )
+        lasts = ("last_reconstruction", "last_task")
+        given = [name for name in lasts if getattr(self, name) != getattr(InfoPro, name)]
+        if stages == 2 and given:
+            raise UserError(
+                f"InfoPro: {' and '.join(given)} would do nothing, as of 2 stages the first alone "
+                f"reconstructs: leave it out, or give --stages 3 or more"
+            )
+
     def relays(self, stages: int) -> Sequence[Relay]:
         """Have the image relayed up to the last stage that reconstructs it."""
         until = max((k for k in range(1, stages) if self.weights(k, stages)[0] > 0), default=0)

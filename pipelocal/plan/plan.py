@@ -11,6 +11,7 @@ from pipelocal.config.checks import validate
 from pipelocal.config.resolve import IMAGINED, blueprint_of, cut_of, recipe_of
 from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import NotTwiceDifferentiable, UserError
+from pipelocal.objective import SGR, ContSup, Greedy
 from pipelocal.partition import to_text
 from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.cost_model import CostModel
@@ -31,12 +32,17 @@ from pipelocal.plan.simulate.sweep import sweeps
 from pipelocal.ranks.host import set_up_host
 from pipelocal.ranks.world import World
 from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.combinations import check_stages
 from pipelocal.run.costs import cost_model, partitioned
+from pipelocal.stage.recipe import Recipe
 from pipelocal.system.quantities import parse_flops, parse_rate, parse_speeds, parse_time
 from pipelocal.telemetry.pyplot import check_plot
 
 IMAGENET = DataInfo(name="imagenet", sample_shape=(3, 224, 224), classes=1000)
 """The input that torchvision's models were designed for."""
+
+TIMED = (Greedy, SGR, ContSup)
+"""Objectives whose work is measured; of others that of greedy is."""
 
 MOST_NUMBERS = 10**9
 """Most numbers in one sample: four gigabytes."""
@@ -122,6 +128,10 @@ def plan(config: PlanConfig) -> Plan:
     """
     train_config = config.train_config()
     validate(train_config)
+    if recipe_of(train_config).uncut:
+        raise UserError(
+            f"--objective {config.objective} has no stages to plan: choose greedy or sgr"
+        )
     link = LinkSpeed(
         bytes_per_s=parse_rate("--bandwidth", config.bandwidth),
         latency_s=parse_time("--latency", config.latency),
@@ -130,8 +140,9 @@ def plan(config: PlanConfig) -> Plan:
         check_plot("--plot", config.plot)
     set_up_host(config.threads)
     blueprint = blueprint_of(train_config, info=planned_input(config))
+    check_stages(blueprint.recipe, blueprint.stages)
     given_replicas(config, blueprint.stages)  # refuses invalid replicas before anything is measured
-    note: str | None = None
+    note = _not_timed(blueprint.recipe, config.objective)
     seen: Seen = {}
     try:
         model = _costs(blueprint, train_config, config, seen)
@@ -207,6 +218,13 @@ def _simulation(
 
 def _costs(blueprint: Blueprint, train: TrainConfig, config: PlanConfig, seen: Seen) -> CostModel:
     return cost_model(blueprint, train, _meter(config), batch_size=train.batch_size, seen=seen)
+
+
+def _not_timed(recipe: Recipe, name: str) -> str | None:
+    """Say that the objective's own work is not in the times; None if it is."""
+    if type(recipe.objective) in TIMED:
+        return None
+    return f"units and heads are timed as for --objective greedy; what {name} does besides is not counted"
 
 
 def _as_cut(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from pipelocal.errors import UserError
@@ -33,6 +35,31 @@ def check_combinations(options: RunOptions, recipe: Recipe) -> None:
     _check_memory_savers(options, recipe)
     _check_accumulate(options, recipe)
     _check_replicas(options, recipe)
+
+
+def check_stages(recipe: Recipe, stages: int) -> None:
+    """Refuse options that would do nothing in so few stages.
+
+    Args:
+        recipe: how to build the stages.
+        stages: number of stages; of an uncut model, of what would be stages.
+
+    Raises:
+        UserError: says which option does nothing, and what to give instead.
+    """
+    check: Callable[[int], None] | None = getattr(recipe.objective, "check_stages", None)
+    if check is not None:
+        check(stages)
+    if not isinstance(recipe.head_task, SupCon):
+        return
+    objective, mend = recipe.objective, "leave it out"
+    if isinstance(objective, BackPropagation):
+        headless = "the uncut model"
+    elif stages == 1 and not (isinstance(objective, BWBPF) and objective.strict):
+        headless, mend = "a single stage", f"{mend}, or give --stages 2 or more"
+    else:
+        return
+    raise UserError(f"--head-loss supcon is for auxiliary heads, and {headless} has none: {mend}")
 
 
 def _check_transport_penalty(options: RunOptions, recipe: Recipe) -> None:

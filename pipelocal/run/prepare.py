@@ -22,7 +22,7 @@ from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.world import World
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.choose_folder import choose_folder
-from pipelocal.run.combinations import check_combinations
+from pipelocal.run.combinations import check_combinations, check_stages
 from pipelocal.run.costs import cost_model, partitioned
 from pipelocal.run.identity import identity
 from pipelocal.run.recovery import Start, find_start, forget_what_comes_again
@@ -110,6 +110,7 @@ def prepare(
         counts = _choose_replicas(spec, blueprint, costs, folder, world.size)
         spec = spec.resolved(replicas=replicas_text(counts))
         check_combinations(spec.options, spec.recipe)  # includes the replicas chosen here
+        check_stages(spec.recipe, len(blueprint.sections or blueprint.cuts))
         place(blueprint.stages, world.size, counts)  # refuses a number of ranks that does not fit
         start = find_start(folder, spec, blueprint, cut, description, batches.steps_per_epoch)
         facts = Findings(

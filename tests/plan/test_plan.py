@@ -43,6 +43,9 @@ def test_the_table_names_the_bottleneck_and_the_cut(capsys: pytest.CaptureFixtur
         (["--model", "resnet21"], "unknown model 'resnet21'"),
         (["--stages", "9"], "--stages 9: this model has 4 units"),
         (["--cut", "block9"], "this model has no unit 'block9'"),
+        (["--objective", "deep-supervision"], "deep-supervision has no stages to plan"),
+        (["--objective", "infopro", "--stages", "1"], "there is one stage"),
+        (["--objective", "infopro", "--cut", "4"], "there is one stage"),
         (["--objective", "bp"], "bp has no stages to plan"),
         (["--memory-limit", "1KiB"], "raise the limit, cut more stages"),
         (["--memory-limit", "much"], "such as 16GiB"),
@@ -67,6 +70,27 @@ def test_bad_options_end_in_one_line(
     line = capsys.readouterr().err
     assert said in line
     assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "counted"),
+    [
+        (["greedy"], True),
+        (["sgr"], True),
+        (["bwbpf"], False),
+        (["lg-fg", "--model", "local-mixer"], False),
+        (["anp", "--model", "rnn-last"], False),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_an_objective_does_besides_is_said_to_be_left_out(
+    options: list[str], counted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = ["--data", "digits", "--stages", "2", "--device", "meta", "--json"]
+    assert cli.run(["plan", *wanted, "--objective", *options]) == 0
+    note = json.loads(capsys.readouterr().out)["note"]
+    said = f"timed as for --objective greedy; what {options[0]} does besides"
+    assert note is None if counted else said in note
 
 
 def test_training_with_a_measured_cut_writes_it_down(tmp_path: Path) -> None:
