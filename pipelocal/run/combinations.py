@@ -50,8 +50,10 @@ def check_stages(recipe: Recipe, stages: int) -> None:
     check: Callable[[int], None] | None = getattr(recipe.objective, "check_stages", None)
     if check is not None:
         check(stages)
-    if not isinstance(recipe.head_task, SupCon):
+    if recipe.head_task is None:
         return
+    contrast = isinstance(recipe.head_task, SupCon)
+    what = "--head-loss supcon" if contrast else "--head-smoothing (head_task=)"
     objective, mend = recipe.objective, "leave it out"
     if isinstance(objective, BackPropagation):
         headless = "the uncut model"
@@ -59,7 +61,7 @@ def check_stages(recipe: Recipe, stages: int) -> None:
         headless, mend = "a single stage", f"{mend}, or give --stages 2 or more"
     else:
         return
-    raise UserError(f"--head-loss supcon is for auxiliary heads, and {headless} has none: {mend}")
+    raise UserError(f"{what} is for auxiliary heads, and {headless} has none: {mend}")
 
 
 def _check_transport_penalty(options: RunOptions, recipe: Recipe) -> None:

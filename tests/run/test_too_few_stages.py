@@ -21,6 +21,10 @@ SUPCON = {"head_loss": "supcon"}
     [
         ({**SUPCON, "objective": "bp"}, "the uncut model has none: leave it out"),
         ({**SUPCON, "objective": "greedy", "stages": 1}, "a single stage has none: .* --stages 2"),
+        (
+            {"head_smoothing": 0.1, "objective": "bp"},
+            "--head-smoothing .* the uncut model has none",
+        ),
         ({**SUPCON, "stages": 1}, "a single stage has none"),
         ({"objective": "contsup", "stages": 1}, "ContSup .* one stage: give --stages 2 or more"),
         ({"objective": "infopro", "stages": 1}, "InfoPro .* one stage: give --stages 2 or more"),
