@@ -34,7 +34,7 @@ from pipelocal.stage.passes import Passes
 from pipelocal.stage.replay import leaving_input
 from pipelocal.stage.replicas import Replicas
 from pipelocal.stage.update import Update
-from pipelocal.tasks import Classification, Sums, SupCon, Task
+from pipelocal.tasks import Classification, Sums, Task
 
 CLASSIFICATION, PLAIN = Classification(), ComputeOptions()
 NONE: Mapping[str, Tensor] = {}
@@ -123,7 +123,7 @@ class Stage:
         self.task = task
         trained = task if head_task is None else head_task
         self._loss_of = trained.loss
-        self._logits_of = trained.logits if isinstance(trained, SupCon) else None
+        self._logits_of = trained.logits
         self.sum_shapes = sum_shapes
         self._update = Update(optimizer, scheduler, every=accumulate, average=average, clip=clip)
         self.steps = 0
@@ -275,8 +275,7 @@ class Stage:
 
         def loss_of(out: Tensor) -> Tensor:
             logits = self._passes.head(out, x)
-            own = logits if self._logits_of is None else self._logits_of(logits)
-            self._logits = own.detach()
+            self._logits = self._logits_of(logits).detach()
             mean, self._weight = self._loss_of(logits, target)
             self._update.weigh(self._weight)
             return mean

@@ -61,7 +61,7 @@ class SupCon(Classification):
         return super().output_shape(info, made)
 
     def logits(self, output: Tensor) -> Tensor:
-        """Return the probe's part of a head's output, ``[B, classes]``."""
+        """See :class:`~pipelocal.tasks.task.Task`; the probe's part, ``[B, classes]``."""
         assert self.classes is not None, "a stage is built with the number of classes"
         return output[..., : self.classes]
 

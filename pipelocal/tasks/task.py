@@ -101,6 +101,10 @@ class Task(Protocol):
                 times weight, and ``weight``.
         """
 
+    def logits(self, output: Tensor) -> Tensor:
+        """Return the part of a head's output in training that :meth:`sums` takes; by default all of it."""
+        return output
+
     def votes(self, output: Tensor) -> Tensor:
         """Return what the ensemble averages over all heads, with the shape of the output."""
         return output
