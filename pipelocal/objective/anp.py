@@ -20,14 +20,13 @@ from pipelocal.models.node_layer import Link, NodeLayer, NodePass, probed
 from pipelocal.objective import node_rules
 from pipelocal.objective.greedy import ForwardRecipe, Greedy
 from pipelocal.objective.local import LocalPass, Objective, Place
+from pipelocal.objective.options import check_words
 from pipelocal.objective.residual import Residual
 from pipelocal.tasks.row_losses import row_losses
 
 LEAST_STD = 1e-3
 """Below this, the change of the loss drowns in the rounding of a pass in float32."""
 
-RULES = ("released", "trajectory", "np", "wp")
-NOISES = ("gaussian", "rademacher")
 Passes = dict[NodeLayer, NodePass]
 
 
@@ -55,9 +54,7 @@ class ANP(ForwardRecipe):
     without_backward = True
 
     def __post_init__(self) -> None:
-        for name, known in (("rule", RULES), ("noise", NOISES)):
-            if getattr(self, name) not in known:
-                raise UserError(f"ANP: {name}={getattr(self, name)}: choose {', '.join(known)}")
+        check_words(self)
         if not LEAST_STD <= self.std < inf:
             raise UserError(
                 f"ANP: std={self.std}: give at least {LEAST_STD}, below which the change of the loss is "

@@ -23,6 +23,7 @@ from pipelocal.errors import UserError
 from pipelocal.models.unit import Shape
 from pipelocal.objective.greedy import ForwardRecipe, Greedy
 from pipelocal.objective.local import LocalPass, Objective, Place, Relay
+from pipelocal.objective.options import check_words
 
 IMAGE = "image"
 DECODER_CHANNELS = 12
@@ -63,20 +64,11 @@ class InfoPro(ForwardRecipe):
     error: Literal["mse", "bce"] = "mse"
 
     def __post_init__(self) -> None:
+        check_words(self)
         for name in ("reconstruction", "last_reconstruction", "task", "last_task"):
             if not 0 <= getattr(self, name) < inf:
                 raise UserError(
                     f"InfoPro: {name}={getattr(self, name)}: give a number of at least 0"
-                )
-        words = {
-            "target": ("image", "input"),
-            "decoder": ("pooled", "full"),
-            "error": ("mse", "bce"),
-        }
-        for name, known in words.items():
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"InfoPro: {name}={getattr(self, name)}: choose {' or '.join(known)}"
                 )
         if self.error == "bce" and self.target != "image":
             raise UserError("InfoPro: error=bce is for target=image: choose error=mse")

@@ -7,11 +7,12 @@ random noise, which forward-mode AD gives. How is in :mod:`pipelocal.forward_gra
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from typing import Literal
 
 from pipelocal.errors import UserError
 from pipelocal.objective.greedy import ForwardRecipe, Greedy
 from pipelocal.objective.local import Objective, Place
+from pipelocal.objective.options import check_words
 
 MOST_PASSES = 1000
 
@@ -38,12 +39,7 @@ class LGFG(ForwardRecipe):
     losses: Literal["parts", "one"] = "parts"
 
     def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
-        for name in ("perturb", "noise", "losses"):
-            if getattr(self, name) not in get_args(kinds[name]):
-                raise UserError(
-                    f"LGFG: {name}={getattr(self, name)}: choose {' or '.join(get_args(kinds[name]))}"
-                )
+        check_words(self)
         if type(self.passes) is not int or not 1 <= self.passes <= MOST_PASSES:
             raise UserError(
                 f"LGFG: passes={self.passes}: give a whole number from 1 to {MOST_PASSES}"

@@ -57,6 +57,19 @@ def options_from(
     return found
 
 
+def check_words(recipe: object) -> None:
+    """Refuse a recipe of which a field is none of the words that its type, a ``Literal``, lists.
+
+    Raises:
+        UserError: names the field and the words.
+    """
+    for key, kind in get_type_hints(type(recipe)).items():
+        if get_origin(kind) is Literal and getattr(recipe, key) not in get_args(kind):
+            raise UserError(
+                f"{type(recipe).__name__}: {key}={getattr(recipe, key)}: choose {_listed(get_args(kind))}"
+            )
+
+
 def described_options(objective: Callable[..., Any]) -> str:
     """Return an objective's options with their values by default, as text."""
     parameters, kinds = inspect.signature(objective).parameters, _kinds(objective)
@@ -116,6 +129,11 @@ def _converted(kind: Any, text: str) -> Any:
     if str in parts:
         return text
     raise ValueError(text)
+
+
+def _listed(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}"
 
 
 def _said(kind: Any) -> str:

@@ -14,6 +14,7 @@ from pipelocal.objective.exact import ExactReconciliation
 from pipelocal.objective.first_order import FirstOrderReconciliation
 from pipelocal.objective.greedy import Greedy
 from pipelocal.objective.local import Objective, Place
+from pipelocal.objective.options import check_words
 from pipelocal.objective.reconciliation import WEIGHT_SCHEDULES, Reconciliation, WeightFactor
 
 
@@ -50,6 +51,7 @@ class SGR:
     delta_size: int = 256
 
     def __post_init__(self) -> None:
+        check_words(self)
         weights = [self.weight] if isinstance(self.weight, int | float) else self.weight
         if any(not 0 <= weight < float("inf") for weight in weights):
             raise UserError(f"SGR: weight={self.weight}: give numbers of at least 0")
@@ -57,8 +59,6 @@ class SGR:
             raise UserError(
                 f"SGR: every={self.every}, fraction={self.fraction}: give at least 1, and above 0 to 1"
             )
-        if self.form not in ("first-order", "exact"):
-            raise UserError(f"SGR: form={self.form!r}: choose first-order or exact")
         for registry, name in (
             (DISTANCES, self.distance),
             (WEIGHT_SCHEDULES, self.schedule),

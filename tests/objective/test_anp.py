@@ -250,7 +250,7 @@ def test_noise_comes_from_the_seed_of_the_batch(noise: Literal["gaussian", "rade
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rule": "bp"}, "choose released"),
+        ({"rule": "bp"}, "choose released, trajectory, np or wp"),
         ({"noise": "uniform"}, "choose gaussian"),
         ({"std": 1e-5}, "at least 0.001"),
         ({"decorrelate": -1.0}, "at least 0"),
