@@ -106,7 +106,7 @@ class Blueprint:
         if formulas and target.dtype.is_floating_point:
             raise UserError(
                 f"{'--bp-free' if compute.bp_free else '--objective lg-fg'}: its formulas are of one class a "
-                f"prediction, and --mixup and --cutmix mix them: leave one of them out"
+                f"prediction, not of shares of several, as --mixup and --cutmix make: leave one of them out"
             )
         if self.recipe.transport_penalty and not any(
             map(self.keeps_shape, range(len(self.shapes)))

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from pipelocal import Greedy, Pipeline
 from pipelocal.config import TrainConfig
 from pipelocal.config.resolve import blueprint_of
 from pipelocal.data import DataInfo, DataOptions
@@ -60,6 +62,15 @@ def test_formulas_are_of_whole_labels(how: str, options: dict[str, Any], words: 
     blueprint_of(TrainConfig(**options))
     with pytest.raises(UserError, match=words):
         blueprint_of(TrainConfig(**{**options, how: 0.2}))
+
+
+def test_formulas_are_of_whole_labels_batch_by_batch() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3))
+    pipe = Pipeline(net, stages=2, objective=Greedy(), bp_free=True, head="linear")
+    x, labels = torch.randn(3, 4), torch.tensor([0, 2, 1])
+    pipe.step(x, labels)
+    with pytest.raises(UserError, match="one class a prediction"):
+        pipe.step(x, nn.functional.one_hot(labels).float())
 
 
 def test_one_row_and_evaluation() -> None:
