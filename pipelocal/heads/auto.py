@@ -56,6 +56,8 @@ class Choice:
     """Of the forward pass, for one sample."""
     share: float
     """The same over those of the rest of the network: what the budget bounds."""
+    depth: int | None = None
+    """Units of a row; None for another head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,22 +87,35 @@ class Behind:
         within = next(self.working(budget), None)
         if within is not None:
             return within
-        working = list(self.working())
-        if not working:
-            self.build(HEADS.get("linear"))  # says why not
-        return min(working, key=lambda choice: choice.multiply_adds)
+        for choice in sorted(self._choices(), key=lambda choice: choice.multiply_adds):
+            if self._works(choice.builder):
+                return choice
+        self.build(HEADS.get("linear"))  # says why not
+        raise AssertionError("linear works alone, and not when it is tried")
 
     def working(self, budget: float = math.inf) -> Iterator[Choice]:
         """Yield the heads within a budget that work here, the preferred first."""
+        # Units that pass on one tensor were tried on such when the chain was.
+        main, *beside = self.downstream.crossing[0]
+        tried = not beside and main.dtype == torch.get_default_dtype()
+        shortest = len(choose_row(self.downstream.kinds) or [])
+        for choice in self._choices():
+            limit = LONGER * budget if (choice.depth or 0) > shortest else budget
+            known = tried and choice.depth is not None
+            if choice.share <= limit and (known or self._works(choice.builder)):
+                yield choice
+
+    def _choices(self) -> Iterator[Choice]:
+        """Yield all heads that there may be, the preferred first; none is built with memory."""
         shortest = len(choose_row(self.downstream.kinds) or [])
         for depth in range(max(DEPTH, shortest), 0, -1):
-            yield from self._row(depth, budget if depth <= shortest else LONGER * budget)
+            yield from self._row(depth)
         # On smaller maps its BatchNorm would want more than one sample, as that of dgl always does.
         if len(self.feature_shape) == 3 and max(self.feature_shape[1:]) > 2:
-            yield from self._named("conv", budget)
-        yield from self._row(0, budget)
-        yield from self._named("mlp", budget)
-        yield from self._named("linear", budget)
+            yield self._named("conv")
+        yield from self._row(0)
+        yield self._named("mlp")
+        yield self._named("linear")
 
     def build(self, builder: HeadBuilder) -> nn.Module:
         """Build a head and try it; see :func:`~pipelocal.heads.build.build_head`."""
@@ -113,39 +128,32 @@ class Behind:
             downstream=self.downstream,
         )
 
-    def _row(self, depth: int, budget: float) -> Iterator[Choice]:
+    def _row(self, depth: int) -> Iterator[Choice]:
         kinds, counts = self.downstream.kinds, self.downstream.multiply_adds()
         row = choose_row(kinds, depth)
         if row is None or len(row) != depth:
             return
         own = sum(counts[self.downstream.start + place] for place in row) + counts[-1]
-        choice = self._choice(f"twin={depth}", partial(downstream, depth=depth, twin=True), own)
-        # Units that pass on one tensor were tried on such when the chain was.
-        main, *beside = self.downstream.crossing[0]
-        tried = not beside and main.dtype == torch.get_default_dtype()
-        if choice.share <= budget and (tried or self._works(choice.builder)):
-            yield choice
+        builder = partial(downstream, depth=depth, twin=True)
+        yield self._choice(f"twin={depth}", builder, own, depth)
 
-    def _named(self, name: str, budget: float) -> Iterator[Choice]:
-        builder = HEADS.get(name)
-        if self._works(builder):
-            given = self.downstream.crossing[0][:1]
-            (own,) = multiply_adds([(partial(self.build, builder), given)])
-            choice = self._choice(name, builder, own)
-            if choice.share <= budget:
-                yield choice
+    def _named(self, name: str) -> Choice:
+        builder, given = HEADS.get(name), self.downstream.crossing[0][:1]
+        (own,) = multiply_adds([(partial(self.build, builder), given)])
+        return self._choice(name, builder, own)
 
-    def _choice(self, name: str, builder: HeadBuilder, own: int) -> Choice:
+    def _choice(
+        self, name: str, builder: HeadBuilder, own: int, depth: int | None = None
+    ) -> Choice:
         rest = sum(self.downstream.multiply_adds()) * (1 - 1 / self.downstream.stages)
-        return Choice(
-            name=name, builder=builder, multiply_adds=own, share=own / rest if rest else 0.0
-        )
+        share = own / rest if rest else 0.0
+        return Choice(name=name, builder=builder, multiply_adds=own, share=share, depth=depth)
 
     def _works(self, builder: HeadBuilder) -> bool:
         try:
             with torch.device("cpu"), seeded(0, "trial"):
                 self.build(builder)
-        except UserError:
+        except (UserError, RuntimeError):  # the second where it is too large for any memory
             return False
         return True
 

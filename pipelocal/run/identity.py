@@ -45,7 +45,9 @@ def identity(spec: Spec, text: Mapping[str, Any] | None = None) -> dict[str, Any
         found["init"] = Path(found["init"]).name
     rounds_matter = spec.recipe.objective.reconcile_every is not None or options["sync_batchnorm"]
     found["replicas"] = together if rounds_matter else 1
-    return found
+    # Through JSON, as a manifest's went: a tuple is a list in a file.
+    through: dict[str, Any] = json.loads(json.dumps(found))
+    return through
 
 
 def check_same_run(theirs: dict[str, Any], spec: Spec, run: Path) -> None:
@@ -135,9 +137,7 @@ def check_unchanged(
 
 def differences(theirs: dict[str, Any], spec: Spec) -> dict[str, str]:
     """The options on which the bits depend that differ, by name: what they are, there and here."""
-    # Through JSON, as a manifest's went.
-    both = (as_of_now(theirs), identity(spec))
-    before, now = (json.loads(json.dumps(options)) for options in both)
+    before, now = as_of_now(theirs), identity(spec)
     return {
         name: f"{option_name(name)} ({before.get(name)} there, {now.get(name)} here)"
         for name in sorted(before.keys() | now.keys())

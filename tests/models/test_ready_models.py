@@ -13,6 +13,10 @@ from pipelocal.partition import by_count
 from tests.models.test_language_models import NAMES as LANGUAGE_MODELS
 from tests.models.test_torchvision_chains import UNITS as TORCHVISION_MODELS
 
+MIXERS = ["local-mixer", "local-mixer-m-1-16", "local-mixer-s-1-1"]
+"""In tests/forward_gradient."""
+RECURRENT = ["rnn", "rnn-last"]
+"""In test_rnn.py."""
 SMALL = ["mlp", "allconv", "resnet8", "resnet20", "resnet32"]
 
 
@@ -21,7 +25,7 @@ def _chain(name: str, input_shape: tuple[int, ...] = (3, 8, 8), classes: int = 7
 
 
 def test_registry_is_covered() -> None:
-    elsewhere = {*LANGUAGE_MODELS, *TORCHVISION_MODELS}
+    elsewhere = {*LANGUAGE_MODELS, *TORCHVISION_MODELS, *MIXERS, *RECURRENT}
     others = [name for name in MODELS if name not in elsewhere]
     assert others == [*SMALL, "resnet110"]
 

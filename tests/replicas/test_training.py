@@ -190,7 +190,7 @@ def told_times(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cut_by_time_counts_replicas(tmp_path: Path) -> None:
     """A stage with two ranks can take two units where another one takes one."""
     options = ["--model", f"{MODELS}:two_sleep", "--stages", "3", "--balance", "time"]
-    options += ["--max-steps", "1", "--objective", "greedy"]
+    options += ["--max-steps", "1", "--objective", "greedy", "--head", "linear"]
     cuts: list[str] = []
     for replicas in ("1", "1,2,1"):
         run = train_alone([*options, "--replicas", replicas], tmp_path / f"run-{len(cuts)}")
@@ -203,5 +203,6 @@ def test_a_cut_by_time_counts_replicas(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("told_times")
 def test_auto_gives_the_slow_stage_the_replicas(tmp_path: Path) -> None:
     options = ["--model", f"{MODELS}:one_sleeps", "--stages", "3", "--replicas", "auto"]
-    run = train_over(4, [*options, "--max-steps", "4", "--objective", "greedy"], tmp_path / "run")
+    options += ["--max-steps", "4", "--objective", "greedy", "--head", "linear"]
+    run = train_over(4, options, tmp_path / "run")
     assert 'replicas = "1,2,1"' in (run / "config.toml").read_text()

@@ -84,6 +84,7 @@ def test_the_timeline_names_the_slow_stage(
     out = tmp_path / "run"
     arguments = ["--model", f"{MODELS}:one_sleeps", "--stages", "3", "--batch-size", "16"]
     arguments += ["--max-steps", "60", "--lr", "0.01", "--evaluate-every", "1000"]
+    arguments += ["--head", "linear"]
     run_ranks(tmp_path, ["train", *arguments, "--trace", "--plain", "--out", str(out)], 3)
     timeline = Timeline.of(out)
     first, second, _ = timeline.stages
