@@ -47,10 +47,13 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="+", default=["greedy", "sgr"])
     parser.add_argument("--heads", nargs="+", default=["auto", "linear"])
     parser.add_argument("--repeats", type=int, default=7, help="measured steps of every stage")
-    parser.add_argument("--rounds", type=int, default=3, help="runs over ranks of each kind")
+    parser.add_argument("--models", nargs="+", choices=PREDICTED, help="of the first part")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="runs over ranks of each kind; 0 for none"
+    )
     options = parser.parse_args()
     common.check_writable(options.json)
-    models: tuple[str, ...] = PREDICTED_QUICK if options.quick else PREDICTED
+    models = options.models or (PREDICTED_QUICK if options.quick else PREDICTED)
     rounds, steps = (1, 40) if options.quick else (options.rounds, 120)
     set_up_host(1)
     predictions = [
@@ -62,7 +65,9 @@ def main() -> None:
             objective == "sgr" and model in ("vit_b_16", "gpt")
         )  # what it adds is alike elsewhere
     ]
-    throughputs = [compare_cuts(name, model, rounds, steps) for name, model in BALANCED.items()]
+    throughputs = [
+        compare_cuts(name, model, rounds, steps) for name, model in BALANCED.items() if rounds
+    ]
     targets = [*map(error_target, predictions), *map(gain_target, throughputs)]
     show(predictions, throughputs)
     common.print_targets(targets)
