@@ -98,17 +98,21 @@ class Behind:
         # Units that pass on one tensor were tried on such when the chain was.
         main, *beside = self.downstream.crossing[0]
         tried = not beside and main.dtype == torch.get_default_dtype()
-        shortest = len(choose_row(self.downstream.kinds) or [])
+        shortest = self._shortest
         for choice in self._choices():
             limit = LONGER * budget if (choice.depth or 0) > shortest else budget
             known = tried and choice.depth is not None
             if choice.share <= limit and (known or self._works(choice.builder)):
                 yield choice
 
+    @property
+    def _shortest(self) -> int:
+        """Units of the shortest row that has any; 0 if none follow."""
+        return len(choose_row(self.downstream.kinds) or [])
+
     def _choices(self) -> Iterator[Choice]:
         """Yield all heads that there may be, the preferred first; none is built with memory."""
-        shortest = len(choose_row(self.downstream.kinds) or [])
-        for depth in range(max(DEPTH, shortest), 0, -1):
+        for depth in range(max(DEPTH, self._shortest), 0, -1):
             yield from self._row(depth)
         # On smaller maps its BatchNorm would want more than one sample, as that of dgl always does.
         if len(self.feature_shape) == 3 and max(self.feature_shape[1:]) > 2:
