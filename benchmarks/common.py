@@ -318,6 +318,33 @@ def train_each(
             time.sleep(POLL_S)
 
 
+def train_those_that_converge(
+    configs: Sequence[TrainConfig],
+    names: Sequence[str],
+    *,
+    jobs: int,
+    keep: Path | None = None,
+) -> Generator[tuple[int, Run], None, None]:
+    """Like :func:`train_each`, but what diverges is said and left out.
+
+    Args:
+        configs: as there.
+        names: of the runs, for what is said.
+        jobs: as there.
+        keep: as there.
+
+    Raises:
+        BenchmarkError: a run failed in another way.
+    """
+    for index, run in train_each(configs, jobs=jobs, keep=keep):
+        if isinstance(run, Run):
+            yield index, run
+        elif run.diverged:
+            print(f"{names[index]}: diverged", flush=True)
+        else:
+            raise BenchmarkError(f"{names[index]}: exit code {run.code}: {run.reason}")
+
+
 @contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
     """A folder for runs, which goes at the end if it is not to be kept."""

@@ -23,7 +23,7 @@ from benchmarks import common
 from benchmarks.accuracy.setups import BP, SETUPS, SetUp
 from benchmarks.cuts import balanced_cut, seconds_of_stage
 from pipelocal.config import TrainConfig
-from pipelocal.config.resolve import blueprint_of
+from pipelocal.config.resolve import blueprint_of, recipe_of
 from pipelocal.models.operations import multiply_adds
 from pipelocal.ranks.host import set_up_host
 from pipelocal.run.blueprint import Blueprint
@@ -121,10 +121,9 @@ def measure(setups: Mapping[str, SetUp], *, document: str | None) -> None:
     for name in options.setups:
         setup, whole_s = setups[name], None
         for arm in options.arms or setup.arms:
-            uncut = setup.arms[arm]["objective"] in ("bp", "deep-supervision")
-            if uncut or name_of(name, arm) in found:
-                continue
             config, bp = (in_float32(setup.config(each, options)) for each in (arm, BP))
+            if recipe_of(config).uncut or name_of(name, arm) in found:
+                continue
             if whole_s is None:
                 whole_s = seconds_of_stage(blueprint_of(bp), bp, 1, REPEATS)
             cost = found[name_of(name, arm)] = cost_of(config, whole_s)

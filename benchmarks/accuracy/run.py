@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks import common
 from benchmarks.accuracy import costs, figures
 from benchmarks.accuracy.setups import SETUPS, SetUp
-from benchmarks.common import BenchmarkError, Failure, Run
+from benchmarks.common import BenchmarkError, Run
 from pipelocal.config import TrainConfig
 
 Arm = tuple[str, str, int]
@@ -130,16 +130,14 @@ def train(configs: dict[Arm, TrainConfig], options: argparse.Namespace) -> dict[
     if options.report:
         kept = {arm: common.kept_run(config, options.keep) for arm, config in configs.items()}
         return {arm: run for arm, run in kept.items() if isinstance(run, Run)}
-    for index, run in common.train_each([*configs.values()], jobs=options.jobs, keep=options.keep):
-        arm = arms[index]
-        if isinstance(run, Failure):
-            if not run.diverged:
-                raise BenchmarkError(f"{arm}, exit code {run.code}: {run.reason}")
-            print(f"{arm}: diverged", flush=True)
-            continue
-        runs[arm] = run
+    for index, run in common.train_those_that_converge(
+        [*configs.values()], [str(arm) for arm in arms], jobs=options.jobs, keep=options.keep
+    ):
+        runs[arms[index]] = run
         done = f"{len(runs)}/{len(arms)}"
-        print(f"{done}  {arm}: test accuracy {run.summary['eval_accuracy']:.4f}", flush=True)
+        print(
+            f"{done}  {arms[index]}: test accuracy {run.summary['eval_accuracy']:.4f}", flush=True
+        )
     return runs
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelocal.config import TrainConfig
-from pipelocal.config.resolve import blueprint_of
+from pipelocal.config.resolve import blueprint_of, recipe_of
 
 Options = Mapping[str, Any]
 """Options of :class:`~pipelocal.config.TrainConfig`, by name."""
@@ -70,7 +70,7 @@ class SetUp:
         config = TrainConfig(
             **own, data_root=options.data_root, seed=seed, device=device, threads=1
         )
-        return by_its_name(config) if config.head == "auto" and config.objective != "bp" else config
+        return by_its_name(config) if config.head == "auto" else config
 
 
 IMAGES: Options = {"batch_size": 128, "lr": 0.1, "weight_decay": 5e-4}
@@ -172,6 +172,8 @@ SETUPS: dict[str, SetUp] = {
 
 def by_its_name(config: TrainConfig) -> TrainConfig:
     """The same training, if ``auto`` takes one head for all stages, by that name: so two arms are one run."""
+    if recipe_of(config).uncut:
+        return config
     blueprint = blueprint_of(config)
     names = [str(blueprint.head_name(number)) for number in range(1, blueprint.stages)]
     deepest = max(names, key=lambda name: (len(name), name))

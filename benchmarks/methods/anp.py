@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import common
-from benchmarks.common import BenchmarkError, Run, Target
+from benchmarks.common import Run, Target
 from benchmarks.methods import sequences
 from pipelocal.config import TrainConfig
 
@@ -165,15 +165,11 @@ def trained(
 ) -> Iterator[tuple[Arm, Run]]:
     """Yield the finished runs; those that diverge are said and left out."""
     configs = [config_of(arm, epochs=options.epochs, device=device) for arm in arms]
-    for index, run in common.train_each(configs, jobs=options.jobs, keep=options.keep):
-        arm = arms[index]
-        if isinstance(run, Run):
-            print(f"{arm}: training loss {training_loss(run):.4f}", flush=True)
-            yield arm, run
-        elif not run.diverged:
-            raise BenchmarkError(f"{arm}, exit code {run.code}: {run.reason}")
-        else:
-            print(f"{arm}: diverged", flush=True)
+    for index, run in common.train_those_that_converge(
+        configs, [str(arm) for arm in arms], jobs=options.jobs, keep=options.keep
+    ):
+        print(f"{arms[index]}: training loss {training_loss(run):.4f}", flush=True)
+        yield arms[index], run
 
 
 def training_loss(run: Run) -> float:

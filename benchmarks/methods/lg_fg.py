@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import common
-from benchmarks.common import BenchmarkError, Failure, Run, Target
+from benchmarks.common import BenchmarkError, Target
 from benchmarks.methods import lg_fg_variance as variance
 from pipelocal.config import TrainConfig
 
@@ -186,17 +186,13 @@ def trained(
     configs: Sequence[TrainConfig], options: argparse.Namespace, what: str
 ) -> Iterator[tuple[int, float]]:
     """Yield index and test accuracy of each run that does not diverge."""
-    for i, run in common.train_each(configs, jobs=options.jobs, keep=options.keep):
-        config = configs[i]
-        label = f"{what} {config.objective} {' '.join(config.objective_options)} lr {config.lr}"
-        if isinstance(run, Run):
-            accuracy = run.summary["eval_accuracy"]
-            print(f"{label}: test accuracy {accuracy:.4f}", flush=True)
-            yield i, accuracy
-        elif isinstance(run, Failure) and run.diverged:
-            print(f"{label}: diverged", flush=True)
-        else:
-            raise BenchmarkError(f"{label}: exit code {run.code}: {run.reason}")
+    names = [f"{what} {c.objective} {' '.join(c.objective_options)} lr {c.lr}" for c in configs]
+    for i, run in common.train_those_that_converge(
+        configs, names, jobs=options.jobs, keep=options.keep
+    ):
+        accuracy = run.summary["eval_accuracy"]
+        print(f"{names[i]}: test accuracy {accuracy:.4f}", flush=True)
+        yield i, accuracy
 
 
 def targets_of(rows: Sequence[Row]) -> list[Target]:
