@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -192,6 +192,10 @@ class Run:
     """The content of ``summary.json``."""
     metrics: list[dict[str, Any]]
     """The lines of ``metrics.jsonl``."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """What ``run.json`` says of the data, such as the numbers of samples."""
+    went_on: bool = False
+    """Whether it was stopped and went on, so that its counters of bytes cover only what came then."""
 
     def options(self) -> dict[str, Any]:
         """All options of the run; without paths, which belong to one machine."""
@@ -220,6 +224,8 @@ class Run:
 
 
 _PATHS = ("data_root", "out", "config")
+WENT_ON = "went-on"
+"""File in a run's folder that says so."""
 
 
 def command(config: TrainConfig) -> str:
@@ -468,6 +474,7 @@ def _start(config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
     arguments = [*train_arguments(config, data_root=config.data_root), "--out", str(run), "--plain"]
     if any((run / "snapshots").glob("*")):
         arguments = ["-m", "pipelocal", "train", "--resume", str(run), "--plain"]
+        (folder / WENT_ON).touch()
     elif run.exists():  # stopped before there was anything to go on from
         shutil.rmtree(run)
     environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
@@ -493,6 +500,8 @@ def _collect(config: TrainConfig, folder: Path) -> Run | Failure:
         folder=folder / "run",
         summary=json.loads((folder / "run" / "summary.json").read_text()),
         metrics=[json.loads(line) for line in metrics],
+        data=json.loads((folder / "run" / "run.json").read_text())["data"],
+        went_on=(folder / WENT_ON).exists(),
     )
 
 

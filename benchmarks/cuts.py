@@ -1,18 +1,26 @@
-"""Where a model is cut for a comparison, and how long a stage takes: measured in this process."""
+"""Where a model is cut for a comparison, and what a step of a stage takes: measured in this process."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.live_bytes import LiveBytes
 from pipelocal.config import TrainConfig
 from pipelocal.config.resolve import blueprint_of, cut_of
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.costs import cost_model, partitioned
+from pipelocal.system.tensor_kind import TensorKind
+
+Step = Callable[[], None]
 
 
 def balanced_cut(config: TrainConfig) -> str:
@@ -31,24 +39,86 @@ def balanced_cut(config: TrainConfig) -> str:
     ).cut_text
 
 
+class StageAlone:
+    """One stage with its objective, and a batch of random numbers as the run would bring it.
+
+    Args:
+        blueprint: the cut model.
+        config: of the training.
+        number: the stage's number.
+        steps: batches of the run, of which as many are trained on as :meth:`step` is called.
+    """
+
+    def __init__(
+        self, blueprint: Blueprint, config: TrainConfig, number: int, *, steps: int = 100
+    ) -> None:
+        self._rows, self._reconcile_every = config.batch_size, config.reconcile_every
+        self.stage = blueprint.build_stage(number, device=torch.device("cpu"), total_steps=steps)
+        self._x, *self._beside = map(self._drawn, blueprint.passed_on(number - 1))
+        self._relayed = {
+            relay.name: self._x
+            if relay.of == number - 1
+            else self._drawn(blueprint.passed_on(relay.of)[0])
+            for relay in blueprint.relays
+            if relay.of < number <= relay.until
+        }
+        shape = (self._rows, *blueprint.info.target_shape)
+        self._target = torch.randint(blueprint.classes, shape)
+
+    def step(self, *, reconciled: bool = False) -> None:
+        """Train on the batch."""
+        delta = torch.randn(self._x.shape) / self._rows if reconciled else None
+        self.stage.step(self._x, self._target, delta, beside=self._beside, relayed=self._relayed)
+
+    def mean(self, figure: Callable[[Step], float]) -> float:
+        """The mean over plain and reconciled steps of a figure of a step, which it calls."""
+        plain = figure(self.step)
+        if not self.stage.wants_delta:
+            return plain
+        share = 1 / self._reconcile_every
+        return (1 - share) * plain + share * figure(partial(self.step, reconciled=True))
+
+    def _drawn(self, kind: TensorKind) -> Tensor:
+        shape = (self._rows, *kind.shape)
+        if kind.dtype.is_floating_point:
+            return torch.randn(shape, dtype=kind.dtype)
+        return torch.randint(9, shape, dtype=kind.dtype)
+
+
 def seconds_of_stage(blueprint: Blueprint, config: TrainConfig, number: int, repeats: int) -> float:
     """Seconds of a training step of one stage, alone: the mean over plain and reconciled ones, of medians."""
-    stage = blueprint.build_stage(number, device=torch.device("cpu"), total_steps=3 * repeats)
-    shape = (config.batch_size, *blueprint.output_shape(number - 1))
-    dtype = blueprint.chain.input_dtype if number == 1 else torch.float32
-    x = torch.randn(shape) if dtype.is_floating_point else torch.randint(9, shape, dtype=dtype)
-    target = torch.randint(blueprint.classes, (config.batch_size, *blueprint.info.target_shape))
 
-    def median(delta: torch.Tensor | None) -> float:
+    def median(step: Step) -> float:
         seconds = []
         for _ in range(repeats + 1):
             started = time.perf_counter()
-            stage.step(x, target, delta)
+            step()
             seconds.append(time.perf_counter() - started)
         return statistics.median(seconds[1:])
 
-    plain = median(None)
-    if not stage.wants_delta:
-        return plain
-    share = 1 / config.reconcile_every
-    return (1 - share) * plain + share * median(torch.randn(shape) / config.batch_size)
+    return StageAlone(blueprint, config, number, steps=3 * repeats).mean(median)
+
+
+def multiply_adds_of_stage(blueprint: Blueprint, config: TrainConfig, number: int) -> float:
+    """Multiply-adds of a training step of one stage, forward and backward, in the same mean."""
+
+    def counted(step: Step) -> float:
+        step()  # objectives may measure something on the first batch, and seldom after
+        with FlopCounterMode(display=False) as counter:
+            step()
+        return float(counter.get_total_flops() / 2)
+
+    return StageAlone(blueprint, config, number).mean(counted)
+
+
+def peak_bytes_of_stage(blueprint: Blueprint, config: TrainConfig, number: int) -> int:
+    """Most bytes of tensors that live at a time in two training steps of one stage, alone.
+
+    Weights, gradients, the optimizer's state and one batch are among them; the edges' buffers are not.
+    """
+    counter = LiveBytes()
+    with counter:
+        alone = StageAlone(blueprint, config, number)
+        for _ in range(2):  # gradients live beside the optimizer's state from the second on
+            alone.step(reconciled=alone.stage.wants_delta)
+    return counter.peak

@@ -1,4 +1,4 @@
-"""What comes of the runs: a row for each arm of a set-up, tables, targets, curves."""
+"""What comes of the runs: a row for each arm of a set-up, targets, curves."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.accuracy.costs import Cost, name_of
+from benchmarks.accuracy.rates import Tried
 from benchmarks.accuracy.setups import BP, LINEAR, SetUp
 from benchmarks.common import Run, Target
 
@@ -28,8 +29,6 @@ GOALS = {
 PERPLEXITY_GOALS = {"gpt-bytes": (3.0, 1.5), "gpt-2048": (3.0, 1.5)}
 """The same in percent of perplexity."""
 DEFAULT = "auto"
-COST_COLUMNS = ("heads' multiply-adds", "slowest stage")
-"""Over those of the uncut network, and over the time of its step by back-propagation."""
 
 
 def rows(
@@ -37,6 +36,7 @@ def rows(
     setup: SetUp,
     runs: Mapping[tuple[str, str, int], Run],
     costs: Mapping[str, Cost],
+    tried: Tried,
 ) -> list[Row]:
     """A row for each arm of which a run is finished, in order."""
     made = []
@@ -44,8 +44,11 @@ def rows(
         own = {seed: run for (of, what, seed), run in runs.items() if (of, what) == (name, arm)}
         if own:
             row = row_of(name, setup, arm, own)
-            cost = costs.get(name_of(name, arm))
-            made.append(row if cost is None else row | {"cost": asdict(cost)})
+            if (name, arm) in tried:
+                row["held_out_accuracy_by_rate"] = tried[name, arm]
+            if (cost := costs.get(name_of(name, arm))) is not None:
+                row["cost"] = asdict(cost)
+            made.append(row)
     by_arm = {row["arm"]: row for row in made}
     for row in made:
         compare(row, by_arm.get(BP), by_arm.get(LINEAR))
@@ -61,10 +64,12 @@ def row_of(name: str, setup: SetUp, arm: str, runs: Mapping[int, Run]) -> Row:
         run.last_training(last, "accuracy", batches=TRAINING_WINDOW) for run in runs.values()
     ]
     stages = [run.summary["stages"] for run in runs.values()]
+    sent = next((found for run in runs.values() if (found := edge_bytes(run))), (None, None))
     return {
         "setup": name,
         "title": setup.title,
         "arm": arm,
+        "learning_rate": first.config.lr,
         "command": first.command(),
         "steps": first.summary["steps"],
         "epochs": first.config.epochs,
@@ -75,8 +80,26 @@ def row_of(name: str, setup: SetUp, arm: str, runs: Mapping[int, Run]) -> Row:
         "train_loss": statistics.fmean(v for v in train_loss if v is not None),
         "stage_test_accuracy": _mean_of_stages(stages, "eval_accuracy"),
         "stage_test_loss": _mean_of_stages(stages, "eval_loss"),
+        "bytes_forward": sent[0],
+        "bytes_back": sent[1],
         "curve": curve(first, last),
     }
+
+
+def edge_bytes(run: Run) -> tuple[float, float] | None:
+    """Bytes over all edges together: forward of a sample, evaluations included; back of a training sample.
+
+    None of a run without edges, or that went on, as it counted only what came then.
+    """
+    stages = run.summary["stages"]
+    if len(stages) == 1 or run.went_on:
+        return None
+    evaluations = sum(r["event"] == "evaluate" and r["stage"] == 1 for r in run.metrics)
+    trained = run.config.epochs * run.data["train_samples"]
+    passed = trained + evaluations * run.data["test_samples"]
+    forward = sum(stage["sent_bytes"] for stage in stages)
+    back = sum(stage.get("backward_bytes", 0) for stage in stages)
+    return forward / passed, back / trained
 
 
 def _mean_of_stages(stages: Sequence[Sequence[Row]], key: str) -> list[float]:
@@ -149,72 +172,6 @@ def claims(setups: Mapping[str, SetUp], all_rows: Sequence[Row]) -> list[Target]
                 what = f"{setups[name].title}: points of {claim.arm} over {claim.beside}"
                 made.append(common.at_least(what, -statistics.fmean(behind), claim.least))
     return made
-
-
-def show(all_rows: Sequence[Row]) -> None:
-    """Print a table for each set-up."""
-    columns = (
-        *("arm", "seeds", "test", "points behind bp", "gap closed", "training", "training loss"),
-        *("test loss", *COST_COLUMNS, "head of each stage"),
-    )
-    for name in dict.fromkeys(row["setup"] for row in all_rows):
-        own = [row for row in all_rows if row["setup"] == name]
-        title = f"{own[0]['title']}, {own[0]['steps']} batches; accuracies in percent"
-        common.print_table(title, columns, [cells(row) for row in own])
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    """A row of the table."""
-    accuracy = common.spread([100 * value for value in row["test_accuracy"].values()])
-    gap, closed = row.get("points_behind_bp"), row.get("gap_closed")
-    return (
-        row["arm"],
-        str(len(row["seeds"])),
-        with_sd(accuracy),
-        "-" if gap is None or row["arm"] == BP else with_sd(gap),
-        "-" if closed is None else f"{closed:.0%}",
-        f"{100 * row['train_accuracy']:.2f}",
-        f"{row['train_loss']:.4f}",
-        f"{statistics.fmean(row['test_loss'].values()):.4f}",
-        *cost_cells(row),
-        " ".join(f"{100 * value:.1f}" for value in row["stage_test_accuracy"]),
-    )
-
-
-def cost_cells(row: Row) -> tuple[str, str]:
-    """What the heads cost."""
-    cost = row.get("cost")
-    if cost is None:
-        return "-", "-"
-    return f"{cost['head_multiply_adds']:.2f}", f"{cost['slowest']:.2f}"
-
-
-def with_sd(spread: Mapping[str, float | None]) -> str:
-    """``mean ± sd``."""
-    sd = "" if spread["sd"] is None else f" ± {spread['sd']:.2f}"
-    return f"{spread['mean']:.2f}{sd}"
-
-
-def markdown(all_rows: Sequence[Row]) -> str:
-    """The same tables for the README, with the number of steps in every heading."""
-    columns = (
-        *("head", "seeds", "test", "points behind bp", "gap closed", "training", "training loss"),
-        *(*COST_COLUMNS, "head of each stage"),
-    )
-    lines = []
-    for name in dict.fromkeys(row["setup"] for row in all_rows):
-        own = [row for row in all_rows if row["setup"] == name]
-        lines.append(
-            f"### {own[0]['title']}; {own[0]['epochs']} epoch(s), {own[0]['steps']:,} batches\n"
-        )
-        lines.append("| " + " | ".join(columns) + " |")
-        lines.append("| " + " | ".join("---" for _ in columns) + " |")
-        for row in own:
-            arm, *rest = cells(row)
-            del rest[6]  # the test loss
-            lines.append("| " + " | ".join([arm if arm == BP else f"`{arm}`", *rest]) + " |")
-        lines.append("")
-    return "\n".join(lines).rstrip()
 
 
 def plot(all_rows: Sequence[Row], path: Path) -> None:

@@ -13,17 +13,19 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import common
-from benchmarks.accuracy import costs, figures
+from benchmarks.accuracy import costs, figures, rates, tables
 from benchmarks.accuracy.setups import SETUPS, SetUp
 from benchmarks.common import BenchmarkError, Run
 from pipelocal.config import TrainConfig
 
 Arm = tuple[str, str, int]
 """Names of the set-up and of the arm, and the seed."""
+Value = TypeVar("Value", bound=float)
 
 
 def main() -> None:
@@ -31,31 +33,50 @@ def main() -> None:
     study(SETUPS, default="resnet20-4", document=__doc__)
 
 
-def study(setups: Mapping[str, SetUp], *, default: str, document: str | None) -> None:
+def study(
+    setups: Mapping[str, SetUp],
+    *,
+    default: str,
+    document: str | None,
+    columns: tables.Columns = tables.HEADS,
+) -> None:
     """Train what is missing, print, write.
 
     Args:
         setups: by name; ``quick`` is for ``--quick``.
         default: name of the one that is taken by default.
         document: says what it is.
+        columns: of the tables.
     """
     options = parse(sys.argv[1:], setups, default, document)
     common.check_writable(options.json)
     device = common.resolve_device(options.device)
-    configs = {
-        (name, arm, seed): setups[name].config(arm, options, seed=seed, device=device)
+    wanted: list[Arm] = [
+        (name, arm, seed)
         for name in options.setups
         for arm, seed in planned(name, setups[name], options)
+    ]
+    arms = dict.fromkeys((name, arm) for name, arm, _ in wanted)
+    trials = rates.trials(setups, arms, options, device)
+    tried = rates.tried(trials, train(trials, options, "rate"), options)
+    configs = {
+        (name, arm, seed): setups[name].config(
+            arm, options, seed=seed, device=device, **rates.chosen(tried.get((name, arm)))
+        )
+        for name, arm, seed in wanted
+        if setups[name].search is None or (name, arm) in tried
     }
-    runs = train(configs, options)
+    runs = train(configs, options, "seed")
     measured = {} if options.keep is None else costs.kept(options.keep)
     rows = [
-        row for name in options.setups for row in figures.rows(name, setups[name], runs, measured)
+        row
+        for name in options.setups
+        for row in figures.rows(name, setups[name], runs, measured, tried)
     ]
     if not rows:
         raise BenchmarkError("no run is finished: leave out --report")
     targets = [*figures.targets(rows), *figures.claims(setups, rows)]
-    figures.show(rows)
+    tables.show(rows, columns)
     common.print_targets(targets)
     common.write_result(
         options.json,
@@ -64,7 +85,7 @@ def study(setups: Mapping[str, SetUp], *, default: str, document: str | None) ->
         targets=targets,
     )
     if options.into is not None:
-        common.put_into(options.into, figures.markdown(rows))
+        common.put_into(options.into, tables.markdown(rows, columns))
     figures.plot(rows, options.json.with_suffix(".png"))
 
 
@@ -123,21 +144,28 @@ def planned(name: str, setup: SetUp, options: argparse.Namespace) -> Iterator[tu
                 yield arm, seed
 
 
-def train(configs: dict[Arm, TrainConfig], options: argparse.Namespace) -> dict[Arm, Run]:
-    """The finished runs; those that diverge are said and left out."""
-    runs: dict[Arm, Run] = {}
-    arms = [*configs]
+def train(
+    configs: Mapping[tuple[str, str, Value], TrainConfig], options: argparse.Namespace, what: str
+) -> dict[tuple[str, str, Value], Run]:
+    """The finished runs; those that diverge are said and left out.
+
+    Args:
+        configs: by set-up, arm and a value.
+        options: of the command line.
+        what: the value is.
+    """
     if options.report:
         kept = {arm: common.kept_run(config, options.keep) for arm, config in configs.items()}
         return {arm: run for arm, run in kept.items() if isinstance(run, Run)}
+    runs: dict[tuple[str, str, Value], Run] = {}
+    arms = [*configs]
+    names = [f"{setup}, {arm}, {what} {value:g}" for setup, arm, value in arms]
     for index, run in common.train_those_that_converge(
-        [*configs.values()], [str(arm) for arm in arms], jobs=options.jobs, keep=options.keep
+        [*configs.values()], names, jobs=options.jobs, keep=options.keep
     ):
         runs[arms[index]] = run
-        done = f"{len(runs)}/{len(arms)}"
-        print(
-            f"{done}  {arms[index]}: test accuracy {run.summary['eval_accuracy']:.4f}", flush=True
-        )
+        accuracy = run.summary["eval_accuracy"]
+        print(f"{len(runs)}/{len(arms)}  {names[index]}: accuracy {accuracy:.4f}", flush=True)
     return runs
 
 

@@ -33,6 +33,15 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Search:
+    """The learning rates that each arm tries before its runs."""
+
+    rates: tuple[float, ...]
+    options: Options = field(default_factory=dict)
+    """Of the runs that try them, in place of the set-up's own: such as fewer epochs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SetUp:
     """What all arms have in common, and the arms."""
 
@@ -48,9 +57,17 @@ class SetUp:
     """Seeds of the main arms beyond :attr:`seeds`."""
     claims: Sequence[Claim] = ()
     """What arms are to keep."""
+    search: Search | None = None
+    """How the learning rate of each arm is found; None for that of the options."""
 
     def config(
-        self, arm: str, options: argparse.Namespace, *, seed: int = 0, device: str = "cpu"
+        self,
+        arm: str,
+        options: argparse.Namespace,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        **further: Any,
     ) -> TrainConfig:
         """The options of a run.
 
@@ -59,6 +76,7 @@ class SetUp:
             options: of the command line: data_root, tokenizer, and epochs if they are not the set-up's own.
             seed: of the run.
             device: as ``--device`` takes it.
+            further: options in place of those.
         """
         own: dict[str, Any] = {**self.options, **self.arms[arm]}
         if own["objective"] != "bp":
@@ -67,10 +85,11 @@ class SetUp:
             own["epochs"] = options.epochs
         if "tokenizer" in own:
             own["tokenizer"] = options.tokenizer
-        config = TrainConfig(
-            **own, data_root=options.data_root, seed=seed, device=device, threads=1
-        )
-        return by_its_name(config) if config.head == "auto" else config
+        own |= {"data_root": options.data_root, "seed": seed, "device": device, "threads": 1}
+        config = TrainConfig(**{**own, **further})
+        # Other objectives may refuse the head by its name, and share no arm with another study.
+        known = config.head == "auto" and config.objective == "greedy"
+        return by_its_name(config) if known else config
 
 
 IMAGES: Options = {"batch_size": 128, "lr": 0.1, "weight_decay": 5e-4}

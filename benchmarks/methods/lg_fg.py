@@ -1,7 +1,8 @@
 """Forward gradients on LocalMixer: the arms of arXiv 2210.03310, and the variance of one layer's gradients.
 
-Each arm first searches its learning rate over the same grid, in shorter runs, by test accuracy; then it
-trains at the best. Runs are kept, and a study that was stopped goes on::
+Each arm first searches its learning rate over the same grid, in shorter runs on a seed of their own, by the
+accuracy on a part of the training data that is held out; then it trains at the best. Runs are kept, and a
+study that was stopped goes on::
 
     python benchmarks/methods/lg_fg.py --quick --json lg-fg.json
     python benchmarks/methods/lg_fg.py --setups mnist --data-root DIR --keep RUNS --json lg-fg.json
@@ -18,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import common
+from benchmarks import common, held_out
 from benchmarks.common import BenchmarkError, Target
 from benchmarks.methods import lg_fg_variance as variance
 from pipelocal.config import TrainConfig
@@ -157,7 +158,9 @@ def study(name: str, setup: SetUp, options: argparse.Namespace) -> list[Row]:
     chosen = dict.fromkeys(wanted, rates[0])
     if len(rates) > 1:
         tried = [(arm, rate) for arm in wanted for rate in rates]
-        configs = [config(arm, rate, 0, **setup.search) for arm, rate in tried]
+        data = held_out.reference(setup.options["data"])
+        search = {**setup.search, "data": data}
+        configs = [config(arm, rate, held_out.SEED, **search) for arm, rate in tried]
         found = {tried[i]: accuracy for i, accuracy in trained(configs, options, "search")}
         for arm in wanted:
             chosen[arm] = max(rates, key=lambda rate: found.get((arm, rate), -1.0))
@@ -185,13 +188,13 @@ def study(name: str, setup: SetUp, options: argparse.Namespace) -> list[Row]:
 def trained(
     configs: Sequence[TrainConfig], options: argparse.Namespace, what: str
 ) -> Iterator[tuple[int, float]]:
-    """Yield index and test accuracy of each run that does not diverge."""
+    """Yield index and accuracy of each run that does not diverge."""
     names = [f"{what} {c.objective} {' '.join(c.objective_options)} lr {c.lr}" for c in configs]
     for i, run in common.train_those_that_converge(
         configs, names, jobs=options.jobs, keep=options.keep
     ):
         accuracy = run.summary["eval_accuracy"]
-        print(f"{names[i]}: test accuracy {accuracy:.4f}", flush=True)
+        print(f"{names[i]}: accuracy {accuracy:.4f}", flush=True)
         yield i, accuracy
 
 

@@ -1,0 +1,84 @@
+"""The learning rate of each arm of a set-up that has it searched: the best of one grid for all arms.
+
+Every rate is tried on a seed that no other run has. A tenth of the training data is held out, and the
+accuracy on it decides, so the test data have no part in the choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from benchmarks import common, held_out
+from benchmarks.accuracy.setups import Search, SetUp
+from benchmarks.common import Run
+from pipelocal.config import TrainConfig
+
+Trial = tuple[str, str, float]
+"""Names of the set-up and of the arm, and the rate."""
+Tried = dict[tuple[str, str], dict[float, float]]
+"""By set-up and arm, the held-out accuracy of each rate that did not diverge."""
+
+
+def trials(
+    setups: Mapping[str, SetUp],
+    arms: Iterable[tuple[str, str]],
+    options: argparse.Namespace,
+    device: str,
+) -> dict[Trial, TrainConfig]:
+    """The runs of all searches.
+
+    Args:
+        setups: by name.
+        arms: set-ups and arms that are to be trained.
+        options: as :meth:`SetUp.config` takes them.
+        device: as there.
+    """
+    return {
+        (name, arm, rate): _trial(setups[name], search, arm, rate, options, device)
+        for name, arm in arms
+        if (search := setups[name].search) is not None
+        for rate in search.rates
+    }
+
+
+def _trial(
+    setup: SetUp, search: Search, arm: str, rate: float, options: argparse.Namespace, device: str
+) -> TrainConfig:
+    """One arm with one rate."""
+    data = held_out.reference(setup.options["data"])
+    further = {**search.options, "data": data, "lr": rate}
+    return setup.config(arm, options, seed=held_out.SEED, device=device, **further)
+
+
+def tried(
+    configs: Mapping[Trial, TrainConfig], runs: Mapping[Trial, Run], options: argparse.Namespace
+) -> Tried:
+    """What the searches found; arms of which every rate diverged, or a run is not finished, are left out.
+
+    Args:
+        configs: of all searches.
+        runs: of those that are finished.
+        options: of the command line: report and keep.
+    """
+    unfinished = {
+        (name, arm)
+        for (name, arm, _), config in configs.items()
+        if options.report and common.kept_run(config, options.keep) is None
+    }
+    found: Tried = {}
+    for (name, arm, rate), run in sorted(runs.items()):
+        if (name, arm) not in unfinished:
+            found.setdefault((name, arm), {})[rate] = run.summary["eval_accuracy"]
+    return found
+
+
+def chosen(by_rate: Mapping[float, float] | None) -> dict[str, Any]:
+    """The best rate as an option; none where there was no search."""
+    return {} if by_rate is None else {"lr": best(by_rate)}
+
+
+def best(by_rate: Mapping[float, float]) -> float:
+    """The rate of the highest accuracy; of equals, the lowest."""
+    return max(sorted(by_rate), key=lambda rate: by_rate[rate])
