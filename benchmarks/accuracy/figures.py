@@ -14,6 +14,7 @@ from benchmarks.accuracy.costs import Cost, name_of
 from benchmarks.accuracy.rates import Tried
 from benchmarks.accuracy.setups import BP, LINEAR, SetUp
 from benchmarks.common import Run, Target
+from pipelocal.config.resolve import recipe_of
 
 Row = dict[str, Any]
 TRAINING_WINDOW = 100
@@ -82,6 +83,7 @@ def row_of(name: str, setup: SetUp, arm: str, runs: Mapping[int, Run]) -> Row:
         "stage_test_loss": _mean_of_stages(stages, "eval_loss"),
         "bytes_forward": sent[0],
         "bytes_back": sent[1],
+        "forward_only": getattr(recipe_of(first.config).objective, "way_back", None) is None,
         "curve": curve(first, last),
     }
 
@@ -144,8 +146,12 @@ def paired(row: Row, other: Row | None) -> list[float] | None:
 
 
 def targets(all_rows: Sequence[Row]) -> list[Target]:
-    """What the default head is to keep."""
+    """What the default head is to keep, and that nothing flows back where nothing may."""
     made = []
+    back = [row["bytes_back"] for row in all_rows if row["forward_only"]]
+    if counted := [each for each in back if each is not None]:
+        what = "bytes back of a sample, forward-only arms, most"
+        made.append(common.at_most(what, max(counted), 0))
     for row in all_rows:
         if row["arm"] != DEFAULT or "points_behind_bp" not in row:
             continue

@@ -125,7 +125,7 @@ SETUPS: dict[str, SetUp] = {
     ),
     "quick": SetUp(
         title="ResNet-8, digits, 4 stages",
-        options={"model": "resnet8", "data": "digits", "epochs": 6, "batch_size": 64},
+        options={"model": "resnet8", "data": "digits", "epochs": 4, "batch_size": 64},
         cut={"stages": 4},
         arms={name: each for name, each in arms(FOUR).items() if name in QUICK},
         claims=CLAIMS,

@@ -157,7 +157,9 @@ def test_each_arm_trains_at_its_own_best_rate(
     monkeypatch.setattr(sys, "argv", arguments)
     study({"quick": setup}, default="quick", document="Study.", columns=tables.METHODS)
 
-    found = {row["arm"]: row for row in json.loads(file.read_text())["results"]}
+    written = json.loads(file.read_text())
+    assert [(t["value"], t["met"]) for t in written["targets"]] == [(0, True)], "nothing flows back"
+    found = {row["arm"]: row for row in written["results"]}
     assert {arm: row["learning_rate"] for arm, row in found.items()} == {
         "bp": 0.1,
         "linear": 0.1,
