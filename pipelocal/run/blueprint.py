@@ -27,7 +27,7 @@ from pipelocal.stage.ema import Average
 from pipelocal.stage.layout import put_channels_last
 from pipelocal.stage.passes import HALF
 from pipelocal.stage.recipe import Recipe, check_schedule
-from pipelocal.stage.stage import Stage, own_parameters
+from pipelocal.stage.stage import Stage, own_module
 from pipelocal.stage.state import trained_names
 from pipelocal.system.tensor_kind import TensorKind
 from pipelocal.tasks.task import batch_of
@@ -353,7 +353,7 @@ class Blueprint:
         place = self.place(number, total_steps=total_steps)
         with seeded(recipe.seed, "objective", number):
             objective = recipe.objective.for_stage(place)
-        own = own_parameters(objective)
+        own = own_module(objective)
         if own is not None:
             own.to(device)
         cut = self.cuts[number - 1]

@@ -147,7 +147,11 @@ class Passes:
         self.seed_for("head")
 
     def evaluate(self, x: Tensor, beside: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the main output, and the head's; without a graph."""
+        """Return the main output, and the head's; without a graph.
+
+        Whatever draws in evaluation too draws the same on every batch, for any number of ranks.
+        """
+        reseed(derive_seed(self._seed, "evaluation", self._number))
         x = self.laid_out(x)
         self.beside_input = tuple(beside)
         out, self._beside = unpack(self._run(self._body, pack(x, self.beside_input)))

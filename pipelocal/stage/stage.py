@@ -11,6 +11,7 @@ sequence and a pipeline interleaves with its transfers::
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -116,8 +117,8 @@ class Stage:
         self.body = body
         self.head = head
         self.objective = objective
-        self.own_objective = own_parameters(objective)
-        """The objective, if it has parameters."""
+        self.own_objective = own_module(objective)
+        """The objective, if it has parameters or buffers."""
         self.optimizer = optimizer
         self.average = average
         self.task = task
@@ -164,7 +165,7 @@ class Stage:
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
-        """Return body, head, and the objective if it has parameters."""
+        """Return body, head, and the objective if it has parameters or buffers."""
         own = self.own_objective
         return (self.body, self.head) if own is None else (self.body, self.head, own)
 
@@ -316,8 +317,17 @@ class Stage:
         self._residual = self.objective.body_backward(self._require_pass(), delta)
 
     def metrics(self, target: Tensor) -> StepMetrics:
-        """Return the metrics of this batch; call it after :meth:`reconcile`."""
-        assert self._logits is not None
+        """Return the metrics of this batch; call it after :meth:`reconcile`.
+
+        Raises:
+            StageError: a user's objective has not run the head.
+        """
+        if self._logits is None:
+            raise StageError(
+                "the objective has not run the head by local.task_loss, whose figures are reported: call it, "
+                "or super().loss(local, out), in its loss()",
+                stage=self.number,
+            )
         assert self._loss is not None
         return StepMetrics(
             loss=self._loss,
@@ -498,8 +508,9 @@ class Stage:
             self._train_mode = train
 
 
-def own_parameters(objective: Objective) -> nn.Module | None:
-    """Return the objective as a module if it has parameters; None otherwise."""
+def own_module(objective: Objective) -> nn.Module | None:
+    """Return the objective as a module if it has parameters or buffers; None otherwise."""
     if not isinstance(objective, nn.Module):
         return None
-    return objective if any(True for _ in objective.parameters()) else None
+    held = itertools.chain(objective.parameters(), objective.buffers())
+    return objective if any(True for _ in held) else None

@@ -55,7 +55,7 @@ def parameter_names(chain: Chain, cut: Cut, stage: Stage) -> list[str]:
 def stage_state(chain: Chain, cut: Cut, stage: Stage) -> dict[str, Any]:
     """Return a stage's state, with its body under the whole model's names.
 
-    ``body``, ``head`` and, if the objective has parameters, ``objective`` are state dicts;
+    ``body``, ``head`` and, if the objective has parameters or buffers, ``objective`` are state dicts;
     ``optimizer`` and ``steps`` are the state of the training; ``averaged`` is None, or holds the averaged
     ``body`` and ``head`` and the number of ``updates``.
 

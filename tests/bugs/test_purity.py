@@ -16,11 +16,13 @@ from pipelocal.config.training import train
 from pipelocal.errors import UserError
 from pipelocal.objective import Greedy
 from pipelocal.ranks.world import World
+from pipelocal.seeding import seeded
 from pipelocal.stage.options import ComputeOptions
 from pipelocal.stage.recompute import RecomputedBody
 from pipelocal.stage.stage import Stage
 from tests.bugs import impure_models
 from tests.launching import run_ranks
+from tests.objective.stages import make_stage
 from tests.test_transparency import assert_same_bits
 
 MODELS = impure_models.__name__
@@ -175,3 +177,22 @@ def test_lazy_modules_were_refused_with_a_wrong_reason(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unit 'u1' has a lazy module.*call the model once"):
         trained(tmp_path / "lazy", "lazy")
     trained(tmp_path / "ready", "lazy_made_ready")
+
+
+def test_what_a_unit_drew_in_an_evaluation_depended_on_the_rank() -> None:
+    """Generators were seeded for training alone; in one process all stages drew from one stream."""
+
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.randn_like(x)
+
+    stage = make_stage(
+        nn.Sequential(nn.Linear(4, 4), Noisy()), nn.Sequential(nn.Linear(4, 2), Noisy())
+    )
+    found = []
+    for seed in (1, 2):
+        with seeded(seed, "what another stage has drawn"):
+            found.append(stage.evaluate(torch.ones(3, 4)))
+    assert all(map(torch.equal, *found))
+    output, _ = found[0]
+    assert not torch.equal(output[0], output[1]), "rows draw for themselves"
