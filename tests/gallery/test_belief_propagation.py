@@ -217,8 +217,8 @@ def test_costs_by_difference_never_fall() -> None:
             assert bool((torch.cat([side, beyond]).diff() > 0).all())
 
 
-def mosaics(count: int = 64) -> tuple[Mosaics, Mosaics]:
-    return make(None, count=count)
+def mosaics() -> tuple[Mosaics, Mosaics]:
+    return make(None, count=16)
 
 
 def test_a_mosaic_has_a_label_for_each_pixel() -> None:
@@ -245,7 +245,7 @@ def trained(net: torch.nn.Sequential, cut: str, **given: Any) -> torch.nn.Module
         **{"head": "linear", **given},
     )
     train, test = mosaics()
-    pipe.fit(train, test, epochs=1, batch_size=32, progress=False)
+    pipe.fit(train, test, epochs=1, batch_size=8, progress=False)
     return pipe.module()
 
 
