@@ -28,6 +28,7 @@ from pipelocal.objective import (
     Objective,
     Place,
     Relay,
+    WayBack,
 )
 from pipelocal.partition.partitioners import PARTITIONERS, PartitionRequest
 from pipelocal.pipeline.callbacks import BatchEnd, Callback, EpochEnd, EvaluationEnd
@@ -59,6 +60,7 @@ __all__ = [
     "Objective",
     "Place",
     "Relay",
+    "WayBack",
     "PartitionRequest",
     "Stage",
     "StepResult",

@@ -7,22 +7,26 @@ from pipelocal.objective import (
     ANP,
     BWBPF,
     LGFG,
+    PGL,
     SGR,
     BackPropagation,
     ContSup,
     DeepSupervision,
     Greedy,
     InfoPro,
+    LoCo,
 )
 
 __all__ = [
     "ANP",
     "BWBPF",
     "LGFG",
+    "PGL",
     "SGR",
     "BackPropagation",
     "ContSup",
     "DeepSupervision",
     "Greedy",
     "InfoPro",
+    "LoCo",
 ]

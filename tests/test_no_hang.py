@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,9 @@ from tests.models_for_tests import EDGE_CASE_FLAG
 MODELS = Path(__file__).parent / "models_for_tests.py"
 WIDE = ["train", "--model", f"{MODELS}:wide", "--objective", "sgr", "--lr", "0.01", "--plain"]
 WIDE += ["--batch-size", "720"]
+LOCO = ["--objective", "loco"]
+PGL = ["--objective", "pgl", "--guide-every", "2"]
+"""With edges back as well."""
 
 
 def summary_of(out: Path) -> dict[str, object]:
@@ -35,20 +39,27 @@ def summary_of(out: Path) -> dict[str, object]:
     return summary
 
 
-@pytest.mark.parametrize("window", [1, 2])
-def test_uneven_last_batches_of_wide_messages(tmp_path: Path, window: int) -> None:
+@pytest.mark.parametrize(
+    ("window", "back"),
+    [(1, []), (2, []), (1, LOCO), pytest.param(2, PGL, marks=pytest.mark.slow)],
+)
+def test_uneven_last_batches_of_wide_messages(
+    tmp_path: Path, window: int, back: list[str]
+) -> None:
     """1442 samples in batches of 720 leave two for the last; the test set is one batch of 355."""
     out = tmp_path / "run"
-    arguments = [*WIDE, "--epochs", "1", "--window", str(window), "--out", str(out)]
+    arguments = [*WIDE, *back, "--epochs", "1", "--window", str(window), "--out", str(out)]
     run_ranks(tmp_path / "log", arguments, 4)
     assert summary_of(out)["steps"] == 3
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_early_stop(tmp_path: Path, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("steps", "back"), [(1, []), (2, PGL), (4, []), pytest.param(1, LOCO, marks=pytest.mark.slow)]
+)
+def test_early_stop(tmp_path: Path, steps: int, back: list[str]) -> None:
     """The stream may end anywhere: at once, within an epoch, after the first of the next one."""
     out = tmp_path / "run"
-    run_ranks(tmp_path / "log", [*WIDE, "--max-steps", str(steps), "--out", str(out)], 4)
+    run_ranks(tmp_path / "log", [*WIDE, *back, "--max-steps", str(steps), "--out", str(out)], 4)
     assert summary_of(out)["steps"] == steps
 
 
@@ -90,13 +101,16 @@ def test_train_and_evaluate_in_any_order(tmp_path: Path, kinds: str) -> None:
     assert "error" not in ranks.output()
 
 
-def launch_misbehaving(tmp_path: Path, *, culprit: int, size: int = 4) -> Ranks:
+def launch_misbehaving(
+    tmp_path: Path, *, culprit: int, size: int = 4, back: Sequence[str] = ()
+) -> Ranks:
     """Start a run in which every unit of one rank does what ``tmp_path/flag`` says, once it exists.
 
     The others lose patience soon after it has begun to.
     """
     arguments = [*WIDE, "--model", f"{MODELS}:wide_misbehaving", "--epochs", "1000"]
     arguments += ["--log-every", "2", "--timeout", str(FOR_EVER), "--out", str(tmp_path / "run")]
+    arguments += back
 
     def watch_flag(rank: int) -> None:
         lose_patience_at(tmp_path / "flag.begun")
@@ -141,9 +155,13 @@ def test_nan_names_the_stage_where_it_began(tmp_path: Path, culprit: int) -> Non
         assert "the loss is NaN or infinite" in said
 
 
-@pytest.mark.parametrize("victim", [0, 1, 3])
-def test_a_killed_rank_ends_all_before_their_patience_does(tmp_path: Path, victim: int) -> None:
-    ranks = launch_misbehaving(tmp_path, culprit=victim)
+@pytest.mark.parametrize(
+    ("victim", "back"), [(0, []), (1, LOCO), (3, []), pytest.param(2, PGL, marks=pytest.mark.slow)]
+)
+def test_a_killed_rank_ends_all_before_their_patience_does(
+    tmp_path: Path, victim: int, back: list[str]
+) -> None:
+    ranks = launch_misbehaving(tmp_path, culprit=victim, back=back)
     ranks.kill(victim, signal.SIGKILL)
     codes = ranks.wait()
     assert codes[victim] == -signal.SIGKILL
@@ -159,12 +177,19 @@ def test_a_rank_that_leaves_without_a_word_is_like_a_killed_one(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "culprit", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)]
+    ("culprit", "back"),
+    [
+        (1, []),
+        *(pytest.param(culprit, [], marks=pytest.mark.slow) for culprit in (0, 3)),
+        pytest.param(2, LOCO, marks=pytest.mark.slow),
+    ],
 )
-def test_a_hung_rank_ends_all_after_the_timeout_and_is_named(tmp_path: Path, culprit: int) -> None:
+def test_a_hung_rank_ends_all_after_the_timeout_and_is_named(
+    tmp_path: Path, culprit: int, back: list[str]
+) -> None:
     """A stopped process keeps its connections: only patience can run out. Neighbours' neighbours
     lose theirs at about the same time, but all name the one that does not answer."""
-    ranks = launch_misbehaving(tmp_path, culprit=culprit)
+    ranks = launch_misbehaving(tmp_path, culprit=culprit, back=back)
     misbehave(tmp_path, "stop")
     others = [rank for rank in range(4) if rank != culprit]
     assert ranks.wait(others) == [1, 1, 1], ranks.output()

@@ -34,7 +34,7 @@ from pipelocal.config.resolve import blueprint_of
 from pipelocal.config.training import train
 from pipelocal.data import DATASETS, ArrayDataset, DataInfo, DatasetEntry
 from pipelocal.ranks.host import set_up_host
-from pipelocal.run.assembly import Assembly
+from pipelocal.run.contracts import Contracts
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.system.strict_json import to_json
 from pipelocal.tasks.classification import cross_entropy
@@ -196,15 +196,9 @@ def ring_bytes(config: TrainConfig) -> int:
     if rank == 0 or ranks == 1:
         return 0
     blueprint = blueprint_of(config)
-    assembly = Assembly(
-        config,
-        blueprint,
-        torch.device("cpu"),
-        batch_size=config.batch_size,
-        report=lambda _record: None,
-    )
+    contracts = Contracts(config, blueprint, batch_size=config.batch_size)
     first = rank * blueprint.stages // ranks
-    rows = sum(message.bytes_per_row for message in assembly.contract(first).messages)
+    rows = sum(message.bytes_per_row for message in contracts.forward(first).messages)
     return ring_slots(config.window) * config.batch_size * rows
 
 

@@ -70,8 +70,9 @@ def check_names(config: TrainConfig) -> None:
 
 
 def described_objectives() -> str:
-    """The options of each objective of the registry, but those of sgr, which are options of their own."""
-    classes: dict[str, Any] = {name: OBJECTIVES.get(name) for name in OBJECTIVES if name != "sgr"}
+    """The options of each objective of the registry, but of those whose are options of the command line."""
+    others = set(OBJECTIVES) - {"sgr", "pgl"}
+    classes: dict[str, Any] = {name: OBJECTIVES.get(name) for name in OBJECTIVES if name in others}
     return "".join(
         f" {name}: {described_options(recipe)}."
         for name, recipe in classes.items()

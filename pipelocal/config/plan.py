@@ -58,6 +58,8 @@ class PlanConfig:
     """As for train; times and bytes are means over the batches."""
     reconcile_fraction: float = shared("reconcile_fraction")
     """As for train."""
+    guide_every: int = shared("guide_every")
+    """As for train; bytes are means over the batches."""
     delta: str = shared("delta")
     """As for train."""
     optimizer: str = shared("optimizer")

@@ -23,7 +23,7 @@ from pipelocal.errors import UserError
 from pipelocal.heads import HEADS, HeadBuilder, auto
 from pipelocal.models import Chain, build_chain
 from pipelocal.models.inputs import check_beside
-from pipelocal.objective import OBJECTIVES, SGR, Objective, ObjectiveRecipe, Place, as_recipe
+from pipelocal.objective import OBJECTIVES, PGL, SGR, Objective, ObjectiveRecipe, Place, as_recipe
 from pipelocal.objective.greedy import EachStage
 from pipelocal.objective.options import OPTION, is_recipe_class, options_from
 from pipelocal.options import listed_numbers, names_that, numbers_of, without_number
@@ -40,6 +40,12 @@ from pipelocal.system.quantities import parse_bytes, parse_speeds, parse_weights
 from pipelocal.tasks import Task
 from pipelocal.tasks.registry import task_named, with_smoothing
 from pipelocal.tasks.supcon import with_contrast
+
+ITS_OPTIONS: dict[Any, str] = {
+    SGR: "--reconcile-weight, --reconcile-every, --distance and the like",
+    PGL: "--guide-every",
+}
+"""Options of recipes that are options of the command line."""
 
 IMAGINED = "planned"
 """Name of data that are only described, to plan for."""
@@ -169,8 +175,14 @@ def objective_of(config: TrainConfig) -> ObjectiveRecipe:
     """
     name, given = config.objective, config.objective_options
     found: Any = OBJECTIVES.get(name)
+    if given and isinstance(found, type) and found in ITS_OPTIONS:
+        raise UserError(
+            f"{OPTION} {' '.join(given)}: those of {name} are {ITS_OPTIONS[found]}: give these"
+        )
     if found is SGR:
         return _reconciling(config)
+    if found is PGL:
+        return PGL(every=config.guide_every)
     with users_code("objective", name):
         made = not isinstance(found, type) and hasattr(found, "for_stage")  # and takes nothing more
         if given and made:
@@ -184,12 +196,7 @@ def objective_of(config: TrainConfig) -> ObjectiveRecipe:
 
 
 def _reconciling(config: TrainConfig) -> SGR:
-    """SGR, whose options are options of their own."""
-    if config.objective_options:
-        raise UserError(
-            f"{OPTION} {' '.join(config.objective_options)}: those of sgr are --reconcile-weight, "
-            f"--reconcile-every, --distance and the like: give these"
-        )
+    """SGR, as its options say."""
     text = config.reconcile_weight
     weights = parse_weights("--reconcile-weight", text, text.count(",") + 1)
     return SGR(

@@ -10,6 +10,8 @@ The values of ``--objective``::
     bwbpf   the last stage's body too learns by a local head; the global loss trains the classifier alone
     lg-fg   every stage minimises its local losses by forward gradients, without a backward pass
     contsup every stage minimises its local loss, and sees again what lies before its input
+    loco    every body also learns from the next stage's loss, whose gradient is sent back
+    pgl     every so many batches the global loss's gradient goes back through all stages
     bp      ordinary back-propagation through the uncut model, in one process: the baseline
     deep-supervision    the same with the losses of all stages' heads added
 """
@@ -33,8 +35,11 @@ from pipelocal.objective.local import (
     network_of,
     relays_of,
 )
+from pipelocal.objective.loco import LoCo
+from pipelocal.objective.pgl import PGL
 from pipelocal.objective.reconciliation import WEIGHT_SCHEDULES, Reconciliation
 from pipelocal.objective.sgr import SGR
+from pipelocal.objective.way_back import SendsBack, WayBack, way_back_of
 from pipelocal.registry import Registry
 
 OBJECTIVES: Registry[object] = Registry("objective", takes=None)
@@ -48,6 +53,8 @@ OBJECTIVES.register("deep-supervision")(DeepSupervision)
 OBJECTIVES.register("lg-fg")(LGFG)
 OBJECTIVES.register("contsup")(ContSup)
 OBJECTIVES.register("anp")(ANP)
+OBJECTIVES.register("loco")(LoCo)
+OBJECTIVES.register("pgl")(PGL)
 OBJECTIVES.register("bp")(BackPropagation())
 
 
@@ -57,6 +64,7 @@ __all__ = [
     "DISTANCES",
     "LGFG",
     "OBJECTIVES",
+    "PGL",
     "SGR",
     "WEIGHT_SCHEDULES",
     "BackPropagation",
@@ -66,6 +74,7 @@ __all__ = [
     "FirstOrderReconciliation",
     "Greedy",
     "InfoPro",
+    "LoCo",
     "LocalPass",
     "Objective",
     "ObjectiveRecipe",
@@ -73,7 +82,10 @@ __all__ = [
     "Reconciliation",
     "Relay",
     "Section",
+    "SendsBack",
+    "WayBack",
     "as_recipe",
     "network_of",
     "relays_of",
+    "way_back_of",
 ]

@@ -15,6 +15,7 @@ from pipelocal.objective.delta_encoding import Summary, whole_delta
 from pipelocal.objective.local import LocalPass, Objective, ObjectiveRecipe, Place, Relay
 from pipelocal.objective.options import is_recipe_class
 from pipelocal.objective.residual import Residual
+from pipelocal.objective.way_back import WayBack
 
 
 class ForwardRecipe:
@@ -101,6 +102,8 @@ class EachStage:
     reconcile_every: int | None
     relays: Callable[[int], Sequence[Relay]] = lambda _stages: ()
     """See :class:`~pipelocal.objective.local.ObjectiveRecipe`; a static method of the class."""
+    way_back: WayBack | None = None
+    """Likewise; an attribute of the class."""
 
     def for_stage(self, place: Place) -> Objective:
         """See :class:`~pipelocal.objective.local.ObjectiveRecipe`."""
@@ -133,6 +136,6 @@ def as_recipe(objective: Any) -> ObjectiveRecipe:
     every = getattr(objective, "reconcile_every", None)
     if every is None and getattr(objective, "wants_delta", False):
         every = 1
-    recipe = EachStage(objective, every)
+    recipe = EachStage(objective, every, way_back=getattr(objective, "way_back", None))
     asked = getattr(objective, "relays", None)
     return recipe if asked is None else replace(recipe, relays=asked)

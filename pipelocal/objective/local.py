@@ -65,11 +65,8 @@ class LocalPass:
     """Applies head and task loss to an output; available from :meth:`Objective.head_backward` on."""
     loss_function: Callable[[Tensor, Tensor], Loss] | None = None
     """The task's loss of a head's output and targets, of any rows; available likewise."""
-
-    @property
-    def reconciled(self) -> bool:
-        """Whether delta of the stage before will be received."""
-        return self.x.requires_grad
+    reconciled: bool = False
+    """Whether delta of the stage before will be received."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +157,8 @@ class ObjectiveRecipe(Protocol):
     a chain of units of the same names, which may pass on more.
     One that cannot train every network has ``check_stage(body, head, stage=)``, and one that does nothing in
     so few stages ``check_stages(stages)``; both raise a ``UserError``. One whose
-    stages run no backward pass says so by ``without_backward = True``.
+    stages run no backward pass says so by ``without_backward = True``. One by which stages send something back
+    declares it as its ``way_back``, a :class:`~pipelocal.objective.way_back.WayBack`.
     """
 
     @property

@@ -80,14 +80,19 @@ class Placement:
                 if deal is not None:
                     yield i, j, deal
 
-    def pairs(self) -> list[Pair]:
-        """Return sender and receiver of every edge between ranks, those after every other block first."""
+    def pairs(self, *, back: bool = False) -> list[Pair]:
+        """Return sender and receiver of every edge between ranks, those after every other block first.
+
+        Args:
+            back: whether each edge has one back, which then follow.
+        """
         indices = range(len(self.blocks) - 1)
-        return [
+        forward = [
             (self.blocks[index].ranks[i], self.blocks[index + 1].ranks[j])
             for index in sorted(indices, key=lambda index: index % 2)
             for i, j, _ in self.edges(index)
         ]
+        return forward + [(j, i) for i, j in forward if back]
 
 
 def place(stages: int, ranks: int, replicas: Sequence[int] = (1,)) -> Placement:

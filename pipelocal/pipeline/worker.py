@@ -5,13 +5,14 @@ A training batch, with time from left to right; ``>`` marks what is sent to the 
     receive x | forward > ids, target, x | head backward > delta | receive delta, reconcile | update
 
 Their names in a trace: receive, forward, send, head, send, backward (or receive, reconcile), average
-(with replicas), step.
+(with replicas), step. Between the last two parts an objective with a way back receives and sends once more.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from pipelocal.pipeline.observers import (
     Telling,
 )
 from pipelocal.pipeline.records import Records, Report
+from pipelocal.pipeline.way_back import NOTHING_BACK, WayBackEnds
 from pipelocal.references import where
 from pipelocal.stage.freezing import Freezing
 from pipelocal.stage.stage import Stage
@@ -64,6 +66,7 @@ class Worker:
         votes: whether evaluations send the heads' votes along.
         callbacks: called with what the stage has done.
         messages: names of the tensors that come in.
+        way_back: what the objective sends back.
     """
 
     def __init__(
@@ -85,8 +88,10 @@ class Worker:
         votes: bool = True,
         callbacks: Sequence[Callback] = (),
         messages: Messages = PLAIN,
+        way_back: WayBackEnds = NOTHING_BACK,
     ) -> None:
         self.stage = stage
+        self.way_back = way_back
         self._messages = messages
         self.incoming = incoming
         self.outgoing = outgoing
@@ -116,23 +121,28 @@ class Worker:
             observers.append(Telling(stage, callbacks))
         self._observers = Observers(observers)
         self._number = -1
+        self._waiting: IncomingBatch | None = None
+        """A batch whose training waits for the next stage."""
         self._ended_loss: float | None = None
 
     def advance(self) -> bool:
-        """Process one event; return False after the end of the stream.
+        """Process one event, up to where a batch waits for the next stage; return False at the stream's end.
 
         Raises:
             StageError: the stage cannot continue; names stage and batch.
         """
-        started, waited = time.perf_counter(), self._waited_s()
-        try:
-            self._number += 1  # unless its header says otherwise
+        self._number += 1  # unless its header says otherwise
+        with self._at_work():
             with self._action("receive") as receiving:
                 batch = self.incoming.receive()
                 receiving.batch = self._number = batch.header.number
             header = batch.header
             if header.kind.trains:
                 self._train(batch)
+                if self.way_back.carries(header):
+                    self._waiting = batch
+                    return True
+                self._end_batch(batch)
             elif header.kind == Kind.EVALUATE:
                 with self._action("evaluate"):
                     self._pass_on(header, self.evaluation.meet(batch))
@@ -140,6 +150,36 @@ class Worker:
                 with self._action("send"):
                     self._pass_on(header, {})  # first: the next stage need not wait for this one
                 self._meet_marker(header)
+            batch.release()
+        if header.kind.trains:
+            self.records.trained(header)
+        if header.kind == Kind.END:
+            if self.outgoing is not None:
+                self.outgoing.drain()
+            self.way_back.end(header)
+        return header.kind != Kind.END
+
+    def complete(self) -> None:
+        """Train on the rest of a batch that waits for the next stage, if one does.
+
+        Raises:
+            StageError: the stage cannot continue; names stage and batch.
+        """
+        batch, self._waiting = self._waiting, None
+        if batch is None:
+            return
+        with self._at_work():
+            self.way_back.exchange(self.stage, batch.header, self._action)
+            self._end_batch(batch)
+            batch.release()
+        self.records.trained(batch.header)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Count the time of a block, but for its waits; name stage and batch where it fails."""
+        started, waited = time.perf_counter(), self._waited_s()
+        try:
+            yield
         except StageError as error:
             raise StageError(
                 error.reason,
@@ -154,15 +194,9 @@ class Worker:
                 raise worker_failed(error) from None
             reason = f"{type(error).__name__}: {error}".splitlines()[0] + where(error)
             raise StageError(reason, stage=self.stage.number, batch=self._number) from error
-        batch.release()
         self.records.throughput.add_busy(
             time.perf_counter() - started - (self._waited_s() - waited)
         )
-        if header.kind.trains:
-            self.records.trained(header)
-        if header.kind == Kind.END and self.outgoing is not None:
-            self.outgoing.drain()
-        return header.kind != Kind.END
 
     def _meet_marker(self, header: Header) -> None:
         if header.kind == Kind.UPDATE:
@@ -185,15 +219,17 @@ class Worker:
     def trouble(self) -> StageError | None:
         """Return the known failure of this stage's edges, if any."""
         after = self.outgoing.trouble() if self.outgoing is not None else None
-        return self.incoming.trouble() or after
+        return self.incoming.trouble() or after or self.way_back.trouble()
 
     def close(self) -> None:
-        """Close both edges."""
+        """Close all edges."""
         self.incoming.close()
         if self.outgoing is not None:
             self.outgoing.close()
+        self.way_back.close()
 
     def _train(self, batch: IncomingBatch) -> None:
+        """Train on a batch, up to its update; or to where it waits for the next stage."""
         stage, outgoing, observed = self.stage, self.outgoing, self._observers
         messages = self._messages
         stage.steps = batch.header.step
@@ -237,13 +273,18 @@ class Worker:
             if not stage.frozen:
                 self._complete_gradients(batch, wants_delta=wants_delta)
             observed.gradients(batch, None if stage.frozen else delta)
+
+    def _end_batch(self, batch: IncomingBatch) -> None:
+        """Update with a batch's gradients."""
+        stage, messages = self.stage, self._messages
+        target = batch.get(messages.train_target)
         metrics = stage.metrics(target) if self._hearing.own else None
         if stage.replicas.count > 1:
             with self._action("average"):
                 stage.average_gradients(batch.header.update_at)
         with self._action("step"):
             stage.update(batch.header.update_at or None)
-        observed.trained(batch, metrics)
+        self._observers.trained(batch, metrics)
 
     def _complete_gradients(self, batch: IncomingBatch, *, wants_delta: bool) -> None:
         if not wants_delta:
@@ -320,13 +361,18 @@ class Worker:
 
     def _waited_s(self) -> float:
         edges = self.incoming.waited_s + (self.outgoing.waited_s if self.outgoing else 0.0)
-        return edges + self.stage.replicas.waited_s
+        return edges + self.way_back.waited_s + self.stage.replicas.waited_s
 
 
 def run_stream(workers: Sequence[Worker], check: Check) -> None:
-    """Run the stages of this rank in turns, one event each, until the stream ends."""
+    """Run the stages of this rank in turns, one event each, until the stream ends.
+
+    What waits for the next stage is done after its turn, from the last stage to the first.
+    """
     running = True
     while running:
         check()
         for worker in workers:
             running = worker.advance()
+        for worker in reversed(workers):
+            worker.complete()

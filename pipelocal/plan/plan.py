@@ -33,6 +33,7 @@ from pipelocal.ranks.host import set_up_host
 from pipelocal.ranks.world import World
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.combinations import check_stages
+from pipelocal.run.contracts import Contracts
 from pipelocal.run.costs import cost_model, partitioned
 from pipelocal.stage.recipe import Recipe
 from pipelocal.system.quantities import parse_flops, parse_rate, parse_speeds, parse_time
@@ -76,6 +77,8 @@ class StagePlan:
     memory_bytes: int
     sent_bytes: int
     """Bytes sent to the next stage; 0 on the last."""
+    backward_bytes: float
+    """Bytes sent back to the stage before, if the objective sends something back: a mean over the batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +296,7 @@ def predict(
     seconds = [model.seconds(cut.start, cut.stop) for cut in blueprint.cuts]
     alone = [time / speed for time, speed in zip(seconds, speeds, strict=True)]
     replicas = planned_replicas(config, alone)
+    contracts = Contracts(config.train_config(), blueprint, batch_size=config.batch_size)
     stages = []
     for k, cut in enumerate(blueprint.cuts):
         parts = [*model.profile.units[cut.start : cut.stop], model.profile.heads[cut.stop - 1]]
@@ -310,6 +314,7 @@ def predict(
                 head_fraction=0.0 if last else min(1.0, parts[-1].train_s / seconds[k]),
                 memory_bytes=model.memory_bytes(cut.start, cut.stop),
                 sent_bytes=0 if last else model.edge_bytes(cut.stop) + relayed,
+                backward_bytes=contracts.bytes_back(k + 1),
             )
         )
     slowest = max(stages, key=lambda stage: stage.every_seconds)
@@ -318,7 +323,10 @@ def predict(
         batch_size=config.batch_size,
         device=model.profile.device,
         cut=to_text(blueprint.chain, blueprint.cuts),
-        crossing=blueprint.describe_crossing(),
+        crossing=(
+            *blueprint.describe_crossing(),
+            *([] if contracts.way_back is None else [contracts.describe_back()]),
+        ),
         stages=stages,
         bottleneck=slowest.stage,
         samples_per_second=config.batch_size / slowest.every_seconds,

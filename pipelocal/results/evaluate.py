@@ -50,7 +50,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         run, blueprint, device, batch_size=batches.batch_size, report=records.append
     )
     source = Source(batches, None, device, check_target=blueprint.check_target)
-    workers = assembly.workers(stages, source, None)
+    workers = assembly.workers(stages, source)
     run_stream(workers, lambda: None)
     if not records:
         raise UserError(
@@ -69,7 +69,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "eval": {name: last[name] for name in names},
         "ensemble": last["ensemble"],
         **accuracies,
-        "no_ensemble": assembly.votes.why_not,
+        "no_ensemble": assembly.contracts.votes.why_not,
         "stages": [
             {
                 "stage": record["stage"],

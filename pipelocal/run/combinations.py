@@ -9,7 +9,7 @@ import torch
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS
 from pipelocal.heads.names import ends_in_classifier
-from pipelocal.objective import ANP, BWBPF, LGFG, SGR, BackPropagation, DeepSupervision, Greedy
+from pipelocal.objective import ANP, BWBPF, LGFG, SGR, BackPropagation, DeepSupervision, Greedy, way_back_of
 from pipelocal.options import SCALE, option_name
 from pipelocal.run.options import RunOptions
 from pipelocal.stage.recipe import Recipe
@@ -35,6 +35,7 @@ def check_combinations(options: RunOptions, recipe: Recipe) -> None:
     _check_memory_savers(options, recipe)
     _check_accumulate(options, recipe)
     _check_replicas(options, recipe)
+    _check_way_back(options, recipe)
 
 
 def check_stages(recipe: Recipe, stages: int) -> None:
@@ -254,6 +255,24 @@ def _check_without_backward(options: RunOptions, recipe: Recipe) -> None:
     if options.replicate == "fsdp":
         raise UserError(
             f"--replicate fsdp shares weights out for a backward pass, and {name} has none: choose ddp"
+        )
+
+
+def _check_way_back(options: RunOptions, recipe: Recipe) -> None:
+    """Refuse what ends a batch before something comes back for it, or changes its gradients twice."""
+    if way_back_of(recipe.objective) is None:
+        return
+    name = type(recipe.objective).__name__
+    for option in ("step_early", "compile", "checkpoint_activations", "measure_bp_gap"):
+        if getattr(options, option):
+            raise UserError(
+                f"{option_name(option)} is for stages to which nothing comes back, and {name} sends something "
+                f"back: leave it out"
+            )
+    if recipe.transport_penalty:
+        raise UserError(
+            f"--transport-penalty {recipe.transport_penalty:g} is for stages to which nothing comes back, and "
+            f"{name} sends something back: leave it out"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -15,10 +14,11 @@ from pipelocal.pipeline.placement import Placement
 from pipelocal.ranks.breakable import breakable
 from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.world import World
-from pipelocal.run.assembly import Assembly
+from pipelocal.run.contracts import Contracts
+from pipelocal.run.edges import Edges, open_edges
+from pipelocal.run.options import RunOptions
+from pipelocal.telemetry.actions import Recorder
 from pipelocal.telemetry.clock import seconds_behind_rank_0
-from pipelocal.transport.edge import Receiver, Sender
-from pipelocal.transport.groups import ReplicaGroup
 
 T = TypeVar("T")
 
@@ -26,38 +26,26 @@ CONNECT_GRACE_S = 10.0
 """Seconds that opening all connections may take beyond the wait for one rank."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Edges:
-    """The connections of a rank."""
-
-    before: Receiver | None = None
-    """The edge from the previous rank or ranks."""
-    after: Sender | None = None
-    """The edge to the next rank or ranks."""
-    group: ReplicaGroup | None = None
-    """The replicas of this rank's stage."""
-
-
 def connected(
-    assembly: Assembly,
+    options: RunOptions,
+    contracts: Contracts,
     placement: Placement,
+    *,
     world: World,
     control: ControlPlane,
-    *,
     device: torch.device,
-    patience_s: float,
-    trace: bool = False,
+    recorder: Recorder,
 ) -> tuple[Edges, float]:
     """Open the edges; abort if a library call never returns.
 
     Args:
-        assembly: builds the edges.
+        options: the run's options; with a trace, clocks are compared as well.
+        contracts: what travels.
         placement: which rank holds which stages.
         world: the ranks.
         control: the control plane.
         device: this rank's device.
-        patience_s: seconds to wait for one rank.
-        trace: whether to compare clocks as well.
+        recorder: receives the transfers, and when they were.
 
     Returns:
         The edges, and the seconds by which this rank's clock lags behind rank 0's.
@@ -72,11 +60,19 @@ def connected(
         if device.type == "cuda":  # each thread has its own current device
             torch.cuda.set_device(device)
         _join(world)
-        behind_s = seconds_behind_rank_0() if trace else 0.0
-        before, after, group = assembly.remote_edges(world, control, placement)
-        return Edges(before=before, after=after, group=group), behind_s
+        behind_s = seconds_behind_rank_0() if options.trace else 0.0
+        edges = open_edges(
+            options,
+            contracts,
+            placement,
+            world=world,
+            control=control,
+            device=device,
+            recorder=recorder,
+        )
+        return edges, behind_s
 
-    return _in_time(open_all, control, patience_s)
+    return _in_time(open_all, control, options.start_timeout)
 
 
 def _in_time(connect: Callable[[], T], control: ControlPlane, patience_s: float) -> T:

@@ -24,6 +24,7 @@ from pipelocal.run.options import RunOptions
 from pipelocal.run.train import Attempt
 from pipelocal.stage.replicas import ALONE
 from pipelocal.stage.stage import Stage
+from pipelocal.telemetry.actions import Recorder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,13 @@ def evaluate_stages(
             options, blueprint, device, batch_size=told["batch_size"], report=records.append
         )
         edges, _ = connected(
-            assembly, placement, world, control, device=device, patience_s=options.start_timeout
+            options,
+            assembly.contracts,
+            placement,
+            world=world,
+            control=control,
+            device=device,
+            recorder=Recorder(),
         )
         for stage in stages:
             stage.join(ALONE if edges.group is None else Together(stage, edges.group))
@@ -96,7 +103,7 @@ def evaluate_stages(
                 own, None, device, deal=seat.deal, check_target=blueprint.check_target
             )
         assert incoming is not None
-        workers = assembly.workers(stages, incoming, edges.after, reports=seat.replica == 0)
+        workers = assembly.workers(stages, incoming, edges, reports=seat.replica == 0)
         try:
             run_stream(workers, control.check)
         finally:

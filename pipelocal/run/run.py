@@ -34,7 +34,8 @@ from pipelocal.run.agreement import (
     check_same_model,
 )
 from pipelocal.run.assembly import Assembly
-from pipelocal.run.connection import Edges, connected, disconnect
+from pipelocal.run.connection import connected, disconnect
+from pipelocal.run.edges import Edges
 from pipelocal.run.fitness import check_stage_fits
 from pipelocal.run.initial import Initial, find_initial, require_initial
 from pipelocal.run.prepare import Findings, begin, prepare
@@ -105,6 +106,8 @@ class Run:
         self._build_stages(plan, found, start)
         self._batch_size = found.batch_size
         assembly = self._assembly()
+        if self.world.rank == 0 and assembly.contracts.way_back is not None:
+            tell(assembly.contracts.describe_back())
         edges = self._connect(assembly)
         if self.spec.keeps:
             # Only now: all ranks have built their stages, so a start that fails leaves no folder behind.
@@ -132,7 +135,7 @@ class Run:
                 self.stopped_at = self.workers[0].stage.steps
                 self.control.leave()
                 return None
-            summary = self._finish(plan, reporter, snapshots, assembly.votes.why_not)
+            summary = self._finish(plan, reporter, snapshots, assembly.contracts.votes.why_not)
             self.control.leave()
         finally:
             if reporter:
@@ -269,13 +272,13 @@ class Run:
 
     def _connect(self, assembly: Assembly) -> Edges:
         edges, self._clock_offset_s = connected(
-            assembly,
+            self.spec.options,
+            assembly.contracts,
             self.placement,
-            self.world,
-            self.control,
+            world=self.world,
+            control=self.control,
             device=self.device,
-            patience_s=self.spec.options.start_timeout,
-            trace=self.spec.options.trace,
+            recorder=self.recorder,
         )
         return edges
 
@@ -338,7 +341,7 @@ class Run:
         self.workers = assembly.workers(
             self.stages,
             incoming,
-            edges.after,
+            edges,
             save=None if snapshots is None else snapshots.save,
             reports=self.seat.replica == 0,
         )

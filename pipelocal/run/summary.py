@@ -58,6 +58,7 @@ def final_record(
         "process_memory_bytes": psutil.Process().memory_info().rss,
         "device_peak_bytes": device_peak_bytes(device),
         "sent_bytes": worker.outgoing.sent_bytes if worker.outgoing else 0,
+        "backward_bytes": worker.way_back.sent_bytes,
         "gradient_bytes": worker.stage.replicas.sent_bytes,
         "received_bytes": worker.incoming.received_bytes,
     }
@@ -127,7 +128,7 @@ def _best_head(stages: list[dict[str, Any]], *, higher_is_better: bool) -> int |
     return max(found, key=lambda number: (found[number], number), default=None)
 
 
-SUMS = ("samples_per_second", "sent_bytes", "received_bytes", "gradient_bytes")
+SUMS = ("samples_per_second", "sent_bytes", "received_bytes", "backward_bytes", "gradient_bytes")
 PEAKS = ("seconds", "peak_memory_bytes", "process_memory_bytes", "device_peak_bytes")
 OF_EACH = ("rank", "busy_fraction", *SUMS, *PEAKS)
 

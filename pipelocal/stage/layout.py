@@ -26,9 +26,11 @@ def put_channels_last(module: nn.Module) -> None:
 
 def own_memory(out: Tensor, *inputs: Tensor, channels_last: bool = False) -> Tensor:
     """Lay out ``out``, in memory apart from the inputs', which is reused while ``out`` is being sent."""
-    out = laid_out(out, channels_last=channels_last)
-    own = out.untyped_storage().data_ptr()
-    for x in inputs:
-        if own == x.untyped_storage().data_ptr():
-            return out.clone()
-    return out
+    return apart(laid_out(out, channels_last=channels_last), *inputs)
+
+
+def apart(tensor: Tensor, *others: Tensor) -> Tensor:
+    """Return the tensor, or a copy if it shares memory with another."""
+    own = tensor.untyped_storage().data_ptr()
+    shared = any(own == other.untyped_storage().data_ptr() for other in others)
+    return tensor.clone() if shared else tensor

@@ -90,23 +90,24 @@ class Passes:
         reseed(derive_seed(self._seed, what, self._number, self.step))
 
     def body(
-        self, x: Tensor, beside: Sequence[Tensor], *, reconciled: bool
+        self, x: Tensor, beside: Sequence[Tensor], *, again: bool, input_gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the body on a new batch.
 
         Args:
             x: main input ``[B, ...]``.
             beside: further inputs, which get no gradient.
-            reconciled: whether body and head will run again, and x gets a gradient.
+            again: whether body and head may run again on this batch.
+            input_gradient: whether x gets a gradient.
 
         Returns:
             x as a leaf; the main output with its graph; and the same detached, in memory of its own.
         """
         self.seed_for("step")
         x = self.laid_out(x)
-        leaf = x.detach().requires_grad_(reconciled)
+        leaf = x.detach().requires_grad_(input_gradient)
         self.beside_input = tuple(tensor.detach() for tensor in beside)
-        if reconciled:
+        if again:
             self._before[self._body] = copies_of_buffers(self._body)
         run = self._recomputed or partial(self.run_body, self._body)
         with self._noting():

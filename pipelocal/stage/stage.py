@@ -5,7 +5,8 @@ sequence and a pipeline interleaves with its transfers::
 
     forward(x)               -> out      body only; out can be sent at once
     output_gradient(target)  -> delta    head and local loss, then back to out; delta can be sent
-    reconcile(delta of the stage before) the rest of the backward pass
+    reconcile(delta of the stage before) the rest of the backward pass, but for what an objective with a
+                             way back does later: give_back() -> eta or the like, take_back(the next stage's)
     update()                             optimizer and schedule
 """
 
@@ -25,6 +26,7 @@ from pipelocal.models.in_place import disable_inplace
 from pipelocal.models.payload import Payload, pack, unpack
 from pipelocal.objective.local import LocalPass, Objective
 from pipelocal.objective.residual import Residual
+from pipelocal.objective.way_back import SendsBack
 from pipelocal.seeding import derive_seed
 from pipelocal.stage.displacement import FIGURE, Displacement
 from pipelocal.stage.early_step import EarlyStep
@@ -137,6 +139,7 @@ class Stage:
             compute=compute,
             displacement=displacement,
         )
+        self._sends_back = isinstance(objective, SendsBack)
         self._inner = InnerOutputs(body, getattr(objective, "watches", ()))
         self._passes.run_body = getattr(objective, "run_body", leaving_input)
         self._figure_names: tuple[str, ...] = getattr(objective, "figure_names", ())
@@ -252,7 +255,13 @@ class Stage:
         self._set_train_mode(not self.frozen)
         self._passes.step = self.steps
         with self._inner.noting():
-            leaf, out, sent = self._passes.body(x, beside, reconciled=reconciled)
+            leaf, out, sent = self._passes.body(
+                x,
+                beside,
+                again=reconciled,
+                input_gradient=reconciled
+                or (self._sends_back and self.objective.wants_input_gradient(self.steps)),
+            )
         if self._early is not None:
             self._early.on = not reconciled
         self._pass = LocalPass(
@@ -260,6 +269,7 @@ class Stage:
             out=out,
             add_gradients_at=self._add_gradients_at,
             relayed=relayed,
+            reconciled=reconciled,
             inner=self._inner.found,
             parameters=self._parameters,
             step=self.steps,
@@ -315,6 +325,16 @@ class Stage:
     def reconcile(self, delta: Tensor | None) -> None:
         """Complete the gradients of all parameters, using the previous stage's delta if given."""
         self._residual = self.objective.body_backward(self._require_pass(), delta)
+
+    def give_back(self) -> Tensor:
+        """Return what the objective sends back to the stage before on this batch: ``[B, ...]``, as x."""
+        assert isinstance(self.objective, SendsBack)
+        return self._passes.laid_out(self.objective.given_back(self._require_pass()))
+
+    def take_back(self, returned: Tensor) -> None:
+        """Complete the gradients with what the next stage sent back: ``[B, ...]``, as the output."""
+        assert isinstance(self.objective, SendsBack)
+        self.objective.take_back(self._require_pass(), self._passes.laid_out(returned))
 
     def metrics(self, target: Tensor) -> StepMetrics:
         """Return the metrics of this batch; call it after :meth:`reconcile`.

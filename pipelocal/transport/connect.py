@@ -65,7 +65,8 @@ def connect(
     Args:
         links: the links of this rank.
         pairs: sender and receiver of every edge of the run, identical on all ranks, with every other
-            edge first, so that no rank waits for a neighbour that is busy with the next edge.
+            edge first, so that no rank waits for a neighbour that is busy with the next edge, and those back
+            last.
         size: number of ranks.
         rank: this rank.
         device: device of this rank's tensors.
@@ -124,7 +125,7 @@ def use_nccl(ranks: Pair, end: list[str], other_end: list[str]) -> bool:
 
 
 def _key(link: Link, rank: int) -> str:
-    return f"edge/{link.contract.source}/{rank}"
+    return f"edge/{link.contract.source}/{link.contract.target}/{rank}"
 
 
 def _open_groups(pair: Pair, *, nccl: bool) -> tuple[dist.ProcessGroup, dist.ProcessGroup | None]:

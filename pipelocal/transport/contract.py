@@ -87,13 +87,14 @@ class Contract:
         RECONCILE  [header ids target] x x1 ... delta
         EVALUATE   [header     target] x x1 ... votes     if they do not cost more than x
 
-    ``x1`` and so on lie beside ``x``: skips, masks and positions that a later stage uses.
+    ``x1`` and so on lie beside ``x``: skips, masks and positions that a later stage uses. An edge back, which
+    there is only for an objective that declares it, carries one tensor of a training batch.
     """
 
     source: int
     """Number of the sending stage."""
     target: int
-    """Number of the receiving stage; always ``source + 1``: nothing flows back."""
+    """Number of the receiving stage: the next one; or the one before, of what an objective sends back."""
     max_rows: int
     messages: tuple[Message, ...]
 
@@ -209,6 +210,29 @@ def edge_contract(
             )
         )
     return Contract(source=source, target=source + 1, max_rows=max_rows, messages=tuple(messages))
+
+
+def contract_back(
+    *, source: int, name: str, kind: TensorKind, max_rows: int, channels_last: bool = False
+) -> Contract:
+    """Make the contract of the edge from stage ``source`` back to the one before.
+
+    Args:
+        source: number of the sending stage.
+        name: of the tensor.
+        kind: of the tensor: that of the sending stage's main input.
+        max_rows: number of rows in a full batch.
+        channels_last: whether images ``[C, H, W]`` are sent and received channels last in memory.
+    """
+    packed = _packed(kind, "float32", channels_last=channels_last)
+    message = Message(
+        name=name,
+        shape=kind.shape if packed is None else packed.packing.shape,
+        dtype=dtype_name(kind.dtype if packed is None else packed.packing.dtype),
+        kinds=("TRAIN", "RECONCILE"),
+        packed=packed,
+    )
+    return Contract(source=source, target=source - 1, max_rows=max_rows, messages=(message,))
 
 
 def sent_row_bytes(x: Sequence[TensorKind], form: str) -> int:

@@ -62,6 +62,13 @@ class Receiver(Protocol):
         """Stop; transfers still in progress are no error."""
 
 
+class ReceiverBack(Receiver, Protocol):
+    """The end at stage k of an edge back from stage k+1, which only some batches use."""
+
+    def receive_number(self, number: int) -> IncomingBatch:
+        """Return what belongs to the batch with this number; waits until its header has arrived."""
+
+
 class Sender(Protocol):
     """The end of an edge at stage k."""
 

@@ -47,6 +47,11 @@ class InProcessEdge:
         assert self._batches, "the sending stage takes its turn first"
         return self._batches.popleft()
 
+    def receive_number(self, number: int) -> "HandedBatch":
+        batch = self.receive()
+        assert batch.header.number == number, "stages of one process take the same batches"
+        return batch
+
     def close(self) -> None:
         self._batches.clear()
 

@@ -63,7 +63,10 @@ class RemoteReceiver(Endpoint):
         self._start_threads()
 
     def receive(self) -> ArrivingBatch:
-        self._batch = due = self._deal.after(self._last_number)
+        return self.receive_number(self._deal.after(self._last_number))
+
+    def receive_number(self, due: int) -> ArrivingBatch:
+        self._batch = due
         with self._changed:
             self._wait_for(lambda: bool(self._arriving), "nothing from")
             batch = self._arriving.popleft()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipelocal.errors import StageError
 from pipelocal.transport.deal import Deal
-from pipelocal.transport.edge import IncomingBatch, Receiver, Sender
+from pipelocal.transport.edge import IncomingBatch, ReceiverBack, Sender
 from pipelocal.transport.header import Header
 
 
@@ -83,7 +83,7 @@ class CollectingReceiver:
     """
 
     def __init__(
-        self, receivers: Mapping[int, Receiver], *, replicas: int, deal: Deal, own: int
+        self, receivers: Mapping[int, ReceiverBack], *, replicas: int, deal: Deal, own: int
     ) -> None:
         self._receivers = receivers
         self._replicas = replicas
@@ -121,6 +121,9 @@ class CollectingReceiver:
                 copy.release()
         self._last = batch.header.number
         return batch
+
+    def receive_number(self, number: int) -> IncomingBatch:
+        return self._receivers[number % self._replicas].receive_number(number)
 
     def close(self) -> None:
         for receiver in self._receivers.values():

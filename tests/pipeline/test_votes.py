@@ -11,7 +11,7 @@ from pipelocal import cli
 from pipelocal.config import TrainConfig
 from pipelocal.config.resolve import blueprint_of
 from pipelocal.pipeline.votes import Votes
-from pipelocal.run.assembly import Assembly
+from pipelocal.run.contracts import Contracts
 from tests.launching import run_ranks
 
 NARROW = """
@@ -33,7 +33,7 @@ def narrow(tmp_path: Path) -> str:
 def _votes(model: str, *, option: Any = "auto", stages: int = 3) -> Votes:
     config = TrainConfig(model=model, stages=stages, votes=option)
     blueprint = blueprint_of(config)
-    return Assembly(config, blueprint, torch.device("cpu"), batch_size=64, report=print).votes
+    return Contracts(config, blueprint, batch_size=64).votes
 
 
 def test_one_dear_edge_decides_for_all(narrow: str) -> None:

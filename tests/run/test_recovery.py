@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -17,6 +19,7 @@ from tests.interrupted import BASE, EVERY
 from tests.launching import PATIENCE_S, Ranks, launch, run_ranks, until
 from tests.test_transparency import assert_same_bits, train_alone
 
+RESTARTS = ["--max-restarts", "2", "-m", "pipelocal", "train"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
@@ -35,8 +38,7 @@ def _process_of(rank: int, out: Path) -> psutil.Process | None:
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_torchrun_brings_a_killed_run_back(tmp_path: Path, uninterrupted: Path, rank: int) -> None:
     out = tmp_path / "run"
-    command = [*TORCHRUN, "2", "--max-restarts", "2", "-m", "pipelocal", "train"]
-    command += [*BASE, *EVERY, "--plain"]
+    command = [*TORCHRUN, "2", *RESTARTS, *BASE, *EVERY, "--plain"]
     with (tmp_path / "log").open("wb") as log:
         launcher = subprocess.Popen([*command, "--out", str(out)], stdout=log, stderr=log)
     try:
@@ -50,6 +52,48 @@ def test_torchrun_brings_a_killed_run_back(tmp_path: Path, uninterrupted: Path, 
         launcher.wait()
     assert "going on after batch" in (tmp_path / "log").read_text()
     assert_same_bits(uninterrupted, out)
+
+
+BACK = ["--objective", "pgl", "--guide-every", "2", "--model", "resnet8", "--stages", "4"]
+BACK += ["--max-steps", "60", "--snapshot-every", "6", "--evaluate-every", "1", "--plain"]
+
+
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A run with a way back that nothing disturbs, and how long it takes over ranks."""
+    folder = tmp_path_factory.mktemp("guided")
+    started = time.monotonic()
+    run_ranks(folder / "log", ["train", *BACK, "--out", str(folder / "ranks")], 4)
+    seconds = time.monotonic() - started
+    return train_alone([*BACK[:-1]], folder / "alone"), seconds
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 50))]
+)
+def test_a_run_with_a_way_back_is_brought_back_from_any_moment(
+    tmp_path: Path, guided: tuple[Path, float], seed: int
+) -> None:
+    """A random rank of four is killed at a random moment between the launch and the end."""
+    whole, seconds = guided
+    chance = random.Random(seed)
+    rank, moment = chance.randrange(4), chance.uniform(0.0, seconds)
+    out = tmp_path / "run"
+    with (tmp_path / "log").open("wb") as log:
+        launcher = subprocess.Popen(
+            [*TORCHRUN, "4", *RESTARTS, *BACK, "--out", str(out)], stdout=log, stderr=log
+        )
+    try:
+        time.sleep(moment)
+        until(lambda: launcher.poll() is not None or _process_of(rank, out) is not None)
+        victim = _process_of(rank, out)
+        if victim is not None:
+            victim.send_signal(signal.SIGKILL)
+        assert launcher.wait(PATIENCE_S) == 0, (tmp_path / "log").read_text()
+    finally:
+        launcher.kill()
+        launcher.wait()
+    assert_same_bits(whole, out)
 
 
 def _taken(out: Path, ranks: Ranks) -> Ranks:

@@ -1,0 +1,58 @@
+"""What an objective sends back, if anything: one tensor a batch, from each stage to the one before it.
+
+Most objectives have no way back. One that has declares it, so that a run can say and count what flows back::
+
+    from its own loss          stage k+1: forward, loss, backward > eta         stage k adds eta's share
+    from what came back to it  stage K: forward, loss, backward > g > stage K-1: backward > g > stage K-2 ...
+
+Which batches carry it is decided by their number alone, so K ranks equal one process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from pipelocal.objective.local import LocalPass, Objective, ObjectiveRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class WayBack:
+    """The tensor that every stage but the first sends back: one of its input's shape and dtype."""
+
+    name: str
+    """Of the message, such as ``eta``."""
+    every: int = 1
+    """Batches between two that carry it; the first is batch number ``every``, counted from 1."""
+    passed_on: bool = False
+    """Whether a stage's own depends on what comes back to it, so that it has to wait for that first."""
+
+    def carries(self, step: int) -> bool:
+        """Return whether the batch after this many training batches of the run carries it."""
+        return (step + 1) % self.every == 0
+
+
+@runtime_checkable
+class SendsBack(Objective, Protocol):
+    """The objective of a stage that takes something back, and gives something back.
+
+    Called in this order on a batch that carries it, after ``body_backward``; :meth:`given_back` comes first
+    if it does not depend on what comes back. The first stage gives nothing, the last one takes nothing.
+    """
+
+    def wants_input_gradient(self, step: int) -> bool:
+        """Return whether the batch after this many training batches needs a gradient at ``local.x``."""
+
+    def take_back(self, local: LocalPass, returned: Tensor) -> None:
+        """Add to the parameters' gradients what follows from a tensor of the output's shape ``[B, ...]``."""
+
+    def given_back(self, local: LocalPass) -> Tensor:
+        """Return a tensor of the input's shape ``[B, ...]``, detached."""
+
+
+def way_back_of(recipe: ObjectiveRecipe) -> WayBack | None:
+    """Return what an objective sends back; None for nothing."""
+    way: WayBack | None = getattr(recipe, "way_back", None)
+    return way
