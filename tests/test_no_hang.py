@@ -43,9 +43,7 @@ def summary_of(out: Path) -> dict[str, object]:
     ("window", "back"),
     [(1, []), (2, []), (1, LOCO), pytest.param(2, PGL, marks=pytest.mark.slow)],
 )
-def test_uneven_last_batches_of_wide_messages(
-    tmp_path: Path, window: int, back: list[str]
-) -> None:
+def test_uneven_last_batches_of_wide_messages(tmp_path: Path, window: int, back: list[str]) -> None:
     """1442 samples in batches of 720 leave two for the last; the test set is one batch of 355."""
     out = tmp_path / "run"
     arguments = [*WIDE, *back, "--epochs", "1", "--window", str(window), "--out", str(out)]

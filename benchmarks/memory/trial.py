@@ -34,8 +34,8 @@ from pipelocal.config.resolve import blueprint_of
 from pipelocal.config.training import train
 from pipelocal.data import DATASETS, ArrayDataset, DataInfo, DatasetEntry
 from pipelocal.ranks.host import set_up_host
-from pipelocal.run.contracts import Contracts
 from pipelocal.run.blueprint import Blueprint
+from pipelocal.run.contracts import Contracts
 from pipelocal.system.strict_json import to_json
 from pipelocal.tasks.classification import cross_entropy
 from pipelocal.transport.window import ring_slots

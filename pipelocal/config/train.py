@@ -77,9 +77,10 @@ class ObjectiveOptions:
     also reconstruct the image or their input), bwbpf (the last stage's body too learns by a local head),
     contsup (stages are given the image or earlier inputs again), lg-fg (forward gradients, without a
     backward pass; for local-mixer and the like), anp (the same of recurrent stages, from noise on their
-    units), loco and pgl (which send something back: every stage the gradient of its loss to the one before;
-    and of the last loss, through all stages, in one batch of --guide-every), or, in one process on the uncut model, bp (ordinary back-propagation; --stages does not apply)
-    and deep-supervision (the sum of all stages' losses)."""
+    units); two that send something back: loco (each stage its loss's gradient to the one before) and pgl
+    (the last loss's gradient through all stages, in one batch of --guide-every); or, in one process on
+    the uncut model, bp (ordinary back-propagation; --stages does not apply) and deep-supervision (the sum
+    of all stages' losses)."""
     objective_options: tuple[str, ...] = ()
     """Options of the objective itself, such as weight=2 target=input."""
     head: str = "auto"
@@ -121,8 +122,8 @@ class ObjectiveOptions:
     (over space or tokens), or sketch (a random projection to 256 numbers a sample; sketch=512 for
     another size)."""
     guide_every: int = option(8, limits=BATCHES)
-    """With --objective pgl: one batch in so many is guided by the global loss, whose gradient then goes back
-    through all stages (1: in every batch, which is back-propagation)."""
+    """With --objective pgl: one batch in so many is guided by the last stage's loss, whose gradient goes
+    back through all stages (1: in every batch, which is back-propagation)."""
     freeze_stage: str | None = None
     """Stages that stop training and then only feed the next one, each after so many batches or on a
     plateau of its training loss, such as 1:500,2:plateau (1:0: never trained); a plateau is 3 epochs in a

@@ -157,7 +157,7 @@ class ObjectiveRecipe(Protocol):
     a chain of units of the same names, which may pass on more.
     One that cannot train every network has ``check_stage(body, head, stage=)``, and one that does nothing in
     so few stages ``check_stages(stages)``; both raise a ``UserError``. One whose
-    stages run no backward pass says so by ``without_backward = True``. One by which stages send something back
+    stages run no backward pass says so by ``without_backward = True``. One whose stages send something back
     declares it as its ``way_back``, a :class:`~pipelocal.objective.way_back.WayBack`.
     """
 

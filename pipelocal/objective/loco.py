@@ -7,7 +7,7 @@
 
 Stage k's gradient at its output is ``delta_k + eta_k+1``: its own loss's and the next one's alone, which is
 one hop, and no chain over the stages: what stage k+1 sends back does not depend on what comes back to it. It
-is the eta that reconciliation compares with delta, sent back instead. Such blocks of two stages overlap in one.
+is the eta that reconciliation compares with delta, sent back instead. Blocks of two stages overlap so in one.
 
 The paper's body was not read; a co-author's released code weighs the own loss twice (``own_weight=2``).
 """

@@ -87,12 +87,12 @@ class Placement:
             back: whether each edge has one back, which then follow.
         """
         indices = range(len(self.blocks) - 1)
-        forward = [
+        forward: list[Pair] = [
             (self.blocks[index].ranks[i], self.blocks[index + 1].ranks[j])
             for index in sorted(indices, key=lambda index: index % 2)
             for i, j, _ in self.edges(index)
         ]
-        return forward + [(j, i) for i, j in forward if back]
+        return forward + [(target, source) for source, target in forward if back]
 
 
 def place(stages: int, ranks: int, replicas: Sequence[int] = (1,)) -> Placement:

@@ -6,7 +6,7 @@
     takes (from_next)                 gives and takes              gives (to_previous)
 
 A batch that carries something back is trained in two parts: up to its backward pass, which needs nothing of
-later stages, and the rest. So on a rank with several stages the rest is done from its last stage to its first.
+later stages, and the rest. A rank with several stages does the rest from its last to its first.
 """
 
 from __future__ import annotations

@@ -9,7 +9,16 @@ import torch
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS
 from pipelocal.heads.names import ends_in_classifier
-from pipelocal.objective import ANP, BWBPF, LGFG, SGR, BackPropagation, DeepSupervision, Greedy, way_back_of
+from pipelocal.objective import (
+    ANP,
+    BWBPF,
+    LGFG,
+    SGR,
+    BackPropagation,
+    DeepSupervision,
+    Greedy,
+    way_back_of,
+)
 from pipelocal.options import SCALE, option_name
 from pipelocal.run.options import RunOptions
 from pipelocal.stage.recipe import Recipe
@@ -266,13 +275,13 @@ def _check_way_back(options: RunOptions, recipe: Recipe) -> None:
     for option in ("step_early", "compile", "checkpoint_activations", "measure_bp_gap"):
         if getattr(options, option):
             raise UserError(
-                f"{option_name(option)} is for stages to which nothing comes back, and {name} sends something "
-                f"back: leave it out"
+                f"{option_name(option)} is for stages to which nothing comes back, and {name} sends "
+                f"something back: leave it out"
             )
     if recipe.transport_penalty:
         raise UserError(
-            f"--transport-penalty {recipe.transport_penalty:g} is for stages to which nothing comes back, and "
-            f"{name} sends something back: leave it out"
+            f"--transport-penalty {recipe.transport_penalty:g} is for stages to which nothing comes back, "
+            f"and {name} sends something back: leave it out"
         )
 
 

@@ -139,7 +139,7 @@ class Stage:
             compute=compute,
             displacement=displacement,
         )
-        self._sends_back = isinstance(objective, SendsBack)
+        self._sends_back = objective if isinstance(objective, SendsBack) else None
         self._inner = InnerOutputs(body, getattr(objective, "watches", ()))
         self._passes.run_body = getattr(objective, "run_body", leaving_input)
         self._figure_names: tuple[str, ...] = getattr(objective, "figure_names", ())
@@ -259,8 +259,7 @@ class Stage:
                 x,
                 beside,
                 again=reconciled,
-                input_gradient=reconciled
-                or (self._sends_back and self.objective.wants_input_gradient(self.steps)),
+                input_gradient=reconciled or self._gives_back,
             )
         if self._early is not None:
             self._early.on = not reconciled
@@ -326,15 +325,21 @@ class Stage:
         """Complete the gradients of all parameters, using the previous stage's delta if given."""
         self._residual = self.objective.body_backward(self._require_pass(), delta)
 
+    @property
+    def _gives_back(self) -> bool:
+        """Whether this batch's input gradient is sent back."""
+        sends_back = self._sends_back
+        return sends_back is not None and sends_back.wants_input_gradient(self.steps)
+
     def give_back(self) -> Tensor:
         """Return what the objective sends back to the stage before on this batch: ``[B, ...]``, as x."""
-        assert isinstance(self.objective, SendsBack)
-        return self._passes.laid_out(self.objective.given_back(self._require_pass()))
+        assert self._sends_back is not None
+        return self._passes.laid_out(self._sends_back.given_back(self._require_pass()))
 
     def take_back(self, returned: Tensor) -> None:
         """Complete the gradients with what the next stage sent back: ``[B, ...]``, as the output."""
-        assert isinstance(self.objective, SendsBack)
-        self.objective.take_back(self._require_pass(), self._passes.laid_out(returned))
+        assert self._sends_back is not None
+        self._sends_back.take_back(self._require_pass(), self._passes.laid_out(returned))
 
     def metrics(self, target: Tensor) -> StepMetrics:
         """Return the metrics of this batch; call it after :meth:`reconcile`.

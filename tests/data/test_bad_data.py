@@ -28,7 +28,7 @@ from pipelocal.data.image_folder import Images
 from pipelocal.data.in_time import patience_of
 from pipelocal.errors import DataError, UserError
 from pipelocal.ranks.script import end_plainly
-from pipelocal.run.assembly import edge_patience
+from pipelocal.run.edges import edge_patience
 from tests.launching import FOR_EVER, start
 
 COUNT = 24

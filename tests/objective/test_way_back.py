@@ -19,7 +19,7 @@ from pipelocal.stage.stage import Stage
 from pipelocal.tasks.classification import cross_entropy
 from tests.interrupted import train_until
 from tests.launching import run_ranks
-from tests.objective.stages import NETS, Net, make_stage
+from tests.objective.stages import NETS, Net, make_stage, same_bits
 from tests.test_transparency import assert_same_bits, run_state, train_alone
 
 STAGES = 4
@@ -132,9 +132,10 @@ def test_two_stages_without_the_own_loss_are_back_propagation() -> None:
             assert torch.equal(own.grad, wanted.grad)
 
 
-def exported(run: Path) -> bytes:
+def exported(run: Path) -> dict[str, Tensor]:
     assert cli.run(["export", str(run), "--to", str(run / "model.pt")]) == 0
-    return (run / "model.pt").read_bytes()
+    found: dict[str, Tensor] = torch.load(run / "model.pt", weights_only=True)
+    return found
 
 
 def test_guided_in_every_batch_it_is_bp_and_in_none_it_is_greedy(tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_guided_in_every_batch_it_is_bp_and_in_none_it_is_greedy(tmp_path: Path)
         [*MODEL, "--objective", "pgl", "--guide-every", "1", *steps], tmp_path / "guided"
     )
     bp = train_alone(["--model", "resnet8", "--objective", "bp", *steps], tmp_path / "bp")
-    assert exported(guided) == exported(bp)
+    assert same_bits(exported(guided), exported(bp))
     never = train_alone(
         [*MODEL, "--objective", "pgl", "--guide-every", "7", *steps], tmp_path / "never"
     )
@@ -152,8 +153,8 @@ def test_guided_in_every_batch_it_is_bp_and_in_none_it_is_greedy(tmp_path: Path)
     assert [stage["backward_bytes"] for stage in summary_of(never)["stages"]] == [0] * STAGES
 
 
-def test_the_batch_after_a_greedy_one_is_a_step_of_back_propagation(tmp_path: Path) -> None:
-    """With --guide-every 2: its bodies then equal those that bp makes of the weights after one greedy batch."""
+def test_the_batch_after_a_greedy_one_is_a_step_of_back_propagation() -> None:
+    """With one guided batch in two, of the weights after one greedy batch."""
     net = NETS["smooth"]()
     stages = stages_of(net, PGL(every=2))
     to_gradients_of_a_local_batch(stages, net)

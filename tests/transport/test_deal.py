@@ -58,6 +58,11 @@ class Canned:
     def receive(self) -> HandedBatch:
         return self.events.popleft()
 
+    def receive_number(self, number: int) -> HandedBatch:
+        batch = self.receive()
+        assert batch.header.number == number
+        return batch
+
     def close(self) -> None:
         self.events.clear()
 
