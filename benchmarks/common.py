@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import signal
 import statistics
 import subprocess
@@ -473,10 +472,7 @@ def _start(config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
     run = folder / "run"
     arguments = [*train_arguments(config, data_root=config.data_root), "--out", str(run), "--plain"]
     if any((run / "snapshots").glob("*")):
-        arguments = ["-m", "pipelocal", "train", "--resume", str(run), "--plain"]
         (folder / WENT_ON).touch()
-    elif run.exists():  # stopped before there was anything to go on from
-        shutil.rmtree(run)
     environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(

@@ -45,9 +45,15 @@ BEHIND_BOTH: dict[str, Options] = {
     "SGR": method("sgr"),
     "ContSup": method("contsup", "context=R1E"),
     "ContSup control": method("contsup", "context=R1E", "control=true"),
+    "LoCo": method("loco"),
 }
+GUIDED: dict[str, Options] = {
+    f"PGL, every {every}": method("pgl", guide_every=every) for every in (2, 4, 8, 16, 64)
+}
+"""In every batch it is bp, in none it is greedy."""
 BEHIND_CONV: dict[str, Options] = {
     **BEHIND_BOTH,
+    **GUIDED,
     "SupCon": method(head_loss="supcon"),
     "ContSup E": method("contsup", "context=E"),
     "ContSup R1": method("contsup", "context=R1"),
@@ -57,6 +63,7 @@ BEHIND_AUTO: dict[str, Options] = {
     **BEHIND_BOTH,
     "InfoPro, transport": method("infopro", transport_penalty=1.0),
     "SGR, transport": method("sgr", transport_penalty=1.0),
+    "PGL, every 16": GUIDED["PGL, every 16"],
 }
 """With what may add up."""
 
@@ -84,11 +91,12 @@ def arms(own: tuple[str, ...]) -> dict[str, Options]:
 CLAIMS = (
     *(
         Claim(arm=f"conv, {name}", beside="conv", least=0.0)
-        for name in ("InfoPro", "transport", "SupCon", "SGR", "ContSup E")
+        for name in ("InfoPro", "transport", "SupCon", "SGR", "ContSup E", "LoCo")
     ),
     Claim(arm="conv, BWBPF", beside="conv", least=-0.5),
     Claim(arm="conv, deep supervision", beside=BP, least=-1.0),
     Claim(arm="conv, ContSup", beside="conv, ContSup control", least=0.0),
+    Claim(arm="conv, PGL, every 4", beside=BP, least=-1.0),
 )
 """What each method is for; of ContSup that the context helps, and not the parameters alone."""
 QUICK = {*BASE, "conv", "auto", *(arm for claim in CLAIMS for arm in (claim.arm, claim.beside))}

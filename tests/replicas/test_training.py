@@ -22,6 +22,10 @@ DROPOUT = ["--model", f"{MODELS}:dropout", "--lr", "0.05", "--max-steps", "40"]
 """Without BatchNorm, whose running statistics each replica gathers of its own batches; 23 batches an
 epoch, which two replicas do not share out evenly."""
 
+LOCO = ["--objective", "loco"]
+PGL = ["--objective", "pgl", "--guide-every", "3"]
+"""With something that goes back, to the replica from which the batch came."""
+
 
 def train_over(ranks: int, arguments: list[str], out: Path) -> Path:
     log = out.with_name(f"{out.name}-log")
@@ -58,12 +62,14 @@ def test_uneven_replicas_equal_one_process_bit_for_bit(tmp_path: Path, window: s
         (3, ["--stages", "1", "--replicas", "3", "--accumulate", "2", "--log-every", "7"]),
         (5, ["--stages", "2", "--replicas", "3,2", "--batch-size", "700", "--epochs", "5"]),
         (3, ["--stages", "2", "--replicas", "1,2", "--freeze-stage", "1:6,2:plateau"]),
+        pytest.param(6, [*LOCO, "--stages", "3", "--replicas", "2,3,1"], marks=pytest.mark.slow),
+        (4, [*PGL, "--stages", "2", "--replicas", "2"]),
     ],
     ids=lambda value: value if isinstance(value, int) else " ".join(value),
 )
 def test_replicas_equal_one_process(tmp_path: Path, ranks: int, options: list[str]) -> None:
     """Two stages a rank; counts that share no factor; several batches of a replica an update; epochs
-    shorter than what the replicas share out; stages that stop training."""
+    shorter than what the replicas share out; stages that stop training; ways back."""
     options = [*DROPOUT, *options]
     alone = train_alone(options, tmp_path / "alone")
     assert_close(alone, train_over(ranks, options, tmp_path / "ranks"), 1e-5)
