@@ -46,6 +46,7 @@ class Contracts:
             name=self.way_back.name,
             kind=self._blueprint.passed_on(source - 1)[0],
             max_rows=self._batch_size,
+            form=self._options.wire,
             channels_last=self._options.channels_last,
         )
 

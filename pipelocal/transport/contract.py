@@ -213,7 +213,13 @@ def edge_contract(
 
 
 def contract_back(
-    *, source: int, name: str, kind: TensorKind, max_rows: int, channels_last: bool = False
+    *,
+    source: int,
+    name: str,
+    kind: TensorKind,
+    max_rows: int,
+    form: str = "float32",
+    channels_last: bool = False,
 ) -> Contract:
     """Make the contract of the edge from stage ``source`` back to the one before.
 
@@ -222,9 +228,10 @@ def contract_back(
         name: of the tensor.
         kind: of the tensor: that of the sending stage's main input.
         max_rows: number of rows in a full batch.
+        form: packing, as of what comes forward.
         channels_last: whether images ``[C, H, W]`` are sent and received channels last in memory.
     """
-    packed = _packed(kind, "float32", channels_last=channels_last)
+    packed = _packed(kind, form, channels_last=channels_last)
     message = Message(
         name=name,
         shape=kind.shape if packed is None else packed.packing.shape,
