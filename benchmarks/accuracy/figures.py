@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ def row_of(name: str, setup: SetUp, arm: str, runs: Mapping[int, Run]) -> Row:
         "seeds": [*runs],
         "test_accuracy": {seed: run.summary["eval_accuracy"] for seed, run in runs.items()},
         "test_loss": {seed: run.summary["stages"][-1]["eval_loss"] for seed, run in runs.items()},
+        "perplexity": perplexities(runs.values()),
         "train_accuracy": statistics.fmean(v for v in train_accuracy if v is not None),
         "train_loss": statistics.fmean(v for v in train_loss if v is not None),
         "stage_test_accuracy": _mean_of_stages(stages, "eval_accuracy"),
@@ -86,6 +87,13 @@ def row_of(name: str, setup: SetUp, arm: str, runs: Mapping[int, Run]) -> Row:
         "forward_only": getattr(recipe_of(first.config).objective, "way_back", None) is None,
         "curve": curve(first, last),
     }
+
+
+def perplexities(runs: Iterable[Run]) -> list[float] | None:
+    """Of the last head on the test data, run by run; None unless tokens are predicted."""
+    found = [run.summary["eval"].get("perplexity") for run in runs]
+    known = [value for value in found if value is not None]
+    return known or None
 
 
 def edge_bytes(run: Run) -> tuple[float, float] | None:

@@ -11,7 +11,8 @@ from benchmarks.accuracy.setups import BP
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, Callable[[Row], str]]
-"""By title, what makes the cell of a row; the first has the arm's name."""
+"""By title, what makes the cell of a row; the first has the arm's name. One that is unknown in all rows is
+left out."""
 UNKNOWN = "-"
 
 
@@ -30,6 +31,15 @@ def number(value: float | None, form: str = ".2f") -> str:
 
 def _test(row: Row) -> str:
     return with_sd(common.spread([100 * value for value in row["test_accuracy"].values()]))
+
+
+def _perplexity(row: Row) -> str:
+    return with_sd(None if row["perplexity"] is None else common.spread(row["perplexity"]))
+
+
+def _perplexity_behind(row: Row) -> str:
+    known = row["perplexity"] is not None and row["arm"] != BP
+    return number(row.get("perplexity_behind_bp_percent") if known else None, "+.1f")
 
 
 def _behind(row: Row) -> str:
@@ -51,6 +61,8 @@ def _heads(row: Row) -> str:
 
 FIGURES: Columns = {
     "seeds": lambda row: str(len(row["seeds"])),
+    "perplexity": _perplexity,
+    "percent over bp": _perplexity_behind,
     "test": _test,
     "points behind bp": _behind,
     "gap closed": lambda row: number(row.get("gap_closed"), ".0%"),
@@ -83,8 +95,8 @@ def show(rows: Sequence[Row], columns: Columns) -> None:
     """Print a table for each set-up."""
     for own in _by_setup(rows):
         title = f"{own[0]['title']}, {own[0]['steps']} batches; accuracies in percent"
-        cells = [[cell(row) for cell in columns.values()] for row in own]
-        common.print_table(title, [*columns], cells)
+        known, cells = _cells(own, columns)
+        common.print_table(title, known, cells)
 
 
 def markdown(rows: Sequence[Row], columns: Columns) -> str:
@@ -93,13 +105,20 @@ def markdown(rows: Sequence[Row], columns: Columns) -> str:
     for own in _by_setup(rows):
         epochs, steps = own[0]["epochs"], own[0]["steps"]
         lines.append(f"### {own[0]['title']}; {epochs} epoch(s), {steps:,} batches\n")
-        lines.append("| " + " | ".join(columns) + " |")
-        lines.append("| " + " | ".join("---" for _ in columns) + " |")
-        for row in own:
-            arm, *rest = (cell(row) for cell in columns.values())
+        known, cells = _cells(own, columns)
+        lines.append("| " + " | ".join(known) + " |")
+        lines.append("| " + " | ".join("---" for _ in known) + " |")
+        for arm, *rest in cells:
             lines.append("| " + " | ".join([arm if arm == BP else f"`{arm}`", *rest]) + " |")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _cells(rows: Sequence[Row], columns: Columns) -> tuple[list[str], list[list[str]]]:
+    """The titles of the columns in which anything is known, and the rows' cells."""
+    cells = {title: [cell(row) for row in rows] for title, cell in columns.items()}
+    known = [title for title, column in cells.items() if set(column) != {UNKNOWN}]
+    return known, [list(row) for row in zip(*(cells[title] for title in known), strict=True)]
 
 
 def _by_setup(rows: Sequence[Row]) -> Iterator[list[Row]]:
