@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.live_bytes import LiveBytes
 from pipelocal.config import TrainConfig
 from pipelocal.config.resolve import blueprint_of, cut_of
+from pipelocal.objective import way_back_of
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.costs import cost_model, partitioned
@@ -53,6 +54,8 @@ class StageAlone:
         self, blueprint: Blueprint, config: TrainConfig, number: int, *, steps: int = 100
     ) -> None:
         self._rows, self._reconcile_every = config.batch_size, config.reconcile_every
+        self._way = way_back_of(blueprint.recipe.objective)
+        self._gives, self._takes = number > 1, number < blueprint.stages
         self.stage = blueprint.build_stage(number, device=torch.device("cpu"), total_steps=steps)
         self._x, *self._beside = map(self._drawn, blueprint.passed_on(number - 1))
         self._relayed = {
@@ -65,18 +68,54 @@ class StageAlone:
         shape = (self._rows, *blueprint.info.target_shape)
         self._target = torch.randint(blueprint.classes, shape)
 
-    def step(self, *, reconciled: bool = False) -> None:
-        """Train on the batch."""
-        delta = torch.randn(self._x.shape) / self._rows if reconciled else None
+    def step(self, *, apart: bool = False) -> None:
+        """Train on the batch.
+
+        Args:
+            apart: whether it is one of those that :attr:`every` says: reconciled, or with something that
+                flows back.
+        """
+        if apart and self._way is not None:
+            self._step_back()
+            return
+        if self._way is not None:
+            self.stage.steps = 0
+        delta = None
+        if apart and self.stage.wants_delta:
+            delta = torch.randn(self._x.shape) / self._rows
         self.stage.step(self._x, self._target, delta, beside=self._beside, relayed=self._relayed)
 
+    @property
+    def every(self) -> int | None:
+        """Batches between two that are apart from the others; None if all are alike."""
+        if self._way is not None:
+            return self._way.every
+        return self._reconcile_every if self.stage.wants_delta else None
+
     def mean(self, figure: Callable[[Step], float]) -> float:
-        """The mean over plain and reconciled steps of a figure of a step, which it calls."""
+        """The mean over all kinds of steps of a figure of a step, which it calls."""
+        every, apart = self.every, partial(self.step, apart=True)
+        if every == 1:
+            return figure(apart)
         plain = figure(self.step)
-        if not self.stage.wants_delta:
-            return plain
-        share = 1 / self._reconcile_every
-        return (1 - share) * plain + share * figure(partial(self.step, reconciled=True))
+        return plain if every is None else plain + (figure(apart) - plain) / every
+
+    def _step_back(self) -> None:
+        """Train on the batch, with random numbers for what comes back."""
+        stage, way = self.stage, self._way
+        assert way is not None
+        stage.steps = way.every - 1
+        out = stage.forward(self._x, self._beside, relayed=self._relayed)
+        stage.output_gradient(self._target)
+        stage.reconcile(None)
+        if self._gives and not way.passed_on:
+            stage.give_back()
+        if self._takes:
+            stage.take_back(torch.randn(out.shape) / self._rows)
+        if self._gives and way.passed_on:
+            stage.give_back()
+        stage.metrics(self._target)
+        stage.update()
 
     def _drawn(self, kind: TensorKind) -> Tensor:
         shape = (self._rows, *kind.shape)
@@ -120,5 +159,5 @@ def peak_bytes_of_stage(blueprint: Blueprint, config: TrainConfig, number: int) 
     with counter:
         alone = StageAlone(blueprint, config, number)
         for _ in range(2):  # gradients live beside the optimizer's state from the second on
-            alone.step(reconciled=alone.stage.wants_delta)
+            alone.step(apart=alone.every is not None)
     return counter.peak

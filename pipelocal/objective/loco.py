@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, autograd
+from torch import Tensor
 
 from pipelocal.errors import UserError
 from pipelocal.objective.greedy import ForwardRecipe, Greedy
@@ -85,8 +85,7 @@ class Overlapping(Greedy):
 
     def given_back(self, local: LocalPass) -> Tensor:
         """See :class:`~pipelocal.objective.way_back.SendsBack`; eta of the own loss alone."""
-        if self._last:
-            return taken_gradient(local.x)
-        assert self._delta is not None, "head_backward comes first"
-        (eta,) = autograd.grad(local.out, local.x, self._delta, retain_graph=True)
-        return eta
+        if not self._last:
+            # Of the input alone; the parameters' gradients wait for what comes back.
+            local.out.backward(self._delta, retain_graph=True, inputs=[local.x])  # type: ignore[no-untyped-call]
+        return taken_gradient(local.x)

@@ -78,6 +78,11 @@ def test_the_work_of_an_objective_is_in_its_steps() -> None:
     strict = work("conv, BWBPF")
     assert strict[:3] == greedy[:3]
     assert strict[3] > greedy[3]
+    # Two convolutions: a gradient of both for eta, and one more of the first where both losses go through.
+    overlapping, guided = work("conv, LoCo"), work("conv, PGL, every 16")
+    assert overlapping[0] == guided[0] == greedy[0]
+    assert overlapping[1] - greedy[1] == 3 * body
+    assert guided[1] - greedy[1] == body / 16
     assert all(own > plain for own, plain in zip(work("conv, SGR")[1:], greedy[1:], strict=True))
 
 
@@ -106,6 +111,7 @@ def run_of(
         summary={
             "steps": 2,
             "eval_accuracy": accuracy,
+            "eval": {"loss": 0.5, "accuracy": accuracy},
             "stages": [*of_stages, {**figures, **last}],
         },
         metrics=[*metrics, train],
