@@ -393,6 +393,7 @@ def test_relative_distance_had_no_bound_for_a_learned_sample() -> None:
     assert relative(torch.full((4, 8), 0.5), delta) < 1
 
 
+@pytest.mark.slow
 def test_cosine_distance_had_no_bound_where_the_own_gradient_vanishes(tmp_path: Path) -> None:
     """A classifier that begins at zero, as torchvision's ViT has, has no input gradient at first.
 
@@ -411,6 +412,7 @@ def test_int8_of_a_batch_of_one_row_could_not_be_read() -> None:
     torch.testing.assert_close(summary.decode(summary.encode(delta)), delta, rtol=0, atol=0.5 / 127)
 
 
+@pytest.mark.slow
 def test_a_rank_that_died_after_the_end_made_a_finished_run_fail(tmp_path: Path) -> None:
     """The fault drill killed a rank between the summary and its exit: torchrun began anew, and the new
     ranks refused the folder that they had finished themselves, again and again.

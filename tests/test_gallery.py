@@ -16,7 +16,14 @@ from pipelocal.system.torchvision import import_torchvision
 from tests.launching import run_script
 
 GALLERY = Path(__file__).parents[1] / "docs" / "gallery"
-SLOW = {"encoder.py", "gpt2.py", "image_folder.py", "multi_label.py", "timm_model.py"}
+SLOW = {
+    "encoder.py",
+    "fine_tuning.py",
+    "gpt2.py",
+    "image_folder.py",
+    "multi_label.py",
+    "timm_model.py",
+}
 """Scripts that take more than some seconds, or want a package that the tests do not."""
 NEAR = 0.1
 """How far a figure may be from the one that is told: kinds of CPUs differ in the last bits of a sum, and

@@ -38,7 +38,12 @@ def _arguments(page: Path, model: str, objective: str, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("model", "objective"), [("gpt", "greedy"), ("gpt-math", "sgr"), ("lstm", "sgr")]
+    ("model", "objective"),
+    [
+        ("gpt", "greedy"),
+        pytest.param("gpt-math", "sgr", marks=pytest.mark.slow),
+        ("lstm", "sgr"),
+    ],
 )
 def test_over_ranks_equals_one_process(
     tmp_path: Path, page: Path, model: str, objective: str
@@ -83,6 +88,7 @@ def test_evaluate_and_export(
     assert state["embed.weight"].shape == state["classifier.linear.weight"].shape == (256, 128)
 
 
+@pytest.mark.slow
 def test_real_english_is_learnt_by_every_stage(tmp_path: Path, book: Path) -> None:
     """Far below log(256) = 5.55 nats, the loss of a guess, at every stage's head."""
     text = tmp_path / "text.txt"

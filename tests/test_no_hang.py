@@ -168,6 +168,7 @@ def test_a_killed_rank_ends_all_before_their_patience_does(
         assert f"lost the connection to stage {victim + 1} (rank {victim})" in ranks.output(rank)
 
 
+@pytest.mark.slow
 def test_a_rank_that_leaves_without_a_word_is_like_a_killed_one(tmp_path: Path) -> None:
     ranks = launch_misbehaving(tmp_path, culprit=2)
     misbehave(tmp_path, "exit")
@@ -201,6 +202,7 @@ def test_a_hung_rank_ends_all_after_the_timeout_and_is_named(
         assert_named(culprit, said)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_busy_for_ever_is_named(tmp_path: Path) -> None:
     """Its process answers: it waits for nobody."""
     ranks = launch_misbehaving(tmp_path, culprit=2)

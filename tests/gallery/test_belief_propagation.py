@@ -298,6 +298,7 @@ def lines_of(folder: Path, size: int) -> list[dict[str, float]]:
     return [json.loads(log.read_text().splitlines()[-1]) for log in logs]
 
 
+@pytest.mark.slow
 def test_the_script_prints_the_same_figures_on_1_and_2_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -393,6 +393,7 @@ def _digits() -> Tensor:
     return torch.from_numpy(load_digits().data).float() / 16
 
 
+@pytest.mark.slow
 def test_the_script_prints_the_same_figures_on_1_and_2_ranks(tmp_path: Path) -> None:
     import_torchvision()  # once, and not in every forked rank
     figures = []

@@ -112,6 +112,7 @@ def test_a_users_cut_decides_the_number_of_stages(tmp_path: Path) -> None:
     assert len(summary["stages"]) == 2
 
 
+@pytest.mark.slow
 def test_pipelines_over_other_numbers_of_ranks_are_simulated_and_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,7 +35,8 @@ def _process_of(rank: int, out: Path) -> psutil.Process | None:
     return None
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow  # the next test does the same with a way back
+@pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_brings_a_killed_run_back(tmp_path: Path, uninterrupted: Path, rank: int) -> None:
     out = tmp_path / "run"
     command = [*TORCHRUN, "2", *RESTARTS, *BASE, *EVERY, "--plain"]
@@ -111,7 +112,7 @@ def _taken(out: Path, ranks: Ranks) -> Ranks:
     ("size", "number"),
     [
         (2, signal.SIGTERM),
-        (1, signal.SIGINT),
+        pytest.param(1, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(1, signal.SIGHUP, marks=pytest.mark.slow),
         pytest.param(2, signal.SIGHUP, marks=pytest.mark.slow),
     ],

@@ -186,6 +186,7 @@ def test_a_packed_message_of_64_mib(tmp_path: Path, form: str) -> None:
     run_edge(tmp_path, edge, send, receive)
 
 
+@pytest.mark.slow
 def test_three_thousand_small_batches(tmp_path: Path) -> None:
     def send(sender: RemoteSender) -> None:
         for number in range(3000):
