@@ -22,7 +22,7 @@ from pipelocal.stage.layout import apart
 from pipelocal.stage.stage import Stage
 from pipelocal.telemetry.actions import Action
 from pipelocal.transport.edge import ReceiverBack, Sender
-from pipelocal.transport.header import Header
+from pipelocal.transport.header import Header, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +97,20 @@ class WayBackEnds:
             self.to_previous.send(self.way.name, given)
             self.to_previous.finish()
 
-    def end(self, header: Header) -> None:
-        """End the stream of what is sent back, and wait until all of it has been taken."""
+    def end(self, number: int) -> None:
+        """End the stream back: tell the stage before, and wait for the next stage's end.
+
+        So no rank leaves while another still sends to it.
+
+        Args:
+            number: of the last event, which is the end of the stream forward.
+        """
         if self.to_previous is not None:
-            self.to_previous.begin(header)
+            self.to_previous.begin(Header(kind=Kind.END, number=number, rows=0, epoch=0, step=0))
             self.to_previous.finish()
             self.to_previous.drain()
+        if self.from_next is not None:
+            self.from_next.receive_end(number)
 
     def close(self) -> None:
         """Close both ends."""

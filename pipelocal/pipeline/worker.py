@@ -153,11 +153,14 @@ class Worker:
             batch.release()
         if header.kind.trains:
             self.records.trained(header)
-        if header.kind == Kind.END:
-            if self.outgoing is not None:
-                self.outgoing.drain()
-            self.way_back.end(header)
+        if header.kind == Kind.END and self.outgoing is not None:
+            self.outgoing.drain()
         return header.kind != Kind.END
+
+    def end(self) -> None:
+        """End what flows back, after the end of the stream: the last stage first."""
+        with self._at_work():
+            self.way_back.end(self._number)
 
     def complete(self) -> None:
         """Train on the rest of a batch that waits for the next stage, if one does.
@@ -376,3 +379,5 @@ def run_stream(workers: Sequence[Worker], check: Check) -> None:
             running = worker.advance()
         for worker in reversed(workers):
             worker.complete()
+    for worker in reversed(workers):
+        worker.end()

@@ -68,6 +68,9 @@ class ReceiverBack(Receiver, Protocol):
     def receive_number(self, number: int) -> IncomingBatch:
         """Return what belongs to the batch with this number; waits until its header has arrived."""
 
+    def receive_end(self, number: int) -> None:
+        """Wait for the end of the stream, which is the event with this number."""
+
 
 class Sender(Protocol):
     """The end of an edge at stage k."""

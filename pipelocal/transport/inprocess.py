@@ -52,6 +52,9 @@ class InProcessEdge:
         assert batch.header.number == number, "stages of one process take the same batches"
         return batch
 
+    def receive_end(self, number: int) -> None:
+        self.receive_number(number).release()
+
     def close(self) -> None:
         self._batches.clear()
 

@@ -80,6 +80,9 @@ class RemoteReceiver(Endpoint):
         self._last_number = number
         return batch
 
+    def receive_end(self, number: int) -> None:
+        self.receive_number(number).release()
+
     def wait_for_tensor(self, batch: ArrivingBatch, name: str) -> Message:
         """Wait until one tensor of a batch is there; what the contract says of it."""
         with self._changed:

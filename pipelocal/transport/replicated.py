@@ -125,6 +125,10 @@ class CollectingReceiver:
     def receive_number(self, number: int) -> IncomingBatch:
         return self._receivers[number % self._replicas].receive_number(number)
 
+    def receive_end(self, number: int) -> None:
+        for receiver in self._receivers.values():
+            receiver.receive_end(number)
+
     def close(self) -> None:
         for receiver in self._receivers.values():
             receiver.close()

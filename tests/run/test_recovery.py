@@ -109,20 +109,24 @@ def _taken(out: Path, ranks: Ranks) -> Ranks:
 
 
 @pytest.mark.parametrize(
-    ("size", "number"),
+    ("size", "number", "more"),
     [
-        (2, signal.SIGTERM),
-        pytest.param(1, signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(1, signal.SIGHUP, marks=pytest.mark.slow),
-        pytest.param(2, signal.SIGHUP, marks=pytest.mark.slow),
+        (2, signal.SIGTERM, []),
+        pytest.param(1, signal.SIGINT, [], marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGHUP, [], marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGHUP, [], marks=pytest.mark.slow),
+        # Rank 1 has done its part before rank 2, which still has something to send back to it.
+        pytest.param(3, signal.SIGTERM, ["--objective", "loco"], marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_stops_with_a_snapshot(tmp_path: Path, size: int, number: int) -> None:
+def test_a_signal_stops_with_a_snapshot(
+    tmp_path: Path, size: int, number: int, more: list[str]
+) -> None:
     """And the same command then ends with the bits of a run without a pause.
 
     Under torchrun, which passes the signal on, where there are two ranks.
     """
-    work = ["--model", "mlp", "--stages", "3", "--epochs", "12"]
+    work = ["--model", "mlp", "--stages", "3", "--epochs", "12", *more]
     whole = train_alone(work, tmp_path / "whole")
     out, log = tmp_path / "run", tmp_path / "log"
     options = ["train", *work, "--plain", *EVERY, "--out", str(out)]

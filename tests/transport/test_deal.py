@@ -63,6 +63,9 @@ class Canned:
         assert batch.header.number == number
         return batch
 
+    def receive_end(self, number: int) -> None:
+        self.receive_number(number)
+
     def close(self) -> None:
         self.events.clear()
 
