@@ -23,6 +23,7 @@ SLOW = {
     "image_folder.py",
     "multi_label.py",
     "timm_model.py",
+    "unet.py",
 }
 """Scripts that take more than some seconds, or want a package that the tests do not."""
 NEAR = 0.1

@@ -56,7 +56,7 @@ def train_alone(arguments: list[str], out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("objective", ["greedy", "sgr"])
+@pytest.mark.parametrize("objective", [pytest.param("greedy", marks=pytest.mark.slow), "sgr"])
 def test_resnet_over_ranks_equals_one_process(tmp_path: Path, objective: str) -> None:
     """1442 training samples in batches of 64 also give an uneven last batch."""
     arguments = ["--objective", objective, "--stages", "4", "--max-steps", "30"]
@@ -67,7 +67,9 @@ def test_resnet_over_ranks_equals_one_process(tmp_path: Path, objective: str) ->
         assert_same_bits(alone, out)
 
 
-@pytest.mark.parametrize("model", ["dropout", "identity", "inplace", "jitter"])
+@pytest.mark.parametrize(
+    "model", ["dropout", "identity", "inplace", pytest.param("jitter", marks=pytest.mark.slow)]
+)
 def test_awkward_models_over_ranks_equal_one_process(tmp_path: Path, model: str) -> None:
     """Randomness, units that pass their input on, in-place activations, and irregular timing."""
     arguments = ["--model", f"{MODELS}:{model}", "--stages", "4", "--objective", "sgr"]

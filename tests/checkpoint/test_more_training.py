@@ -108,6 +108,7 @@ def test_what_is_given_counts(
     assert f"--resume {tmp_path}: there is no run in {tmp_path}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_batch_size_begins_with_the_next_epoch(
     tmp_path: Path, ended: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,7 +49,7 @@ def test_a_run_goes_on_with_the_same_bits(
         pytest.param(["--freeze-stage", "1:12"], marks=pytest.mark.slow),
         ["--freeze-stage", "2:plateau=1"],
         ["--bp-free", "--stages", "6"],
-        ["--objective", "greedy", "--step-early"],
+        pytest.param(["--objective", "greedy", "--step-early"], marks=pytest.mark.slow),
         pytest.param(["--reconcile", "exact"], marks=pytest.mark.slow),
         pytest.param(
             ["--model", "vit_small", "--max-steps", "24", "--evaluate-every", "9"],

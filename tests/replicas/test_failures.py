@@ -75,6 +75,7 @@ def test_a_killed_replica_ends_all_before_their_patience_does(tmp_path: Path, lo
     )
 
 
+@pytest.mark.slow
 def test_a_replica_that_hangs_is_named(tmp_path: Path) -> None:
     ranks = under_way(tmp_path, culprit=3)
     ranks.kill(2, signal.SIGSTOP)
@@ -102,6 +103,7 @@ def test_a_run_goes_on_with_the_same_bits(tmp_path: Path, way: str) -> None:
         assert_same_bits(whole, train_over(4, again, out))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_in_one_process_too(tmp_path: Path) -> None:
     """Replicas are no part of what a run is: updates of so many batches are."""
     options = [*DROPOUT, *UNEVEN, "--objective", "greedy", *EVERY, "--max-steps", "300"]

@@ -26,12 +26,16 @@ def go_on(ranks: int, options: list[str], whole: Path, step: int, out: Path) -> 
 @pytest.mark.parametrize(
     ("ranks", "options"),
     [
-        (3, ["--stages", "1", "--replicas", "3"]),
+        pytest.param(3, ["--stages", "1", "--replicas", "3"], marks=pytest.mark.slow),
         (2, ["--stages", "1", "--replicas", "2", "--compress", "sparse-sign"]),
         # The records come at other batches then, in another order if replicas did not agree on it.
         (4, ["--stages", "2", "--replicas", "2", "--accumulate", "2"]),
         # A stage that was frozen before the snapshot, which DDP would refuse.
-        (4, ["--stages", "2", "--replicas", "2", "--freeze-stage", "1:4"]),
+        pytest.param(
+            4,
+            ["--stages", "2", "--replicas", "2", "--freeze-stage", "1:4"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["three", "drawn", "accumulated", "frozen"],
 )
