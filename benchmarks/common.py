@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -198,7 +198,7 @@ class Run:
 
     def options(self) -> dict[str, Any]:
         """All options of the run; without paths, which belong to one machine."""
-        return {k: v for k, v in asdict(self.config).items() if k not in _PATHS}
+        return _without_paths(self.config)
 
     def command(self) -> str:
         """See :func:`command`."""
@@ -222,6 +222,13 @@ class Run:
         return total / covered if covered else None
 
 
+def _without_paths(config: TrainConfig) -> dict[str, Any]:
+    """Options of a run, of which none belongs to one machine; a tokenizer by its file's name."""
+    options = {name: value for name, value in asdict(config).items() if name not in _PATHS}
+    tokenizer = options["tokenizer"]
+    return options | {"tokenizer": None if tokenizer is None else Path(tokenizer).name}
+
+
 _PATHS = ("data_root", "out", "config")
 WENT_ON = "went-on"
 """File in a run's folder that says so."""
@@ -229,6 +236,8 @@ WENT_ON = "went-on"
 
 def command(config: TrainConfig) -> str:
     """The command of a run, with ``DIR`` for folders of this machine."""
+    if config.tokenizer is not None:
+        config = replace(config, tokenizer=Path(config.tokenizer).name)
     return shlex.join(["python", *train_arguments(config, data_root="DIR")])
 
 
@@ -376,7 +385,7 @@ def _kept(config: TrainConfig, folder: Path) -> Run | Failure | None:
 
 def _key(config: TrainConfig) -> str:
     """A run's folder: the same for the same options, wherever the data lie, whatever the defaults are now."""
-    options = {name: value for name, value in asdict(config).items() if name not in _PATHS}
+    options = _without_paths(config)
     return hashlib.sha256(to_json(options).encode()).hexdigest()[:16]
 
 

@@ -26,3 +26,15 @@ def test_a_run_that_was_stopped_goes_on_in_its_own_folder(
     assert isinstance(run, common.Run)
     assert run.summary["steps"] == 20
     assert "going on after batch" in (folder / "log").read_text()
+
+
+def test_a_run_is_known_again_wherever_its_files_lie() -> None:
+    """Its command named the folder of a vocabulary, and the run was done again where that was another."""
+    here, there = (
+        TrainConfig(model="gpt", data="text", data_root=folder, tokenizer=f"{folder}/words.json")
+        for folder in ("/here", "/there")
+    )
+    assert common._key(here) == common._key(there)
+    assert common.command(here) == common.command(there)
+    other = TrainConfig(model="gpt", data="text", tokenizer="/here/other.json")
+    assert common._key(here) != common._key(other)
