@@ -126,7 +126,7 @@ def misbehave(tmp_path: Path, what: str) -> None:
     (tmp_path / "flag.new").rename(tmp_path / "flag")
 
 
-@pytest.mark.parametrize("culprit", [0, 1, 3])
+@pytest.mark.parametrize("culprit", [0, 1, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_error_on_one_rank_ends_all_and_all_say_why(tmp_path: Path, culprit: int) -> None:
     ranks = launch_misbehaving(tmp_path, culprit=culprit)
     misbehave(tmp_path, "raise")

@@ -42,6 +42,7 @@ def test_ranks_equal_one_process(tmp_path: Path, wire: str) -> None:
             ]
 
 
+@pytest.mark.slow
 def test_only_the_stages_behind_an_edge_are_affected(tmp_path: Path) -> None:
     """What a stage trains by is its own output, not what became of it on the wire."""
     runs = {
@@ -86,7 +87,14 @@ def test_evaluate_repeats_the_trainings_last_figures(
         assert [s["loss"] for s in other["stages"]] != [r["loss"] for r in last]
 
 
-@pytest.mark.parametrize(("wire", "row"), [("float32", 4 * 1024), ("bf16", 2048), ("int8", 1028)])
+@pytest.mark.parametrize(
+    ("wire", "row"),
+    [
+        pytest.param("float32", 4 * 1024, marks=pytest.mark.slow),
+        pytest.param("bf16", 2048, marks=pytest.mark.slow),
+        ("int8", 1028),
+    ],
+)
 def test_the_plan_and_the_run_count_the_same_bytes(
     tmp_path: Path, wire: str, row: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,7 +63,7 @@ def test_an_error_in_a_replica_ends_all_and_all_say_why(tmp_path: Path) -> None:
         assert re.search(r"rank 2, stage 2, batch \d+: ZeroDivisionError: the unit was told", said)
 
 
-@pytest.mark.parametrize("lost", [1, 2])
+@pytest.mark.parametrize("lost", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_replica_ends_all_before_their_patience_does(tmp_path: Path, lost: int) -> None:
     ranks = under_way(tmp_path, culprit=3)
     ranks.kill(lost)

@@ -87,7 +87,7 @@ def test_ranks_equal_one_process(tmp_path: Path, options: list[str]) -> None:
         assert_same_bits(alone, out)
 
 
-@pytest.mark.parametrize("options", [[], ["--wire", "bf16"]])
+@pytest.mark.parametrize("options", [pytest.param([], marks=pytest.mark.slow), ["--wire", "bf16"]])
 def test_it_trains(tmp_path: Path, options: list[str]) -> None:
     arguments = ["--stages", "4", "--epochs", "4", "--autocast", "bf16", *options]
     run = train_alone(arguments, tmp_path / "run")
