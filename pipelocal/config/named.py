@@ -9,7 +9,7 @@ from pipelocal.config.train import DELTA_NUMBERS, TrainConfig
 from pipelocal.data import DATASETS
 from pipelocal.heads import HEADS
 from pipelocal.models import MODELS
-from pipelocal.objective import DISTANCES, OBJECTIVES, WEIGHT_SCHEDULES
+from pipelocal.objective import DISTANCES, OBJECTIVES, PGL, SGR, WEIGHT_SCHEDULES
 from pipelocal.objective.delta_encoding import SUMMARIES
 from pipelocal.objective.options import described_options, is_recipe_class
 from pipelocal.options import Number, numbers_of, without_number
@@ -49,6 +49,13 @@ WHERE_NEEDED = {"model", "head", "balance"}
 head by no rank of the last stage alone, a partitioner by rank 0."""
 
 
+ITS_OPTIONS: dict[Any, str] = {
+    SGR: "--reconcile-weight, --reconcile-every, --distance and the like",
+    PGL: "--guide-every",
+}
+"""Recipes whose options are options of the command line, which these are."""
+
+
 def check_names(config: TrainConfig) -> None:
     """Refuse names that stand for nothing.
 
@@ -71,12 +78,11 @@ def check_names(config: TrainConfig) -> None:
 
 def described_objectives() -> str:
     """The options of each objective of the registry, but of those whose are options of the command line."""
-    others = set(OBJECTIVES) - {"sgr", "pgl"}
-    classes: dict[str, Any] = {name: OBJECTIVES.get(name) for name in OBJECTIVES if name in others}
+    classes: dict[str, Any] = {name: OBJECTIVES.get(name) for name in OBJECTIVES}
     return "".join(
         f" {name}: {described_options(recipe)}."
         for name, recipe in classes.items()
-        if is_recipe_class(recipe) and fields(recipe)
+        if is_recipe_class(recipe) and fields(recipe) and recipe not in ITS_OPTIONS
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pipelocal.checkpoint.description import ModelDescription
-from pipelocal.config.named import REGISTRIES, plain_references, references
+from pipelocal.config.named import ITS_OPTIONS, REGISTRIES, plain_references, references
 from pipelocal.config.train import DELTA_NUMBERS, TrainConfig
 from pipelocal.data import DataInfo
 from pipelocal.data.batches import Batches
@@ -40,12 +40,6 @@ from pipelocal.system.quantities import parse_bytes, parse_speeds, parse_weights
 from pipelocal.tasks import Task
 from pipelocal.tasks.registry import task_named, with_smoothing
 from pipelocal.tasks.supcon import with_contrast
-
-ITS_OPTIONS: dict[Any, str] = {
-    SGR: "--reconcile-weight, --reconcile-every, --distance and the like",
-    PGL: "--guide-every",
-}
-"""Options of recipes that are options of the command line."""
 
 IMAGINED = "planned"
 """Name of data that are only described, to plan for."""

@@ -64,7 +64,7 @@ class FirstOrderReconciliation(Greedy):
         if previous_delta is None:
             return None
         # Not bound to a name here, so that reconcile can free it before its passes.
-        return self.reconcile(local, _taken_gradient(local.x), previous_delta)
+        return self.reconcile(local, local.taken_input_gradient(), previous_delta)
 
     def reconcile(self, local: LocalPass, eta: Tensor, previous_delta: Tensor) -> Residual:
         """Add D's gradients to the parameters' gradients, which already hold the local loss's.
@@ -130,13 +130,6 @@ def _length_of_scale(x: Tensor) -> Tensor:
     """Return an input's length, or that of a like input with root mean square 1 if it has no scale."""
     own, usual = length(x), x.numel() ** 0.5
     return torch.where(own < SMALLEST_SCALE * usual, usual, own)
-
-
-def _taken_gradient(x: Tensor) -> Tensor:
-    """Return ``x.grad`` and remove it from ``x``."""
-    gradient, x.grad = x.grad, None
-    assert gradient is not None, "a batch that is reconciled wants its input's gradient"
-    return gradient
 
 
 def _some_rows(rows: int, fraction: float, seed: int) -> Tensor:

@@ -68,6 +68,12 @@ class LocalPass:
     reconciled: bool = False
     """Whether delta of the stage before will be received."""
 
+    def taken_input_gradient(self) -> Tensor:
+        """Return the gradient at :attr:`x`, and remove it from there."""
+        gradient, self.x.grad = self.x.grad, None
+        assert gradient is not None, "the batch wants its input's gradient"
+        return gradient
+
 
 @dataclass(frozen=True, kw_only=True)
 class Relay:

@@ -21,7 +21,6 @@ from torch import Tensor
 from pipelocal.errors import UserError
 from pipelocal.objective.greedy import ForwardRecipe, Greedy
 from pipelocal.objective.local import LocalPass, Objective, Place
-from pipelocal.objective.pgl import taken_gradient
 from pipelocal.objective.residual import Residual
 from pipelocal.objective.way_back import WayBack
 
@@ -88,4 +87,4 @@ class Overlapping(Greedy):
         if not self._last:
             # Of the input alone; the parameters' gradients wait for what comes back.
             local.out.backward(self._delta, retain_graph=True, inputs=[local.x])  # type: ignore[no-untyped-call]
-        return taken_gradient(local.x)
+        return local.taken_input_gradient()

@@ -83,11 +83,4 @@ class Guided(Greedy):
 
     def given_back(self, local: LocalPass) -> Tensor:
         """See :class:`~pipelocal.objective.way_back.SendsBack`."""
-        return taken_gradient(local.x)
-
-
-def taken_gradient(x: Tensor) -> Tensor:
-    """Return an input's gradient, and remove it from the input."""
-    gradient, x.grad = x.grad, None
-    assert gradient is not None, "the objective asked for its input's gradient"
-    return gradient
+        return local.taken_input_gradient()

@@ -48,13 +48,11 @@ class WayBackEnds:
     @property
     def waited_s(self) -> float:
         """Seconds spent waiting so far."""
-        ends = (self.to_previous, self.from_next)
-        return sum(end.waited_s for end in ends if end is not None)
+        return sum(end.waited_s for end in self._ends)
 
     def trouble(self) -> StageError | None:
         """Return the failure of either end, if any."""
-        ends = (end.trouble() for end in (self.to_previous, self.from_next) if end is not None)
-        return next(filter(None, ends), None)
+        return next(filter(None, (end.trouble() for end in self._ends)), None)
 
     def exchange(self, stage: Stage, header: Header, action: Callable[[str], Action]) -> None:
         """Give the stage before what goes back to it, and take what the next one sends back.
@@ -114,9 +112,12 @@ class WayBackEnds:
 
     def close(self) -> None:
         """Close both ends."""
-        for end in (self.to_previous, self.from_next):
-            if end is not None:
-                end.close()
+        for end in self._ends:
+            end.close()
+
+    @property
+    def _ends(self) -> list[Sender | ReceiverBack]:
+        return [end for end in (self.to_previous, self.from_next) if end is not None]
 
 
 NOTHING_BACK = WayBackEnds()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -201,13 +201,17 @@ def _check_accumulate(options: RunOptions, recipe: Recipe) -> None:
             "--reconcile-fraction 1 forms a difference with the batch's own gradient, which "
             "--accumulate and --replicas add to others: choose a smaller fraction, or leave them out"
         )
-    for name in ("step_early", "measure_bp_gap"):
+    why = (
+        "is for updates after every batch: leave it out, or choose --accumulate 1 and no --replicas"
+    )
+    _refuse(options, ("step_early", "measure_bp_gap"), why)
+
+
+def _refuse(options: RunOptions, names: Sequence[str], why: str) -> None:
+    """Refuse each of these options that is given, with the reason that follows its name."""
+    for name in names:
         if getattr(options, name):
-            option = option_name(name)
-            raise UserError(
-                f"{option} is for updates after every batch: leave it out, or choose --accumulate 1 and no "
-                f"--replicas"
-            )
+            raise UserError(f"{option_name(name)} {why}")
 
 
 def _by_formulas(options: RunOptions, recipe: Recipe) -> str | None:
@@ -247,11 +251,9 @@ def _check_without_backward(options: RunOptions, recipe: Recipe) -> None:
     if not getattr(recipe.objective, "without_backward", False):
         return
     name = type(recipe.objective).__name__
-    for option in ("autocast", "compile", "checkpoint_activations", "step_early"):
-        if getattr(options, option):
-            raise UserError(
-                f"{option_name(option)} is for stages with a backward pass, and {name} has none: leave it out"
-            )
+    backward = ("autocast", "compile", "checkpoint_activations", "step_early")
+    why = f"is for stages with a backward pass, and {name} has none: leave it out"
+    _refuse(options, backward, why)
     if isinstance(recipe.head_task, SupCon):
         raise UserError(
             f"--head-loss supcon trains a projection by a backward pass, and {name} has none: leave it out"
@@ -272,12 +274,11 @@ def _check_way_back(options: RunOptions, recipe: Recipe) -> None:
     if way_back_of(recipe.objective) is None:
         return
     name = type(recipe.objective).__name__
-    for option in ("step_early", "compile", "checkpoint_activations", "measure_bp_gap"):
-        if getattr(options, option):
-            raise UserError(
-                f"{option_name(option)} is for stages to which nothing comes back, and {name} sends "
-                f"something back: leave it out"
-            )
+    refused = ("step_early", "compile", "checkpoint_activations", "measure_bp_gap")
+    why = (
+        f"is for stages to which nothing comes back, and {name} sends something back: leave it out"
+    )
+    _refuse(options, refused, why)
     if recipe.transport_penalty:
         raise UserError(
             f"--transport-penalty {recipe.transport_penalty:g} is for stages to which nothing comes back, "
