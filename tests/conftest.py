@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -22,6 +23,11 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 # An example has no time limit: the machine may be busy.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores: a third of the suite's time a test waits (for a disk, a timeout, a peer)."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.fixture(scope="session")

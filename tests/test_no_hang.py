@@ -262,7 +262,7 @@ def test_sigterm_ends_a_rank_that_still_waits_for_the_others(tmp_path: Path) -> 
     ranks.kill(1)
 
 
-@pytest.mark.parametrize("seconds_later", [0.0, 0.3])
+@pytest.mark.parametrize("seconds_later", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_sigterm_on_account_of_a_killed_rank_tells_of_that_rank(
     tmp_path: Path, seconds_later: float
 ) -> None:

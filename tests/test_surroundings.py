@@ -140,7 +140,7 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "streams",
     [
-        ">&-",
+        pytest.param(">&-", marks=pytest.mark.slow),
         pytest.param("2>&-", marks=pytest.mark.slow),
         "<&- >&- 2>&-",
         ">/dev/full 2>/dev/full",

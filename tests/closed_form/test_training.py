@@ -59,7 +59,7 @@ def _summary(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text())  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("objective", ["greedy", "sgr"])
+@pytest.mark.parametrize("objective", [pytest.param("greedy", marks=pytest.mark.slow), "sgr"])
 def test_an_mlp_learns_the_digits(tmp_path: Path, objective: str) -> None:
     arguments = ["--model", "mlp", "--stages", "6", "--bp-free", "--objective", objective]
     run = train_alone([*arguments, "--epochs", "4"], tmp_path / "run")

@@ -56,7 +56,7 @@ def test_a_pass_takes_the_longer_of_computing_and_moving() -> None:
     assert moving.seconds_of_pass(layer, x, None, reconcile=False) == (moved, 2 * moved)
 
 
-@pytest.mark.parametrize("objective", ["greedy", "sgr"])
+@pytest.mark.parametrize("objective", [pytest.param("greedy", marks=pytest.mark.slow), "sgr"])
 def test_bytes_are_those_that_are_measured(objective: str) -> None:
     config = TrainConfig(model="resnet20", objective=objective, batch_size=4, optimizer="adamw")
     blueprint = blueprint_of(config)

@@ -96,7 +96,7 @@ def test_no_more_than_one_part_lives_at_once() -> None:
     assert peaks[1] < 0.2 * peaks[0]
 
 
-@pytest.mark.parametrize("objective", ["greedy", "sgr"])
+@pytest.mark.parametrize("objective", [pytest.param("greedy", marks=pytest.mark.slow), "sgr"])
 def test_ranks_equal_one_process(tmp_path: Path, objective: str) -> None:
     """Updates that do not divide an epoch's 23 batches, and a run that ends between two updates."""
     options = ["--objective", objective, "--stages", "4", "--max-steps", "26", "--accumulate", "4"]

@@ -152,7 +152,7 @@ def test_feeding_keeps_no_activations() -> None:
         a_stage().forward(X)
 
 
-@pytest.mark.parametrize("objective", ["greedy", "sgr"])
+@pytest.mark.parametrize("objective", [pytest.param("greedy", marks=pytest.mark.slow), "sgr"])
 def test_a_run_keeps_what_the_stage_was_when_it_froze(tmp_path: Path, objective: str) -> None:
     """And later stages go on."""
     common = ["--stages", "3", "--objective", objective, "--schedule", "constant"]
