@@ -26,8 +26,11 @@ settings.load_profile("busy")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than cores: a third of the suite's time a test waits (for a disk, a timeout, a peer)."""
-    return len(os.sched_getaffinity(0)) + 1
+    """One worker more than cores: a third of the time, tests wait for a disk, a timeout or a peer."""
+    cores = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    return len(cores) + 1
 
 
 @pytest.fixture(scope="session")
