@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,6 +39,7 @@ def study(
     default: str,
     document: str | None,
     columns: tables.Columns = tables.HEADS,
+    plot: Callable[[Sequence[figures.Row], Path], None] = figures.plot,
 ) -> None:
     """Train what is missing, print, write.
 
@@ -47,6 +48,7 @@ def study(
         default: name of the one that is taken by default.
         document: says what it is.
         columns: of the tables.
+        plot: draws the picture of all rows into a file.
     """
     options = parse(sys.argv[1:], setups, default, document)
     common.check_writable(options.json)
@@ -86,7 +88,7 @@ def study(
     )
     if options.into is not None:
         common.put_into(options.into, tables.markdown(rows, columns))
-    figures.plot(rows, options.json.with_suffix(".png"))
+    plot(rows, options.json.with_suffix(".png"))
 
 
 def parse(

@@ -123,7 +123,7 @@ TOKEN_HEADS: dict[str, Options] = (
 )
 MAIN = (BP, LINEAR, "conv", "downstream", "auto")
 RESNET20: Options = {"model": "resnet20", "data": "cifar10", "epochs": 10, **IMAGES, **FAST}
-FASHION: Options = {"model": "resnet8", "data": "fashion-mnist", **IMAGES}
+FASHION: Options = {"model": "resnet8", "data": "fashion-mnist", **IMAGES, **FAST}
 FASHION_ARMS = {
     name: CNN_HEADS[name] for name in (BP, LINEAR, "conv", "dgl", "downstream", "twin", "auto")
 }

@@ -17,12 +17,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks import common
 from benchmarks.accuracy import tables
 from benchmarks.accuracy.run import study
+from benchmarks.methods import bytes_back
 from benchmarks.methods.setups import SETUPS
 
 
 def main() -> None:
     """Train what is missing, print, write."""
-    study(SETUPS, default="fashion", document=__doc__, columns=tables.METHODS)
+    study(
+        SETUPS,
+        default="fashion",
+        document=__doc__,
+        columns=tables.METHODS,
+        plot=bytes_back.plot,
+    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from benchmarks.accuracy.run import study
 from benchmarks.accuracy.setups import BASE, Search, SetUp, head
 from benchmarks.common import Failure, Run
 from benchmarks.cuts import multiply_adds_of_stage, peak_bytes_of_stage
+from benchmarks.methods import bytes_back
 from benchmarks.methods.setups import FOUR, SETUPS, arms
 from pipelocal.config import TrainConfig
 from pipelocal.config.checks import validate
@@ -204,3 +205,35 @@ def test_a_report_waits_for_all_rates_of_an_arm(monkeypatch: pytest.MonkeyPatch)
     runs = {key: run_of(configs[key], 0.5) for key in (("s", "a", 0.1), ("s", "b", 0.1))}
     options = argparse.Namespace(report=True, keep=Path("nowhere"))
     assert rates.tried(configs, runs, options) == {("s", "a"): {0.1: 0.5}}
+
+
+def test_the_picture_goes_from_greedy_to_back_propagation() -> None:
+    """Behind one head, by what flows back; other heads, and methods that send nothing, are no part of it."""
+
+    def row(
+        arm: str, back: float | None, accuracy: float, forward_only: bool = True
+    ) -> dict[str, Any]:
+        return {
+            "arm": arm,
+            "bytes_back": back,
+            "forward_only": forward_only,
+            "test_accuracy": {0: accuracy, 1: accuracy},
+        }
+
+    rows = [
+        row("bp", None, 0.9),
+        row("linear", 0, 0.5),
+        row("conv", 0, 0.7),
+        row("conv, InfoPro", 0, 0.71),
+        row("conv, PGL, every 2", 512, 0.85, forward_only=False),
+        row("conv, LoCo", 1024, 0.8, forward_only=False),
+        row("auto, PGL, every 16", 64, 0.88, forward_only=False),
+    ]
+    assert bytes_back.series(rows, "conv") == [
+        ("greedy", 0, pytest.approx(70)),
+        ("PGL, every 2", 0.5, pytest.approx(85)),
+        ("LoCo", 1, pytest.approx(80)),
+        ("bp", 1, pytest.approx(90)),
+    ]
+    behind_auto = [name for name, _, _ in bytes_back.series(rows, "auto")]
+    assert behind_auto == ["PGL, every 16", "bp"]
