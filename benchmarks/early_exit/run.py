@@ -4,7 +4,7 @@ Every stage has a head, so a sample can be answered by the first one that is con
 against what one could do without that: stop all samples behind the same stage. For several kinds of heads::
 
     python benchmarks/early_exit/run.py --quick --json early_exit.json
-    python benchmarks/early_exit/run.py --data-root DIR --json early_exit.json
+    python benchmarks/early_exit/run.py --data-root DIR --keep RUNS --json early_exit.json
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pipelocal
 from benchmarks import common
+from benchmarks.accuracy.setups import BP, SETUPS
 from benchmarks.common import BenchmarkError, Failure, Run, Target
-from pipelocal.config import TrainConfig
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.ranks.host import set_up_host
@@ -45,49 +45,36 @@ def main() -> None:
     parser = common.Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="result file to write")
     parser.add_argument("--quick", action="store_true", help="a short form of under 3 minutes")
-    parser.add_argument("--model", default="resnet8")
-    parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--data-root", help="folder of the data set's files")
-    parser.add_argument("--train-samples", type=int)
-    parser.add_argument("--stages", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--objective", default="greedy")
-    parser.add_argument("--heads", nargs="+", default=["linear", "downstream"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep runs, and go on from those")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
-    parser.add_argument("--into", type=Path, metavar="FILE", help="a README, for the table")
+    add = parser.add_argument
+    images = [name for name, setup in SETUPS.items() if setup.options["data"] != "text"]
+    add("--setup", choices=images, default="resnet20-4", help="of benchmarks/accuracy")
+    add("--arms", nargs="+", default=["linear", "auto"], help="its heads")
+    add("--seeds", nargs="+", type=int, default=[0])
+    add("--epochs", type=int, help="in place of the set-up's own")
+    add("--data-root", metavar="DIR", help="folder of the data set's files")
+    add("--keep", type=Path, metavar="DIR", help="keep runs, and take those of benchmarks/accuracy")
+    add("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
+    add("--into", type=Path, metavar="FILE", help="a README, for the table")
     options = parser.parse_args()
     if options.quick:
-        options.data, options.epochs, options.seeds, options.batch_size = "digits", 4, [0], 64
+        options.setup, options.arms, options.seeds = "quick", ["linear", "downstream"], [0]
+    setup = SETUPS[options.setup]
+    heads = [arm for arm in setup.arms if arm != BP]
+    for arm in options.arms:
+        if arm not in heads:
+            raise BenchmarkError(f"--arms {arm}: {options.setup} has {', '.join(heads)}")
     common.check_writable(options.json)
     set_up_host(1)
-    configs = [
-        TrainConfig(
-            model=options.model,
-            data=options.data,
-            data_root=options.data_root,
-            train_samples=options.train_samples,
-            batch_size=options.batch_size,
-            stages=options.stages,
-            epochs=options.epochs,
-            objective=options.objective,
-            head=head,
-            seed=seed,
-            device="cpu",
-        )
-        for head in options.heads
-        for seed in options.seeds
-    ]
+    which = [(arm, seed) for arm in options.arms for seed in options.seeds]
+    configs = [setup.config(arm, options, seed=seed) for arm, seed in which]
     rows: list[Row] = []
     for index, run in common.train_each(configs, jobs=options.jobs, keep=options.keep):
-        config = configs[index]
+        arm, seed = which[index]
         if isinstance(run, Failure):
-            raise BenchmarkError(f"{config.head}, seed {config.seed}: {run.reason}")
-        rows += measure(run)
-        print(f"{config.head}, seed {config.seed}: done", flush=True)
-    rows.sort(key=lambda row: (options.heads.index(row["head"]), row["seed"]))
+            raise BenchmarkError(f"{arm}, seed {seed}: {run.reason}")
+        rows += measure(run, arm)
+        print(f"{arm}, seed {seed}: done", flush=True)
+    rows.sort(key=lambda row: (options.arms.index(row["head"]), row["seed"]))
     targets = make_targets(rows)
     show(rows)
     common.print_targets(targets)
@@ -102,7 +89,7 @@ def main() -> None:
         common.put_into(options.into, markdown(rows))
 
 
-def measure(run: Run) -> list[Row]:
+def measure(run: Run, arm: str) -> list[Row]:
     """Return a row for every confidence, and for every stage behind which all samples stop."""
     config = run.config
     network = pipelocal.load_with_heads(str(run.folder))
@@ -112,8 +99,8 @@ def measure(run: Run) -> list[Row]:
         torch.cat(parts) for parts in zip(*((b.x, b.target) for b in batches), strict=True)
     )
     costs = cumulative_operations(network, x[:1])
-    names = ("model", "data", "objective", "head", "epochs", "seed")
-    base: Row = {name: getattr(config, name) for name in names}
+    names = ("model", "data", "objective", "epochs", "seed")
+    base: Row = {"head": arm, **{name: getattr(config, name) for name in names}}
     rows = [
         {**base, "rule": f"all behind stage {number}", "accuracy": accuracy, "computation": share}
         for number, (accuracy, share) in enumerate(
