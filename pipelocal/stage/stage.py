@@ -262,7 +262,7 @@ class Stage:
                 input_gradient=reconciled or self._gives_back,
             )
         if self._early is not None:
-            self._early.on = not reconciled
+            self._early.begin(on=not reconciled)
         self._pass = LocalPass(
             x=leaf,
             out=out,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.live_bytes import LiveBytes
 from pipelocal.config import TrainConfig
@@ -14,6 +15,7 @@ from pipelocal.config.checks import validate
 from pipelocal.config.resolve import blueprint_of
 from pipelocal.errors import UserError
 from pipelocal.run.blueprint import Blueprint
+from pipelocal.stage.early_step import READY_BYTES, EarlyStep
 from pipelocal.stage.stage import Stage
 from tests.launching import run_ranks
 from tests.stage.test_recompute import assert_equal, trained
@@ -75,6 +77,45 @@ def test_gradients_do_not_all_live_at_once() -> None:
     gradients = 4 * sum(p.numel() for p in (*stage.body.parameters(), *stage.head.parameters()))
     assert peaks[0] > gradients
     assert peaks[1] < 0.5 * peaks[0]
+
+
+def test_a_step_is_given_what_is_ready_alone() -> None:
+    """It walked over all parameters for each one, which is quadratic; small gradients share a step."""
+    shapes = [READY_BYTES // 4] * 3 + [1] * 2 + [READY_BYTES // 4]
+    parameters = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+    optimizer = torch.optim.SGD(
+        [{"params": parameters[:4], "lr": 0.5}, {"params": parameters[4:], "lr": 0.25}]
+    )
+    seen: list[dict[float, int]] = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        seen.append({group["lr"]: len(group["params"]) for group in optimizer.param_groups})
+
+    optimizer.register_step_pre_hook(look)
+    early = EarlyStep(optimizer, parameters)
+    for _ in range(2):
+        seen.clear()
+        early.begin(on=True)
+        for parameter in parameters:
+            parameter.sum().backward()  # type: ignore[no-untyped-call]
+        assert seen == [{0.5: 1}, {0.5: 1}, {0.5: 1}, {0.5: 1, 0.25: 2}]
+        assert [len(group["params"]) for group in optimizer.param_groups] == [4, 2]
+        assert all(parameter.grad is None for parameter in parameters)
+        optimizer.load_state_dict(optimizer.state_dict())  # which makes other groups
+    assert [parameter[0].item() for parameter in parameters] == [0.0] * 4 + [0.5] * 2
+
+
+def test_what_is_small_is_left_to_the_batchs_own_step() -> None:
+    held, other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([held], lr=0.5)
+    early = EarlyStep(optimizer, [held, other])
+    for left in (0.5, 0.0):
+        early.begin(on=True)
+        (held + other).sum().backward()  # type: ignore[no-untyped-call]
+        assert held.grad is not None
+        optimizer.step()
+        optimizer.zero_grad()
+        assert (held.item(), other.item()) == (left, 1.0)
 
 
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
