@@ -79,7 +79,7 @@ class Pipeline:
             ranks must build it with the same weights: seed torch first.
         stages: number of stages, with equal numbers of units unless ``balance`` says otherwise.
         cut: instead of ``stages``, the name of the first unit of each stage after the first.
-        balance: ``count``, ``time`` or ``memory``, or a function of a
+        balance: ``count``, ``time`` or ``memory``, the folder of a finished run, or a function of a
             :class:`~pipelocal.partition.partitioners.PartitionRequest`.
         memory_limit: bytes that no stage may exceed, with ``balance`` time or memory.
         speeds: relative speed of each stage's device, with ``balance="time"``.

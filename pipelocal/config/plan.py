@@ -40,8 +40,8 @@ class PlanConfig:
     cut: str | None = shared("cut")
     """Where to cut, as for train; by default the planner chooses."""
     balance: str = "time"
-    """What the planner's cut is for: time, memory, or count (equal numbers of units); or a registered
-    partitioner of your own."""
+    """What the planner's cut is for: time, memory, or count (equal numbers of units); the folder of a
+    finished run, by what its stages took; or a registered partitioner of your own."""
     memory_limit: str | None = shared("memory_limit")
     """Most that a stage may need, such as 16GiB."""
     device_speeds: str | None = shared("device_speeds")

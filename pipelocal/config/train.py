@@ -55,7 +55,8 @@ class CutOptions:
     as block2,block5, or the number of units of every stage, such as 2,3,4. Overrides --stages."""
     balance: str = option("count", of_the_bits=False)
     """Where to cut without --cut: count (equal numbers of units), time (measured at the start, so that
-    the slowest stage is as fast as it can be), or memory (so that the largest stage is as small)."""
+    the slowest stage is as fast as it can be), memory (so that the largest stage is as small), or the
+    folder of a finished run (as time, corrected by what its stages took)."""
     memory_limit: str | None = option(None, of_the_bits=False)
     """With --balance time or memory: most that a stage may need, such as 16GiB."""
     device_speeds: str | None = option(None, of_the_bits=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 
 from pipelocal.errors import UserError
 from pipelocal.models.chain import Chain
 from pipelocal.partition.cost_model import CostModel, balanced
 from pipelocal.partition.cut import Cut, even_blocks
+from pipelocal.partition.from_run import corrected, is_run, stages_of
 from pipelocal.registry import Registry
 
 
@@ -40,7 +42,28 @@ class PartitionRequest:
 Partitioner = Callable[[PartitionRequest], Sequence[int]]
 """Returns the number of units of every stage, in order."""
 
-PARTITIONERS: Registry[Partitioner] = Registry("partitioner", takes="request")
+
+class Partitioners(Registry[Partitioner]):
+    """The registry, in which the folder of a run stands for what its stages took."""
+
+    def get(self, name: str) -> Partitioner:
+        """See :class:`~pipelocal.registry.Registry`."""
+        return partial(by_run, Path(name)) if self._is_run(name) else super().get(name)
+
+    def later(self, name: str) -> Partitioner:
+        """See :class:`~pipelocal.registry.Registry`."""
+        return self.get(name) if self._is_run(name) else super().later(name)
+
+    def check(self, name: str) -> None:
+        """See :class:`~pipelocal.registry.Registry`; a folder that is no finished run is told when read."""
+        if not self._is_run(name):
+            super().check(name)
+
+    def _is_run(self, name: str) -> bool:
+        return name not in self and is_run(name)
+
+
+PARTITIONERS = Partitioners("partitioner", takes="request")
 
 
 @PARTITIONERS.register("count")
@@ -52,18 +75,28 @@ def by_count(request: PartitionRequest) -> list[int]:
 @PARTITIONERS.register("time")
 def by_time(request: PartitionRequest) -> list[int]:
     """Make the slowest stage as fast as possible."""
-    return _balanced(request, "time")
+    return _balanced(request, request.costs, "time")
 
 
 @PARTITIONERS.register("memory")
 def by_memory(request: PartitionRequest) -> list[int]:
     """Make the largest stage as small as possible."""
-    return _balanced(request, "memory")
+    return _balanced(request, request.costs, "memory")
 
 
-def _balanced(request: PartitionRequest, balance: str) -> list[int]:
+def by_run(folder: Path, request: PartitionRequest) -> list[int]:
+    """Make the slowest stage as fast as possible, by what the stages of a finished run took.
+
+    Raises:
+        UserError: it is no finished run, or one of another model.
+    """
+    took = stages_of(folder, [unit.name for unit in request.chain.units])
+    return _balanced(request, corrected(request.costs, took), "time")
+
+
+def _balanced(request: PartitionRequest, costs: CostModel, balance: str) -> list[int]:
     cuts = balanced(
-        request.costs,
+        costs,
         request.stages,
         balance=balance,
         memory_limit=request.memory_limit,
