@@ -33,6 +33,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.intervals import interval_of_median
 from pipelocal.config import TrainConfig
 from pipelocal.config.checks import validate
 from pipelocal.config.resolve import blueprint_of
@@ -86,21 +87,39 @@ class Target:
     goal: str
     met: bool | None
     """None where the figure is only reported."""
+    interval: tuple[float, float] | None = None
+    """Of a median over rounds: what holds it with 95 %; None of a single figure, or of too few rounds."""
 
 
-def at_least(name: str, value: float, threshold: float) -> Target:
-    """A figure that ought not to be below a threshold."""
-    return Target(name=name, value=value, goal=f">= {threshold:g}", met=value >= threshold)
+Figure = float | Sequence[float]
+"""A figure, or one of each round, of which the median counts."""
 
 
-def at_most(name: str, value: float, threshold: float) -> Target:
-    """A figure that ought not to be above a threshold."""
-    return Target(name=name, value=value, goal=f"<= {threshold:g}", met=value <= threshold)
+def at_least(name: str, figure: Figure, threshold: float) -> Target:
+    """A figure that ought not to be below a threshold, with its whole interval if it has one."""
+    value, interval = _median(figure)
+    met = (value if interval is None else interval[0]) >= threshold
+    return Target(name=name, value=value, goal=f">= {threshold:g}", met=met, interval=interval)
 
 
-def reported(name: str, value: float | None) -> Target:
+def at_most(name: str, figure: Figure, threshold: float) -> Target:
+    """A figure that ought not to be above a threshold, with its whole interval if it has one."""
+    value, interval = _median(figure)
+    met = (value if interval is None else interval[1]) <= threshold
+    return Target(name=name, value=value, goal=f"<= {threshold:g}", met=met, interval=interval)
+
+
+def reported(name: str, figure: Figure | None) -> Target:
     """A figure without a goal."""
-    return Target(name=name, value=value, goal="reported, no threshold", met=None)
+    value, interval = (None, None) if figure is None else _median(figure)
+    goal = "reported, no threshold"
+    return Target(name=name, value=value, goal=goal, met=None, interval=interval)
+
+
+def _median(figure: Figure) -> tuple[float, tuple[float, float] | None]:
+    if isinstance(figure, (int, float)):
+        return figure, None
+    return statistics.median(figure), interval_of_median(figure)
 
 
 def describe_environment(*, threads: int, device: str = "cpu") -> dict[str, Any]:
@@ -557,10 +576,14 @@ def print_targets(targets: Sequence[Target]) -> None:
     """Print the targets with what came of them."""
     words = {True: "met", False: "NOT met", None: "-"}
     rows = [
-        (t.name, "-" if t.value is None else f"{t.value:.3g}", t.goal, words[t.met])
+        (t.name, "-" if t.value is None else f"{t.value:.3g}", _interval(t), t.goal, words[t.met])
         for t in targets
     ]
-    print_table("targets", ("target", "value", "goal", ""), rows)
+    print_table("targets", ("target", "value", "95 %", "goal", ""), rows)
+
+
+def _interval(target: Target) -> str:
+    return "" if target.interval is None else "{:.3g} to {:.3g}".format(*target.interval)
 
 
 def load_pyplot() -> Any | None:

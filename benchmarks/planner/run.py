@@ -141,7 +141,9 @@ def error_target(row: Row) -> Target:
 
 def gain_target(row: Row) -> Target:
     """Of one comparison of cuts."""
-    return common.at_least(f"{row['model']}: rate of --balance time over count", row["ratio"], 1.0)
+    return common.at_least(
+        f"{row['model']}: rate of --balance time over count", row["ratio_of_each_round"], 1.0
+    )
 
 
 def show(predictions: list[Row], throughputs: list[Row]) -> None:

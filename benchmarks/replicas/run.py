@@ -151,7 +151,7 @@ def peer(
 
 def make_targets(rows: Sequence[Row]) -> list[Target]:
     """Uneven replication pays for either kind of slow stage."""
-    found = {(row["model"], row["method"]): row["rate_over_plain"] for row in rows}
+    found = {(row["model"], row["method"]): row["rate_over_plain_each_round"] for row in rows}
     return [
         common.at_least(f"{kind}: --replicas 1,2,1", found[kind, "--replicas 1,2,1"], goal)
         for kind, goal in (("computes", 1.2), ("waits", 1.7))

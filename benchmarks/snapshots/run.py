@@ -141,7 +141,7 @@ def make_targets(rows: Sequence[Row]) -> list[Target]:
     return [
         common.at_most(
             f"{row['model']}: share of the time that a stage pauses, every {row['every']} batches",
-            row["share_of_time"],
+            [pause / row["every"] for pause in row["pause_over_batch_each_round"]],
             MOST_SHARE,
         )
         for row in rows
