@@ -101,7 +101,9 @@ def _row(
         if other.micro_batches is None:
             continue
         theirs = _ratios(seconds[shape, other.name], seconds[UNSHAPED, other.name])
-        row[f"slowdown_over_{other.name}"] = statistics.median(_ratios(slowdowns, theirs))
+        ratios = _ratios(slowdowns, theirs)
+        row[f"slowdown_over_{other.name}"] = statistics.median(ratios)
+        row[f"slowdown_over_{other.name}_each_round"] = ratios
     return row
 
 

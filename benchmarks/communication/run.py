@@ -137,9 +137,9 @@ def make_targets(rows: Sequence[Row]) -> list[Target]:
                 continue
             for other in rates.PEERS:
                 name = f"{model}, {row['method']}: slowdown over that of {other.name}"
-                value = row.get(f"slowdown_over_{other.name}")
-                if value is not None:
-                    targets.append(common.at_most(name, value, LARGEST_SLOWDOWN))
+                each = row.get(f"slowdown_over_{other.name}_each_round")
+                if each is not None:
+                    targets.append(common.at_most(name, each, LARGEST_SLOWDOWN))
     return targets
 
 
