@@ -45,12 +45,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="global batch (%(default)s)")
     parser.add_argument("--stages", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--rounds", type=int, default=2, help="timings in turns, so many times")
+    parser.add_argument("--device", default="cpu", help="of one device: cpu or cuda (%(default)s)")
     options = parser.parse_args()
+    device = common.resolve_device(options.device)
     if options.quick:
         options.model, options.batch_size, options.stages, options.rounds = "resnet20", 32, [4], 1
     common.check_writable(options.json)
     cuts = {stages: memory_cut(options.model, stages) for stages in {*options.stages, RANKS}}
-    base = ["--model", options.model, "--batch-size", str(options.batch_size)]
+    base = ["--model", options.model, "--batch-size", str(options.batch_size), "--device", device]
     one = on_one_device({stages: cuts[stages] for stages in options.stages}, quick=options.quick)
     rows: list[Row] = [measure(name, [*base, *own]) for name, own in one.items()]
     seconds = time_in_turns({name: [*base, *own] for name, own in one.items()}, options.rounds)
@@ -58,7 +60,8 @@ def main() -> None:
         ratios = [a / b for a, b in zip(seconds[row["method"]], seconds["BP"], strict=True)]
         row["time_over_bp"] = statistics.median(ratios)
         row["time_over_bp_each_round"] = ratios
-    rows += over_ranks(base, cuts[RANKS], quick=options.quick)
+    if device == "cpu":  # ranks that share a GPU would share its memory
+        rows += over_ranks(base, cuts[RANKS], quick=options.quick)
     for row in rows:
         row["memory_over_bp"] = row["live_bytes"] / rows[0]["live_bytes"]
     targets = make_targets(rows)
@@ -67,7 +70,7 @@ def main() -> None:
     common.write_result(
         options.json,
         environment={
-            **common.describe_environment(threads=1),
+            **common.describe_environment(threads=1, device=device),
             "model": options.model,
             "batch_size": options.batch_size,
             "cuts": cuts,

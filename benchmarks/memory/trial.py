@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=1, help="pipelocal's micro-batches")
     parser.add_argument("--time", action="store_true", help="time, not memory")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     set_up_host(1)
     DATASETS.register(DATA.name)(DatasetEntry(DATA, noise))
@@ -82,16 +83,15 @@ def main() -> None:
         plain=True,
         checkpoint_activations=1 if options.saving else None,
         step_early=options.saving,
+        device=options.device,
     )
     before = psutil.Process().memory_info().rss
     if options.time:
         found = {"seconds": seconds(options.method, config)}
     else:
-        with LiveBytes() as counter:
-            run(options.method, config, options.micro_batches, [])
+        live = peak_bytes(options.method, config, options.micro_batches)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-        extra = ring_bytes(config) if options.method == "pipelocal" else 0
-        found = {"live_bytes": counter.peak + extra, "process_bytes": peak}
+        found = {"live_bytes": live, "process_bytes": peak}
     print(to_json(found | {"rank": int(os.environ.get("RANK", 0))}), flush=True)
     sys.stdout.flush()
     os._exit(0)
@@ -108,6 +108,17 @@ def noise(_root: Path | None, seed: int) -> ArrayDataset:
     return ArrayDataset(
         info=DATA, train_x=x, train_y=y, test_x=x[few], test_y=y[few], mean=half, std=half
     )
+
+
+def peak_bytes(method: str, config: TrainConfig, micro_batches: int) -> int:
+    """Most bytes of tensors that lived at a time, with the ring of the edge to this rank."""
+    if config.device == "cuda":
+        run(method, config, micro_batches, [])
+        return int(torch.cuda.max_memory_allocated())
+    counter = LiveBytes()
+    with counter:
+        run(method, config, micro_batches, [])
+    return counter.peak + (ring_bytes(config) if method == "pipelocal" else 0)
 
 
 def seconds(method: str, config: TrainConfig) -> float:
@@ -133,7 +144,7 @@ def run(method: str, config: TrainConfig, micro_batches: int, found: list[float]
     if pipeline:
         dist.init_process_group("gloo")
     blueprint = blueprint_of(config)
-    x, target = random_batch(blueprint, config.batch_size)
+    x, target = (t.to(config.device) for t in random_batch(blueprint, config.batch_size))
     step = (
         pipeline_step(blueprint, method, micro_batches, x, target)
         if pipeline
@@ -143,6 +154,8 @@ def run(method: str, config: TrainConfig, micro_batches: int, found: list[float]
     for number in range(config.max_steps):
         started = time.perf_counter()
         step()
+        if config.device == "cuda":
+            torch.cuda.synchronize()
         if number > 0:
             found.append(time.perf_counter() - started)
 
@@ -169,7 +182,7 @@ def run_own(config: TrainConfig, found: list[float]) -> None:
 
 def plain_step(blueprint: Blueprint, method: str, x: Tensor, target: Tensor) -> Callable[[], None]:
     """Back-propagation through the whole model on one device."""
-    model: nn.Module = blueprint.chain.build_whole(seed=0)
+    model: nn.Module = blueprint.chain.build_whole(seed=0).to(x.device)
     optimizer = sgd(model)
     parts = ACCUMULATED if method == "BP, accumulation" else 1
     units = list(model.children())
