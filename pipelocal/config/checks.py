@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
-from pipelocal.config.named import check_names
+from pipelocal.config.named import ITS_OPTIONS, check_names
 from pipelocal.config.resolve import freezing_of, rates_of, recipe_of
 from pipelocal.config.train import TrainConfig
 from pipelocal.errors import UserError
 from pipelocal.heads.auto import DEFAULT_BUDGET
+from pipelocal.objective import OBJECTIVES
 from pipelocal.options import MOST_BATCHES, check_values, option_name
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.partition.replicas import parse_replicas
@@ -51,6 +52,7 @@ def check_options(config: TrainConfig) -> None:
         raise UserError(
             f"--head-budget {config.head_budget:g} is for --head auto, not {config.head}: leave one out"
         )
+    _check_its_options(config)
     _check_balance(config)
     parse_replicas("--replicas", config.replicas, None)
     _check_updates(config)
@@ -60,6 +62,20 @@ def check_options(config: TrainConfig) -> None:
         parse_weights("--reconcile-weight", config.reconcile_weight, config.stages - 1)
         freezing_of(config, stages)
         rates_of(config, stages)
+
+
+def _check_its_options(config: TrainConfig) -> None:
+    """Refuse options of one objective beside another, which would do nothing."""
+    usual = {field.name: field.default for field in fields(config)}
+    for recipe, options in ITS_OPTIONS.items():
+        if OBJECTIVES.get(config.objective) is recipe:
+            continue
+        for name in options:
+            if (value := getattr(config, name)) != usual[name]:
+                raise UserError(
+                    f"{option_name(name)} {value} is for --objective {OBJECTIVES.name_of(recipe)}, not "
+                    f"{config.objective}: leave one of them out"
+                )
 
 
 def _check_text(option: str, text: str) -> None:

@@ -49,9 +49,17 @@ WHERE_NEEDED = {"model", "head", "balance"}
 head by no rank of the last stage alone, a partitioner by rank 0."""
 
 
-ITS_OPTIONS: dict[Any, str] = {
-    SGR: "--reconcile-weight, --reconcile-every, --distance and the like",
-    PGL: "--guide-every",
+ITS_OPTIONS: dict[type, tuple[str, ...]] = {
+    SGR: (
+        "reconcile",
+        "distance",
+        "reconcile_weight",
+        "reconcile_schedule",
+        "reconcile_every",
+        "reconcile_fraction",
+        "delta",
+    ),
+    PGL: ("guide_every",),
 }
 """Recipes whose options are options of the command line, which these are."""
 

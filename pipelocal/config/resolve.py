@@ -26,7 +26,13 @@ from pipelocal.models.inputs import check_beside
 from pipelocal.objective import OBJECTIVES, PGL, SGR, Objective, ObjectiveRecipe, Place, as_recipe
 from pipelocal.objective.greedy import EachStage
 from pipelocal.objective.options import OPTION, is_recipe_class, options_from
-from pipelocal.options import listed_numbers, names_that, numbers_of, without_number
+from pipelocal.options import (
+    listed_numbers,
+    names_that,
+    numbers_of,
+    option_name,
+    without_number,
+)
 from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.references import returned, users_code
 from pipelocal.run.blueprint import Blueprint
@@ -170,9 +176,8 @@ def objective_of(config: TrainConfig) -> ObjectiveRecipe:
     name, given = config.objective, config.objective_options
     found: Any = OBJECTIVES.get(name)
     if given and isinstance(found, type) and found in ITS_OPTIONS:
-        raise UserError(
-            f"{OPTION} {' '.join(given)}: those of {name} are {ITS_OPTIONS[found]}: give these"
-        )
+        own = ", ".join(map(option_name, ITS_OPTIONS[found]))
+        raise UserError(f"{OPTION} {' '.join(given)}: those of {name} are {own}: give these")
     if found is SGR:
         return _reconciling(config)
     if found is PGL:

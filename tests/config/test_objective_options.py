@@ -132,3 +132,21 @@ def test_a_run_keeps_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     other = ["--objective-options", "factor=4", "--out", str(tmp_path / "third")]
     assert cli.run([*steps, "6", "--resume", str(first), *other]) == 0
     assert "--objective-options (['factor=3', 'both=true'] there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "belongs_to"),
+    [
+        ({"objective": "greedy", "reconcile_weight": "0.5"}, "sgr"),
+        ({"objective": "bp", "distance": "squared"}, "sgr"),
+        ({"objective": "loco", "delta": "int8"}, "sgr"),
+        ({"objective": "sgr", "guide_every": 4}, "pgl"),
+    ],
+)
+def test_options_of_another_objective_did_nothing(options: dict[str, Any], belongs_to: str) -> None:
+    """They were read by the objective that they belong to alone, and nobody looked whether that is it."""
+    given = next(name for name in options if name != "objective")
+    line = f"--{given.replace('_', '-')} .* is for --objective {belongs_to}, not {options['objective']}"
+    with pytest.raises(UserError, match=line):
+        validate(TrainConfig(**options))
+    validate(TrainConfig(**{**options, "objective": belongs_to}))
