@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from pipelocal import Greedy, cli
 from pipelocal.config import TrainConfig
+from pipelocal.config.checks import validate
 from pipelocal.config.resolve import objective_of
 from pipelocal.config.toml_file import read_toml
 from pipelocal.errors import UserError
