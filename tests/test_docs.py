@@ -81,3 +81,32 @@ def test_every_ready_task_and_one_of_one_s_own(capsys: pytest.CaptureFixture[str
     assert float(shown["next token"][2]) < 8
     assert float(shown["segmentation"][1]) > 0.6
     assert float(shown["quantiles"][1]) < 0.3
+
+
+def pages() -> list[Path]:
+    root = DOCS.parent
+    folders = (DOCS, root / "benchmarks", root / "launch")
+    return [*root.glob("*.md"), *(page for folder in folders for page in folder.rglob("*.md"))]
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as they are made of them."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in found}
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(DOCS.parent)))
+def test_no_link_is_dead(page: Path) -> None:
+    """Of those to files and headings here; pages elsewhere are not asked."""
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if link.startswith("http"):
+            continue
+        name, _, anchor = link.partition("#")
+        there = page.parent / name if name else page
+        assert there.exists(), link
+        if anchor:
+            assert anchor in headings(there), link
+
+
+def test_the_readme_is_short() -> None:
+    assert len((DOCS.parent / "README.md").read_text().splitlines()) <= 150
