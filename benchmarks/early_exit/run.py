@@ -36,6 +36,7 @@ CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.01)
 NEARLY = 0.002
 """Accuracy that may be lost."""
 TIMED = 3
+"""Measurements of a time, of which the least counts."""
 
 Row = dict[str, Any]
 
@@ -53,6 +54,7 @@ def main() -> None:
     add("--epochs", type=int, help="in place of the set-up's own")
     add("--data-root", metavar="DIR", help="folder of the data set's files")
     add("--keep", type=Path, metavar="DIR", help="keep runs, and take those of benchmarks/accuracy")
+    add("--time", action="store_true", help="measure predict's time too; on an idle machine")
     add("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
     add("--into", type=Path, metavar="FILE", help="a README, for the table")
     options = parser.parse_args()
@@ -72,7 +74,7 @@ def main() -> None:
         arm, seed = which[index]
         if isinstance(run, Failure):
             raise BenchmarkError(f"{arm}, seed {seed}: {run.reason}")
-        rows += measure(run, arm)
+        rows += measure(run, arm, timed=TIMED if options.time else 0)
         print(f"{arm}, seed {seed}: done", flush=True)
     rows.sort(key=lambda row: (options.arms.index(row["head"]), row["seed"]))
     targets = make_targets(rows)
@@ -89,8 +91,14 @@ def main() -> None:
         common.put_into(options.into, markdown(rows))
 
 
-def measure(run: Run, arm: str) -> list[Row]:
-    """Return a row for every confidence, and for every stage behind which all samples stop."""
+def measure(run: Run, arm: str, *, timed: int) -> list[Row]:
+    """Return a row for every confidence, and for every stage behind which all samples stop.
+
+    Args:
+        run: the training.
+        arm: name of its heads.
+        timed: how often each time is measured.
+    """
     config = run.config
     network = pipelocal.load_with_heads(str(run.folder))
     dataset = load_dataset(config.data, root=config.data_root, seed=config.seed)
@@ -109,7 +117,8 @@ def measure(run: Run, arm: str) -> list[Row]:
     ]
     full = None
     for until in reversed(CONFIDENCES):
-        answer, seconds = answered(network, x, until)
+        answer = network.predict(x, until=until)
+        seconds = seconds_of(network, x, until, timed)
         full = seconds if full is None else full
         used = torch.tensor([costs["with heads"][k - 1] for k in answer.stage.tolist()])
         rows.append(
@@ -119,7 +128,7 @@ def measure(run: Run, arm: str) -> list[Row]:
                 "until": until,
                 "accuracy": float((answer.label == target).double().mean()),
                 "computation": float(used.double().mean() / costs["bodies"][-1]),
-                "time": seconds / full,
+                **({} if seconds is None or full is None else {"time": seconds / full}),
                 "stages": [
                     float((answer.stage == k).double().mean()) for k in range(1, config.stages + 1)
                 ],
@@ -160,14 +169,14 @@ def accuracies(network: HeadedNetwork, x: Tensor, target: Tensor) -> list[float]
     return [float((each.argmax(-1) == target).double().mean()) for each in logits]
 
 
-def answered(network: HeadedNetwork, x: Tensor, until: float) -> tuple[pipelocal.Prediction, float]:
-    """All answers at once, and the seconds that they took (the least of a few)."""
+def seconds_of(network: HeadedNetwork, x: Tensor, until: float, timed: int) -> float | None:
+    """Seconds until all samples are answered, the least of a few; None if it is not measured."""
     seconds = []
-    for _ in range(TIMED):
+    for _ in range(timed):
         started = time.perf_counter()
-        answer = network.predict(x, until=until)
+        network.predict(x, until=until)
         seconds.append(time.perf_counter() - started)
-    return answer, min(seconds)
+    return min(seconds, default=None)
 
 
 def make_targets(rows: Sequence[Row]) -> list[Target]:
@@ -224,10 +233,11 @@ def medians(rows: Sequence[Row], head: str, rule: str) -> tuple[str, str, str]:
 def markdown(rows: Sequence[Row]) -> str:
     """A table for the README: a line for each rule, three columns for each kind of head."""
     heads = list(dict.fromkeys(row["head"] for row in rows))
-    columns = [f"{head}: {what}" for head in heads for what in ("accuracy", "computation", "time")]
+    whats = ("accuracy", "computation", "time")[: 3 if any("time" in row for row in rows) else 2]
+    columns = [f"{head}: {what}" for head in heads for what in whats]
     lines = [f"| answered | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
     for rule in dict.fromkeys(row["rule"] for row in rows):
-        figures = [each for head in heads for each in medians(rows, head, rule)]
+        figures = [each for head in heads for each in medians(rows, head, rule)[: len(whats)]]
         lines.append(f"| {rule} | {' | '.join(figures)} |")
     lines += ["", f"| | {' | '.join(heads)} |", f"| --- |{' --- |' * len(heads)}"]
     for what, early in (("early answers", True), ("all behind one stage", False)):
