@@ -1,5 +1,6 @@
 """The worked examples of the documentation run as they stand there."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -67,9 +68,11 @@ def test_own_model_head_distance_and_data_set(tmp_path: Path) -> None:
     """The blocks of the guide, put together, are a file that the command line takes."""
     (tmp_path / "mine.py").write_text("\n".join(python_blocks("extending.md")))
     options = "--model mine.py:tiny --data mine.py:stripes --head mine.py:Hidden --max-steps 6"
-    options += " --distance mine.py:manhattan"
+    options += " --distance mine.py:manhattan --log mine.py:Best"
     said = train_in(tmp_path, options.split())
     assert "accuracy" in said.splitlines()[-1]
+    assert "given up" not in said
+    assert json.loads((tmp_path / "run" / "best.json").read_text()).keys() == {"1", "2", "3", "4"}
 
 
 def test_every_ready_task_and_one_of_one_s_own(capsys: pytest.CaptureFixture[str]) -> None:

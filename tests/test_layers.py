@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "pipelocal"
 
 LAYERS = (
     *("errors", "options", "seeding", "system", "references", "registry"),
-    *("ranks", "telemetry", "transport"),
+    *("ranks", "loggers", "telemetry", "transport"),
     *("models", "data", "tasks", "heads", "objective", "objectives", "partition"),
     *("stage", "closed_form", "forward_gradient", "replicas"),
     *("checkpoint", "pipeline", "run", "api"),

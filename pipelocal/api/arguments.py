@@ -27,7 +27,7 @@ from pipelocal.tasks import Classification, LossFunction, Task
 from pipelocal.tasks.registry import with_loss
 from pipelocal.tasks.trial import check_task
 
-NOT_HERE = ("epochs", "max_steps", "evaluate_every", "accept_changes", "resume")
+NOT_HERE = ("epochs", "max_steps", "evaluate_every", "accept_changes", "resume", "log")
 """Run options that a Pipeline refuses: arguments of :meth:`Pipeline.fit`, or meaningless without names."""
 
 

@@ -54,6 +54,7 @@ class Definition:
         data: Data,
         out: str | None,
         callbacks: tuple[Callback, ...],
+        log: tuple[Any, ...],
     ) -> Spec:
         """Describe one training run.
 
@@ -63,6 +64,7 @@ class Definition:
             data: training and test data.
             out: run folder; None to write nothing.
             callbacks: called on this rank.
+            log: loggers, and names of some.
         """
         opener = data.opener(self.recipe.seed, getattr(self.recipe.task, "classes", None))
         return Spec(
@@ -82,6 +84,7 @@ class Definition:
             out=out,
             keeps=out is not None,
             callbacks=callbacks,
+            log=log,
         )
 
     def written(self, options: RunOptions, data: Data) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from pipelocal.data.dataset import DataInfo
 from pipelocal.data.mixing import Mixing
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS, HeadBuilder
+from pipelocal.loggers.registry import Given, as_text, listed
 from pipelocal.models import Chain
 from pipelocal.models.inputs import check_inputs
 from pipelocal.models.payload import Payload
@@ -205,6 +206,7 @@ class Pipeline:
         resume: str = "auto",
         evaluate_every: int = 1,
         callbacks: Sequence[Callback] = (),
+        log: Given = (),
         accept_changes: bool = False,
         progress: bool = True,
     ) -> dict[str, Any]:
@@ -233,6 +235,8 @@ class Pipeline:
                 of one of its snapshots to start from.
             evaluate_every: epochs between evaluations; the end is always evaluated.
             callbacks: called with what the stages of this rank have done.
+            log: ``tensorboard``, ``wandb``, ``csv`` or a :class:`~pipelocal.loggers.logger.Logger` of your
+                own, or several of these; rank 0 gives them the records of all stages.
             accept_changes: continue a run even though its model or data have changed.
             progress: whether rank 0 shows progress on standard output.
 
@@ -256,6 +260,7 @@ class Pipeline:
             max_steps=max_steps,
             evaluate_every=evaluate_every,
             resume=resume,
+            log=as_text(log),
             accept_changes=accept_changes,
             keep_snapshots=self._given.options.keep_snapshots if out is not None else 0,
         )
@@ -279,7 +284,7 @@ class Pipeline:
         )
         text = self._given.written(options, data)
         run, summary = run_training(
-            partial(self._given.spec, options, text, data, out, tuple(callbacks)),
+            partial(self._given.spec, options, text, data, out, tuple(callbacks), listed(log)),
             text=text,
             own=names_that(options, "alike"),
             patience_s=options.start_timeout,

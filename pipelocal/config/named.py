@@ -8,6 +8,7 @@ from typing import Any
 from pipelocal.config.train import DELTA_NUMBERS, TrainConfig
 from pipelocal.data import DATASETS
 from pipelocal.heads import HEADS
+from pipelocal.loggers.registry import listed
 from pipelocal.models import MODELS
 from pipelocal.objective import DISTANCES, OBJECTIVES, PGL, SGR, WEIGHT_SCHEDULES
 from pipelocal.objective.delta_encoding import SUMMARIES
@@ -82,6 +83,7 @@ def check_names(config: TrainConfig) -> None:
             registry.check(name)
         else:
             registry.get(name)
+    listed(config.log)  # which rank 0 alone imports
 
 
 def described_objectives() -> str:

@@ -21,6 +21,7 @@ from pipelocal.data.in_time import patience_of
 from pipelocal.data.opening import NamedData
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS, HeadBuilder, auto
+from pipelocal.loggers.registry import listed
 from pipelocal.models import Chain, build_chain
 from pipelocal.models.inputs import check_beside
 from pipelocal.objective import OBJECTIVES, PGL, SGR, Objective, ObjectiveRecipe, Place, as_recipe
@@ -75,6 +76,7 @@ def spec_of(config: TrainConfig, *, info: DataInfo | None = None) -> Spec:
         own=own_names(config),
         init=config.init,
         out=config.out,
+        log=listed(config.log),
     )
 
 

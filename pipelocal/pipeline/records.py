@@ -30,10 +30,17 @@ class Records:
         device: where the stage computes.
         report: receives the records.
         log_every: training batches between two records.
+        traffic: returns the bytes that this stage has sent so far, by name.
     """
 
     def __init__(
-        self, stage: Stage, device: torch.device, report: Report, *, log_every: int
+        self,
+        stage: Stage,
+        device: torch.device,
+        report: Report,
+        *,
+        log_every: int,
+        traffic: Callable[[], dict[str, int]] = dict,
     ) -> None:
         self.throughput = Throughput()
         self.last_epoch: Reading | None = None
@@ -54,6 +61,9 @@ class Records:
             each=lambda values: stage.replicas.each(values),
         )
         self._reported = 0
+        self._traffic = traffic
+        self._traffic_before: dict[str, int] = {}
+        """What was sent before the last record; negative for what an earlier process sent after it."""
 
     def add(self, header: Header, metrics: StepMetrics, x: Tensor) -> None:
         """Add the metrics of a training batch; its input is checked if something went wrong.
@@ -104,6 +114,7 @@ class Records:
         return {
             "tally": self._tally.state_dict(),
             "reported": self._reported,
+            "traffic": self._new_traffic(),
             "last_epoch": None if self.last_epoch is None else asdict(self.last_epoch),
         }
 
@@ -111,6 +122,7 @@ class Records:
         """Load a :meth:`state_dict` into one of ``replicas`` replicas."""
         self._tally.load_state_dict(state["tally"], replica=replica, replicas=replicas)
         self._reported = state["reported"]
+        self._traffic_before = {n: -sent for n, sent in state.get("traffic", {}).items()}
         last = state["last_epoch"]
         self.last_epoch = None if last is None else Reading.of_state(last)
 
@@ -145,10 +157,17 @@ class Records:
                 symptom=number > 1 and (x is None or not bool(torch.isfinite(x).all())),
             )
 
+    def _new_traffic(self) -> dict[str, int]:
+        """Return the bytes that were sent since the last record."""
+        return {n: sent - self._traffic_before.get(n, 0) for n, sent in self._traffic().items()}
+
     def _report_training(self, epoch: int) -> None:
         self._reported = self._stage.steps
         reading = self._tally.read_and_reset(RECORD)
         rate, busy = self.throughput.read_window()
+        traffic = self._new_traffic()
+        self._traffic_before = self._traffic()
+        replicas = self._stage.replicas.count
         self.record(
             "train",
             epoch,
@@ -159,8 +178,9 @@ class Records:
             residual=reading.residual,
             cap=reading.cap,
             learning_rate=self.learning_rate,
-            samples_per_second=rate * self._stage.replicas.count,
+            samples_per_second=rate * replicas,
             busy_fraction=busy,
             peak_memory_bytes=self.peak_memory_bytes,
+            **{name: sent * replicas for name, sent in traffic.items()},
             **reading.figures,
         )

@@ -95,7 +95,7 @@ class Worker:
         self._messages = messages
         self.incoming = incoming
         self.outgoing = outgoing
-        self.records = Records(stage, device, report, log_every=log_every)
+        self.records = Records(stage, device, report, log_every=log_every, traffic=self.traffic)
         self.evaluation = Evaluation(
             stage,
             device,
@@ -361,6 +361,14 @@ class Worker:
             self.outgoing.begin(header)
             send_all(self.outgoing, tensors.items())
             self.outgoing.finish()
+
+    def traffic(self) -> dict[str, int]:
+        """Return the bytes that this stage has sent so far: to the next one, back, and to its replicas."""
+        return {
+            "sent_bytes": self.outgoing.sent_bytes if self.outgoing else 0,
+            "backward_bytes": self.way_back.sent_bytes,
+            "gradient_bytes": self.stage.replicas.sent_bytes,
+        }
 
     def _waited_s(self) -> float:
         edges = self.incoming.waited_s + (self.outgoing.waited_s if self.outgoing else 0.0)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from pipelocal.checkpoint.run_folder import RunFolder
+from pipelocal.loggers import LoggedRun
+from pipelocal.loggers.feed import Feeds
 from pipelocal.pipeline.placement import Placement
 from pipelocal.pipeline.timetable import Timetable
 from pipelocal.ranks.control import ControlPlane
@@ -25,8 +27,9 @@ def make_reporter(
     folder: RunFolder | None,
     control: ControlPlane,
     stream: TextIO,
+    loggers: Feeds,
 ) -> Reporter:
-    """Show a run on rank 0, and write its records.
+    """Show a run on rank 0, write its records, and start its loggers.
 
     Args:
         spec: the run.
@@ -36,6 +39,7 @@ def make_reporter(
         folder: the run's folder; None to write nothing.
         control: where the records of all ranks come in.
         stream: where progress is shown.
+        loggers: take the records too.
     """
     rows = [
         StageRow(stage=stage, rank=_listed(block.ranks), units=blueprint.units(stage))
@@ -48,11 +52,15 @@ def make_reporter(
         f"{spec.title}: {len(rows)} stage(s) on {control.world.size} rank(s), "
         f"{plan.total_steps} batches of {spec.text['batch_size']}, {where}"
     )
+    metrics = None if folder is None else folder.metrics
+    path = None if folder is None else folder.path
+    loggers.start(LoggedRun(title=spec.title, folder=path, options=spec.text), metrics)
     return Reporter(
         take=control.take_records,
         on_error=control.fail,
-        metrics=None if folder is None else folder.metrics,
+        metrics=metrics,
         view=view,
+        loggers=loggers,
         rows=rows,
         total_steps=plan.total_steps,
         epochs=plan.epochs_begun,

@@ -16,6 +16,8 @@ from pipelocal.checkpoint.snapshot import load_stage
 from pipelocal.data.batches import Batches
 from pipelocal.data.dataset import DataInfo
 from pipelocal.errors import StageError, UserError
+from pipelocal.loggers.feed import Feeds
+from pipelocal.loggers.registry import opened
 from pipelocal.partition import other_reading
 from pipelocal.partition.replicas import replicas_text
 from pipelocal.pipeline.markers import Markers
@@ -85,6 +87,8 @@ class Run:
         self.workers: list[Worker] = []
         options = spec.options
         self.recorder = Recorder(trace=options.trace, print_transfers=options.debug_transfers)
+        self.loggers = Feeds()
+        """Those of the run, on rank 0."""
         self._begin_with = begin_with
         self._clock_offset_s = 0.0
         self._initial: Initial | None = None
@@ -95,6 +99,8 @@ class Run:
         Returns:
             The summary, on every rank; None if a signal ended the run before its end.
         """
+        if self.world.rank == 0:
+            self.loggers = Feeds(opened(self.spec.log, keeps=self.spec.keeps))
         model = self._draw()
         prepared = prepare(self.spec, self.blueprint, model, self.device, self.world, self.control)
         found = prepared.findings
@@ -126,6 +132,7 @@ class Run:
                 self.folder,
                 self.control,
                 stream,
+                self.loggers,
             )
         try:
             if reporter:

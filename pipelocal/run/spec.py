@@ -51,6 +51,8 @@ class Spec:
     keeps: bool = True
     """Whether the run has a folder at all."""
     callbacks: tuple[Callback, ...] = field(default=())
+    log: tuple[Any, ...] = ()
+    """Loggers, and names of some; only rank 0 opens them."""
 
     @property
     def title(self) -> str:

@@ -57,9 +57,7 @@ def final_record(
         "peak_memory_bytes": records.peak_memory_bytes,
         "process_memory_bytes": psutil.Process().memory_info().rss,
         "device_peak_bytes": device_peak_bytes(device),
-        "sent_bytes": worker.outgoing.sent_bytes if worker.outgoing else 0,
-        "backward_bytes": worker.way_back.sent_bytes,
-        "gradient_bytes": worker.stage.replicas.sent_bytes,
+        **worker.traffic(),
         "received_bytes": worker.incoming.received_bytes,
     }
 

@@ -19,6 +19,12 @@ from pipelocal.run.spec import Spec
 from pipelocal.system.streams import for_progress
 from pipelocal.telemetry.actions import Recorder
 
+LOGGERS_S = 60.0
+"""Seconds that a finished run waits for its loggers."""
+
+LOGGERS_FAILED_S = 5.0
+"""The same of a run that failed or was stopped, whose launcher may not wait much longer."""
+
 
 class Attempt:
     """The parts of a run that exist from the very start, so that any failure can be reported.
@@ -86,14 +92,21 @@ def run_training(
         refused, patience_s = error, START_TIMEOUT_S
     world = world or World.from_environment(start_timeout_s=patience_s)
     attempt = Attempt(ControlPlane(world))
-    with failures_told(attempt):
-        # First, so that differing options are named as the cause of any further error.
-        check_same_options(text, attempt.control, own=own)
-        if refused is not None:
-            raise refused
-        assert spec is not None
-        run = attempt.run = Run(spec, world, attempt.control, begin_with=begin_with)
-        summary = run.execute(for_progress(stream or sys.stdout))
+    loggers_s = LOGGERS_FAILED_S
+    try:
+        with failures_told(attempt):
+            # First, so that differing options are named as the cause of any further error.
+            check_same_options(text, attempt.control, own=own)
+            if refused is not None:
+                raise refused
+            assert spec is not None
+            run = attempt.run = Run(spec, world, attempt.control, begin_with=begin_with)
+            summary = run.execute(for_progress(stream or sys.stdout))
+        if summary is not None:
+            loggers_s = LOGGERS_S
+    finally:
+        if attempt.run is not None:  # only now, when no rank waits for this one
+            attempt.run.loggers.wait(loggers_s)
     if summary is None:
         raise Terminated(
             f"{run.wishes.reason or 'the first rank was told to'}; a snapshot after batch "

@@ -17,6 +17,9 @@ class SeeingOptions:
     is known: on, off, or auto (if they are on no edge more bytes than the activations)."""
     log_every: int = option(20, limits=BATCHES, of_the_bits=False, seldom=True)
     """Batches between two lines of metrics.jsonl, per stage."""
+    log: str | None = option(None, of_the_bits=False, alike=False)
+    """Where metrics.jsonl is also shown while the run goes on: tensorboard, wandb or csv, several with commas
+    between them (csv writes metrics.csv, the others need their packages)."""
     plain: bool = option(False, of_the_bits=False, alike=False)
     """Print lines instead of the live table; always so when the output is no terminal."""
     trace: bool = option(False, of_the_bits=False)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipelocal.loggers.feed import Feeds
 from pipelocal.system.files import unwritable
 from pipelocal.system.strict_json import to_json
 from pipelocal.telemetry.progress import Progress, StageRow
@@ -18,13 +19,14 @@ POLL_S = 0.2
 
 
 class Reporter:
-    """Writes ``metrics.jsonl`` and feeds the view, on a thread of its own.
+    """Writes ``metrics.jsonl``, and feeds the view and the loggers, on a thread of its own.
 
     Args:
         take: returns the records received since the last call.
         on_error: called once if a record cannot be written; the reporter then stops.
         metrics: the file to append to; None to write no file.
         view: shows the run to the user.
+        loggers: take the same records; they are started already.
         rows: the initial row of each stage, in order.
         total_steps: training batches in all.
         epochs: epochs in all.
@@ -38,6 +40,7 @@ class Reporter:
         on_error: Callable[[Exception], object],
         metrics: Path | None,
         view: View,
+        loggers: Feeds,
         rows: list[StageRow],
         total_steps: int,
         epochs: int,
@@ -48,6 +51,7 @@ class Reporter:
         self._on_error = on_error
         self._metrics = metrics
         self.view = view
+        self._loggers = loggers
         self._rows = rows
         self._total_steps = total_steps
         self._epochs = epochs
@@ -63,10 +67,11 @@ class Reporter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Process the remaining records and end the thread."""
+        """Process the remaining records and end the thread; does not wait for the loggers."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._loggers.end()
 
     def _run(self) -> None:
         try:
@@ -75,7 +80,11 @@ class Reporter:
                 records = self._take()
                 for record in records:
                     self._meet(record)
-                self._write(records)
+                lines = [to_json(record) for record in records]
+                self._write(lines)
+                self._loggers.put(lines)
+                for line in self._loggers.news():
+                    self.view.message(line)
                 self.view.update(self._rows, self._progress())
                 if last_round:
                     return
@@ -83,12 +92,12 @@ class Reporter:
         except Exception as error:
             self._on_error(error)
 
-    def _write(self, records: list[dict[str, Any]]) -> None:
+    def _write(self, lines: list[str]) -> None:
         if self._metrics is None:
             return
         try:
             with self._metrics.open("a") as file:
-                file.writelines(to_json(record) + "\n" for record in records)
+                file.writelines(f"{line}\n" for line in lines)
         except OSError as error:
             raise unwritable(self._metrics, error) from error
 
