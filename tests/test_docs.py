@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.launching import launch, python
+import pipelocal
+from tests.launching import PATIENCE_S, launch, python
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -113,3 +116,20 @@ def test_no_link_is_dead(page: Path) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((DOCS.parent / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_site_builds_without_a_warning() -> None:
+    """And its pages are all that there are."""
+    for module in ("mkdocs", "material", "mkdocstrings"):
+        pytest.importorskip(module)
+    root = DOCS.parent
+    command = [sys.executable, str(DOCS / "build_site.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr
+    reference = (root / "build" / "site" / "docs" / "reference.html").read_text()
+    for name in pipelocal.__all__:
+        if callable(getattr(pipelocal, name)):
+            assert re.search(rf'id="pipelocal\.(\w+\.)*{name}"', reference), name
+    shown = (root / "mkdocs.yml").read_text()
+    for page in pages():
+        assert str(page.relative_to(root)) in shown or "tests" in page.parts, page
