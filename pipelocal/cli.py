@@ -1,4 +1,4 @@
-"""The command line: ``pipelocal train | evaluate | export | plan | timeline | doctor``.
+"""The command line: ``pipelocal train | evaluate | export | plan | report | compare | timeline | doctor``.
 
 ::
 
@@ -7,6 +7,8 @@
     pipelocal evaluate runs/first
     pipelocal export runs/first --to model.pt
     pipelocal plan --model resnet50 --stages 4
+    pipelocal report runs/first
+    pipelocal compare runs/first runs/second
     pipelocal timeline runs/first
     torchrun --nproc-per-node 4 -m pipelocal doctor --out runs
 """
@@ -22,10 +24,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipelocal.config import (
+    CompareConfig,
     DoctorConfig,
     EvaluateConfig,
     ExportConfig,
     PlanConfig,
+    ReportConfig,
     TimelineConfig,
     TrainConfig,
 )
@@ -178,6 +182,14 @@ def _dispatch(command: AnyConfig) -> None:
     if isinstance(command, TimelineConfig):
         _timeline(command)
         return
+    if isinstance(command, ReportConfig):
+        from pipelocal.report.report import report
+
+        for_progress(sys.stdout).write(f"{report(command)}\n")  # the result is the file
+        return
+    if isinstance(command, CompareConfig):
+        _compare(command)
+        return
     if isinstance(command, ExportConfig):
         from pipelocal.results.export import export
 
@@ -206,6 +218,22 @@ def _print_figures(result: dict[str, Any], command: EvaluateConfig) -> None:
     print(f"ensemble of heads                   {shown(result['ensemble'] or {})}")
     if result["no_ensemble"] is not None:
         print(result["no_ensemble"])
+
+
+def _compare(command: CompareConfig) -> None:
+    from pipelocal.report.comparison import compare
+    from pipelocal.report.comparison_view import print_comparison, write_comparison
+
+    comparison = compare(command.runs)
+    with result_wanted():
+        if command.json:
+            print(to_json(comparison.to_json(), indent=2))
+        else:
+            print_comparison(comparison, sys.stdout)
+    if command.html is not None:
+        write_comparison(comparison, Path(command.html))
+        if not command.json:
+            for_progress(sys.stdout).write(f"curves: {command.html}\n")
 
 
 def _timeline(command: TimelineConfig) -> None:

@@ -63,7 +63,7 @@ def test_the_run_folder_holds_what_is_promised(finished_run: Path) -> None:
     ]
     for stage in (1, 2, 3):
         events = [record["event"] for record in records if record["stage"] == stage]
-        assert events == ["train", "evaluate", "final"]
+        assert events == ["begin", "train", "evaluate", "final"]
         (train,) = (r for r in records if r["stage"] == stage and r["event"] == "train")
         assert train["step"] == 12
         assert train["learning_rate"] > 0

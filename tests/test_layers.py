@@ -17,7 +17,7 @@ LAYERS = (
     *("models", "data", "tasks", "heads", "objective", "objectives", "partition"),
     *("stage", "closed_form", "forward_gradient", "replicas"),
     *("checkpoint", "pipeline", "run", "api"),
-    *("config", "results", "plan", "doctor"),
+    *("config", "results", "plan", "report", "doctor"),
     *("cli", "__init__", "__main__"),
 )
 """Packages, and modules directly in ``pipelocal``, from the ground floor up."""

@@ -156,9 +156,41 @@ class RunFolder:
         return read_toml(self.path / "config.toml")
 
     def summary(self) -> dict[str, Any]:
-        """Read ``summary.json``."""
-        summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
-        return summary
+        """Read ``summary.json``.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        path = self.path / "summary.json"
+        try:
+            summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            _ = summary["stages"]
+            return summary
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise UserError(f"{path} cannot be read ({reason}): train the run again") from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """Read ``metrics.jsonl``, as far as it is whole; empty if there is none.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        try:
+            lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(f"{self.metrics} cannot be read: {error.strerror or error}") from error
+        records = []
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # cut off by a crash, or being written now
+            if isinstance(record, dict) and {"event", "stage"} <= record.keys():
+                records.append(record)
+        return records
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``."""

@@ -5,16 +5,24 @@ command line overrides it, and the resolved options are written to the run folde
 """
 
 from pipelocal.config.doctor import DoctorConfig
-from pipelocal.config.finished_run import EvaluateConfig, ExportConfig, TimelineConfig
+from pipelocal.config.finished_run import (
+    CompareConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ReportConfig,
+    TimelineConfig,
+)
 from pipelocal.config.plan import PlanConfig
 from pipelocal.config.toml_file import load_toml, read_toml
 from pipelocal.config.train import TrainConfig
 
 __all__ = [
+    "CompareConfig",
     "DoctorConfig",
     "EvaluateConfig",
     "ExportConfig",
     "PlanConfig",
+    "ReportConfig",
     "TimelineConfig",
     "TrainConfig",
     "load_toml",

@@ -13,7 +13,13 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from pipelocal.config.doctor import DoctorConfig
-from pipelocal.config.finished_run import EvaluateConfig, ExportConfig, TimelineConfig
+from pipelocal.config.finished_run import (
+    CompareConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ReportConfig,
+    TimelineConfig,
+)
 from pipelocal.config.panels import in_panels, out_of_panels, panels
 from pipelocal.config.plan import PlanConfig
 from pipelocal.config.toml_file import read_toml
@@ -25,11 +31,22 @@ Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
     | Annotated[PlanConfig, tyro.conf.subcommand("plan")]
+    | Annotated[ReportConfig, tyro.conf.subcommand("report")]
+    | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[TimelineConfig, tyro.conf.subcommand("timeline")]
     | Annotated[DoctorConfig, tyro.conf.subcommand("doctor")]
 )
 
-AnyConfig = TrainConfig | EvaluateConfig | ExportConfig | PlanConfig | TimelineConfig | DoctorConfig
+AnyConfig = (
+    TrainConfig
+    | EvaluateConfig
+    | ExportConfig
+    | PlanConfig
+    | ReportConfig
+    | CompareConfig
+    | TimelineConfig
+    | DoctorConfig
+)
 
 NOT_GIVEN = "\0"
 """A value that no word of a command line can have."""

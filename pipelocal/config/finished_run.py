@@ -1,4 +1,4 @@
-"""The options of the commands for finished runs."""
+"""The options of the commands for runs that there are."""
 
 from __future__ import annotations
 
@@ -54,3 +54,23 @@ class TimelineConfig:
     """Run folder that train --trace made."""
     to: str | None = None
     """PNG file to write; timeline.png in the run folder by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write report.html into a run folder: curves, cut, time, bytes, memory, options, and what stands out."""
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder that train made; the run need not have ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Compare runs: final figures, speed, memory and bytes, and the options in which they differ."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN")]
+    """Run folders that train made, two or more; runs need not have ended."""
+    html: str | None = None
+    """HTML file to write, with the runs' curves in one picture each."""
+    json: bool = False
+    """Print JSON instead of tables."""

@@ -255,7 +255,7 @@ class Blueprint:
             for cut, shape in zip(cuts, before, strict=True)
         ]
 
-    @property
+    @cached_property
     def heads(self) -> Heads:
         """What builds the auxiliary heads."""
         return Heads(
@@ -270,6 +270,17 @@ class Blueprint:
     def head_name(self, number: int) -> str | None:
         """Return a stage's auxiliary head, as ``--head`` takes it; None for the last, which needs none."""
         return None if number == self.stages else self.heads.name(self.cuts[number - 1].stop)
+
+    def multiply_adds(self, number: int) -> tuple[int, int] | None:
+        """Return those of a stage's body and head for one sample's forward pass; None if not counted.
+
+        They are counted where ``--head auto`` chooses by them.
+        """
+        if self.heads.budget is None or self.network is not self.chain:
+            return None
+        cut, counts = self.cuts[number - 1], self.chain.multiply_adds()
+        choice = None if number == self.stages else self.heads.choice(cut.stop)
+        return sum(counts[cut.start : cut.stop]), choice.multiply_adds if choice else counts[-1]
 
     def build_parts(self, number: int, *, device: torch.device) -> tuple[nn.Sequential, nn.Module]:
         """Build the body and head of one stage; they depend only on the seed and the units.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import nn
 
 from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS, HeadBuilder, build_head
-from pipelocal.heads.auto import Behind, budget_of
+from pipelocal.heads.auto import Behind, Choice, budget_of
 from pipelocal.heads.contrast import ContrastHead, projection_name
 from pipelocal.heads.downstream import Downstream
 from pipelocal.heads.names import ends_in_classifier
@@ -75,7 +76,22 @@ class Heads:
             return HEADS.get("linear")
         if isinstance(recipe.head_task, SupCon) or stop == len(self.chain.units):
             return HEADS.get(projection_name(shape))
-        return HEADS.get(self.behind(stop).chosen(budget).name)
+        choice = self.choice(stop)
+        assert choice is not None, "by now only auto is left"
+        return HEADS.get(choice.name)
+
+    def choice(self, stop: int) -> Choice | None:
+        """Return what ``auto`` chose behind a unit, once per unit; None where it is not what chooses."""
+        budget = self.budget
+        if budget is None or stop == len(self.chain.units):
+            return None
+        if stop not in self._choices:
+            self._choices[stop] = self.behind(stop).chosen(budget)
+        return self._choices[stop]
+
+    @cached_property
+    def _choices(self) -> dict[int, Choice]:
+        return {}
 
     def seeded(self, stop: int, *, input_shape: Shape | None = None) -> nn.Module:
         """Build the head behind a unit, with weights that depend only on the run's seed and that unit."""

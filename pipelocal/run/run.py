@@ -45,7 +45,7 @@ from pipelocal.run.recovery import Start, load_snapshot
 from pipelocal.run.reporting import all_finals, make_reporter
 from pipelocal.run.snapshots import Snapshots
 from pipelocal.run.spec import Spec
-from pipelocal.run.summary import describe, final_record, summarise
+from pipelocal.run.summary import begin_record, describe, final_record, summarise
 from pipelocal.stage.stage import Stage
 from pipelocal.system.signals import Wishes
 from pipelocal.system.streams import tell
@@ -122,6 +122,8 @@ class Run:
         source = self._source(batches, plan, start, edges, snapshots)
         self._hire(assembly, source, edges, snapshots)
         self._go_on_from(start, edges)
+        for stage in self.stages:
+            self.control.post(begin_record(stage, self.world.rank, self.blueprint, plan))
         reporter = None
         if self.world.rank == 0:
             reporter = make_reporter(

@@ -1,4 +1,4 @@
-"""Summarises a run: the stages' last records and ``summary.json``."""
+"""Summarises a run: the stages' first and last records, and ``summary.json``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,38 @@ import psutil
 import torch
 
 from pipelocal.pipeline.evaluation import ensemble_figures
+from pipelocal.pipeline.timetable import Timetable
 from pipelocal.pipeline.worker import Worker
+from pipelocal.run.blueprint import Blueprint
+from pipelocal.stage.stage import Stage
 from pipelocal.telemetry.formats import UNKNOWN
 from pipelocal.telemetry.memory import device_peak_bytes
+
+
+def begin_record(stage: Stage, rank: int, blueprint: Blueprint, plan: Timetable) -> dict[str, Any]:
+    """Return a stage's first record: what it is made of, and how long the run will be.
+
+    Args:
+        stage: the stage.
+        rank: on which it runs.
+        blueprint: the cut model.
+        plan: the run's events.
+    """
+    number = stage.number
+    body, head = blueprint.multiply_adds(number) or (None, None)
+    return {
+        "event": "begin",
+        "stage": number,
+        "rank": rank,
+        "replica": stage.replicas.index,
+        "units": blueprint.unit_names(number),
+        "head": blueprint.head_name(number),
+        "parameters": sum(each.numel() for each in stage.body.parameters()),
+        "head_parameters": sum(each.numel() for each in stage.head.parameters()),
+        "multiply_adds": body,
+        "head_multiply_adds": head,
+        "total_steps": plan.total_steps,
+    }
 
 
 def final_record(
@@ -156,11 +185,11 @@ def describe(summary: dict[str, Any], folder: Path | None) -> str:
         f"{'' if folder is None else f'; run folder {folder}'}"
     )
     # Runs of earlier versions have neither of the two.
-    more = (summary.get("no_ensemble"), _earlier_head(summary, folder))
+    more = (summary.get("no_ensemble"), earlier_head(summary, folder))
     return "\n".join([line, *(each for each in more if each is not None)])
 
 
-def _earlier_head(summary: dict[str, Any], folder: Path | None) -> str | None:
+def earlier_head(summary: dict[str, Any], folder: Path | None) -> str | None:
     """Return what it means that an earlier head beats the last one; None if none does."""
     stages, best = summary["stages"], summary.get("best_head")
     if best is None or best == len(stages):

@@ -16,6 +16,7 @@ Options = TypeVar("Options", bound="DataclassInstance")
 OPTIONS = {
     "config": "--config",
     "data_root": "--data-root",
+    "html": "--html",
     "init": "--init",
     "model": "--model",
     "out": "--out",

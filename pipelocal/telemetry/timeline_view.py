@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TextIO
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelocal.telemetry.pyplot import load_pyplot
-from pipelocal.telemetry.timeline import COMPUTING, WAITING, Timeline
+from pipelocal.telemetry.timeline import COMPUTING, WAITING, Event, Timeline
 
 COLOURS = {
     "receive": "#dddddd",
@@ -53,9 +54,12 @@ def print_timeline(timeline: Timeline, stream: TextIO) -> None:
     stream.write(captured.get())
 
 
-def draw_timeline(timeline: Timeline, path: Path) -> None:
-    """Draw a bar for every stage and edge over the last training batches, as PNG."""
-    pyplot = load_pyplot("the picture")
+Lane = tuple[str, str, int, bool]
+"""Category, name and rank of a row of the picture, and whether it is the receiving end."""
+
+
+def shown_events(timeline: Timeline) -> tuple[list[Event], dict[Lane, list[Event]]]:
+    """Return what is drawn of a timeline: the events of the last batches, and the same by row, in order."""
     batches = sorted({e["args"]["batch"] for e in timeline.events if e["name"] == "forward"})
     shown = set(batches[-SHOWN:])
     events = [
@@ -63,21 +67,42 @@ def draw_timeline(timeline: Timeline, path: Path) -> None:
         for e in timeline.events
         if e["args"]["batch"] in shown and not e["args"]["lane"].endswith(SMALL)
     ]
-    lanes = sorted({(e["cat"], e["args"]["lane"], e["pid"], e["name"] == "recv") for e in events})
+    found = sorted({_lane(e) for e in events}, key=_place)
+    lanes: dict[Lane, list[Event]] = {lane: [] for lane in found}
+    for event in events:
+        lanes[_lane(event)].append(event)
+    return events, lanes
+
+
+def lane_name(lane: Lane) -> str:
+    """Name a row for the user."""
+    category, name, _, received = lane
+    return f"{name} {'arrives' if received else 'leaves'}" if category == "transfer" else name
+
+
+def _place(lane: Lane) -> tuple[str, list[int], Lane]:
+    """Return by what rows are sorted: stage 10 comes after stage 2."""
+    return lane[0], [int(number) for number in re.findall(r"\d+", lane[1])], lane
+
+
+def _lane(event: Event) -> Lane:
+    return event["cat"], event["args"]["lane"], event["pid"], event["name"] == "recv"
+
+
+def draw_timeline(timeline: Timeline, path: Path) -> None:
+    """Draw a bar for every stage and edge over the last training batches, as PNG."""
+    pyplot = load_pyplot("the picture")
+    events, lanes = shown_events(timeline)
     rows = {lane: row for row, lane in enumerate(lanes)}
     start = min(e["ts"] for e in events)
     figure, axes = pyplot.subplots(figsize=(13, 1 + 0.35 * len(rows)))
     for e in events:
-        row = rows[e["cat"], e["args"]["lane"], e["pid"], e["name"] == "recv"]
+        row = rows[_lane(e)]
         colour = COLOURS.get(e["name"], "#d0584c")
         if e["cat"] == "transfer":
             colour = "#d0584c"
         axes.barh(row, e["dur"] / 1000, left=(e["ts"] - start) / 1000, color=colour, height=0.8)
-    labels = [
-        f"{lane} {'arrives' if received else 'leaves'}" if cat == "transfer" else lane
-        for cat, lane, _, received in lanes
-    ]
-    axes.set_yticks(range(len(rows)), labels, fontsize=7)
+    axes.set_yticks(range(len(rows)), [lane_name(lane) for lane in lanes], fontsize=7)
     axes.invert_yaxis()
     axes.set(xlabel="milliseconds", title=timeline.verdict())
     axes.title.set_fontsize(8)
