@@ -212,8 +212,9 @@ def _is_before(line: str, step: int, *, evaluated: bool) -> bool:
         return False  # cut off by a crash
     if own is None or own != step:
         return own is not None and own < step
-    # A stage is frozen before the next batch.
-    return record["event"] != "freeze" and (record["event"] != "evaluate" or evaluated)
+    # A stage is frozen before the next batch, and begins again.
+    again = record["event"] in ("begin", "freeze")
+    return not again and (record["event"] != "evaluate" or evaluated)
 
 
 def unusable(path: Path, error: OSError) -> UserError:

@@ -13,7 +13,9 @@ from pipelocal.system.strict_json import to_json
 
 
 class CsvFile:
-    """Writes a row for each record, in their order, but for the last ones, which ``summary.json`` holds.
+    """Writes a row for each record, in their order, but for each stage's first and last.
+
+    The first says what the stage is made of, the last is in ``summary.json``.
 
     The columns are all figures' names, in the order in which they first come. So the file depends on
     ``metrics.jsonl`` alone, and is the same whether the run was interrupted or not.
@@ -30,7 +32,7 @@ class CsvFile:
 
     def record(self, record: Record) -> None:
         """Append a row; a figure that is new adds a column to all rows."""
-        if record["event"] == "final":
+        if record["event"] in ("begin", "final"):
             return
         new = [name for name in record if name not in self._columns]
         if new:

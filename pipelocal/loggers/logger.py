@@ -49,6 +49,8 @@ def numbers(record: Record) -> dict[str, float]:
     begin with the event and a slash.
     """
     event = record["event"]
+    if event == "begin":
+        return {}  # what a stage is made of is no curve
     prefix = {"train": "", "evaluate": "eval_"}.get(event, f"{event}/")
     replica = f"-replica-{record['replica'] + 1}" if record.get("replica") else ""
     found: dict[str, Any] = {}

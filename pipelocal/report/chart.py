@@ -54,7 +54,7 @@ def line_chart(title: str, curves: Sequence[Curve], *, x: str, y: str, log: bool
     across = Axis.of([0.0, *(at for at, _ in every)], LEFT, WIDTH - RIGHT, ticks=5)
     up = Axis.of([value for _, value in every], HEIGHT - BOTTOM, TOP, ticks=5, log=log)
     parts = [*_grid(across, up), *(_line(curve, points, across, up) for curve, points in drawn)]
-    parts += _names([(c, up.at(points[-1][1])) for c, points in drawn], across)
+    parts += _names([(c, across.at(points[-1][0]), up.at(points[-1][1])) for c, points in drawn])
     parts.append(tag("text", x, x=WIDTH - RIGHT, y=HEIGHT - 6, text_anchor="end", class_="of"))
     said = f"{y} over {x}. " + "; ".join(_told(curve) for curve, _ in drawn[:12])
     scale = " (log scale)" if up.log else ""
@@ -147,22 +147,21 @@ def _coloured(curve: Curve) -> dict[str, str]:
     return {"class_": kind, **({} if curve.hue is None else {"style": f"--h:{curve.hue}"})}
 
 
-def _names(ends: Sequence[tuple[Curve, float]], across: Axis) -> list[Html]:
+def _names(ends: Sequence[tuple[Curve, float, float]]) -> list[Html]:
     """Name curves at their end, one above the other where the ends are close."""
     if len(ends) > MOST_NAMED:
         ends = [ends[0], ends[-1]]
-    ends = sorted(ends, key=lambda end: end[1])
+    ends = sorted(ends, key=lambda end: end[2])
     places: list[float] = []
-    for _, y in ends:
+    for _, _, y in ends:
         places.append(max(y, places[-1] + NAME_HEIGHT) if places else y)
-    over = (places[-1] if places else 0) - (HEIGHT - BOTTOM)
+    limit = float(HEIGHT - BOTTOM)
     for place in reversed(range(len(places))):  # back up, where the last lie below the axis
-        limit = places[place + 1] - NAME_HEIGHT if place + 1 < len(places) else HEIGHT - BOTTOM
-        if over > 0:
-            places[place] = min(places[place], limit)
+        places[place] = min(places[place], limit)
+        limit = places[place] - NAME_HEIGHT
     return [
-        tag("g", tag("text", c.short, x=across.end + 6, y=f"{y + 4:.1f}"), **_coloured(c))
-        for (c, _), y in zip(ends, places, strict=True)
+        tag("g", tag("text", c.short, x=f"{x + 6:.1f}", y=f"{y + 4:.1f}"), **_coloured(c))
+        for (c, x, _), y in zip(ends, places, strict=True)
     ]
 
 

@@ -38,6 +38,9 @@ def findings(run: RunRecord) -> list[str]:
 def _ending(run: RunRecord) -> Iterator[str]:
     for name, error in run.failures:
         yield f"A rank ended in an error: {error} ({name} in the run folder has the traceback)."
+    if len(run.starts) > 1:
+        again = ", ".join(f"{step:,}" for step in run.starts[1:])
+        yield f"The run was stopped, and went on after batch {again}."
     if run.summary is not None:
         return
     reached = f"{run.steps:,} of {run.total_steps:,}" if run.total_steps else f"{run.steps:,}"

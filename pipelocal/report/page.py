@@ -59,8 +59,8 @@ table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums
 caption{text-align:left;min-width:min(60ch,80vw);color:var(--soft);padding:.2rem 0}
 th,td{padding:.3rem .8rem .3rem 0;text-align:right;border-bottom:1px solid var(--rule);vertical-align:top;
 white-space:nowrap}
-th.text,td.text{text-align:left;white-space:normal;min-width:4ch;max-width:46ch;overflow-wrap:anywhere}
-thead th{border-bottom-width:2px;color:var(--soft);font-weight:600}
+th.text,td.text{text-align:left;white-space:normal;max-width:46ch;overflow-wrap:break-word}
+thead th,thead th.text{white-space:nowrap;border-bottom-width:2px;color:var(--soft);font-weight:600}
 tbody th{font-weight:600}
 tr.other th,mark{color:var(--fg);background:var(--warn)}
 summary{cursor:pointer;padding:.3rem 0}

@@ -102,12 +102,18 @@ class RunRecord:
         finals = {stage["stage"]: stage for stage in (self.summary or {}).get("stages", ())}
         begun: dict[int, list[Record]] = defaultdict(list)
         for record in self._of("begin"):
-            begun[record["stage"]].append(record)
-        numbers = finals.keys() | begun.keys() | {record["stage"] for record in self.records}
+            if record["step"] == self.starts[-1]:  # it may have had another cut before
+                begun[record["stage"]].append(record)
+        numbers = finals.keys() or begun.keys() or {record["stage"] for record in self.records}
         return tuple(
             _facts(number, finals.get(number, {}), begun.get(number, []))
             for number in sorted(numbers)
         )
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Training batches after which the run began, and began again; empty if that is not recorded."""
+        return tuple(sorted({int(record["step"]) for record in self._of("begin")}))
 
     @property
     def steps(self) -> int:
@@ -147,8 +153,10 @@ class RunRecord:
         found: dict[int, list[Point]] = {stage.stage: [] for stage in self.stages}
         for record in self._of(event):
             value, at = record.get(name), record.get(over)
-            if isinstance(value, int | float) and isinstance(at, int | float):
-                found[record["stage"]].append((float(at), float(value)))
+            points = found.get(record["stage"])  # none of a stage that there is no longer
+            if points is None or value is None or at is None:
+                continue
+            points.append((float(at), float(value)))
         return {stage: points for stage, points in found.items() if points}
 
     def ensemble(self) -> list[Point]:

@@ -98,17 +98,17 @@ def agreement(run: RunRecord) -> Html | None:
         "cap": "what no cosine can exceed behind a pooled linear head",
     }
     charts: list[Html | None] = []
-    notes = []
+    notes: list[Html] = []
     for name, meaning in said.items():
         chart = stage_chart(name, run.series("train", name), run)
         if chart is not None:
             charts.append(chart)
-            notes.append(f"{name}: {meaning}. ")
+            notes.append(tag("li", f"{name}: {meaning}"))
     gaps = run.series("bp_gap", "update_cosine")
     charts.append(stage_chart("cosine of the update and back-propagation's", gaps, run))
     if not any(charts):
         return None
-    return joined([tag("p", *notes, class_="soft"), _grid(charts, run, ensemble=False)])
+    return joined([tag("ul", *notes, class_="soft"), _grid(charts, run, ensemble=False)])
 
 
 def stage_chart(

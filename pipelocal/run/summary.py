@@ -34,6 +34,7 @@ def begin_record(stage: Stage, rank: int, blueprint: Blueprint, plan: Timetable)
         "stage": number,
         "rank": rank,
         "replica": stage.replicas.index,
+        "step": stage.steps,
         "units": blueprint.unit_names(number),
         "head": blueprint.head_name(number),
         "parameters": sum(each.numel() for each in stage.body.parameters()),
