@@ -1,4 +1,4 @@
-"""The command line: ``pipelocal train | evaluate | export | plan | report | compare | timeline | doctor``.
+"""The command line: ``pipelocal train | evaluate | export | plan | report | compare | ...``.
 
 ::
 
@@ -11,6 +11,7 @@
     pipelocal compare runs/first runs/second
     pipelocal timeline runs/first
     torchrun --nproc-per-node 4 -m pipelocal doctor --out runs
+    pipelocal launch slurm.sh > slurm.sh
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pipelocal.config import (
     DoctorConfig,
     EvaluateConfig,
     ExportConfig,
+    LaunchConfig,
     PlanConfig,
     ReportConfig,
     TimelineConfig,
@@ -190,6 +192,9 @@ def _dispatch(command: AnyConfig) -> None:
     if isinstance(command, CompareConfig):
         _compare(command)
         return
+    if isinstance(command, LaunchConfig):
+        _launch(command)
+        return
     if isinstance(command, ExportConfig):
         from pipelocal.results.export import export
 
@@ -234,6 +239,19 @@ def _compare(command: CompareConfig) -> None:
         write_comparison(comparison, Path(command.html))
         if not command.json:
             for_progress(sys.stdout).write(f"curves: {command.html}\n")
+
+
+def _launch(command: LaunchConfig) -> None:
+    from pipelocal.system.recipes import recipe, recipes
+
+    text = None if command.recipe is None else recipe(command.recipe)
+    with result_wanted():
+        if text is not None:
+            sys.stdout.write(text)
+            return
+        for name, what in recipes().items():
+            print(f"{name:<18} {what}")
+        print("pipelocal launch NAME prints one, to be kept and changed")
 
 
 def _timeline(command: TimelineConfig) -> None:

@@ -12,6 +12,7 @@ from pipelocal.config.finished_run import (
     ReportConfig,
     TimelineConfig,
 )
+from pipelocal.config.launch import LaunchConfig
 from pipelocal.config.plan import PlanConfig
 from pipelocal.config.toml_file import load_toml, read_toml
 from pipelocal.config.train import TrainConfig
@@ -21,6 +22,7 @@ __all__ = [
     "DoctorConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "LaunchConfig",
     "PlanConfig",
     "ReportConfig",
     "TimelineConfig",

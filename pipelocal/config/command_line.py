@@ -20,6 +20,7 @@ from pipelocal.config.finished_run import (
     ReportConfig,
     TimelineConfig,
 )
+from pipelocal.config.launch import LaunchConfig
 from pipelocal.config.panels import in_panels, out_of_panels, panels
 from pipelocal.config.plan import PlanConfig
 from pipelocal.config.toml_file import read_toml
@@ -35,6 +36,7 @@ Command = (
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[TimelineConfig, tyro.conf.subcommand("timeline")]
     | Annotated[DoctorConfig, tyro.conf.subcommand("doctor")]
+    | Annotated[LaunchConfig, tyro.conf.subcommand("launch")]
 )
 
 AnyConfig = (
@@ -46,6 +48,7 @@ AnyConfig = (
     | CompareConfig
     | TimelineConfig
     | DoctorConfig
+    | LaunchConfig
 )
 
 NOT_GIVEN = "\0"

@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from pipelocal import cli
 from pipelocal.checkpoint.snapshot import SnapshotFolder
 from tests.interrupted import EVERY
 from tests.launching import PATIENCE_S, free_port, until
@@ -129,3 +130,16 @@ def test_a_slurm_job_that_cannot_work_is_not_put_back(tmp_path: Path) -> None:
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "give --out" in done.stderr
+
+
+def test_the_command_lists_and_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["launch"]) == 0
+    listed = capsys.readouterr().out.splitlines()[:-1]
+    files = sorted(path.name for path in LAUNCH.iterdir() if path.suffix != ".md")
+    assert [line.split()[0] for line in listed] == files
+    assert all(line.split(maxsplit=1)[1].startswith("Train ") for line in listed)
+    for name in files:
+        assert cli.run(["launch", name]) == 0
+        assert capsys.readouterr().out == (LAUNCH / name).read_text()
+    assert cli.run(["launch", "slurm"]) == cli.USER_ERROR
+    assert "did you mean 'slurm.sh'?" in capsys.readouterr().err
