@@ -41,6 +41,7 @@ from pipelocal.ranks.launcher import (
     end_job,
     has_other_nodes,
     speaks_for_node,
+    tell_launcher,
     under_torchrun,
     world_size,
 )
@@ -273,7 +274,9 @@ def _timeline(command: TimelineConfig) -> None:
 def _say(what: str, error: object, code: int) -> int:
     text = " ".join(str(error).split())
     rank = f" (rank {_rank()})" if world_size() > 1 else ""
-    say(f"pipelocal{rank}: {what}: {text}")
+    line = f"pipelocal{rank}: {what}: {text}"
+    say(line)
+    tell_launcher(line, first=what == "error")
     return code
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from pipelocal.errors import Terminated, UserError
+from pipelocal.system.files import write_atomically
 from pipelocal.system.patience import Patience
 from pipelocal.system.streams import say
+from pipelocal.system.strict_json import to_json
 
 SIZES = (
     "OMPI_COMM_WORLD_SIZE",
@@ -51,6 +54,23 @@ def speaks_for_node() -> bool:
 def has_other_nodes() -> bool:
     """Return whether there are ranks on other nodes."""
     return world_size() > (_number("LOCAL_WORLD_SIZE") or 1 if under_torchrun() else 1)
+
+
+def tell_launcher(line: str, *, first: bool) -> None:
+    """Leave the reason for this process's end where torchrun looks for it, to show it below all else.
+
+    Args:
+        line: the reason.
+        first: whether the trouble began here; torchrun calls the earliest one the root cause.
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file or not under_torchrun():
+        return
+    seconds = int(time.time()) + (not first)
+    more = {"py_callstack": line, "timestamp": str(seconds)}
+    content = to_json({"message": {"message": line, "extraInfo": more}})
+    with suppress(UserError):  # torchrun then says that it knows no reason
+        write_atomically(Path(file), content.encode())
 
 
 def end_job() -> None:

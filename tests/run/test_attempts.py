@@ -15,7 +15,7 @@ from pipelocal.errors import Interrupted, NotMet, Refused, StageError, UserError
 from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.world import World
 from pipelocal.system.files import unwritable
-from tests.launching import PATIENCE_S, free_port, launch
+from tests.launching import PATIENCE_S, free_port, launch, torchrun
 
 TRAIN = [
     "-m",
@@ -59,6 +59,15 @@ def test_options_that_cannot_be_used_were_tried_four_times(
     assert 1 <= len(lines) <= 2, done.stderr
     assert "pipelocal/cli.py" not in done.stderr, "a traceback of ours"
     assert not (tmp_path / "run").exists()
+
+
+def test_the_end_of_the_screen_says_why(tmp_path: Path) -> None:
+    """Torchrun's own traceback and summary come last, and said only that the exit code was 2."""
+    done = torchrun(2, [*TRAIN[2:], "--lr", "-1", "--out", str(tmp_path / "run")])
+    assert done.returncode != 0
+    _, _, cause = done.stderr.rpartition("Root Cause")
+    assert re.search(r"traceback : pipelocal \(rank \d\): error: --lr -1.0: give a", cause), cause
+    assert "To enable traceback" not in cause
 
 
 @pytest.mark.slow
