@@ -636,3 +636,5 @@ pl.Pipeline(net, stages=2).fit(DataLoader(Data(), 10), epochs=2, progress=False)
             rf"pipelocal \(rank {rank}\): error: .*train: sample 33 failed \(KeyError: 'sample 33 ",
             done.stderr,
         )
+    _, _, cause = done.stderr.rpartition("Root Cause")
+    assert re.search(r"traceback : pipelocal \(rank \d\): error: .*sample 33 failed", cause), cause

@@ -8,6 +8,7 @@ import sys
 from types import TracebackType
 
 from pipelocal.errors import PipelocalError, Terminated
+from pipelocal.ranks.launcher import tell_launcher
 from pipelocal.system.signals import end_on_signals
 from pipelocal.system.streams import flush_streams, say
 
@@ -29,12 +30,15 @@ def end_plainly(rank: int) -> None:
         # the process ends before that.
         sys.stderr = sys.__stderr__
         text = " ".join(str(error).split())
-        if isinstance(error, Terminated):
-            say(f"pipelocal (rank {rank}): stopped: {text}")
-        elif isinstance(error, PipelocalError) and not os.environ.get("PIPELOCAL_TRACEBACK"):
-            say(f"pipelocal (rank {rank}): error: {text}")
+        ended = isinstance(error, Terminated)
+        ours = isinstance(error, PipelocalError) and not os.environ.get("PIPELOCAL_TRACEBACK")
+        if ended or ours:
+            line = f"pipelocal (rank {rank}): {'stopped' if ended else 'error'}: {text}"
+            say(line)
         else:
+            line = f"rank {rank}: {kind.__name__}: {text}"
             sys.__excepthook__(kind, error, traceback)
+        tell_launcher(line, first=not ended)
         flush_streams()
         os._exit(1)
 
