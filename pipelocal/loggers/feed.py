@@ -36,8 +36,7 @@ class Feed:
 
     def __init__(self, name: str, logger: Logger) -> None:
         self.name = name
-        self.trouble: str | None = None
-        """Why the logger was given up; None if it was not."""
+        self._given_up = False
         self._logger = logger
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -56,12 +55,12 @@ class Feed:
 
     def put(self, lines: Sequence[str]) -> None:
         """Hand over records, as lines of JSON; never waits."""
-        if self.trouble is not None:
+        if self._given_up:
             return
         for line in lines:
             self._waiting.put(line)
         if self._waiting.qsize() > MOST_WAITING:
-            self.trouble = f"{MOST_WAITING} records behind"
+            self._give_up(f"{MOST_WAITING} records behind")
             self._waiting.put(None)
 
     def end(self) -> None:
@@ -79,7 +78,7 @@ class Feed:
             self._logger.start(run)
             new = iter(self._waiting.get, None)
             for line in itertools.chain(earlier, new):
-                if self.trouble is not None:
+                if self._given_up:
                     break
                 self._logger.record(json.loads(line))
         with self._given_up_if_it_fails():
@@ -90,9 +89,13 @@ class Feed:
         try:
             yield
         except BaseException as error:  # also SystemExit, which would end the thread without a word
-            if self.trouble is None:
-                said = str(error) if isinstance(error, UserError) else told(error)
-                self.trouble = " ".join(said.split())
+            if not self._given_up:  # what follows from the first failure is not told
+                self._give_up(str(error) if isinstance(error, UserError) else told(error))
+
+    def _give_up(self, reason: str) -> None:
+        self._given_up = True
+        said = " ".join(reason.split())
+        tell(f"the logger {self.name} is given up ({said}); the training goes on without it")
 
 
 class Feeds:
@@ -104,7 +107,6 @@ class Feeds:
 
     def __init__(self, loggers: Sequence[tuple[str, Logger]] = ()) -> None:
         self._feeds = [Feed(name, logger) for name, logger in loggers]
-        self._told: set[Feed] = set()
         self._ended = False
 
     def start(self, run: LoggedRun, metrics: Path | None) -> None:
@@ -128,15 +130,6 @@ class Feeds:
         for feed in self._feeds:
             feed.put(lines)
 
-    def news(self) -> list[str]:
-        """Return a line for each logger that was given up since the last call."""
-        failed = [feed for feed in self._feeds if feed.trouble and feed not in self._told]
-        self._told.update(failed)
-        return [
-            f"the logger {feed.name} is given up ({feed.trouble}); the training goes on without it"
-            for feed in failed
-        ]
-
     def end(self) -> None:
         """Say that no more records come; does not wait. A second call does nothing."""
         if not self._ended:
@@ -145,7 +138,7 @@ class Feeds:
         self._ended = True
 
     def wait(self, seconds: float) -> None:
-        """Wait until the loggers have taken what they were handed, and tell what went wrong.
+        """Wait until the loggers have taken what they were handed, and tell which have not.
 
         Args:
             seconds: for all of them together; a logger that needs longer is left behind.
@@ -162,5 +155,3 @@ class Feeds:
                 pass
             if not feed.wait(0.0):
                 tell(f"the logger {feed.name} is left behind: it has not taken all records")
-        for line in self.news():
-            tell(line)

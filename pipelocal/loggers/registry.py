@@ -10,8 +10,9 @@ from pipelocal.loggers.csv_file import CsvFile
 from pipelocal.loggers.logger import Logger
 from pipelocal.loggers.tensorboard import TensorBoard
 from pipelocal.loggers.wandb import WeightsAndBiases
-from pipelocal.references import users_code
+from pipelocal.references import told
 from pipelocal.registry import Registry
+from pipelocal.seeding import undone
 from pipelocal.system.describing import described
 from pipelocal.system.paths import home_expanded
 
@@ -72,12 +73,10 @@ def opened(given: Given, *, keeps: bool) -> list[tuple[str, Logger]]:
     """
     found = []
     for one in listed(given):
-        name = one if isinstance(one, str) else type(one).__name__
-        with users_code("logger", name):
-            thing = LOGGERS.get(one) if isinstance(one, str) else one
-            if isinstance(thing, type) or (callable(thing) and not hasattr(thing, "record")):
-                name = one if isinstance(one, str) else getattr(thing, "__name__", name)
-                thing = thing()
+        thing = LOGGERS.get(one) if isinstance(one, str) else one
+        name = one if isinstance(one, str) else getattr(one, "__name__", type(one).__name__)
+        if isinstance(thing, type) or (callable(thing) and not hasattr(thing, "record")):
+            thing = _made(name, thing)
         lacking = [each for each in METHODS if not callable(getattr(thing, each, None))]
         if lacking:
             raise UserError(
@@ -88,3 +87,13 @@ def opened(given: Given, *, keeps: bool) -> list[tuple[str, Logger]]:
             raise UserError(f"logger '{name}' writes to the run's folder: give fit(out=...) too")
         found.append((name, thing))
     return found
+
+
+def _made(name: str, make: Callable[[], Any]) -> Any:
+    try:
+        with undone():
+            return make()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"logger '{name}' cannot be made: {told(error)}") from error

@@ -56,9 +56,10 @@ class WeightsAndBiases:
         """Log every number of a record, unless it was logged before."""
         curve = f"{record['event']} {record['stage']} {record.get('replica', 0)}"
         step = step_of(record)
-        if step <= self._logged.get(curve, -1):
+        found = numbers(record)
+        if not found or step <= self._logged.get(curve, -1):
             return
-        self._run.log({"batch": step, **numbers(record)})
+        self._run.log({"batch": step, **found})
         self._logged[curve] = step
         if self._file is not None:
             write_atomically(

@@ -83,8 +83,6 @@ class Reporter:
                 lines = [to_json(record) for record in records]
                 self._write(lines)
                 self._loggers.put(lines)
-                for line in self._loggers.news():
-                    self.view.message(line)
                 self.view.update(self._rows, self._progress())
                 if last_round:
                     return

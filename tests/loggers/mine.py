@@ -52,3 +52,10 @@ class Half:
     """No logger: it lacks two methods."""
 
     def start(self, run: LoggedRun) -> None: ...
+
+
+class Refused(Keeps):
+    """Cannot be made."""
+
+    def __init__(self) -> None:
+        raise KeyError("TOKEN")
