@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from itertools import islice
@@ -39,7 +40,6 @@ class Source:
         check_target: raises a DataError for targets that the task cannot take; called before they are sent.
     """
 
-    waited_s = 0.0
     received_bytes = 0
 
     def __init__(
@@ -60,6 +60,8 @@ class Source:
         self._markers = markers
         self._deal = deal
         self._check_target = check_target
+        self.waited_s = 0.0
+        """Seconds spent on loading, in which the stage waits for its batch."""
         self._number = 0
         self._done = start
         self._events = self._evaluation(0) if plan is None else self._training(plan, evaluated)
@@ -69,7 +71,11 @@ class Source:
 
     def receive(self) -> HandedBatch:
         """Return the next event; after the last batch, always the end of the stream."""
-        return next(self._events, None) or self._event(Kind.END, 0)
+        started = time.perf_counter()
+        try:
+            return next(self._events, None) or self._event(Kind.END, 0)
+        finally:
+            self.waited_s += time.perf_counter() - started
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the state of the data behind the last batch; None if the step says all."""

@@ -64,6 +64,14 @@ class Axis:
             low, high, value = math.log(low), math.log(high), math.log(value)
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
+    def label(self, value: float) -> str:
+        """Return a tick's value as text, with as many digits as tell it from the others."""
+        texts = [shown(tick) for tick in self.ticks]
+        if len(set(texts)) == len(texts):
+            return shown(value)
+        step = self.ticks[1] - self.ticks[0]
+        return f"{value:.{max(0, math.ceil(-math.log10(step)))}f}"
+
 
 def _nice(step: float) -> float:
     """Return the next number of 1, 2 or 5 times a power of ten."""

@@ -123,11 +123,11 @@ def _grid(across: Axis, up: Axis) -> list[Html]:
     for value in up.ticks:
         y = f"{up.at(value):.1f}"
         parts.append(tag("path", d=f"M{LEFT} {y}H{WIDTH - RIGHT}", class_="grid"))
-        label = tag("text", shown(value), x=LEFT - 6, y=f"{up.at(value) + 4:.1f}")
+        label = tag("text", up.label(value), x=LEFT - 6, y=f"{up.at(value) + 4:.1f}")
         parts.append(tag("g", label, text_anchor="end"))
     for value in across.ticks:
         place: dict[str, str | float] = {"x": f"{across.at(value):.1f}", "y": HEIGHT - BOTTOM + 16}
-        parts.append(tag("text", shown(value), text_anchor="middle", **place))
+        parts.append(tag("text", across.label(value), text_anchor="middle", **place))
     return parts
 
 

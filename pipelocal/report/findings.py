@@ -22,6 +22,9 @@ UNEVEN = 2.0
 DEAR_HEAD = 0.6
 """Share of a stage's multiply-adds from which its head counts as dear."""
 
+MOST_LISTED = 4
+"""Stages or ranks that are named one by one."""
+
 
 def findings(run: RunRecord) -> list[str]:
     """Return what the record shows, the most important first."""
@@ -60,6 +63,7 @@ def _heads_that_beat_the_last(run: RunRecord) -> Iterator[str]:
 
 def _learning(run: RunRecord) -> Iterator[str]:
     frozen = {stage.stage for stage in run.stages if stage.final.get("frozen_at") is not None}
+    stuck = []
     for stage, points in run.series("train", "loss").items():
         losses = [value for _, value in points]
         if len(losses) < 5 or points[-1][0] < FEW_STEPS or stage in frozen:
@@ -67,10 +71,15 @@ def _learning(run: RunRecord) -> Iterator[str]:
         part = max(1, len(losses) // 5)
         first, last = fmean(losses[:part]), fmean(losses[-part:])
         if last >= first:
-            yield (
-                f"Stage {stage} does not learn: its training loss was {known(first)} in the first fifth of "
-                f"the run and is {known(last)} in the last. Try another --lr, or add --warmup-steps."
-            )
+            stuck.append(f"from {known(first)} to {known(last)} in stage {stage}")
+    if stuck:
+        listed = ", ".join(stuck[:MOST_LISTED])
+        if len(stuck) > MOST_LISTED:
+            listed += f", and did not fall in {len(stuck) - MOST_LISTED} more"
+        yield (
+            f"Not every stage learns: from the first fifth of the run to the last, the training loss went "
+            f"{listed}. Try another --lr, or add --warmup-steps."
+        )
     evaluated = run.series("evaluate", "loss").get(run.last_stage, [])
     if len(evaluated) < 2:
         return
@@ -112,8 +121,10 @@ def _time(run: RunRecord) -> Iterator[str]:
     idle = [rank for rank in sorted(busy) if busy[rank] < IDLE]
     if idle:
         listed = ", ".join(
-            f"rank {rank} ({_held(run, rank)}) is busy {said[rank]}" for rank in idle
+            f"rank {rank} ({_held(run, rank)}) is busy {said[rank]}" for rank in idle[:MOST_LISTED]
         )
+        if len(idle) > MOST_LISTED:
+            listed += f", and {len(idle) - MOST_LISTED} more wait as well"
         yield (
             f"A stage waits most of its time: {listed}, while rank {most} ({_held(run, most)}) sets the pace "
             f"and is busy {said[most]}. Move units away from it (--balance time measures where to cut)."
@@ -140,7 +151,10 @@ def _dear_heads(run: RunRecord) -> Iterator[str]:
     dear = {stage: share for stage, share in shares.items() if (share or 0) > DEAR_HEAD}
     if not dear:
         return
-    listed = ", ".join(f"{share:.0%} in stage {stage}" for stage, share in dear.items())
+    if len(dear) > MOST_LISTED:
+        listed = f"up to {max(share or 0 for share in dear.values()):.0%} in {len(dear)} stages"
+    else:
+        listed = ", ".join(f"{share:.0%} in stage {stage}" for stage, share in dear.items())
     yield (
         f"Heads cost more than the stages that they teach: {listed} of the multiply-adds. Fewer stages, a "
         f"smaller --head-budget, or a --cut that gives these stages more units makes it less."

@@ -14,6 +14,7 @@ from pipelocal.checkpoint.description import Description, changed_code, data_dif
 from pipelocal.config import TrainConfig
 from pipelocal.report.record import RunRecord
 from pipelocal.run.earlier import as_of_now
+from pipelocal.run.options import RunOptions
 from pipelocal.system.describing import described
 from pipelocal.telemetry.formats import UNKNOWN
 
@@ -23,7 +24,7 @@ PLACES = ("out", "config", "python")
 
 def options_shown(run: RunRecord) -> list[tuple[str, str, str, bool]]:
     """Return the name, value and default of every option, and whether the two differ."""
-    defaults = _defaults(bool(run.options.get("python")))
+    defaults = _defaults(python=bool(run.options.get("python")))
     found = []
     for name, value in as_of_now(run.options).items():
         if name == "python":
@@ -37,10 +38,16 @@ def options_shown(run: RunRecord) -> list[tuple[str, str, str, bool]]:
 
 def differing_options(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
     """Return the options in which runs differ, with the value in each."""
-    every = [as_of_now(run.options) for run in runs]
+    every = [_complete(run) for run in runs]
     names = dict.fromkeys(name for options in every for name in options if name not in PLACES)
     values = {name: [text(options.get(name)) for options in every] for name in names}
     return {name: each for name, each in values.items() if len(set(each)) > 1}
+
+
+def _complete(run: RunRecord) -> dict[str, Any]:
+    """Return a run's options, with the defaults of those that its version did not know."""
+    own = as_of_now(run.options)
+    return own if run.options.get("python") else {**_defaults(python=False), **own}
 
 
 def other_differences(runs: Sequence[RunRecord]) -> list[str]:
@@ -64,10 +71,11 @@ def text(value: Any) -> str:
 
 
 @cache
-def _defaults(python: bool) -> Mapping[str, Any]:
-    defaults: dict[str, Any] = json.loads(json.dumps(asdict(TrainConfig())))
+def _defaults(*, python: bool) -> Mapping[str, Any]:
     if not python:
-        return defaults
+        known: dict[str, Any] = json.loads(json.dumps(asdict(TrainConfig())))
+        return known
+    defaults = asdict(RunOptions())
     given = inspect.signature(Pipeline).parameters.values()
     own = {p.name: described(p.default) for p in given if p.default is not p.empty}
     return {**defaults, **own, "objective": "sgr"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelocal.report.chart import Curve, bar_chart, hues, legend, line_chart
+from pipelocal.report.chart import MOST_NAMED, Curve, bar_chart, hues, legend, line_chart
 from pipelocal.report.markup import Html, joined, table, tag
 from pipelocal.report.options import options_shown
 from pipelocal.report.record import Point, RunRecord
@@ -132,10 +132,12 @@ def stage_chart(
 
 
 def _grid(charts: Sequence[Html | None], run: RunRecord, *, ensemble: bool) -> Html:
-    colours = hues(len(run.stages))
+    stages = list(zip(run.stages, hues(len(run.stages)), strict=True))
+    if len(stages) > MOST_NAMED:
+        apart = (len(stages) - 1) / (MOST_NAMED - 1)
+        stages = [stages[round(place * apart)] for place in range(MOST_NAMED)]
     named = [
-        Curve(name=f"stage {stage.stage}", short="", points=(), hue=hue)
-        for stage, hue in zip(run.stages, colours, strict=True)
+        Curve(name=f"stage {stage.stage}", short="", points=(), hue=hue) for stage, hue in stages
     ]
     if ensemble:
         named.append(

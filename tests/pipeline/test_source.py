@@ -1,12 +1,15 @@
 """The stream that a plan makes, and where stages are placed."""
 
+import time
+from collections.abc import Generator
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelocal.data import load_dataset
-from pipelocal.data.batches import BatchStream
+from pipelocal.data.batches import Batch, BatchStream, Mine, everything
 from pipelocal.errors import UserError
 from pipelocal.pipeline.placement import place
 from pipelocal.pipeline.source import Source
@@ -54,6 +57,29 @@ def stream_of(
             assert {len(tensor) for tensor in event.tensors.values()} == {event.header.rows}
     assert letters.count("T") + letters.count("R") == plan.total_steps
     return letters
+
+
+def test_loading_is_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first stage was called busy while it waited for data, so a slow loader looked like a slow stage."""
+    now = 0.0
+
+    class Slow(BatchStream):
+        def training(
+            self, epoch: int, start: int = 0, mine: Mine = everything
+        ) -> Generator[Batch | None]:
+            nonlocal now
+            for batch in super().training(epoch, start, mine):
+                now += 2.0
+                yield batch
+
+    batches = Slow(load_dataset("digits", root=None, seed=0), batch_size=500, seed=0)
+    plan = Timetable(epochs=1, steps_per_epoch=3, max_steps=None, evaluate_every=1)
+    source = Source(batches, plan, CPU)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    source.receive()
+    now += 10.0  # the stage works
+    source.receive()
+    assert source.waited_s == 4.0
 
 
 @pytest.mark.parametrize(
