@@ -7,16 +7,21 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
 from pipelocal import cli
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.checkpoint.snapshot import load_stage
+from pipelocal.config.command_line import parse
 from pipelocal.config.resolve import blueprint_of
 from pipelocal.config.saved import options_of
+from pipelocal.config.train import TrainConfig
+from pipelocal.options import option_name
 from pipelocal.system.toml import to_toml
 from tests.launching import launch
 
@@ -318,3 +323,15 @@ def test_the_module_and_the_script_are_the_same() -> None:
     ]
     assert outputs[0] == outputs[1]
     assert all(name in outputs[0] for name in ("train", "evaluate", "export"))
+
+
+def test_torchrun_hands_every_option_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """It refuses ``--log`` as one of several abbreviations, though it stands behind the program's name."""
+    names = {option_name(field.name) for field in fields(TrainConfig)} - {"--log"} | {"--loggers"}
+    for name in sorted(names):
+        arguments = ["--nproc-per-node", "2", "-m", "pipelocal", "train", name, "csv"]
+        parsed = get_args_parser().parse_args(arguments)  # exits otherwise
+        assert parsed.training_script_args == ["train", name, "csv"], capsys.readouterr().err
+    config = parse(["train", "--loggers", "csv"], options_of=lambda _: TrainConfig())
+    assert isinstance(config, TrainConfig)
+    assert config.log == "csv"

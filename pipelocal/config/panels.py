@@ -44,6 +44,10 @@ PANELS: dict[str, type] = {
 }
 """Option groups by title, in the order in which they are shown."""
 
+ALIASES = {"log": ["--loggers"]}
+"""Other names of options. torchrun takes ``--log`` for ``--log-dir`` or ``--logs-specs`` and refuses it, even
+behind the name of the program, where Python's argparse is older than that of 3.12.8 and 3.13.1."""
+
 
 @cache
 def panels(*, everything: bool) -> Any:
@@ -86,7 +90,7 @@ def _shown(group: type, *, everything: bool) -> type:
         texts["objective_options"] += described_objectives()
     options: list[tuple[str, Any, Any]] = []
     for each in fields(group):
-        marks: list[Any] = [tyro.conf.arg(help=texts[each.name])]
+        marks: list[Any] = [tyro.conf.arg(help=texts[each.name], aliases=ALIASES.get(each.name))]
         if each.metadata.get("seldom") and not everything:
             marks.append(tyro.conf.Suppress)
         kind: Any = Annotated.__class_getitem__((hints[each.name], *marks))  # type: ignore[attr-defined]

@@ -19,7 +19,8 @@ class SeeingOptions:
     """Batches between two lines of metrics.jsonl, per stage."""
     log: str | None = option(None, of_the_bits=False, alike=False)
     """Where metrics.jsonl is also shown while the run goes on: tensorboard, wandb or csv, several with commas
-    between them (csv writes metrics.csv, the others need their packages)."""
+    between them (csv writes metrics.csv, the others need their packages). Under torchrun write --loggers:
+    torchrun may take --log for an option of its own."""
     plain: bool = option(False, of_the_bits=False, alike=False)
     """Print lines instead of the live table; always so when the output is no terminal."""
     trace: bool = option(False, of_the_bits=False)
