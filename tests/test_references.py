@@ -135,7 +135,10 @@ def hidden(shape):
     return nn.Linear(torch.Size(shape).numel(), 6)
 """
 SHORT = ["--model", "mlp", "--stages", "3", "--max-steps", "2", "--batch-size", "16"]
-SHORT += ["--train-samples", "32", "--reconcile-every", "1", "--evaluate-every", "9"]
+SHORT += ["--train-samples", "32", "--evaluate-every", "9"]
+OWN_OBJECTIVE = [*SHORT]
+"""Beside one, options of sgr are refused."""
+SHORT += ["--reconcile-every", "1"]
 THINGS = {
     "model": "net",
     "data": "ENTRY",
@@ -199,7 +202,8 @@ def test_every_option_that_takes_a_name_is_tested() -> None:
 
 @pytest.mark.parametrize("option", sorted(set(THINGS) - {"compress", "wire"}))
 def test_each_kind(own: Path, option: str) -> None:
-    run = train_alone([*SHORT, *_given([option])], own.parent / "run")
+    short = OWN_OBJECTIVE if option == "objective" else SHORT
+    run = train_alone([*short, *_given([option])], own.parent / "run")
     assert option in _used(own)
     described = RunFolder(run).description()
     kept = {"model": described.model, **described.references}
@@ -323,7 +327,8 @@ def test_what_is_wrong_when_it_is_called(
     own: Path, option: str, body: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own.with_name("f.py").write_text(body)
-    told = _refusal(["train", *SHORT, f"--{option}", "f.py:f", "--out", "run"], capsys)
+    short = OWN_OBJECTIVE if option == "objective" else SHORT
+    told = _refusal(["train", *short, f"--{option}", "f.py:f", "--out", "run"], capsys)
     assert said in told
     assert not Path("run").exists()
 
