@@ -101,10 +101,18 @@ def test_what_moves_backward_is_what_is_declared(tmp_path: Path, objective: str)
 def test_delta_travels_only_where_it_is_wanted(tmp_path: Path) -> None:
     """Greedy stages get x alone; with sgr an edge carries delta, of the same size, in training."""
     sent = {}
-    for objective in ("greedy", "sgr"):
+    for objective, more in (("greedy", []), ("sgr", ["--reconcile-every", "2"])):
         out = tmp_path / objective
-        arguments = ["train", "--max-steps", "5", "--objective", objective, "--out", str(out)]
-        arguments += ["--reconcile-every", "2"]
+        arguments = [
+            "train",
+            "--max-steps",
+            "5",
+            "--objective",
+            objective,
+            *more,
+            "--out",
+            str(out),
+        ]
         ranks = launch(tmp_path / "log", [*arguments, "--evaluate-every", "9"], 2)
         assert ranks.wait() == [0, 0], ranks.output()
         summary = json.loads((out / "summary.json").read_text())
