@@ -67,11 +67,14 @@ class Feed:
         """Say that no more records come; does not wait."""
         self._waiting.put(None)
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for the thread's end; return whether it has ended in time."""
-        if self._thread is not None:
-            self._thread.join(seconds)
-        return self._thread is None or not self._thread.is_alive()
+    def ends(self, *patiences: Patience) -> bool:
+        """Wait for the thread's end until a patience is over; return whether it has ended."""
+        thread = self._thread
+        while thread is not None and thread.is_alive():
+            thread.join(LOOK_S)
+            if any(patience.over() for patience in patiences):
+                break
+        return thread is None or not thread.is_alive()
 
     def _work(self, run: LoggedRun, earlier: Sequence[str]) -> None:
         with self._given_up_if_it_fails():
@@ -147,11 +150,9 @@ class Feeds:
         if not self._ended:
             return
         for feed in self._feeds:
-            if feed.wait(min(NOTICE_S, patience.left())):
+            if feed.ends(Patience(NOTICE_S), patience):
                 continue
             if not patience.over():
                 tell(f"waiting up to {patience.left():.0f} s for the logger {feed.name}")
-            while not feed.wait(LOOK_S) and not patience.over():
-                pass
-            if not feed.wait(0.0):
+            if not feed.ends(patience):
                 tell(f"the logger {feed.name} is left behind: it has not taken all records")
