@@ -11,7 +11,13 @@ import torch
 import torch.distributed as dist
 
 from pipelocal.errors import UserError
-from pipelocal.transport.channels import Channel, GlooChannel, NcclChannel, PinnedChannel
+from pipelocal.transport.channels import (
+    FIRST_TENSOR_TAG,
+    Channel,
+    GlooChannel,
+    NcclChannel,
+    PinnedChannel,
+)
 from pipelocal.transport.contract import Contract
 
 EDGES = ("auto", "device", "host")
@@ -155,6 +161,6 @@ def _first_message(link: Link, channel: Channel) -> None:
     """Send a first message before training, because the first one on a communicator is slow."""
     word = torch.zeros(1, device=channel.device)
     if link.sending:
-        channel.post_send(word, channel.mark(), 1)()
+        channel.prepare_send(word, channel.mark(), FIRST_TENSOR_TAG)()
     else:
-        channel.join(channel.post_receive(word, channel.mark(), 1)())
+        channel.post_receive(word, channel.mark(), FIRST_TENSOR_TAG)(1)

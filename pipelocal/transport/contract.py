@@ -17,7 +17,7 @@ from pipelocal.transport.header import Kind
 from pipelocal.transport.packing import Packing, packing_of, row_bytes
 
 ANNOUNCED_BYTES = 16 * 1024
-"""Most bytes of a row that travels within the frame of the header, where every frame has room for it."""
+"""Most bytes of a row that travels within the frame of the header on every wire."""
 
 TRAIN_TARGET = "train target"
 """Name of the targets of training batches, where they differ in kind from those of evaluation."""
@@ -54,15 +54,17 @@ class Message:
     packed: Packed | None = None
     """How the tensor is packed; None if it is sent unchanged."""
     announced: bool = False
-    """Whether the tensor is small, int64, and sent along with the header."""
+    """Whether the tensor is small, int64, and sent along with the header on every wire."""
+    late: bool = False
+    """Whether the tensor is made after the others, which do not wait for it."""
 
-    @property
+    @cached_property
     def torch_dtype(self) -> torch.dtype:
         """The dtype on the wire as a torch dtype."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
-    @property
+    @cached_property
     def bytes_per_row(self) -> int:
         """Bytes of one row on the wire."""
         return prod(self.shape) * self.torch_dtype.itemsize
@@ -81,7 +83,8 @@ class Contract:
     """The ordered messages of an edge.
 
     Announced tensors come first, within the frame of the header, because separate transfers would cost
-    more than their bytes; ``delta`` comes last, because it is computed last::
+    more than their bytes; so do those behind them, up to a size that the wire sets
+    (:class:`~pipelocal.transport.frame.FrameLayout`). ``delta`` comes last, because it is computed last::
 
         TRAIN      [header ids target] x x1 ...
         RECONCILE  [header ids target] x x1 ... delta
@@ -207,6 +210,7 @@ def edge_contract(
                 shape=tuple(delta_shape),
                 dtype=dtype_name(delta_dtype),
                 kinds=("RECONCILE",),
+                late=True,
             )
         )
     return Contract(source=source, target=source + 1, max_rows=max_rows, messages=tuple(messages))

@@ -1,25 +1,27 @@
-"""Base of both ends of an edge between ranks: threads, their failures, and interruptible waits.
+"""Base of both ends of an edge between ranks: their threads, failures, and interruptible waits.
 
 ::
 
-    sending rank                                       receiving rank
-    compute thread          edge threads               edge threads            compute thread
-    begin, send, finish ->  [queue, <= window]  ====>  [ring, >= 2 slots]   -> receive, get, release
-                             post | wait                post | wait
+    sending rank                                         receiving rank
+    compute thread        edge thread                    edge threads          compute thread
+    begin  <- free frames <- |                           wait -> arriving ->   receive, get
+    send, finish -> leaving -> send ======= frame =====>
+                                                         post <- given back <- release
 
-Transfers run on separate threads, so that they proceed while the model computes, and so that the compute
-thread only waits on conditions that a failure elsewhere can interrupt. One thread starts the transfers of a
-batch while another still waits for those of the previous batch: over a high-latency link a batch takes
-several trips (frame, the receiver's readiness, tensors), and those of different batches must overlap.
+Transfers run on threads of the edge. A wait inside gloo or NCCL cannot be interrupted; and while a thread
+that starts a transfer is preempted in the middle of it, gloo's own thread spins, so that must be one that
+mostly sleeps, and not the one that computes. The compute thread waits for queues alone, and a failure
+elsewhere ends its wait. A receive is posted as soon as there is memory for it, so a message takes one trip.
 """
 
 from __future__ import annotations
 
+import queue
 import re
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -30,6 +32,8 @@ from pipelocal.transport.channels import Channel
 from pipelocal.transport.contract import Contract
 from pipelocal.transport.edge import Check
 from pipelocal.transport.frame import FrameLayout
+
+T = TypeVar("T")
 
 POLL_S = 0.1
 """Seconds between checks whether a wait has become pointless."""
@@ -42,8 +46,19 @@ def tell_nobody(_waiting: bool) -> None:
     """A :data:`Waits` that does nothing."""
 
 
-class Endpoint(ABC):
-    """Base of both ends: two threads, their failures, and interruptible waits."""
+class Endpoint:
+    """Base of both ends: their threads, failures, and interruptible waits.
+
+    Args:
+        contract: what the edge carries.
+        channel: how.
+        own: number of this end's stage, for error messages.
+        peer: name of the other end, for error messages.
+        check: raises when another rank has failed.
+        timeout_s: longest wait for the other end, in seconds.
+        waits: told when this rank begins (True) and ends to wait for the other end.
+        recorder: takes the transfers, and when they were; None for nobody.
+    """
 
     def __init__(
         self,
@@ -53,24 +68,23 @@ class Endpoint(ABC):
         own: int,
         peer: str,
         check: Check,
-        waits: Waits,
         timeout_s: float,
-        recorder: Recorder | None,
+        waits: Waits = tell_nobody,
+        recorder: Recorder | None = None,
     ) -> None:
         self.waited_s = 0.0
         self._recorder = recorder or Recorder()
         self._contract = contract
-        self._layout = FrameLayout(contract)
+        self._layout = FrameLayout(contract, channel.riding_bytes)
         self._channel = channel
         self._own = own
         self._peer = peer
         self._check = check
         self._waits = waits
         self._timeout_s = timeout_s
-        self._changed = threading.Condition()
         self._failure: str | None = None
         self._batch: int | None = None
-        self._closed = False
+        self._edge = f"{contract.source} -> {contract.target}"
 
     def trouble(self) -> StageError | None:
         if self._failure is None:
@@ -82,15 +96,10 @@ class Endpoint(ABC):
             symptom=True,
         )
 
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _start_threads(self) -> None:
-        edge = f"edge {self._contract.source}->{self._contract.target}"
-        for work in (self._post, self._complete):
-            threading.Thread(target=self._guarded, args=[work], name=edge, daemon=True).start()
+    def _start(self, work: Callable[[], None]) -> None:
+        """Run a part of this end on a thread of its own."""
+        name = f"edge {self._contract.source}->{self._contract.target}"
+        threading.Thread(target=self._guarded, args=[work], name=name, daemon=True).start()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -98,30 +107,20 @@ class Endpoint(ABC):
                 torch.cuda.set_device(self._channel.device)
             work()
         except Exception as error:
-            # If the process is exiting, nobody reads this.
-            with self._changed:
-                self._failure = first_sentence(error)
-                self._changed.notify_all()
+            self._failure = first_sentence(error)  # if the process is exiting, nobody reads this
 
     def _action(self, name: str, message: str, batch: int, size: int) -> Action:
-        edge = f"{self._contract.source} -> {self._contract.target}"
-        return self._recorder.begin(f"{edge} {message}", name, batch, size)
+        return self._recorder.begin(f"{self._edge} {message}", name, batch, size)
 
-    @abstractmethod
-    def _post(self) -> None:
-        """Start transfers until the stream ends; runs on its own thread."""
-
-    @abstractmethod
-    def _complete(self) -> None:
-        """Wait for the started transfers, in order; runs on its own thread."""
-
-    def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait, with the lock held, until ``condition``; raise if that can no longer happen."""
-        if condition():
-            return
+    def _next_of(self, items: queue.SimpleQueue[T], what: str) -> T:
+        """Return the next item of a queue; wait for it, and raise if it can no longer come."""
+        try:
+            return items.get_nowait()
+        except queue.Empty:
+            pass
         started, patience = time.monotonic(), Patience(self._timeout_s)
         self._waits(True)
-        while not condition():
+        while True:
             if (trouble := self.trouble()) is not None:
                 raise trouble
             self._check()
@@ -132,9 +131,13 @@ class Endpoint(ABC):
                     batch=self._batch,
                     symptom=True,
                 )
-            self._changed.wait(POLL_S)
-        self._waits(False)
-        self.waited_s += time.monotonic() - started
+            try:
+                item = items.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            self._waits(False)
+            self.waited_s += time.monotonic() - started
+            return item
 
 
 def first_sentence(error: Exception) -> str:

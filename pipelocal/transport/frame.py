@@ -1,53 +1,102 @@
-"""The frame that announces a batch: its header, and the small tensors that the contract names.
+"""The frame that announces a batch: its header, and the tensors that ride along with it.
 
-A frame is one int64 tensor of fixed length, so that the receiver can post a receive before it knows
-what comes::
+A frame is one message, since a transfer costs more time than the bytes of what is small. Both ends know from
+the contract what rides, and so from a header where it lies::
 
-    | header 7 | ids, room for max_rows | target, room for max_rows |
+    | header | ids | target | x | ...      each padded to a multiple of 64 bytes
 """
 
-from collections.abc import Mapping
-from math import prod
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
 from pipelocal.transport.contract import Contract, Message
-from pipelocal.transport.header import HEADER_LENGTH, Header
+from pipelocal.transport.header import Header, Kind
+
+ALIGNED = 64
+"""Bytes to which the header and every tensor are padded: as memory of their own would be aligned, since the
+alignment may decide how a library adds numbers up, and so the last bits of a sum."""
+
+Load = tuple[dict[str, Tensor], Tensor]
+"""The places ``[rows, ...]`` of what rides, by name, and the frame as it travels, uint8 ``[bytes]``."""
 
 
 class FrameLayout:
-    """The position of each announced tensor in the frame.
+    """What rides in a frame.
 
     Args:
-        contract: the contract of the edge.
+        contract: of the edge.
+        room: most bytes of what rides beside the announced tensors.
     """
 
-    def __init__(self, contract: Contract) -> None:
-        self.length = HEADER_LENGTH
-        """Number of int64 values in a frame."""
-        self._places: dict[str, tuple[int, Message]] = {}
+    def __init__(self, contract: Contract, room: int) -> None:
+        self.max_rows = contract.max_rows
+        riding = []
         for message in contract.messages:
-            if message.announced:
-                assert message.torch_dtype == torch.int64, "a frame is int64"
-                assert message.packed is None, "a frame is not packed"
-                self._places[message.name] = (self.length, message)
-                self.length += contract.max_rows * prod(message.shape)
+            if not message.announced:
+                size = contract.max_rows * message.bytes_per_row
+                room = -1 if message.late or size > room else room - size
+            if message.announced or room >= 0:
+                riding.append(message)
+        self.riding: dict[Kind, list[Message]] = {
+            kind: [m for m in contract.of_kind(kind) if m in riding] for kind in Kind
+        }
+        """What rides with a header of each kind, in the contract's order."""
+        self.following: dict[Kind, list[Message]] = {
+            kind: [m for m in contract.of_kind(kind) if m not in riding] for kind in Kind
+        }
+        """What follows it in messages of its own."""
+        self.size = max(
+            ALIGNED + sum(_aligned(self.max_rows * m.bytes_per_row) for m in messages)
+            for messages in self.riding.values()
+        )
+        """Bytes of the longest frame."""
 
-    def write(self, header: Header, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Make a frame ``[length]`` on the CPU, from ``tensors`` int64 ``[rows, ...]`` on the CPU."""
-        frame = torch.zeros(self.length, dtype=torch.int64)
-        frame[:HEADER_LENGTH] = header.encode()
-        for name, tensor in tensors.items():
-            first, _ = self._places[name]
-            frame[first : first + tensor.numel()] = tensor.reshape(-1)
-        return frame
 
-    def read_header(self, frame: Tensor) -> Header:
-        """Return the header of a frame; raise ``ValueError`` if the bytes are not a header."""
-        return Header.decode(frame[:HEADER_LENGTH])
+class Frame:
+    """Memory for one frame.
 
-    def read(self, frame: Tensor, name: str, rows: int) -> Tensor:
-        """Return an announced tensor ``[rows, ...]``, a view of the frame's memory."""
-        first, message = self._places[name]
-        return frame[first : first + rows * prod(message.shape)].view(rows, *message.shape)
+    Args:
+        layout: what rides.
+        data: the memory, uint8 ``[layout.size]`` on the CPU.
+    """
+
+    def __init__(self, layout: FrameLayout, data: Tensor) -> None:
+        self.data = data
+        self._layout = layout
+        self._memory = data.numpy()
+        self._full: dict[Kind, Load] = {}
+
+    def write(self, header: Header) -> None:
+        """Write the header."""
+        header.pack_into(self._memory)
+
+    def read(self) -> Header:
+        """Return the header; raise ``ValueError`` if the bytes are not one."""
+        return Header.unpack_from(self._memory)
+
+    def load(self, kind: Kind, rows: int) -> Load:
+        """Return where everything lies in a frame of this kind."""
+        if rows < self._layout.max_rows:
+            return self._load(kind, rows)
+        if kind not in self._full:
+            self._full[kind] = self._load(kind, rows)
+        return self._full[kind]
+
+    def _load(self, kind: Kind, rows: int) -> Load:
+        tensors: dict[str, Tensor] = {}
+        place = ALIGNED
+        for message in self._layout.riding[kind]:
+            size, dtype = rows * message.bytes_per_row, message.torch_dtype
+            # A storage of its own, so that what a backward pass keeps of it counts as what it is.
+            flat = torch.frombuffer(
+                self._memory, dtype=dtype, count=size // dtype.itemsize, offset=place
+            )
+            tensors[message.name] = flat.view(rows, *message.shape)
+            place += _aligned(size)
+        return tensors, self.data[:place]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNED) * ALIGNED

@@ -1,10 +1,9 @@
 """The fixed header that announces each event of the stream."""
 
+import struct
 from dataclasses import dataclass
 from enum import IntEnum
-
-import torch
-from torch import Tensor
+from typing import Any
 
 
 class Kind(IntEnum):
@@ -56,23 +55,24 @@ class Header:
     """Number of training batches of the run after which this batch's update is due; 0 if stages use their
     own count."""
 
-    def encode(self) -> Tensor:
-        """Encode as int64 ``[7]`` on the CPU."""
-        place = [self.number, self.rows, self.epoch, self.step, self.update_at]
-        return torch.tensor([MAGIC, self.kind, *place])
+    def pack_into(self, memory: Any) -> None:
+        """Write the header at the start of ``memory``, which is a writable buffer of bytes."""
+        place = (self.number, self.rows, self.epoch, self.step, self.update_at)
+        FORMAT.pack_into(memory, 0, MAGIC, self.kind, *place)
 
     @classmethod
-    def decode(cls, data: Tensor) -> "Header":
-        """Decode the result of :meth:`encode`; raise ``ValueError`` if the bytes are not a header."""
-        magic, kind, number, rows, epoch, step, update_at = data.tolist()
+    def unpack_from(cls, memory: Any) -> "Header":
+        """Read what :meth:`pack_into` wrote; raise ``ValueError`` if the bytes are not a header."""
+        magic, kind, number, rows, epoch, step, update_at = found = FORMAT.unpack_from(memory)
         if magic != MAGIC:
-            raise ValueError(f"expected a batch header, got {data.tolist()}")
+            raise ValueError(f"expected a batch header, got {list(found)}")
         return cls(
             kind=Kind(kind), number=number, rows=rows, epoch=epoch, step=step, update_at=update_at
         )
 
 
-MAGIC = 0x50_4C_4F_43_00_02
+MAGIC = 0x50_4C_4F_43_00_03
 """``PLOC`` and the version of this format."""
 
-HEADER_LENGTH = 7
+FORMAT = struct.Struct("=7q")
+"""Of a header on the wire: seven int64."""

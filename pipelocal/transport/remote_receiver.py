@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import queue
-from collections import deque
+import time
+from functools import partial
+from typing import Any, NoReturn
 
 import psutil
+import torch
 from torch import Tensor
 
 from pipelocal.errors import StageError
-from pipelocal.telemetry.actions import Action, Recorder
-from pipelocal.transport.channels import Channel, Token, WaitReceived
+from pipelocal.transport.channels import (
+    FAREWELL_TAG,
+    FIRST_TENSOR_TAG,
+    FRAME_TAG,
+    Channel,
+    Token,
+    WaitReceived,
+)
 from pipelocal.transport.contract import Contract, Message
 from pipelocal.transport.deal import EVERYTHING, Deal
-from pipelocal.transport.edge import Check
-from pipelocal.transport.endpoint import Endpoint, Waits, tell_nobody
+from pipelocal.transport.endpoint import Endpoint
+from pipelocal.transport.frame import Frame, FrameLayout
 from pipelocal.transport.header import Header, Kind
-from pipelocal.transport.window import Ring, Slot, check_room, ring_slots
+from pipelocal.transport.window import check_room, ring_slots
 
 
 class RemoteReceiver(Endpoint):
-    """The receiving end; arguments as for :class:`~pipelocal.transport.remote_sender.RemoteSender`, and
-    ``deal``: the batches that come here.
+    """The receiving end.
 
-    The ring has as many slots as the window has batches: what is in use, and what may be under way.
+    Its ring has memory for as many batches as the window: what is in use, and what may be under way. What is
+    free waits in a lane, its receive posted, for the next message: a lane for frames, and one for each
+    tensor that does not ride in them.
+
+    Args:
+        contract: what the edge carries.
+        channel: how.
+        window: as of the sending end.
+        deal: the batches that come here.
+        rest: further arguments of :class:`~pipelocal.transport.endpoint.Endpoint`.
     """
 
     def __init__(
@@ -32,44 +49,36 @@ class RemoteReceiver(Endpoint):
         channel: Channel,
         *,
         window: int,
-        peer: str,
-        check: Check,
-        timeout_s: float,
-        waits: Waits = tell_nobody,
-        recorder: Recorder | None = None,
         deal: Deal = EVERYTHING,
+        **rest: Any,
     ) -> None:
-        super().__init__(
-            contract,
-            channel,
-            own=contract.target,
-            peer=peer,
-            check=check,
-            waits=waits,
-            timeout_s=timeout_s,
-            recorder=recorder,
-        )
+        super().__init__(contract, channel, own=contract.target, **rest)
         self.received_bytes = 0
-        self._messages = {m.name: m for m in contract.messages}
+        self.messages = {m.name: m for m in contract.messages}
         self._deal = deal
         self._last_number = -1
-        self._arriving: deque[ArrivingBatch] = deque()
+        self._arriving: queue.SimpleQueue[ArrivingBatch] = queue.SimpleQueue()
         if channel.device.type == "cpu":  # elsewhere the allocator refuses by itself
             check_room(contract, window, psutil.virtual_memory().available)
-        slots = ring_slots(window)
-        self._ring = Ring([Slot(contract, channel.device, channel.mark()) for _ in range(slots)])
-        self._posted: queue.SimpleQueue[tuple[ArrivingBatch, list[_Arriving]] | None]
-        self._posted = queue.SimpleQueue()
-        self._start_threads()
+        self._tags = {m.name: tag for tag, m in enumerate(contract.messages, FIRST_TENSOR_TAG)}
+        self._given_back: queue.SimpleQueue[tuple[Slot, dict[str, Tensor], Token] | None]
+        self._given_back = queue.SimpleQueue()
+        self._frames: queue.SimpleQueue[tuple[Slot, WaitReceived] | None] = queue.SimpleQueue()
+        self._lanes: dict[str, queue.SimpleQueue[tuple[Tensor, WaitReceived]]] = {
+            m.name: queue.SimpleQueue() for ms in self._layout.following.values() for m in ms
+        }
+        for _ in range(ring_slots(window)):
+            buffers = {name: self._buffer(self.messages[name]) for name in self._lanes}
+            self._given_back.put((Slot(self._layout, channel), buffers, channel.mark()))
+        self._start(self._post)
+        self._start(self._wait)
 
     def receive(self) -> ArrivingBatch:
         return self.receive_number(self._deal.after(self._last_number))
 
     def receive_number(self, due: int) -> ArrivingBatch:
         self._batch = due
-        with self._changed:
-            self._wait_for(lambda: bool(self._arriving), "nothing from")
-            batch = self._arriving.popleft()
+        batch = self._next_of(self._arriving, "nothing from")
         number = batch.header.number
         if number != due and (batch.header.kind.dealt or number <= self._last_number):
             raise StageError(
@@ -83,85 +92,142 @@ class RemoteReceiver(Endpoint):
     def receive_end(self, number: int) -> None:
         self.receive_number(number).release()
 
-    def wait_for_tensor(self, batch: ArrivingBatch, name: str) -> Message:
-        """Wait until one tensor of a batch is there; what the contract says of it."""
-        with self._changed:
-            self._wait_for(lambda: name in batch.arrived, "nothing from")
-        self._channel.join(batch.arrived[name])
-        return self._messages[name]
+    def wait_for_tensor(self, batch: ArrivingBatch, name: str) -> None:
+        """Wait until a tensor is there that follows the frame of its batch."""
+        while name not in batch.arrived:
+            batch.arrived.add(self._next_of(batch.coming, "nothing from"))
 
-    def give_back(self, slot: Slot) -> None:
-        """A slot may be filled again once the device is past what it was asked so far."""
-        slot.free = self._channel.mark()
-        with self._changed:
-            self._ring.give_back(slot)
-            self._changed.notify_all()
+    def give_back(self, batch: ArrivingBatch) -> None:
+        """Let the memory of a batch be filled again, once the device is past what it was asked so far."""
+        if batch.header.kind != Kind.END:
+            self._given_back.put((batch.slot, batch.buffers, self._channel.mark()))
+
+    def close(self) -> None:
+        self._given_back.put(None)
+
+    def _buffer(self, message: Message) -> Tensor:
+        shape = (self._contract.max_rows, *message.shape)
+        return torch.empty(shape, dtype=message.torch_dtype, device=self._channel.device)
 
     def _post(self) -> None:
-        while True:
-            frame = self._channel.receive_frame(self._layout.length)
-            header = self._layout.read_header(frame)
-            messages = self._contract.of_kind(header.kind)
-            with self._changed:
-                while not self._ring.has_free() and not self._closed:
-                    self._changed.wait()
-                if self._closed:
-                    return
-                slot = self._ring.take()
-            batch = ArrivingBatch(self, header, slot)
-            for message in messages:
-                if message.announced:
-                    buffer = slot.buffers[message.name][: header.rows]
-                    self.received_bytes += buffer.nbytes
-                    data = self._layout.read(frame, message.name, header.rows)
-                    batch.arrived[message.name] = self._channel.from_host(data, buffer, slot.free)
-            with self._changed:
-                self._arriving.append(batch)
-                self._changed.notify_all()
-            underway: list[_Arriving] = []
-            for index, message in enumerate(self._contract.messages, start=1):
-                if message in messages and not message.announced:
-                    buffer = slot.buffers[message.name][: header.rows]
-                    self.received_bytes += buffer.nbytes
-                    action = self._action("recv", message.name, header.number, buffer.nbytes)
-                    wait = self._channel.post_receive(buffer, slot.free, index)
-                    underway.append((message.name, wait, action))
-            self._posted.put((batch, underway))
+        """Put what is given back into its lanes; a frame last, so that what follows it finds its place."""
+        while (given := self._given_back.get()) is not None:
+            slot, buffers, free = given
+            slot.free = free
+            for name, buffer in buffers.items():
+                self._lanes[name].put((buffer, self._receive(buffer, free, self._tags[name])))
+            self._frames.put((slot, self._receive(slot.frame.data, None, FRAME_TAG)))
+        self._frames.put(None)
+
+    def _receive(self, buffer: Tensor, free: Token, tag: int) -> WaitReceived:
+        try:
+            return self._channel.post_receive(buffer, free, tag)
+        except RuntimeError as error:
+            # The other end may have left. That is an error only if something is still to come from it.
+            return partial(_fail, error)
+
+    def _wait(self) -> None:
+        """Announce what has arrived, until the end."""
+        while (posted := self._frames.get()) is not None:
+            slot, wait = posted
+            since = time.perf_counter()
+            wait(self._layout.size)
+            header = slot.frame.read()
             if header.kind == Kind.END:
-                self._posted.put(None)
+                self._farewell = torch.empty(1, dtype=torch.uint8)
+                self._last_wait = self._receive(self._farewell, None, FAREWELL_TAG)
+            tensors = slot.land(header)
+            for message in self._layout.riding[header.kind]:
+                size = header.rows * message.bytes_per_row
+                self.received_bytes += size
+                if not message.announced:
+                    action = self._action("recv", message.name, header.number, size)
+                    action.started = since
+                    action.stop()
+            messages = self._layout.following[header.kind]
+            following = [(m, *self._lanes[m.name].get()) for m in messages]
+            buffers = {m.name: buffer for m, buffer, _ in following}
+            batch = ArrivingBatch(self, header, slot, tensors, buffers)
+            self._arriving.put(batch)
+            for message, _, wait in following:
+                size = header.rows * message.bytes_per_row
+                action = self._action("recv", message.name, header.number, size)
+                wait(header.rows)
+                action.stop()
+                self.received_bytes += size
+                batch.coming.put(message.name)
+            if header.kind == Kind.END:
                 return
 
-    def _complete(self) -> None:
-        while (posted := self._posted.get()) is not None:
-            batch, underway = posted
-            for name, wait, action in underway:
-                token = wait()
-                action.stop()
-                with self._changed:
-                    batch.arrived[name] = token
-                    self._changed.notify_all()
 
+class Slot:
+    """Memory for a frame, and for what rides in it where it is used, which on the CPU is the same.
 
-_Arriving = tuple[str, WaitReceived, Action]
-"""A tensor's name and its transfer under way."""
+    Args:
+        layout: of the frame.
+        channel: of the edge.
+    """
+
+    def __init__(self, layout: FrameLayout, channel: Channel) -> None:
+        self.frame = Frame(layout, channel.host_memory(layout.size))
+        self.free: Token = None
+        """The point of the device's work from which on it may be filled."""
+        self._channel = channel
+        self._on_device: dict[str, Tensor] = {}
+        if channel.device.type != "cpu":
+            for kind in layout.riding:
+                riding, _ = self.frame.load(kind, layout.max_rows)
+                self._on_device |= {
+                    name: torch.empty_like(tensor, device=channel.device)
+                    for name, tensor in riding.items()
+                }
+
+    def land(self, header: Header) -> dict[str, Tensor]:
+        """Return what has arrived in the frame, ``[rows, ...]``, where it is used."""
+        arrived, _ = self.frame.load(header.kind, header.rows)
+        if not self._on_device:
+            return arrived
+        places = {name: self._on_device[name][: header.rows] for name in arrived}
+        for name, tensor in arrived.items():
+            self._channel.from_host(tensor, places[name], self.free)
+        return places
 
 
 class ArrivingBatch:
-    """A batch in a slot of the ring."""
+    """A batch in the ring."""
 
-    def __init__(self, receiver: RemoteReceiver, header: Header, slot: Slot) -> None:
+    def __init__(
+        self,
+        receiver: RemoteReceiver,
+        header: Header,
+        slot: Slot,
+        tensors: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+    ) -> None:
         self.header = header
-        self.arrived: dict[str, Token] = {}
+        self.slot = slot
+        self.buffers = buffers
+        """Where what follows the frame arrives."""
+        self.coming: queue.SimpleQueue[str] = queue.SimpleQueue()
+        """Names of what has arrived after the frame."""
+        self.arrived: set[str] = set()
         self._receiver = receiver
-        self._slot = slot
+        self._tensors = tensors
         self._taken: dict[str, Tensor] = {}
 
     def get(self, name: str) -> Tensor:
         if name not in self._taken:
-            message = self._receiver.wait_for_tensor(self, name)
-            self._taken[name] = message.unpack(self._slot.buffers[name][: self.header.rows])
+            data = self._tensors.get(name)
+            if data is None:
+                self._receiver.wait_for_tensor(self, name)
+                data = self.buffers[name][: self.header.rows]
+            self._taken[name] = self._receiver.messages[name].unpack(data)
         return self._taken[name]
 
     def release(self) -> None:
         self._taken.clear()
-        self._receiver.give_back(self._slot)
+        self._receiver.give_back(self)
+
+
+def _fail(error: Exception, _rows: int) -> NoReturn:
+    raise error

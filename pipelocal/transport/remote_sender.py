@@ -5,156 +5,135 @@ from __future__ import annotations
 import queue
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from pipelocal.telemetry.actions import Action, Recorder
-from pipelocal.transport.channels import Channel, Token, WaitSent
-from pipelocal.transport.contract import Contract
-from pipelocal.transport.edge import Check
-from pipelocal.transport.endpoint import Endpoint, Waits, tell_nobody
-from pipelocal.transport.header import Header
-from pipelocal.transport.window import Window
+from pipelocal.telemetry.actions import Action
+from pipelocal.transport.channels import (
+    FAREWELL_TAG,
+    FIRST_TENSOR_TAG,
+    FRAME_TAG,
+    Channel,
+    Send,
+)
+from pipelocal.transport.contract import Contract, Message
+from pipelocal.transport.endpoint import Endpoint
+from pipelocal.transport.frame import Frame
+from pipelocal.transport.header import Header, Kind
 
 
 class RemoteSender(Endpoint):
     """The sending end.
 
+    It has as many frames as the window has batches: a batch that has left brings its frame back, and where
+    there is no frame there is no room.
+
     Args:
         contract: what the edge carries.
         channel: how.
         window: most batches that are sent but not yet taken by the other end.
-        peer: name of the other end, for error messages.
-        check: raises when another rank has failed.
-        timeout_s: longest wait for room in the window, in seconds.
-        waits: told when this rank begins (True) and ends to wait for the other end.
-        recorder: takes the transfers, and when they were; None for nobody.
+        rest: further arguments of :class:`~pipelocal.transport.endpoint.Endpoint`.
     """
 
-    def __init__(
-        self,
-        contract: Contract,
-        channel: Channel,
-        *,
-        window: int,
-        peer: str,
-        check: Check,
-        timeout_s: float,
-        waits: Waits = tell_nobody,
-        recorder: Recorder | None = None,
-    ) -> None:
-        super().__init__(
-            contract,
-            channel,
-            own=contract.source,
-            peer=peer,
-            check=check,
-            waits=waits,
-            timeout_s=timeout_s,
-            recorder=recorder,
-        )
+    def __init__(self, contract: Contract, channel: Channel, *, window: int, **rest: Any) -> None:
+        super().__init__(contract, channel, own=contract.source, **rest)
         self.sent_bytes = 0
-        self._window = Window(window)
-        self._expected: deque[str] = deque()
-        self._announced: _Announced | None = None
-        self._index = {m.name: i + 1 for i, m in enumerate(contract.messages)}
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._posted: queue.SimpleQueue[list[_Leaving]] = queue.SimpleQueue()
-        self._start_threads()
+        self._kinds = {kind: contract.of_kind(kind) for kind in Kind}
+        self._tags = {m.name: tag for tag, m in enumerate(contract.messages, FIRST_TENSOR_TAG)}
+        self._window = window
+        self._free: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+        for _ in range(window):
+            self._free.put(Frame(self._layout, channel.host_memory(self._layout.size)))
+        self._header: Header
+        self._frame: Frame
+        self._places: dict[str, Tensor]
+        self._data: Tensor
+        self._expected: deque[Message] = deque()
+        self._riding: list[Action] = []
+        self._leaving: queue.SimpleQueue[_Leaving | None] = queue.SimpleQueue()
+        self._start(self._send_all)
 
     def begin(self, header: Header) -> None:
         self._batch = header.number
-        with self._changed:
-            self._wait_for(self._window.has_room, "no room towards")
-            self._window.begin_batch()
-        self._expected = deque(m.name for m in self._contract.of_kind(header.kind))
-        self._announced = (header, {})
+        self._frame = self._next_of(self._free, "no room towards")
+        self._frame.write(header)
+        self._places, self._data = self._frame.load(header.kind, header.rows)
+        self._header = header
+        self._expected.extend(self._kinds[header.kind])
+        self._leave_if_full()
 
     def send(self, name: str, tensor: Tensor) -> None:
-        wanted = self._expected.popleft() if self._expected else None
+        message = self._expected.popleft() if self._expected else None
+        wanted = None if message is None else message.name
         assert wanted == name, f"the contract wants {wanted} next, not {name}"
-        message = self._contract.messages[self._index[name] - 1]
-        tensor = message.pack(tensor.detach()).contiguous()
-        self.sent_bytes += tensor.nbytes
-        assert (tensor.dtype, tensor.shape[1:]) == (message.torch_dtype, message.shape), (
-            f"{name} is {tensor.dtype} {list(tensor.shape[1:])}, but the contract says {message}"
+        assert message is not None
+        tensor, rows = message.pack(tensor.detach()), self._header.rows
+        assert (tensor.dtype, tensor.shape) == (message.torch_dtype, (rows, *message.shape)), (
+            f"{name} is {tensor.dtype} {list(tensor.shape)}, but the contract says {message} of {rows} rows"
         )
-        if message.announced:
-            assert self._announced is not None, "what is announced comes first"
-            self._announced[1][name] = tensor
-        else:
-            self._put((self._index[name], tensor))
+        size = rows * message.bytes_per_row
+        self.sent_bytes += size
+        if name not in self._places:
+            actions, last = [self._sending(name, size)], not self._expected
+            self._leave(tensor.contiguous(), self._tags[name], actions, last=last)
+            return
+        if not message.announced:
+            self._riding.append(self._sending(name, size))
+        self._places[name].copy_(tensor, non_blocking=True)
+        self._leave_if_full()
 
     def finish(self) -> None:
-        assert not self._expected, f"not sent: {list(self._expected)}"
-        if self._announced is not None:  # a batch without tensors of their own
-            self._put(None)
+        assert not self._expected, f"not sent: {[message.name for message in self._expected]}"
 
     def drain(self) -> None:
-        with self._changed:
-            self._wait_for(self._window.is_empty, "nothing taken by")
+        frames = [self._next_of(self._free, "nothing taken by") for _ in range(self._window)]
+        for frame in frames:
+            self._free.put(frame)
 
     def close(self) -> None:
-        super().close()
-        self._queue.put(None)
+        self._leaving.put(None)
 
-    def _put(self, tensor: tuple[int, Tensor] | None) -> None:
-        """Each job wakes the edge's thread, so a batch without delta is one."""
-        announced, self._announced = self._announced, None
-        last = not self._expected
-        self._queue.put(_Job(announced, tensor, self._channel.mark(), last))
+    def _leave_if_full(self) -> None:
+        """Send the frame if nothing that rides in it is missing."""
+        if self._expected and self._expected[0].name in self._places:
+            return
+        riding, self._riding = self._riding, []
+        rest = len(self._data) - sum(action.bytes for action in riding)
+        actions = [*riding, self._sending("header", rest)]
+        ends = self._header.kind == Kind.END
+        last = not self._expected and not ends
+        self._leave(self._data, FRAME_TAG, actions, last=last)
+        if ends:
+            # The other end makes room for it when the end has come: then nothing is under way either way, and
+            # neither end harms the other by closing the connection.
+            self._leave(torch.empty(1, dtype=torch.uint8), FAREWELL_TAG, [], last=True)
 
-    def _post(self) -> None:
-        underway: list[_Leaving] = []
-        number = -1
-        while (job := self._queue.get()) is not None:
-            if job.announced is not None:
-                header, tensors = job.announced
-                number = header.number
-                on_host = {n: self._channel.to_host(t, job.ready) for n, t in tensors.items()}
-                frame = self._layout.write(header, on_host)
-                action = self._action("send", "header", number, frame.nbytes)
-                underway.append((self._channel.post_frame(frame), frame, action))
-            if job.tensor is not None:
-                index, tensor = job.tensor
-                name = self._contract.messages[index - 1].name
-                action = self._action("send", name, number, tensor.nbytes)
-                underway.append((self._channel.post_send(tensor, job.ready, index), tensor, action))
-                del tensor  # the list alone keeps it
-            if job.last:
-                self._posted.put(underway)
-                underway = []
-            del job
+    def _sending(self, name: str, size: int) -> Action:
+        return self._action("send", name, self._header.number, size)
 
-    def _complete(self) -> None:
-        while True:
-            underway = self._posted.get()
-            while underway:
-                wait, _, action = underway[0]
-                wait()
+    def _leave(self, tensor: Tensor, tag: int, actions: list[Action], *, last: bool) -> None:
+        ready = self._channel.mark() if self._kinds[self._header.kind] else None
+        send = self._channel.prepare_send(tensor, ready, tag)
+        self._leaving.put(_Leaving(send, actions, self._frame if last else None))
+
+    def _send_all(self) -> None:
+        while (leaving := self._leaving.get()) is not None:
+            leaving.send()
+            for action in leaving.actions:
                 action.stop()
-                underway.pop(0)  # only now may the tensor's memory be used again
-            with self._changed:
-                self._window.end_batch()
-                self._changed.notify_all()
+            if leaving.frame is not None:
+                self._free.put(leaving.frame)
+            del leaving  # only now may the tensor's memory be used again
 
 
-_Leaving = tuple[WaitSent, Tensor, Action]
-"""A transfer under way, and the tensor that must not change until it is through."""
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    """A message to send."""
 
-
-_Announced = tuple[Header, dict[str, Tensor]]
-"""What goes into a frame."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What a sender's thread starts next."""
-
-    announced: _Announced | None
-    """A frame to send first; None where it is already under way."""
-    tensor: tuple[int, Tensor] | None
-    """A tensor and its place in the contract, from 1."""
-    ready: Token
-    last: bool
-    """Whether the batch is complete with this."""
+    send: Send
+    """Holds the tensor, which must not change until it has left."""
+    actions: list[Action]
+    frame: Frame | None
+    """The batch's frame, if this is its last message."""

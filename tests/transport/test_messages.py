@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipelocal.errors import UserError
-from pipelocal.transport.frame import FrameLayout
-from pipelocal.transport.header import HEADER_LENGTH, Header, Kind
+from pipelocal.transport.frame import Frame, FrameLayout
+from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.window import check_room
 from tests.transport.contracts import plain_contract
 
@@ -33,15 +33,15 @@ def test_a_ring_that_memory_does_not_hold_is_refused() -> None:
 @pytest.mark.parametrize("kind", list(Kind))
 def test_header_survives_the_wire(kind: Kind) -> None:
     header = Header(kind=kind, number=2**40, rows=17, epoch=3, step=0)
-    encoded = header.encode()
-    assert encoded.shape == (HEADER_LENGTH,)
-    assert encoded.dtype == torch.int64
-    assert Header.decode(encoded) == header
+    memory = bytearray(64)
+    header.pack_into(memory)
+    assert memory[56:] == bytes(8), "seven int64"
+    assert Header.unpack_from(memory) == header
 
 
 def test_other_bytes_are_no_header() -> None:
     with pytest.raises(ValueError, match="expected a batch header"):
-        Header.decode(torch.zeros(HEADER_LENGTH, dtype=torch.int64))
+        Header.unpack_from(bytes(64))
 
 
 def test_what_follows_a_header() -> None:
@@ -58,27 +58,58 @@ def test_what_follows_a_header() -> None:
     }
 
 
+def a_frame(layout: FrameLayout) -> Frame:
+    return Frame(layout, torch.zeros(layout.size, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize("rows", [8, 3, 1])
 @pytest.mark.parametrize("label", [(), (4,)])
-def test_a_frame_holds_the_header_and_what_is_announced(rows: int, label: tuple[int, ...]) -> None:
+def test_a_frame_holds_the_header_and_what_rides(rows: int, label: tuple[int, ...]) -> None:
+    """Every tensor as if in memory of its own: as large as it is, and aligned."""
     contract = plain_contract(source=1, feature=(3,), label=label, classes=5, max_rows=8)
-    layout = FrameLayout(contract)
+    layout = FrameLayout(contract, 1000)
     header = Header(kind=Kind.TRAIN, number=5, rows=rows, epoch=1, step=0)
-    target = torch.randint(1, 9, (rows, *label))
-    ids = torch.arange(100, 100 + rows)
-    frame = layout.write(header, {"target": target, "ids": ids})
-    assert (frame.dtype, frame.shape) == (torch.int64, (layout.length,))
-    assert layout.read_header(frame) == header
-    assert torch.equal(layout.read(frame, "target", rows), target)
-    assert torch.equal(layout.read(frame, "ids", rows), ids)
+    tensors = {
+        "ids": torch.arange(100, 100 + rows),
+        "target": torch.randint(1, 9, (rows, *label)),
+        "x": torch.randn(rows, 3),
+    }
+    frame = a_frame(layout)
+    frame.write(header)
+    places, data = frame.load(header.kind, rows)
+    for name, tensor in tensors.items():
+        places[name].copy_(tensor)
+    arrived = a_frame(layout)
+    arrived.data[: len(data)] = data  # as a transfer does
+    assert arrived.read() == header
+    places, _ = arrived.load(header.kind, rows)
+    assert places.keys() == tensors.keys()
+    for name, place in places.items():
+        assert torch.equal(place, tensors[name])
+        assert place.untyped_storage().nbytes() == tensors[name].nbytes
+        assert (place.data_ptr() - arrived.data.data_ptr()) % 64 == 0
 
 
-def test_a_frame_is_as_long_without_tensors() -> None:
-    layout = FrameLayout(CONTRACT)
-    header = Header(kind=Kind.END, number=5, rows=0, epoch=1, step=0)
-    frame = layout.write(header, {})
-    assert len(frame) == layout.length == HEADER_LENGTH + 8 + 8
-    assert layout.read_header(frame) == header
+def test_a_marker_is_a_header_alone() -> None:
+    _, data = a_frame(FrameLayout(CONTRACT, 1000)).load(Kind.END, 0)
+    assert len(data) == 64
+
+
+@pytest.mark.parametrize(
+    ("room", "rides"),
+    [
+        (0, {"ids", "target"}),
+        (383, {"ids", "target"}),
+        (384, {"ids", "target", "x"}),  # eight rows of 48 bytes
+        (10_000, {"ids", "target", "x", "votes"}),  # delta is made later
+    ],
+)
+def test_what_rides_fits_the_room(room: int, rides: set[str]) -> None:
+    layout = FrameLayout(CONTRACT, room)
+    assert {m.name for messages in layout.riding.values() for m in messages} == rides
+    for kind in Kind:
+        names = [m.name for m in (*layout.riding[kind], *layout.following[kind])]
+        assert names == [m.name for m in CONTRACT.of_kind(kind)]
 
 
 def test_bytes_per_row() -> None:

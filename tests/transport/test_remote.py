@@ -257,6 +257,33 @@ def test_a_sender_is_never_further_ahead_than_the_window(tmp_path: Path, window:
     run_edge(tmp_path, contract(500_000), send, receive, window=window)
 
 
+def test_a_sender_that_has_drained_may_leave(tmp_path: Path) -> None:
+    """Everything has arrived by then, and memory given back to a connection that is closed is no error."""
+    drained = FORK.Event()
+
+    def send(sender: RemoteSender) -> None:
+        for number in range(3):
+            send_batch(sender, number, value(number, 8, 100_000))
+        end(sender, 3)
+        sender.drain()
+        drained.set()
+        os._exit(0)
+
+    def receive(receiver: RemoteReceiver) -> None:
+        assert drained.wait(PATIENCE_S)
+        time.sleep(SLOW_S)
+
+        def check(header: Header, x: torch.Tensor) -> None:
+            assert torch.equal(x, value(header.number, 8, 100_000))
+
+        assert take_all(receiver, check) == 3
+        time.sleep(SLOW_S)
+        assert receiver.trouble() is None
+        os._exit(0)
+
+    run_edge(tmp_path, contract(100_000), send, receive, window=4)
+
+
 def test_a_missing_batch_number_is_noticed(tmp_path: Path) -> None:
     def send(sender: RemoteSender) -> None:
         send_batch(sender, 0, torch.zeros(1, 4))
