@@ -7,6 +7,7 @@ import inspect
 import textwrap
 from dataclasses import asdict, field, fields, make_dataclass
 from functools import cache
+from operator import getitem
 from typing import Annotated, Any, get_type_hints
 
 import tyro
@@ -93,7 +94,7 @@ def _shown(group: type, *, everything: bool) -> type:
         marks: list[Any] = [tyro.conf.arg(help=texts[each.name], aliases=ALIASES.get(each.name))]
         if each.metadata.get("seldom") and not everything:
             marks.append(tyro.conf.Suppress)
-        kind: Any = Annotated.__class_getitem__((hints[each.name], *marks))  # type: ignore[attr-defined]
+        kind: Any = getitem(Annotated, (hints[each.name], *marks))
         options.append((each.name, kind, field(default=each.default)))
     made = make_dataclass(group.__name__, options, frozen=True, kw_only=True)
     made.__doc__ = group.__doc__

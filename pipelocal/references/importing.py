@@ -209,5 +209,5 @@ def _lies_in(folder: Path, name: str) -> bool:
 
 
 def _forget(name: str) -> None:
-    for each in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+    for each in [key for key in list(sys.modules) if key == name or key.startswith(f"{name}.")]:
         del sys.modules[each]

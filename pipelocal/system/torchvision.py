@@ -86,7 +86,7 @@ class _Loader(Loader):
 
 def _forget_parts() -> None:
     """Drop the modules that the failed import left, so that the next one runs them again."""
-    for name in [name for name in sys.modules if name.startswith("torchvision.")]:
+    for name in [name for name in list(sys.modules) if name.startswith("torchvision.")]:
         del sys.modules[name]
 
 

@@ -320,7 +320,7 @@ def docstring() -> str:
 
 def test_readme_and_script_tell_the_same_figures() -> None:
     readme = (FOLDER.parent / "README.md").read_text()
-    (row,) = (line for line in readme.splitlines() if "(belief_propagation)" in line)
+    (row,) = (line for line in readme.splitlines() if "[belief_propagation]" in line)
     assert told(row) == told(docstring())
 
 

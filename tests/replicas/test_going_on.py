@@ -119,9 +119,17 @@ def test_what_no_replica_moves_keeps_its_bits(tmp_path: Path) -> None:
 
 
 def test_auto_does_not_go_round_what_is_refused(tmp_path: Path) -> None:
-    """The second stage sleeps, so that it gets the fourth rank on a busy host, too."""
+    """The second stage alone sleeps, so that it gets the fourth rank on a busy host, too."""
     options = ["train", "--model", f"{MODELS}:one_sleeps", "--stages", "3", "--replicas", "auto"]
-    options += ["--objective", "greedy", "--step-early", "--out", str(tmp_path / "run")]
+    options += [
+        "--head",
+        "linear",
+        "--objective",
+        "greedy",
+        "--step-early",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     ranks = launch(tmp_path / "log", options, 4)
     codes = ranks.wait()
     assert all(codes), codes

@@ -22,7 +22,7 @@ from tests.launching import PATIENCE_S, free_port, launch
 MAY_DIFFER = {
     *("threads", "device", "interface", "workers"),  # a rank's own place to compute
     *("data_root", "config"),  # where files lie there; what is in them is compared
-    *("plain", "debug_transfers"),  # what a rank shows
+    *("plain", "debug_transfers", "log"),  # what a rank shows
 }
 BASE = ["--model", "mlp", "--stages", "2", "--max-steps", "4"]
 OPTIONS = [field.name for field in fields(TrainConfig) if field.name not in MAY_DIFFER]
