@@ -1,6 +1,5 @@
 """Registries of names that a user may give on the command line, and of what they refer to."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from pipelocal.errors import UserError
 from pipelocal.references import imported, is_reference, users_code
+from pipelocal.system.names import did_you_mean
 
 T = TypeVar("T")
 
@@ -88,8 +88,7 @@ class Registry(Generic[T]):
             raise UserError(
                 f"{self.kind} '{name}': name the function too, as in {name}:{Path(name).stem}"
             )
-        close = difflib.get_close_matches(name, self._entries, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
+        hint = did_you_mean(name, self._entries)
         raise UserError(
             f"unknown {self.kind} '{name}': choose one of {', '.join(self)}{hint}"
         ) from None

@@ -54,19 +54,26 @@ def told(text: str) -> dict[str, float]:
     return figure
 
 
+def figures_of(source: Path, folder: Path, size: int) -> list[dict[str, float]]:
+    """Run a script, or a folder's ``run.py``, in a copy on so many ranks; what each of them prints last."""
+    import_torchvision()  # once, and not in every forked rank
+    copy = folder / str(size)
+    if source.is_dir():
+        shutil.copytree(source, copy)
+        script = copy / "run.py"
+    else:
+        copy.mkdir()
+        script = Path(shutil.copy(source, copy))
+    run_script(script, size)
+    logs = [copy / f"log-{size}" / f"rank-{rank}.log" for rank in range(size)]
+    return [json.loads(log.read_text().splitlines()[-1]) for log in logs]
+
+
 @pytest.mark.parametrize("name", scripts())
 def test_the_same_figure_on_1_and_2_ranks(name: str, tmp_path: Path) -> None:
     for package in packages(GALLERY / name):
         pytest.importorskip(package)
-    import_torchvision()  # once, and not in every forked rank
-    figures = []
-    for size in (1, 2):
-        script = tmp_path / str(size) / name
-        script.parent.mkdir()
-        shutil.copy(GALLERY / name, script)
-        run_script(script, size)
-        logs = [script.parent / f"log-{size}" / f"rank-{rank}.log" for rank in range(size)]
-        figures += [json.loads(log.read_text().splitlines()[-1]) for log in logs]
+    figures = [each for size in (1, 2) for each in figures_of(GALLERY / name, tmp_path, size)]
     assert figures[1:] == figures[:1] * 2
     docstring = ast.get_docstring(ast.parse((GALLERY / name).read_text()))
     assert docstring is not None

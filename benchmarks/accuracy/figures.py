@@ -13,6 +13,7 @@ from benchmarks import common
 from benchmarks.accuracy.costs import Cost, name_of
 from benchmarks.accuracy.rates import Tried
 from benchmarks.accuracy.setups import BP, LINEAR, SetUp
+from benchmarks.accuracy.tables import by_setup
 from benchmarks.common import Run, Target
 from pipelocal.config.resolve import recipe_of
 from pipelocal.objective import way_back_of
@@ -194,14 +195,12 @@ def plot(all_rows: Sequence[Row], path: Path) -> None:
     pyplot = common.load_pyplot()
     if pyplot is None:
         return
-    names = list(dict.fromkeys(row["setup"] for row in all_rows))
+    setups = [*by_setup(all_rows)]
     figure, panels = pyplot.subplots(
-        len(names), 2, figsize=(11, 4 * len(names)), squeeze=False, layout="constrained"
+        len(setups), 2, figsize=(11, 4 * len(setups)), squeeze=False, layout="constrained"
     )
-    for (left, right), name in zip(panels, names, strict=True):
-        for row in all_rows:
-            if row["setup"] != name:
-                continue
+    for (left, right), rows in zip(panels, setups, strict=True):
+        for row in rows:
             style = {"label": row["arm"], "color": "black" if row["arm"] == BP else None}
             steps, accuracy = zip(*row["curve"], strict=True)
             left.plot(steps, [100 * value for value in accuracy], marker=".", **style)
@@ -213,14 +212,9 @@ def plot(all_rows: Sequence[Row], path: Path) -> None:
         left.set(
             xlabel="batches",
             ylabel="test accuracy of the last head, %",
-            title=own_title(all_rows, name),
+            title=rows[0]["title"],
         )
         right.set(xlabel="stage", ylabel="test accuracy of its head at the end, %")
         left.legend(fontsize=7)
     figure.savefig(path, dpi=110)
     print(f"plot: {path}")
-
-
-def own_title(all_rows: Sequence[Row], name: str) -> str:
-    """The title of a set-up."""
-    return str(next(row["title"] for row in all_rows if row["setup"] == name))

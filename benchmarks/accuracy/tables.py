@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks import common
 from benchmarks.accuracy.setups import BP
 
 Row = Mapping[str, Any]
+AnyRow = TypeVar("AnyRow", bound=Row)
 Columns = Mapping[str, Callable[[Row], str]]
 """By title, what makes the cell of a row; the first has the arm's name. One that is unknown in all rows is
 left out."""
@@ -93,7 +94,7 @@ METHODS: Columns = {
 
 def show(rows: Sequence[Row], columns: Columns) -> None:
     """Print a table for each set-up."""
-    for own in _by_setup(rows):
+    for own in by_setup(rows):
         title = f"{own[0]['title']}, {own[0]['steps']} batches; accuracies in percent"
         known, cells = _cells(own, columns)
         common.print_table(title, known, cells)
@@ -102,7 +103,7 @@ def show(rows: Sequence[Row], columns: Columns) -> None:
 def markdown(rows: Sequence[Row], columns: Columns) -> str:
     """The same tables for the README, with the number of steps in every heading."""
     lines = []
-    for own in _by_setup(rows):
+    for own in by_setup(rows):
         epochs, steps = own[0]["epochs"], own[0]["steps"]
         lines.append(f"### {own[0]['title']}; {epochs} epoch(s), {steps:,} batches\n")
         known, cells = _cells(own, columns)
@@ -121,6 +122,7 @@ def _cells(rows: Sequence[Row], columns: Columns) -> tuple[list[str], list[list[
     return known, [list(row) for row in zip(*(cells[title] for title in known), strict=True)]
 
 
-def _by_setup(rows: Sequence[Row]) -> Iterator[list[Row]]:
+def by_setup(rows: Sequence[AnyRow]) -> Iterator[list[AnyRow]]:
+    """The rows of each set-up."""
     for name in dict.fromkeys(row["setup"] for row in rows):
         yield [row for row in rows if row["setup"] == name]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from benchmarks.accuracy.figures import own_title
 from benchmarks.accuracy.setups import BP
+from benchmarks.accuracy.tables import by_setup
 
 Row = dict[str, Any]
 HEADS = ("conv", "auto")
@@ -40,12 +40,11 @@ def plot(all_rows: Sequence[Row], path: Path) -> None:
     pyplot = common.load_pyplot()
     if pyplot is None:
         return
-    names = list(dict.fromkeys(row["setup"] for row in all_rows))
+    setups = [*by_setup(all_rows)]
     figure, panels = pyplot.subplots(
-        1, len(names), figsize=(6 * len(names), 4.5), squeeze=False, layout="constrained"
+        1, len(setups), figsize=(6 * len(setups), 4.5), squeeze=False, layout="constrained"
     )
-    for panel, name in zip(panels[0], names, strict=True):
-        rows = [row for row in all_rows if row["setup"] == name]
+    for panel, rows in zip(panels[0], setups, strict=True):
         for head, colour in zip(HEADS, ("tab:blue", "tab:orange"), strict=True):
             points = series(rows, head)
             line = [point for point in points if not point[0].startswith(EVERY_BATCH)]
@@ -62,7 +61,7 @@ def plot(all_rows: Sequence[Row], path: Path) -> None:
         panel.set(
             xlabel="KiB that flow back for a training sample, over all edges",
             ylabel="test accuracy of the last head, %",
-            title=own_title(all_rows, name),
+            title=rows[0]["title"],
         )
         if panel.lines:
             panel.legend(loc="lower right")

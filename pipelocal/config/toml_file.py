@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields
 from typing import Any
 
@@ -10,6 +9,7 @@ from pipelocal.config.train import TrainConfig
 from pipelocal.errors import UserError
 from pipelocal.run.earlier import TAKEN_AWAY, as_of_now
 from pipelocal.system import toml as system_toml
+from pipelocal.system.names import did_you_mean
 
 
 def load_toml(path: str, *, what: str = "--config ") -> TrainConfig:
@@ -47,8 +47,7 @@ def read_toml(path: str, *, what: str = "--config ") -> dict[str, Any]:
                 f"{what}{path}: there is no option '{key}' any more ({TAKEN_AWAY[name]}): leave it out"
             )
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+            hint = did_you_mean(name, known)
             raise UserError(f"{what}{path}: there is no option '{key}'{hint}")
         if name in options:
             raise UserError(f"{what}{path}: '{name}' stands there twice, with - and with _")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,6 +10,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipelocal.errors import UserError
+from pipelocal.system.names import did_you_mean
 
 OPTION = "--objective-options"
 SWITCH = {"true": True, "false": False}
@@ -45,8 +45,7 @@ def options_from(
         if not equals:
             raise UserError(f"{wrong}give key=value: {name} has {described_options(objective)}")
         if key not in kinds:
-            close = difflib.get_close_matches(key, kinds, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+            hint = did_you_mean(key, kinds)
             raise UserError(f"{wrong}{name} has {described_options(objective)}{hint}")
         if key in found:
             raise UserError(f"{wrong}'{key}' is given twice: give it once")

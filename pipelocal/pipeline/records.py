@@ -104,6 +104,11 @@ class Records:
         self.last_epoch = self._tally.read_and_reset(EPOCH)
         return self.last_epoch.loss
 
+    def ended(self) -> None:
+        """Stop counting, at the end of the stream: what a run's end holds does not depend on its ranks."""
+        self.throughput.ended()
+        self._traffic_before = self._traffic()
+
     def record(self, event: str, epoch: int, **figures: Any) -> None:
         """Report an event of this stage."""
         where = {"stage": self._stage.number, "epoch": epoch + 1, "step": self._stage.steps}

@@ -217,7 +217,7 @@ class Worker:
                     callback.on_evaluation_end(event)
             self.records.throughput.evaluated()
         else:
-            self.records.throughput.ended()
+            self.records.ended()
 
     def trouble(self) -> StageError | None:
         """Return the known failure of this stage's edges, if any."""

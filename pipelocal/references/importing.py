@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -17,6 +16,7 @@ from typing import TypeVar
 from pipelocal.errors import UserError
 from pipelocal.references.source import current_folder_on_path, is_reference
 from pipelocal.seeding import seeded, undone
+from pipelocal.system.names import did_you_mean
 
 T = TypeVar("T")
 
@@ -52,8 +52,7 @@ def imported(name: str, what: str) -> object:
     with undone(), seeded(0, "import"):
         module = _from_file(named, Path(place)) if place.endswith(".py") else _module(named, place)
     if not hasattr(module, attribute):
-        near = difflib.get_close_matches(attribute, vars(module), n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(attribute, vars(module))
         raise UserError(f"{named} cannot be imported: there is no '{attribute}' in {place}{hint}")
     thing: object = getattr(module, attribute)
     return thing

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from pipelocal.errors import UserError
+from pipelocal.system.names import did_you_mean
 
 INSTALLED = Path(__file__).parents[1] / "launch"
 IN_A_COPY = Path(__file__).parents[2] / "launch"
@@ -14,9 +14,7 @@ IN_A_COPY = Path(__file__).parents[2] / "launch"
 
 def recipes() -> dict[str, str]:
     """Return what each recipe does, in its own words, by its name."""
-    folder = INSTALLED if INSTALLED.is_dir() else IN_A_COPY
-    files = sorted(path for path in folder.glob("*") if path.suffix in (".sh", ".yaml"))
-    return {path.name: _first_words(path.read_text(encoding="utf-8")) for path in files}
+    return {name: _first_words(text) for name, text in _texts().items()}
 
 
 def recipe(name: str) -> str:
@@ -25,13 +23,17 @@ def recipe(name: str) -> str:
     Raises:
         UserError: there is none of this name.
     """
-    known = recipes()
+    known = _texts()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
+        hint = did_you_mean(name, known)
         raise UserError(f"launch {name}: choose one of {', '.join(known)}{hint}")
+    return known[name]
+
+
+def _texts() -> dict[str, str]:
     folder = INSTALLED if INSTALLED.is_dir() else IN_A_COPY
-    return (folder / name).read_text(encoding="utf-8")
+    files = sorted(path for path in folder.glob("*") if path.suffix in (".sh", ".yaml"))
+    return {path.name: path.read_text(encoding="utf-8") for path in files}
 
 
 def _first_words(text: str) -> str:

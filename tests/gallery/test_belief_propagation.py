@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +13,6 @@ import torch
 from torch import Tensor
 
 import pipelocal
-from tests.launching import run_script
 
 FOLDER = Path(__file__).parents[2] / "docs" / "gallery" / "belief_propagation"
 sys.path.insert(0, str(FOLDER))
@@ -23,7 +20,7 @@ from beliefs import BeliefPropagation, Differences, EdgeWeights, Potts, beliefs 
 from label_mosaics import Mosaics, make  # noqa: E402
 from label_networks import CUTS, LABELS, LevelHead, levels, potts, unary  # noqa: E402
 
-from tests.test_gallery import NEAR, told  # noqa: E402
+from tests.test_gallery import NEAR, figures_of, told  # noqa: E402
 
 Edge = tuple[tuple[int, int], tuple[int, int]]
 
@@ -290,14 +287,6 @@ def test_every_level_learns_by_a_loss_of_its_own() -> None:
         assert not torch.equal(after[name], before[name])
 
 
-def lines_of(folder: Path, size: int) -> list[dict[str, float]]:
-    """Run the script in ``size`` ranks, in a copy of its folder; what each of them prints last."""
-    shutil.copytree(FOLDER, folder / str(size))
-    run_script(folder / str(size) / "run.py", size)
-    logs = [folder / str(size) / f"log-{size}" / f"rank-{rank}.log" for rank in range(size)]
-    return [json.loads(log.read_text().splitlines()[-1]) for log in logs]
-
-
 @pytest.mark.slow
 def test_the_script_prints_the_same_figures_on_1_and_2_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -309,8 +298,8 @@ def test_the_script_prints_the_same_figures_on_1_and_2_ranks(
         return fit(self, *data, **{**given, "epochs": 1, "max_steps": 1})
 
     monkeypatch.setattr(pipelocal.Pipeline, "fit", short)  # the forked ranks inherit it
-    (alone,) = lines_of(tmp_path, 1)
-    assert lines_of(tmp_path, 2) == [alone, alone]
+    (alone,) = figures_of(FOLDER, tmp_path, 1)
+    assert figures_of(FOLDER, tmp_path, 2) == [alone, alone]
     assert alone.keys() == told(docstring()).keys()
 
 
@@ -326,5 +315,5 @@ def test_readme_and_script_tell_the_same_figures() -> None:
 
 @pytest.mark.slow
 def test_the_script_prints_the_figures_that_are_told(tmp_path: Path) -> None:
-    (figures,) = lines_of(tmp_path, 1)
+    (figures,) = figures_of(FOLDER, tmp_path, 1)
     assert figures == pytest.approx(told(docstring()), abs=NEAR, rel=NEAR)

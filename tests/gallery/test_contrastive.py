@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import json
 import math
-import shutil
 import sys
 from pathlib import Path
 
@@ -16,8 +14,7 @@ from torch.utils.data import DataLoader
 
 import pipelocal as pl
 from pipelocal.errors import DataError
-from tests.launching import run_script
-from tests.test_gallery import NEAR, told
+from tests.test_gallery import NEAR, figures_of, told
 
 FOLDER = Path(__file__).parents[2] / "docs" / "gallery" / "contrastive"
 sys.path.insert(0, str(FOLDER))
@@ -120,12 +117,7 @@ def test_stages_learn_to_find_the_other_view(objective: str) -> None:
 
 @pytest.mark.slow
 def test_the_script_prints_the_same_figures_on_1_and_2_ranks(tmp_path: Path) -> None:
-    figures = []
-    for size in (1, 2):
-        folder = shutil.copytree(FOLDER, tmp_path / str(size))
-        run_script(folder / "run.py", size)
-        logs = [folder / f"log-{size}" / f"rank-{rank}.log" for rank in range(size)]
-        figures += [json.loads(log.read_text().splitlines()[-1]) for log in logs]
+    figures = [each for size in (1, 2) for each in figures_of(FOLDER, tmp_path, size)]
     assert figures[1:] == figures[:1] * 2
     docstring = ast.get_docstring(ast.parse((FOLDER / "run.py").read_text())) or ""
     assert figures[0] == pytest.approx(told(docstring), abs=NEAR)

@@ -7,7 +7,6 @@ import importlib.util
 import itertools
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pipelocal as pl
 from pipelocal.seeding import seeded
-from pipelocal.system.torchvision import import_torchvision
-from tests.launching import run_script
 
 FOLDER = Path(__file__).parents[2] / "docs" / "gallery" / "zero_shot"
 sys.path.insert(0, str(FOLDER))
@@ -39,7 +36,7 @@ from region_policy import (  # noqa: E402
 from zero_shot_head import ZeroShotHead, in_cells  # noqa: E402
 from zero_shot_task import ZeroShot, best_gamma  # noqa: E402
 
-from tests.test_gallery import NEAR  # noqa: E402
+from tests.test_gallery import NEAR, figures_of  # noqa: E402
 
 REGIONS, STEPS = 4, 2
 
@@ -395,13 +392,7 @@ def _digits() -> Tensor:
 
 @pytest.mark.slow
 def test_the_script_prints_the_same_figures_on_1_and_2_ranks(tmp_path: Path) -> None:
-    import_torchvision()  # once, and not in every forked rank
-    figures = []
-    for size in (1, 2):
-        folder = shutil.copytree(FOLDER, tmp_path / str(size))
-        run_script(folder / "run.py", size)
-        logs = [folder / f"log-{size}" / f"rank-{rank}.log" for rank in range(size)]
-        figures += [json.loads(log.read_text().splitlines()[-1]) for log in logs]
+    figures = [each for size in (1, 2) for each in figures_of(FOLDER, tmp_path, size)]
     assert figures[1:] == figures[:1] * 2
     docstring = ast.get_docstring(ast.parse((FOLDER / "run.py").read_text())) or ""
     for text in (docstring, (FOLDER.parent / "README.md").read_text()):
