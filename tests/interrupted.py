@@ -13,7 +13,8 @@ from pipelocal.stage.stage import Stage
 from tests.launching import until
 
 BASE = ["--model", "mlp", "--stages", "3", "--epochs", "3", "--log-every", "8"]
-"""69 batches."""
+BASE += ["--objective", "sgr"]
+"""69 batches, some of which bring a delta along."""
 EVERY = ["--snapshot-every", "10", "--keep-snapshots", "3"]
 
 

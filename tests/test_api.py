@@ -156,7 +156,7 @@ def test_a_run_is_called_after_the_module_and_the_objective(
     """Not after the Chain that holds the module, nor None where nothing was said."""
     chain = pl.Chain.from_module(layers(), units=list("01234"), input_shape=(6,))
     pl.Pipeline(chain, stages=2).fit(loader(), max_steps=1)
-    assert capsys.readouterr().out.startswith("Sequential on TensorDataset, sgr: 2 stage(s)")
+    assert capsys.readouterr().out.startswith("Sequential on TensorDataset, greedy: 2 stage(s)")
 
 
 def test_groups_and_a_rate_for_each_stage() -> None:

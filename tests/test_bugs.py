@@ -400,6 +400,7 @@ def test_cosine_distance_had_no_bound_where_the_own_gradient_vanishes(tmp_path: 
     The distance's gradient, 1 over that length, was 1e12, and the second batch's loss was NaN.
     """
     arguments = ["--model", "vit_small", "--stages", "2", "--max-steps", "4", "--lr", "0.01"]
+    arguments += ["--objective", "sgr"]
     for form in (["--reconcile-fraction", "1"], ["--reconcile-every", "1"]):
         out = tmp_path / form[0].strip("-")
         assert cli.run(["train", "--plain", *arguments, *form, "--out", str(out)]) == 0

@@ -39,7 +39,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_run_folder_holds_what_is_promised(finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
     assert summary["world_size"] == 1
-    assert summary["objective"] == "sgr"
+    assert summary["objective"] == "greedy"
     assert summary["steps"] == 12
     assert summary["seconds"] > 0
     assert summary["samples_per_second"] > 0
@@ -136,7 +136,7 @@ def test_runs_without_a_name_are_numbered(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         assert cli.run(["train", "--model", "mlp", "--max-steps", "1", "--plain"]) == 0
-    assert {p.name for p in Path("runs").iterdir()} == {"mlp-digits-sgr", "mlp-digits-sgr-2"}
+    assert {p.name for p in Path("runs").iterdir()} == {"mlp-digits-greedy", "mlp-digits-greedy-2"}
 
 
 BAD_OPTIONS = {
@@ -156,7 +156,7 @@ BAD_OPTIONS = {
     "no learning rate": (["--lr", "0"], "--lr 0.0: give a number above 0"),
     "nan learning rate": (["--lr", "nan"], "--lr nan"),
     "negative weight": (
-        ["--reconcile-weight", "-1"],
+        ["--objective", "sgr", "--reconcile-weight", "-1"],
         "--reconcile-weight -1: give one number from 0",
     ),
     "momentum of one": (["--momentum", "1"], "--momentum 1.0"),
@@ -168,7 +168,7 @@ BAD_OPTIONS = {
     "no such function": (["--model", "math:none"], "'math:none' cannot be imported"),
     "no such toml": (["--config", "none.toml"], "--config none.toml: No such file"),
     "no double backward": (
-        ["--model", f"{MODELS}:attention", "--reconcile", "exact"],
+        ["--model", f"{MODELS}:attention", "--objective", "sgr", "--reconcile", "exact"],
         "stage 3: unit 'u3' cannot be differentiated twice .*choose --reconcile first-order",
     ),
 }
@@ -191,7 +191,7 @@ def test_a_failed_start_can_be_mended_in_the_same_folder(tmp_path: Path) -> None
     """Bad input must not leave a folder behind that the next try is refused for."""
     out = str(tmp_path / "run")
     assert cli.run(["train", *QUICK, "--batch-size", "5000", "--out", out]) == cli.USER_ERROR
-    twice = ["--model", f"{MODELS}:attention", "--reconcile", "exact"]
+    twice = ["--model", f"{MODELS}:attention", "--objective", "sgr", "--reconcile", "exact"]
     assert cli.run(["train", *QUICK, *twice, "--out", out]) == cli.USER_ERROR
     assert cli.run(["train", *QUICK, "--out", out]) == 0
 

@@ -71,7 +71,7 @@ def test_own_model_head_distance_and_data_set(tmp_path: Path) -> None:
     """The blocks of the guide, put together, are a file that the command line takes."""
     (tmp_path / "mine.py").write_text("\n".join(python_blocks("extending.md")))
     options = "--model mine.py:tiny --data mine.py:stripes --head mine.py:Hidden --max-steps 6"
-    options += " --distance mine.py:manhattan --log mine.py:Best"
+    options += " --objective sgr --distance mine.py:manhattan --log mine.py:Best"
     said = train_in(tmp_path, options.split())
     assert "accuracy" in said.splitlines()[-1]
     assert "given up" not in said

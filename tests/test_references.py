@@ -138,7 +138,7 @@ SHORT = ["--model", "mlp", "--stages", "3", "--max-steps", "2", "--batch-size", 
 SHORT += ["--train-samples", "32", "--evaluate-every", "9"]
 OWN_OBJECTIVE = [*SHORT]
 """Beside one, options of sgr are refused."""
-SHORT += ["--reconcile-every", "1"]
+SHORT += ["--objective", "sgr", "--reconcile-every", "1"]
 THINGS = {
     "model": "net",
     "data": "ENTRY",
@@ -277,7 +277,12 @@ def test_the_weights_alone_need_no_head(own: Path) -> None:
 
 def test_a_plan(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = _given(["model", "data", "head", "delta", "optimizer", "balance"])
-    assert cli.run(["plan", *options, "--stages", "3", "--device", "meta", "--json"]) == 0
+    assert (
+        cli.run(
+            ["plan", *options, "--objective", "sgr", "--stages", "3", "--device", "meta", "--json"]
+        )
+        == 0
+    )
     assert len(json.loads(capsys.readouterr().out)["stages"]) == 3
     assert {"model", "head", "balance"} <= _used(own)
 
@@ -402,10 +407,10 @@ def test_a_run_goes_on_however_the_path_is_spelled(
     options += ["--stages", "2", "--batch-size", "16"]
     given = ["model", "data", "head"]
     monkeypatch.setenv("HOME", str(own.parent))
-    train_until(4, [*options, *_given(given)], Path("runs/parts-parts-sgr"), monkeypatch)
+    train_until(4, [*options, *_given(given)], Path("runs/parts-parts-greedy"), monkeypatch)
     assert cli.run(["train", *options, *_given(given, "~/parts.py"), "--plain"]) == 0
     assert "going on after batch" in capsys.readouterr().err
-    assert Path("runs/parts-parts-sgr/summary.json").exists()
+    assert Path("runs/parts-parts-greedy/summary.json").exists()
 
 
 def test_a_description_of_an_earlier_version(own: Path) -> None:

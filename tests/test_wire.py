@@ -17,7 +17,7 @@ from tests.launching import launch, run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 
 FORMS = ["float32", "bf16", "int8"]
-STEPS = ["--stages", "4", "--max-steps", "25"]
+STEPS = ["--stages", "4", "--max-steps", "25", "--objective", "sgr"]
 
 
 def summary(run: Path) -> dict[str, Any]:

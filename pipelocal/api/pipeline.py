@@ -32,7 +32,7 @@ from pipelocal.loggers.registry import Given, as_text, listed
 from pipelocal.models import Chain
 from pipelocal.models.inputs import check_inputs
 from pipelocal.models.payload import Payload
-from pipelocal.objective import SGR, ObjectiveRecipe, as_recipe
+from pipelocal.objective import Greedy, ObjectiveRecipe, as_recipe
 from pipelocal.options import check_values, names_that
 from pipelocal.partition.partitioners import Partitioner
 from pipelocal.pipeline.callbacks import Callback
@@ -91,7 +91,7 @@ class Pipeline:
         head: name of an auxiliary head, or a function that builds one, see :mod:`pipelocal.heads`.
         head_task: task by whose loss auxiliary heads train, such as ``Classification(label_smoothing=0.1)``;
             by default the task itself. Figures and evaluations are always the task's.
-        objective: ``Greedy()``, ``SGR()`` (the default), or your own.
+        objective: ``Greedy()`` (the default), ``SGR()``, or your own.
         optimizer: called with the stage's ``(name, parameter)`` pairs, and with its
             :class:`~pipelocal.objective.local.Place` if it takes a second argument; by default SGD with
             learning rate 0.1, momentum 0.9 and weight decay 5e-4.
@@ -144,7 +144,7 @@ class Pipeline:
             task=task_of(task, loss),
             head=HEADS.later(head) if isinstance(head, str) else head,
             head_task=head_task,
-            objective=as_recipe(SGR() if objective is None else objective),
+            objective=as_recipe(Greedy() if objective is None else objective),
             optimizer=default_optimizer if optimizer is None else optimizer,
             schedule=schedule_of(schedule),
             counts_batches=isinstance(schedule, str),
@@ -173,7 +173,7 @@ class Pipeline:
                 "loss": described(loss),
                 "head": described(head),
                 "head_task": described(head_task),
-                "objective": "sgr" if objective is None else described(objective),
+                "objective": "greedy" if objective is None else described(objective),
                 "optimizer": described(optimizer),
                 "schedule": described(schedule),
                 "freeze_stage": freeze_stage,

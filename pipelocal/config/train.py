@@ -73,7 +73,7 @@ class ObjectiveOptions:
     loss: str | None = None
     """Loss in place of the task's own: with --task regression mse (as it is), l1 or huber; or your own
     function of outputs and targets."""
-    objective: str = "sgr"
+    objective: str = "greedy"
     """greedy (each stage its own loss), sgr (the same and gradient reconciliation), infopro (early stages
     also reconstruct the image or their input), bwbpf (the last stage's body too learns by a local head),
     contsup (stages are given the image or earlier inputs again), lg-fg (forward gradients, without a

@@ -62,7 +62,16 @@ def test_a_stage_whose_input_is_zero_diverged(
     """
     out = tmp_path / "run"
     options = ["--stages", "2", "--max-steps", "4", "--batch-size", "32", "--lr", "0.01"]
-    options += ["--reconcile-every", "1", "--reconcile-fraction", fraction, "--distance", distance]
+    options += [
+        "--objective",
+        "sgr",
+        "--reconcile-every",
+        "1",
+        "--reconcile-fraction",
+        fraction,
+        "--distance",
+        distance,
+    ]
     arguments = ["train", "--model", f"{models}:{model}", *options, "--out", str(out), "--plain"]
     assert cli.run(arguments) == 0
 
@@ -191,7 +200,8 @@ def test_a_distance_that_is_nan_passed_for_a_loss(
     name = "nowhere"
     if name not in DISTANCES:
         DISTANCES.register(name)(lambda eta, delta: (eta - delta).sum() * torch.nan)
-    options = ["--model", "mlp", "--stages", "2", "--max-steps", "2", "--distance", name]
+    options = ["--model", "mlp", "--stages", "2", "--max-steps", "2"]
+    options += ["--objective", "sgr", "--distance", name]
     code = cli.run(["train", *options, "--plain", "--out", str(tmp_path / "run")])
     assert code == cli.FAILURE
     assert "the distance of the reconciliation is NaN or infinite" in capsys.readouterr().err
@@ -236,7 +246,7 @@ def test_all_json_of_a_run_is_json(tmp_path: Path, capsys: pytest.CaptureFixture
     """By a parser that refuses NaN, over every file, and what the commands print."""
     out = tmp_path / "run"
     options = ["--model", "mlp", "--max-steps", "3", "--measure-bp-gap", "1", "--log-every", "1"]
-    options += ["--trace", "--snapshot-every", "2", "--reconcile-every", "2"]
+    options += ["--trace", "--snapshot-every", "2", "--objective", "sgr", "--reconcile-every", "2"]
     assert cli.run(["train", "--stages", "3", *options, "--plain", "--out", str(out)]) == 0
     files = [*out.rglob("*.json"), *out.rglob("*.jsonl")]
     names = {path.name for path in files}

@@ -30,12 +30,9 @@ MODELS = impure_models.__name__
 
 def trained(out: Path, model: str, **options: Any) -> Path:
     """The folder of a short run in one process."""
-    config = TrainConfig(
-        model=f"{MODELS}:{model}",
-        **{"stages": 3, "max_steps": 6, "lr": 0.05, "evaluate_every": 100} | options,
-        out=str(out),
-        plain=True,
-    )
+    short = {"stages": 3, "max_steps": 6, "lr": 0.05, "evaluate_every": 100}
+    given: dict[str, Any] = {"objective": "sgr"} | short | options
+    config = TrainConfig(model=f"{MODELS}:{model}", **given, out=str(out), plain=True)
     train(config, World.alone(), stream=io.StringIO())
     return out
 

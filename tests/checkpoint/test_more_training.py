@@ -160,7 +160,7 @@ def test_two_runs_without_a_name_that_start_at_once(
     for folder in folders:
         folder.begin(text_of(config), nothing)
     names = [folder.path.name for folder in folders]
-    assert names == ["resnet8-digits-sgr", "resnet8-digits-sgr-2", "resnet8-digits-sgr-3"]
+    assert names == ["resnet8-digits-greedy", "resnet8-digits-greedy-2", "resnet8-digits-greedy-3"]
     assert all((folder.path / "config.toml").exists() for folder in folders)
 
 
@@ -197,12 +197,12 @@ def test_an_unfinished_run_of_other_options_or_in_use_is_left_alone(
 
     first = chosen()
     first.begin(text_of(TrainConfig()), nothing)  # and holds its lock
-    assert chosen().path.name == "resnet8-digits-sgr-2"
+    assert chosen().path.name == "resnet8-digits-greedy-2"
     assert first._lock is not None
     first._lock.close()
-    assert chosen(lr=0.5).path.name == "resnet8-digits-sgr-2"
-    assert chosen(resume="never").path.name == "resnet8-digits-sgr-2"
+    assert chosen(lr=0.5).path.name == "resnet8-digits-greedy-2"
+    assert chosen(resume="never").path.name == "resnet8-digits-greedy-2"
     changed = ModelDescription(units="", code="another")
-    assert chosen(changed).path.name == "resnet8-digits-sgr-2"
+    assert chosen(changed).path.name == "resnet8-digits-greedy-2"
     again = chosen()
     assert (again.path, again.goes_on) == (first.path, True)

@@ -151,7 +151,7 @@ ERRORS = {
         "--objective bp: --bp-free trains stages without back-propagation, by --objective greedy or",
     ),
     "double backward": (
-        ["--model", "mlp", "--stages", "6", "--reconcile", "exact"],
+        ["--model", "mlp", "--stages", "6", "--objective", "sgr", "--reconcile", "exact"],
         "--reconcile exact differentiates twice by autograd: with --bp-free choose --reconcile "
         "first-order",
     ),

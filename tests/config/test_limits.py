@@ -85,7 +85,7 @@ def test_extremes_are_taken_or_refused_by_name(command: Any) -> None:
 )
 def test_the_line_names_option_value_and_bound(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        validate(replace(TrainConfig(), **options))
+        validate(replace(TrainConfig(objective="sgr"), **options))
     assert message in str(caught.value)
 
 
@@ -115,7 +115,7 @@ def test_extremes_within_text(options: dict[str, str], text: str) -> None:
         return  # no weight at all is a weight
     filled: dict[str, Any] = {name: value.replace("{}", text) for name, value in options.items()}
     with pytest.raises(UserError):
-        validate(replace(TrainConfig(), **filled))
+        validate(replace(TrainConfig(objective="sgr"), **filled))
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:8])
@@ -171,6 +171,8 @@ def test_what_is_at_its_bound_trains(tmp_path: Path) -> None:
         "2",
         "--max-steps",
         "2",
+        "--objective",
+        "sgr",
         "--delta",
         f"sketch={DELTA_NUMBERS['sketch'].limits.most}",
         "--plain",

@@ -13,6 +13,6 @@ from pipelocal.objective import SGR
     ("delta", "size"), [("sketch=64", 64), ("sketch", 256)], ids=["given", "by default"]
 )
 def test_the_size_of_a_sketch(delta: str, size: int) -> None:
-    recipe = objective_of(TrainConfig(delta=delta))
+    recipe = objective_of(TrainConfig(objective="sgr", delta=delta))
     assert isinstance(recipe, SGR)
     assert (recipe.delta, recipe.delta_size) == ("sketch", size)

@@ -167,6 +167,7 @@ def test_sgr_refuses_a_head_that_cannot_be_differentiated_twice(tmp_path: Path) 
         model=f"{models}:attention",
         head="downstream",
         cut="1,1,1,1",
+        objective="sgr",
         reconcile="exact",
         out=str(tmp_path / "run"),
         max_steps=1,

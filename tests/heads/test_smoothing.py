@@ -21,7 +21,9 @@ IMAGES = DataInfo(name="images", sample_shape=(1, 8, 8), classes=5)
 
 
 def of_command_line() -> Blueprint:
-    config = TrainConfig(model="mlp", stages=2, head_smoothing=0.2, reconcile_every=1)
+    config = TrainConfig(
+        model="mlp", stages=2, head_smoothing=0.2, objective="sgr", reconcile_every=1
+    )
     return blueprint_of(config, info=IMAGES)
 
 

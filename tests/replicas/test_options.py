@@ -28,7 +28,10 @@ from tests.launching import FOR_EVER, launch
         ({"replicas": "2", "objective": "bp"}, "--replicas is for stages"),
         ({"replicas": "2", "step_early": True}, "--step-early is for updates after every batch"),
         ({"replicas": "2", "measure_bp_gap": 4}, "--measure-bp-gap is for updates"),
-        ({"replicas": "2", "reconcile_fraction": 1.0}, "--reconcile-fraction 1 forms"),
+        (
+            {"replicas": "2", "objective": "sgr", "reconcile_fraction": 1.0},
+            "--reconcile-fraction 1 forms",
+        ),
         ({"replicate": "zero"}, "--replicate zero: choose one of ddp, fsdp"),
         ({"compress": "zip"}, "unknown gradient compression 'zip'|gradient compression"),
         ({"compress": "sign", "replicate": "fsdp"}, "--compress sign is for --replicate ddp"),

@@ -77,7 +77,8 @@ def test_replicas_equal_one_process(tmp_path: Path, ranks: int, options: list[st
 
 def test_replicas_equal_one_with_so_many_times_the_batch(tmp_path: Path) -> None:
     options = ["--model", f"{MODELS}:inplace", "--stages", "2", "--train-samples", "1408"]
-    options += ["--epochs", "1", "--lr", "0.05", "--reconcile", "exact", "--reconcile-every", "2"]
+    options += ["--epochs", "1", "--lr", "0.05"]
+    options += ["--objective", "sgr", "--reconcile", "exact", "--reconcile-every", "2"]
     one = train_alone([*options, "--batch-size", "64"], tmp_path / "one")
     two = train_over(4, [*options, "--batch-size", "32", "--replicas", "2"], tmp_path / "two")
     assert_same_weights(one, two, 1e-4)

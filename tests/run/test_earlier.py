@@ -78,8 +78,9 @@ def test_a_run_of_an_earlier_version_goes_on(
         manifest = json.loads(path.read_text())
         manifest["identity"] |= {**OLD, **then}
         path.write_text(json.dumps(manifest))
-    other = [given[0], given[1] + "1"]
+    option, value = given
+    other = [option, value + "1"]
     assert cli.run(["train", *arguments, *other, "--out", str(out), "--plain"]) == 2
-    assert f"{given[0]} ({given[1]} there, {other[1]} here)" in capsys.readouterr().err
+    assert f"{option} ({value} there, {value}1 here)" in capsys.readouterr().err
     assert_same_bits(whole, train_alone(arguments, out))
     assert "going on after batch 20" in capsys.readouterr().err

@@ -120,7 +120,10 @@ def test_a_stage_frozen_between_two_updates_drops_what_it_gathered() -> None:
     ("options", "match"),
     [
         ({"accumulate": 0}, "--accumulate 0: must be at least 1"),
-        ({"accumulate": 2, "reconcile_fraction": 1.0}, "--reconcile-fraction 1 forms a difference"),
+        (
+            {"accumulate": 2, "objective": "sgr", "reconcile_fraction": 1.0},
+            "--reconcile-fraction 1 forms a difference",
+        ),
         ({"accumulate": 2, "step_early": True}, "--step-early is for updates after every batch"),
         ({"accumulate": 2, "measure_bp_gap": 4}, "--measure-bp-gap is for updates"),
     ],

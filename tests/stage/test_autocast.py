@@ -17,12 +17,12 @@ from pipelocal.stage.stage import Stage
 from tests.launching import run_ranks
 from tests.test_transparency import assert_same_bits, run_state, train_alone
 
-STEPS = ["--stages", "4", "--max-steps", "25", "--autocast", "bf16"]
+STEPS = ["--stages", "4", "--max-steps", "25", "--autocast", "bf16", "--objective", "sgr"]
 
 
 def a_stage(**options: Any) -> tuple[Stage, Tensor, Tensor]:
     """The second of four, and a batch for it."""
-    config = TrainConfig(autocast="bf16", head="linear", **options)
+    config = TrainConfig(autocast="bf16", head="linear", **{"objective": "sgr"} | options)
     blueprint = blueprint_of(config)
     stage = blueprint.build_stage(2, device=torch.device("cpu"), total_steps=10)
     generator = torch.Generator().manual_seed(0)
@@ -129,7 +129,10 @@ def test_evaluate_repeats_the_trainings_own_figures(
     [
         (["--autocast", "fp16"], "--autocast fp16: choose one of bf16"),
         (["--autocast", "bf16", "--bp-free"], "leave out --bp-free or --autocast"),
-        (["--autocast", "bf16", "--reconcile", "exact"], "choose --reconcile first-order"),
+        (
+            ["--autocast", "bf16", "--objective", "sgr", "--reconcile", "exact"],
+            "choose --reconcile first-order",
+        ),
     ],
 )
 def test_what_cannot_work_is_one_line(

@@ -21,7 +21,7 @@ from tests.test_transparency import assert_same_bits, train_alone
 from tests.transport.contracts import plain_contract
 
 LAST = torch.channels_last
-STEPS = ["--stages", "4", "--max-steps", "25", "--channels-last"]
+STEPS = ["--stages", "4", "--max-steps", "25", "--channels-last", "--objective", "sgr"]
 
 
 def is_last(x: Tensor) -> bool:

@@ -59,7 +59,7 @@ def test_with_inductor(tmp_path: Path, name: str) -> None:
     [
         (["--compile", "nothing"], "--compile nothing: choose one of "),
         (
-            ["--compile", "aot_eager", "--reconcile", "exact"],
+            ["--compile", "aot_eager", "--objective", "sgr", "--reconcile", "exact"],
             "cannot be differentiated twice, which --reconcile exact needs: choose --reconcile "
             "first-order",
         ),
@@ -79,7 +79,15 @@ def test_exact_names_the_alternative_for_fused_attention(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "run")]
-    arguments = [*model_options(name, tmp_path), *STEPS, "--reconcile", "exact", *out]
+    arguments = [
+        *model_options(name, tmp_path),
+        *STEPS,
+        "--objective",
+        "sgr",
+        "--reconcile",
+        "exact",
+        *out,
+    ]
     assert cli.run(["train", *arguments]) == 2
     error = capsys.readouterr().err
     assert "choose --reconcile first-order" in error

@@ -21,6 +21,8 @@ from tests.launching import run_ranks
 from tests.stage.test_recompute import assert_equal, trained
 from tests.test_transparency import assert_same_bits, train_alone
 
+SGR = {"objective": "sgr"}
+
 
 def a_stage(*, early: bool, **options: Any) -> tuple[Stage, Blueprint]:
     """The second of two stages of an MLP, or of another model."""
@@ -35,7 +37,7 @@ def a_stage(*, early: bool, **options: Any) -> tuple[Stage, Blueprint]:
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(
     "options",
-    [{"objective": "greedy"}, {}, {"reconcile": "exact"}, {"autocast": "bf16"}],
+    [{}, SGR, {**SGR, "reconcile": "exact"}, {**SGR, "autocast": "bf16"}],
     ids=str,
 )
 def test_same_bits(optimizer: str, fused: bool, options: dict[str, Any]) -> None:

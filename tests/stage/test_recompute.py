@@ -153,7 +153,10 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     [
         ({"checkpoint_activations": 0}, "--checkpoint-activations 0: must be at least 1"),
         ({"checkpoint_activations": 1, "bp_free": True}, "of which --bp-free has none"),
-        ({"checkpoint_activations": 1, "reconcile": "exact"}, "differentiates twice"),
+        (
+            {"checkpoint_activations": 1, "objective": "sgr", "reconcile": "exact"},
+            "differentiates twice",
+        ),
         ({"checkpoint_activations": 1, "compile": "eager"}, "leave one of them out"),
     ],
 )

@@ -23,6 +23,7 @@ MODELS = Path(__file__).parents[1] / "models_for_tests.py"
 STAGES = 3
 STEPS = 24
 OPTIONS = ["--model", "resnet8", "--stages", str(STAGES), "--max-steps", str(STEPS)]
+OPTIONS += ["--objective", "sgr"]
 ROUNDING_US = 0.01
 
 
