@@ -277,12 +277,8 @@ def test_the_weights_alone_need_no_head(own: Path) -> None:
 
 def test_a_plan(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = _given(["model", "data", "head", "delta", "optimizer", "balance"])
-    assert (
-        cli.run(
-            ["plan", *options, "--objective", "sgr", "--stages", "3", "--device", "meta", "--json"]
-        )
-        == 0
-    )
+    options += ["--objective", "sgr", "--stages", "3", "--device", "meta"]
+    assert cli.run(["plan", *options, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["stages"]) == 3
     assert {"model", "head", "balance"} <= _used(own)
 

@@ -113,7 +113,7 @@ SETUPS: dict[str, SetUp] = {
         arms=arms(FOUR),
         seeds=(0, 1, 2, 3, 4),
         claims=CLAIMS,
-        search=Search(rates=RATES),
+        search=Search(rates=RATES, options={"train_samples": 18_000}),
     ),
     "resnet20-4": SetUp(
         title="ResNet-20, CIFAR-10, 4 stages",
