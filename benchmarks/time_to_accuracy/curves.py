@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ class Curve:
     """How a learner's test accuracy rises."""
 
     learner: Learner
+    passes: int
+    """Over the training data."""
     rate: float
     tried: dict[float, float | None]
     """Accuracy at the end of the short trainings, by learning rate; None if it diverged. Empty where
@@ -44,6 +47,7 @@ class Curve:
         return {
             "part": "curve",
             "learner": self.learner.name,
+            "passes": self.passes,
             "learning_rate": self.rate,
             "accuracy_by_rate": {f"{rate:g}": value for rate, value in self.tried.items()},
             "steps_and_accuracy": self.points,
@@ -53,8 +57,8 @@ class Curve:
 
 def train(
     work: Work, learners: Sequence[Learner], cuts: Cuts, *, jobs: int, keep: Path
-) -> Iterator[str | dict[Learner, Curve]]:
-    """Lines of progress, and at the end the learners' curves.
+) -> Iterator[str | list[Curve]]:
+    """Lines of progress, and at the end the learners' curves, one of each for each number of passes.
 
     Raises:
         BenchmarkError: a training failed, or diverged with every rate.
@@ -62,30 +66,49 @@ def train(
     searching = [learner for learner in learners if learner == searched(work, learner)]
     tries = [(learner, rate) for learner in searching for rate in work.rates]
     tried: dict[Learner, dict[float, float | None]] = {learner: {} for learner in searching}
-    configs = [config(work, *each, cuts, work.search_passes) for each in tries]
+    configs = [config(work, *each, cuts, work.search_passes, evaluated=False) for each in tries]
     for index, outcome in common.train_each(configs, jobs=jobs, keep=keep):
         learner, rate = tries[index]
         points = _points(learner, outcome)
         tried[learner][rate] = points[-1][1] if points else None
         yield f"{learner.name}, learning rate {rate:g}: {_percent(tried[learner][rate])}"
     rates = {learner: best(learner, tried[learner]) for learner in searching}
-    chosen = [(learner, rates[searched(work, learner)]) for learner in learners]
-    configs = [config(work, *each, cuts, work.passes) for each in chosen]
-    curves: dict[Learner, Curve] = {}
+    whole = [(learner, passes) for passes in work.passes for learner in learners]
+    chosen = [rates[searched(work, learner)] for learner, _ in whole]
+    configs = [
+        config(work, learner, rate, cuts, passes, evaluated=True)
+        for (learner, passes), rate in zip(whole, chosen, strict=True)
+    ]
+    curves: dict[tuple[Learner, int], Curve] = {}
     for index, outcome in common.train_each(configs, jobs=jobs, keep=keep):
-        learner, rate = chosen[index]
+        (learner, passes), rate = whole[index], chosen[index]
         points = _points(learner, outcome)
         if not points:
             raise BenchmarkError(f"{learner.name} diverged with {rate:g}: give lower --rates")
-        curves[learner] = Curve(
+        curves[learner, passes] = Curve(
             learner=learner,
+            passes=passes,
             rate=rate,
             tried=dict(sorted(tried.get(learner, {}).items())),
             points=points,
             command=common.command(configs[index]).replace(f"{ROOT}/", ""),
         )
-        yield f"{learner.name}: {_percent(curves[learner].final)} at the end"
-    yield curves
+        yield f"{learner.name}, {passes} passes: {_percent(points[-1][1])} at the end"
+    yield [curves[each] for each in whole]
+
+
+def first_there(curves: Sequence[Curve], accuracy: float) -> dict[Learner, Curve]:
+    """Of each learner the curve that gets there in the fewest steps, or comes nearest if none does."""
+
+    def steps(curve: Curve) -> tuple[float, float]:
+        reached = curve.steps_to(accuracy)
+        return (math.inf if reached is None else reached, -curve.final)
+
+    learners = dict.fromkeys(curve.learner for curve in curves)
+    return {
+        learner: min((curve for curve in curves if curve.learner == learner), key=steps)
+        for learner in learners
+    }
 
 
 def searched(work: Work, learner: Learner) -> Learner:
@@ -105,13 +128,15 @@ def best(learner: Learner, tried: dict[float, float | None]) -> float:
     return max(sorted(finite), key=lambda rate: finite[rate])
 
 
-def config(work: Work, learner: Learner, rate: float, cuts: Cuts, passes: int) -> TrainConfig:
-    """The options of a training, evaluated all along it if it is one of full length."""
+def config(
+    work: Work, learner: Learner, rate: float, cuts: Cuts, passes: int, *, evaluated: bool
+) -> TrainConfig:
+    """The options of a training, evaluated all along it or at its end alone."""
     epochs = passes * PARTS
     options: dict[str, Any] = {
         "lr": rate,
         "epochs": epochs,
-        "evaluate_every": 1 if passes == work.passes else epochs,
+        "evaluate_every": 1 if evaluated else epochs,
     }
     if learner.parts is None:
         return work.own(cuts.own(learner.stages), learner.wire, **options)

@@ -24,14 +24,13 @@ REFERENCE = Learner(parts=2)
 """Back-propagation as DDP over two ranks computes it, and 1F1B with two micro-batches."""
 
 
-def wanted_accuracy(curves: Curves) -> float:
-    """What all are to reach."""
-    return curves[REFERENCE].final - BELOW_BP
+def wanted_accuracy(curves: Iterable[Curve]) -> float:
+    """What all are to reach, by the first number of passes of the reference."""
+    return next(curve.final for curve in curves if curve.learner == REFERENCE) - BELOW_BP
 
 
-def time_rows(chosen: Chosen, curves: Curves, measured: Measured) -> list[Row]:
+def time_rows(chosen: Chosen, curves: Curves, accuracy: float, measured: Measured) -> list[Row]:
     """A row for every setting and method."""
-    accuracy = wanted_accuracy(curves)
     rows: list[Row] = []
     for setting, methods in chosen:
         own: list[Row] = []
@@ -47,6 +46,7 @@ def time_rows(chosen: Chosen, curves: Curves, measured: Measured) -> list[Row]:
                     "method": method.name,
                     "accuracy": accuracy,
                     "learner": curve.learner.name,
+                    "passes": curve.passes,
                     "learning_rate": curve.rate,
                     "final_accuracy": curve.final,
                     "steps": steps,
@@ -96,30 +96,40 @@ def make_targets(rows: Sequence[Row]) -> list[Target]:
     return targets
 
 
-def show(rows: Sequence[Row], curves: Curves) -> None:
+def show(rows: Sequence[Row], curves: Iterable[Curve]) -> None:
     """A table of the learners, and one for every setting."""
     common.print_table(
         "learners: test accuracy in percent at the end, and with each learning rate in the search",
-        ("learner", "learning rate", "at the end", "in the search"),
+        ("learner", "passes", "learning rate", "at the end", "in the search"),
         [
             (
                 curve.learner.name,
+                str(curve.passes),
                 f"{curve.rate:g}",
                 percent(curve.final),
                 "  ".join(f"{rate:g}: {percent(value)}" for rate, value in curve.tried.items())
                 or "-",
             )
-            for curve in curves.values()
+            for curve in curves
         ],
     )
     for setting in dict.fromkeys(row["setting"] for row in rows):
         here = [row for row in rows if row["setting"] == setting]
         common.print_table(
             f"{setting}: time until {percent(here[0]['accuracy'])} %",
-            ("method", "at the end, %", "steps", "step, ms", "time, s", "time / best pipelocal's"),
+            (
+                "method",
+                "passes",
+                "at the end, %",
+                "steps",
+                "step, ms",
+                "time, s",
+                "time / best pipelocal's",
+            ),
             [
                 (
                     row["method"],
+                    str(row["passes"]),
                     percent(row["final_accuracy"]),
                     _figure(row["steps"], "d"),
                     f"{1000 * row['step_s']:.0f}",

@@ -30,7 +30,7 @@ from benchmarks.communication.network import NetworkError
 from benchmarks.time_to_accuracy import curves, parts, report, steps
 from benchmarks.time_to_accuracy import work as work_settings
 from benchmarks.time_to_accuracy.steps import Measured
-from benchmarks.time_to_accuracy.work import Learner, Setting, Work, methods
+from benchmarks.time_to_accuracy.work import Setting, Work, methods
 from pipelocal.config import TrainConfig
 from pipelocal.ranks.host import set_up_host
 
@@ -38,7 +38,7 @@ FULL: dict[str, Any] = {
     "data": "cifar10",
     "model": "resnet20",
     "batch_size": 128,
-    "passes": 5,
+    "passes": [3, 4],
     "search_passes": 1,
     "rates": [0.05, 0.1, 0.2],
     "rounds": 3,
@@ -49,7 +49,7 @@ QUICK: dict[str, Any] = {
     "data": "digits",
     "model": "resnet8",
     "batch_size": 64,
-    "passes": 5,
+    "passes": [5],
     "search_passes": 5,
     "rates": [0.05, 0.1],
     "rounds": 1,
@@ -87,20 +87,22 @@ def compare(options: argparse.Namespace, keep: Path) -> None:
     chosen = [(each, steps.fastest_forms(each, own, measured)) for each, own in plan]
     learners = {method.learner(each.ranks) for each, own in chosen for method in own}
     ordered = sorted(learners | {report.REFERENCE}, key=lambda learner: learner.name)
-    found: dict[Learner, curves.Curve] = {}
+    all_curves: list[curves.Curve] = []
     for item in curves.train(work, ordered, measured.cuts, jobs=options.jobs, keep=keep):
         if isinstance(item, str):
             print(item, flush=True)
         else:
-            found = {learner: item[learner] for learner in ordered}
-    rows = report.time_rows(chosen, found, measured)
+            all_curves = item
+    accuracy = report.wanted_accuracy(all_curves)
+    found = curves.first_there(all_curves, accuracy)
+    rows = report.time_rows(chosen, found, accuracy, measured)
     targets = report.make_targets(rows)
-    report.show(rows, found)
+    report.show(rows, all_curves)
     common.print_targets(targets)
     common.write_result(
         options.json,
         environment={**common.describe_environment(threads=1), "work": described(work)},
-        results=[*rows, *tried_rows(measured), *(curve.row() for curve in found.values())],
+        results=[*rows, *tried_rows(measured), *(curve.row() for curve in all_curves)],
         targets=targets,
     )
     report.plot(rows, found, options.json.with_suffix(".png"))
@@ -125,7 +127,12 @@ def parse() -> argparse.Namespace:
     add("--data", choices=list(parts.MULTIPLE), help="data set (cifar10; quick: digits)")
     add("--data-root", metavar="DIR", help="folder with the data set's files")
     add("--model", help="model (resnet20; quick: resnet8)")
-    add("--passes", type=int, help="over the training data (5)")
+    add(
+        "--passes",
+        type=int,
+        nargs="+",
+        help="over the training data, of each training that a method has (3 4; quick: 5)",
+    )
     add("--search-passes", type=int, help="of the search for learning rates (1; quick: 5)")
     add("--rates", type=float, nargs="+", help="learning rates that are tried (0.05 0.1 0.2)")
     add("--batch-size", type=int, help="samples in a batch of all ranks (128; quick: 64)")
@@ -142,8 +149,9 @@ def parse() -> argparse.Namespace:
         if getattr(options, name) is None:
             setattr(options, name, value)
     for name in ("passes", "search_passes", "rounds", "jobs"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
+        value = getattr(options, name)
+        if min(value if name == "passes" else [value]) < 1:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be at least 1")
     multiple = parts.MULTIPLE[options.data]
     if options.batch_size < 4 or multiple % options.batch_size:
         parser.error(
@@ -157,9 +165,10 @@ def parse() -> argparse.Namespace:
 
 def work_of(options: argparse.Namespace) -> Work:
     """What the options ask for."""
-    names = ("data", "data_root", "model", "batch_size", "passes", "search_passes", "objective")
+    names = ("data", "data_root", "model", "batch_size", "search_passes", "objective")
     own = {name: getattr(options, name) for name in (*names, "head", "bf16", "channels_last")}
-    return Work(rates=tuple(sorted(set(options.rates))), seed=options.seed, **own)
+    rates, passes = tuple(sorted(set(options.rates))), tuple(dict.fromkeys(options.passes))
+    return Work(rates=rates, passes=passes, seed=options.seed, **own)
 
 
 def described(work: Work) -> dict[str, Any]:

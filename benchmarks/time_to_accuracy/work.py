@@ -22,8 +22,8 @@ class Work:
     data_root: str | None
     model: str
     batch_size: int
-    passes: int
-    """Over the training data."""
+    passes: tuple[int, ...]
+    """Over the training data, of each learner's trainings: the one that gets there first counts."""
     search_passes: int
     """The same of the shorter trainings that learning rates are compared by."""
     rates: tuple[float, ...]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.common import BenchmarkError
 from benchmarks.throughput import peer
 from benchmarks.time_to_accuracy import parts, report, steps
-from benchmarks.time_to_accuracy.curves import Curve, best, searched
+from benchmarks.time_to_accuracy.curves import Curve, best, first_there, searched
 from benchmarks.time_to_accuracy.steps import Measured
 from benchmarks.time_to_accuracy.work import SLOW, Learner, Method, Setting, Work, methods
 from pipelocal.config import TrainConfig
@@ -30,7 +30,7 @@ WORK = Work(
     data_root=None,
     model="resnet8",
     batch_size=64,
-    passes=2,
+    passes=(2,),
     search_passes=1,
     rates=(0.05, 0.1),
     objective="greedy",
@@ -143,9 +143,10 @@ def flat(module: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
-def curve(learner: Learner, *accuracies: float) -> Curve:
+def curve(learner: Learner, *accuracies: float, passes: int = 2) -> Curve:
     points = [(10 * (i + 1), accuracy) for i, accuracy in enumerate(accuracies)]
-    return Curve(learner=learner, rate=0.1, tried={0.1: accuracies[-1]}, points=points, command="")
+    tried: dict[float, float | None] = {0.1: accuracies[-1]}
+    return Curve(learner=learner, passes=passes, rate=0.1, tried=tried, points=points, command="")
 
 
 def measured(folder: Path) -> Measured:
@@ -169,8 +170,7 @@ def test_time_is_steps_times_a_step_and_the_fill(tmp_path: Path) -> None:
         OWN.learner(2): curve(OWN.learner(2), 0.895, 0.8, 0.91),
         OWN.learner(4): curve(OWN.learner(4), 0.3, 0.7, 0.89),
     }
-    rows = report.time_rows(PLAN, curves, measured(tmp_path))
-    assert [row["accuracy"] for row in rows] == pytest.approx([0.89] * 4)
+    rows = report.time_rows(PLAN, curves, 0.89, measured(tmp_path))
     assert [row["steps"] for row in rows] == [10, 20, 30, None]
     seconds = [row["seconds"] for row in rows]
     assert seconds == [10 * 0.5 + 0.5, 20 * 2.0, pytest.approx(30 * 0.5 + 3 * 0.55), None]
@@ -179,16 +179,30 @@ def test_time_is_steps_times_a_step_and_the_fill(tmp_path: Path) -> None:
     assert target.value == pytest.approx(5.5 / 40)
     assert target.met
     curves[OWN.learner(2)] = curve(OWN.learner(2), 0.88)
-    rows = report.time_rows(PLAN, curves, measured(tmp_path))
+    rows = report.time_rows(PLAN, curves, 0.89, measured(tmp_path))
     assert [row["time_over_pipelocal"] for row in rows] == [None, None, 1, None]
     (missed,) = report.make_targets(rows)
     assert (missed.value, missed.met) == (None, False)
 
 
+def test_a_learner_takes_the_length_that_gets_there_first() -> None:
+    reference, own = Learner(parts=2), OWN.learner(2)
+    found = [
+        curve(reference, 0.5, 0.9, passes=2),
+        curve(own, 0.5, 0.88, passes=2),
+        curve(reference, 0.5, 0.85, 0.95, passes=3),
+        curve(own, 0.5, 0.8, 0.9, 0.91, passes=4),
+        curve(own, 0.5, 0.7, 0.8, 0.9, passes=5),
+    ]
+    assert report.wanted_accuracy(found) == pytest.approx(0.89)
+    assert [c.passes for c in first_there(found, 0.89).values()] == [2, 4]
+    assert [c.passes for c in first_there(found, 0.99).values()] == [3, 4], "the nearest"
+
+
 def test_kept_steps_are_gone_on_with(tmp_path: Path) -> None:
     first = measured(tmp_path)
     first.keep()
-    again = Measured(replace(WORK, rates=(0.3,), passes=9), tmp_path)
+    again = Measured(replace(WORK, rates=(0.3,), passes=(9,)), tmp_path)
     assert again.seconds == first.seconds
     assert list(steps.measure(WORK, PLAN, 1, again)) == []
     with pytest.raises(BenchmarkError, match="of other options: give another folder"):
