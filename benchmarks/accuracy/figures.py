@@ -16,7 +16,6 @@ from benchmarks.accuracy.setups import BP, LINEAR, SetUp
 from benchmarks.accuracy.tables import by_setup
 from benchmarks.common import Run, Target
 from pipelocal.config.resolve import recipe_of
-from pipelocal.objective import way_back_of
 
 Row = dict[str, Any]
 TRAINING_WINDOW = 100
@@ -86,7 +85,7 @@ def row_of(name: str, setup: SetUp, arm: str, runs: Mapping[int, Run]) -> Row:
         "stage_test_loss": _mean_of_stages(stages, "eval_loss"),
         "bytes_forward": sent[0],
         "bytes_back": sent[1],
-        "forward_only": way_back_of(recipe_of(first.config).objective) is None,
+        "forward_only": not recipe_of(first.config).sends_back,
         "curve": curve(first, last),
     }
 

@@ -8,7 +8,9 @@ from pipelocal.config.named import ITS_OPTIONS, check_names
 from pipelocal.config.resolve import freezing_of, rates_of, recipe_of
 from pipelocal.config.train import TrainConfig
 from pipelocal.errors import UserError
+from pipelocal.heads import HEADS
 from pipelocal.heads.auto import DEFAULT_BUDGET
+from pipelocal.heads.guided import guided_every
 from pipelocal.objective import OBJECTIVES
 from pipelocal.options import MOST_BATCHES, check_values, option_name
 from pipelocal.partition.partitioners import PARTITIONERS
@@ -71,6 +73,8 @@ def _check_its_options(config: TrainConfig) -> None:
         if OBJECTIVES.get(config.objective) is recipe:
             continue
         for name in options:
+            if name == "guide_every" and guided_every(HEADS.later(config.head)) is not None:
+                continue
             if (value := getattr(config, name)) != usual[name]:
                 raise UserError(
                     f"{option_name(name)} {value} is for --objective {OBJECTIVES.name_of(recipe)}, not "

@@ -21,6 +21,7 @@ from pipelocal.data.in_time import patience_of
 from pipelocal.data.opening import NamedData
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS, HeadBuilder, auto
+from pipelocal.heads.guided import guided_every
 from pipelocal.loggers.registry import listed
 from pipelocal.models import Chain, build_chain
 from pipelocal.models.inputs import check_beside
@@ -134,7 +135,10 @@ def head_of(config: TrainConfig) -> HeadBuilder:
     """What builds the auxiliary heads."""
     if config.head == "auto":
         return partial(auto, budget=config.head_budget)
-    return HEADS.later(config.head)
+    builder = HEADS.later(config.head)
+    if guided_every(builder) is None:
+        return builder
+    return partial(builder, every=config.guide_every)
 
 
 def task_of(config: TrainConfig) -> Task:

@@ -90,7 +90,8 @@ class ObjectiveOptions:
     images conv (a convolution first) or dgl (cheaper: pooled first); downstream (copies of units that
     follow, and of the classifier, as few as fit; downstream=2: 2 of them, evenly spaced; =2:next: the
     next 2; =0: the classifier alone; =all); or twin (the same, starting with the real weights;
-    twin=2:next)."""
+    twin=2:next); or guided (twins whose classifier
+    is drawn to the real one, whose weights flow back, every --guide-every batches; guided=2:next)."""
     head_budget: float = option(DEFAULT_BUDGET, limits=positive(1e6))
     """With --head auto: most compute of a head, over that of the rest of the network (multiply-adds of the
     forward pass outside an average stage)."""
@@ -124,7 +125,8 @@ class ObjectiveOptions:
     another size)."""
     guide_every: int = option(8, limits=BATCHES)
     """With --objective pgl: one batch in so many is guided by the last stage's loss, whose gradient goes
-    back through all stages (1: in every batch, which is back-propagation)."""
+    back through all stages (1: in every batch, which is back-propagation). With --head guided: batches
+    between two times that the classifier's weights flow back."""
     freeze_stage: str | None = None
     """Stages that stop training and then only feed the next one, each after so many batches or on a
     plateau of its training loss, such as 1:500,2:plateau (1:0: never trained); a plateau is 3 epochs in a

@@ -1,9 +1,9 @@
 """Auxiliary heads: what turns a stage's output into logits for its local loss.
 
 Each form has a file: ``linear``, ``mlp``, ``conv``, ``dgl``, and ``downstream`` with its twins, for which
-``rows`` chooses the units; ``auto`` chooses among them. ``names`` has the names with a depth, and ``build``
-the registry and what is done with every head: it is built, tried and called. ``shapes`` and ``maps`` are what
-forms share.
+``rows`` chooses the units, and of which ``guided`` draws the classifier; ``auto`` chooses among them.
+``names`` has the names with a depth, and ``build`` the registry and what is done with every head: it is
+built, tried and called. ``shapes`` and ``maps`` are what forms share.
 """
 
 from pipelocal.heads.auto import auto
@@ -18,6 +18,7 @@ from pipelocal.heads.build import (
 from pipelocal.heads.conv import conv
 from pipelocal.heads.dgl import dgl
 from pipelocal.heads.downstream import Downstream, downstream
+from pipelocal.heads.guided import guided
 from pipelocal.heads.linear import linear
 from pipelocal.heads.mlp import mlp
 from pipelocal.heads.names import HeadBuilder
@@ -33,6 +34,7 @@ __all__ = [
     "conv",
     "dgl",
     "downstream",
+    "guided",
     "linear",
     "mlp",
     "takes_beside",

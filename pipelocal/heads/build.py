@@ -22,6 +22,7 @@ from pipelocal.errors import UserError
 from pipelocal.heads.conv import conv
 from pipelocal.heads.dgl import dgl
 from pipelocal.heads.downstream import Downstream, downstream
+from pipelocal.heads.guided import guided
 from pipelocal.heads.linear import linear
 from pipelocal.heads.mlp import mlp
 from pipelocal.heads.names import HeadBuilder, HeadRegistry
@@ -41,6 +42,7 @@ HEADS.register("conv")(conv)
 HEADS.register("dgl")(dgl)
 HEADS.register("downstream")(downstream)
 HEADS.register("twin")(partial(downstream, twin=True))
+HEADS.register("guided")(guided)
 
 
 def build_head(

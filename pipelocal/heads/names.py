@@ -18,7 +18,7 @@ and with any of these keywords that it has a parameter for: ``output_shape=`` (o
 make), ``target_shape=`` (of one row of the targets), ``input_shape=`` (of one row of the stage's input),
 ``downstream=`` (a :class:`~pipelocal.heads.downstream.Downstream`)."""
 
-WITH_DEPTH = ("downstream", "twin")
+WITH_DEPTH = ("downstream", "twin", "guided")
 """The names behind which a depth may stand."""
 
 
@@ -68,7 +68,7 @@ class HeadRegistry(Registry[HeadBuilder]):
         if not equals or head not in self._entries:
             return None
         if head not in WITH_DEPTH:
-            such = " and ".join(WITH_DEPTH)
+            such = f"{', '.join(WITH_DEPTH[:-1])} and {WITH_DEPTH[-1]}"
             raise UserError(f"head '{name}': a depth is for {such} alone: give {head}")
         number, colon, rule = given.partition(":")
         asked: dict[str, Any] = {

@@ -5,7 +5,7 @@ A training batch, with time from left to right; ``>`` marks what is sent to the 
     receive x | forward > ids, target, x | head backward > delta | receive delta, reconcile | update
 
 Their names in a trace: receive, forward, send, head, send, backward (or receive, reconcile), average
-(with replicas), step. Between the last two parts an objective with a way back receives and sends once more.
+(with replicas), step. What flows back is received and sent before or after the last part.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipelocal.pipeline.observers import (
     Telling,
 )
 from pipelocal.pipeline.records import Records, Report
-from pipelocal.pipeline.way_back import NOTHING_BACK, WayBackEnds
+from pipelocal.pipeline.way_back import WayBackEnds
 from pipelocal.references import where
 from pipelocal.stage.freezing import Freezing
 from pipelocal.stage.stage import Stage
@@ -66,7 +66,7 @@ class Worker:
         votes: whether evaluations send the heads' votes along.
         callbacks: called with what the stage has done.
         messages: names of the tensors that come in.
-        way_back: what the objective sends back.
+        way_back: what flows back; None for nothing.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class Worker:
         votes: bool = True,
         callbacks: Sequence[Callback] = (),
         messages: Messages = PLAIN,
-        way_back: WayBackEnds = NOTHING_BACK,
+        way_back: WayBackEnds | None = None,
     ) -> None:
         self.stage = stage
-        self.way_back = way_back
+        self.way_back = way_back or WayBackEnds()
         self._messages = messages
         self.incoming = incoming
         self.outgoing = outgoing
@@ -139,7 +139,7 @@ class Worker:
             header = batch.header
             if header.kind.trains:
                 self._train(batch)
-                if self.way_back.carries(header):
+                if self.way_back.waits(header):
                     self._waiting = batch
                     return True
                 self._end_batch(batch)
@@ -172,7 +172,7 @@ class Worker:
         if batch is None:
             return
         with self._at_work():
-            self.way_back.exchange(self.stage, batch.header, self._action)
+            self.way_back.exchange(batch.header, self._action)
             self._end_batch(batch)
             batch.release()
         self.records.trained(batch.header)
@@ -285,9 +285,11 @@ class Worker:
         if stage.replicas.count > 1:
             with self._action("average"):
                 stage.average_gradients(batch.header.update_at)
+        before = stage.updated_at
         with self._action("step"):
             stage.update(batch.header.update_at or None)
         self._observers.trained(batch, metrics)
+        self.way_back.updated(before, stage.updated_at, self._action)
 
     def _complete_gradients(self, batch: IncomingBatch, *, wants_delta: bool) -> None:
         if not wants_delta:
@@ -304,9 +306,11 @@ class Worker:
 
     def _complete_update(self, header: Header) -> None:
         """Complete an update on replicas whose own batches did not trigger it."""
-        if self.stage.updated_at < header.step:
+        before = self.stage.updated_at
+        if before < header.step:
             self._freeze_if_due()
         self.stage.complete_update(header.step)
+        self.way_back.updated(before, self.stage.updated_at, self._action)
         self.records.report_if_due(header.epoch)
 
     def _end_epoch(self, header: Header) -> None:
@@ -337,6 +341,7 @@ class Worker:
             "evaluation": self.evaluation.state_dict(),
             "ended_loss": self._ended_loss,
             "freezing": None if self._freezing is None else self._freezing.state_dict(),
+            "way_back": self.way_back.state_dict(),
         }
 
     def load_state_dict(
@@ -348,6 +353,8 @@ class Worker:
         self._ended_loss = state["ended_loss"]
         if self._freezing is not None and state["freezing"] is not None:
             self._freezing.load_state_dict(state["freezing"])
+        if "way_back" in state:  # not in one of an earlier version
+            self.way_back.load_state_dict(state["way_back"], self._device)
 
     def _take_snapshot(self, header: Header) -> None:
         assert self._save is not None, "the source sends markers only where they can be met"

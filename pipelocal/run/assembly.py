@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
+from pipelocal.heads.guided import classifier_copy
+from pipelocal.objective import WayBack
 from pipelocal.pipeline.bp_gap import BackPropagationGap
 from pipelocal.pipeline.callbacks import Callback
+from pipelocal.pipeline.guide import Guide
 from pipelocal.pipeline.hearing import Hearing
 from pipelocal.pipeline.records import Report
-from pipelocal.pipeline.way_back import NOTHING_BACK, WayBackEnds
+from pipelocal.pipeline.way_back import Gradients, TakesAndGives, WayBackEnds
 from pipelocal.pipeline.worker import Save, Worker
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.contracts import Contracts
@@ -112,14 +115,27 @@ class Assembly:
         """Return every stage's ends of the edges back."""
         way = self.contracts.way_back
         if way is None:
-            return [NOTHING_BACK for _ in stages]
+            return [WayBackEnds() for _ in stages]
         inner = [InProcessEdge(self.contracts.back(stage.number)) for stage in stages[1:]]
         senders: list[Sender | None] = [edges.to_previous, *inner]
         receivers: list[ReceiverBack | None] = [*inner, edges.from_next]
         return [
-            WayBackEnds(way=way, to_previous=sender, from_next=receiver)
-            for sender, receiver in zip(senders, receivers, strict=True)
+            WayBackEnds(
+                way=way,
+                own=self._own(stage, way),
+                to_previous=sender,
+                from_next=receiver,
+                hops=self._blueprint.stages - stage.number,
+            )
+            for stage, sender, receiver in zip(stages, senders, receivers, strict=True)
         ]
+
+    def _own(self, stage: Stage, way: WayBack) -> TakesAndGives:
+        """Return what a stage does with what flows back."""
+        if not way.weights:
+            return Gradients(stage, way.name)
+        last = stage.number == self._blueprint.stages
+        return Guide(stage, stage.head if last else classifier_copy(stage.head), way)
 
     def _hearing(self, stage: int) -> Hearing:
         """Return which heads up to a stage's are heard."""

@@ -14,9 +14,21 @@ from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
 from pipelocal.forward_gradient import ForwardGradientStage
 from pipelocal.forward_gradient import check_stage as check_forward_gradient
+from pipelocal.heads.guided import guided_every
 from pipelocal.models import Chain, Shape
 from pipelocal.models.context import Supplied
-from pipelocal.objective import LGFG, SGR, Greedy, Place, Relay, Section, network_of, relays_of
+from pipelocal.objective import (
+    LGFG,
+    SGR,
+    Greedy,
+    Place,
+    Relay,
+    Section,
+    WayBack,
+    network_of,
+    relays_of,
+    way_back_of,
+)
 from pipelocal.objective.delta_encoding import Summary
 from pipelocal.partition import Cut, by_count, from_names, names_of, to_text
 from pipelocal.pipeline.messages import Messages, relay_name
@@ -266,6 +278,30 @@ class Blueprint:
             output_shape=self.model_output,
             stages=len(self.sections or self.cuts),
         )
+
+    @cached_property
+    def way_back(self) -> WayBack | None:
+        """What flows back: the classifier's weights to guided heads, or what the objective declares.
+
+        Raises:
+            UserError: heads are guided, and the classifier has no weights that are trained.
+        """
+        every = guided_every(self.recipe.head)
+        if every is None:
+            return way_back_of(self.recipe.objective)
+        unit = self.chain.classifier
+        with torch.device("meta"):
+            named = unit.build().named_parameters()
+        weights = tuple(
+            TensorKind(name=name, shape=tuple(weight.shape), dtype=weight.dtype)
+            for name, weight in named
+            if weight.requires_grad
+        )
+        if not weights:
+            raise UserError(
+                f"head 'guided': the classifier '{unit.name}' has no weights to be drawn to: choose twin"
+            )
+        return WayBack(name=unit.name, every=every, passed_on=True, weights=weights)
 
     def head_name(self, number: int) -> str | None:
         """Return a stage's auxiliary head, as ``--head`` takes it; None for the last, which needs none."""

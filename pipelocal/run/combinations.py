@@ -8,6 +8,7 @@ import torch
 
 from pipelocal.errors import UserError
 from pipelocal.heads import HEADS
+from pipelocal.heads.guided import guided_every
 from pipelocal.heads.names import ends_in_classifier
 from pipelocal.objective import (
     ANP,
@@ -271,6 +272,8 @@ def _check_without_backward(options: RunOptions, recipe: Recipe) -> None:
 
 def _check_way_back(options: RunOptions, recipe: Recipe) -> None:
     """Refuse what ends a batch before something comes back for it, or changes its gradients twice."""
+    if guided_every(recipe.head) is not None:
+        _check_guided(options, recipe)
     if way_back_of(recipe.objective) is None:
         return
     name = type(recipe.objective).__name__
@@ -283,6 +286,25 @@ def _check_way_back(options: RunOptions, recipe: Recipe) -> None:
         raise UserError(
             f"--transport-penalty {recipe.transport_penalty:g} is for stages to which nothing comes back, "
             f"and {name} sends something back: leave it out"
+        )
+
+
+def _check_guided(options: RunOptions, recipe: Recipe) -> None:
+    """Refuse guided heads where there are no twins to guide, or where something else flows back."""
+    name = type(recipe.objective).__name__
+    mend = "choose --head twin, or --objective greedy"
+    if recipe.uncut:
+        raise UserError(f"--head guided is for stages, and {name} trains the uncut model: {mend}")
+    if way_back_of(recipe.objective) is not None:
+        raise UserError(f"--head guided sends weights back, and {name} gradients: {mend}")
+    formulas = _by_formulas(options, recipe)
+    if formulas or getattr(recipe.objective, "without_backward", False):
+        raise UserError(
+            f"--head guided is for stages with a backward pass, and {formulas or name} has none: {mend}"
+        )
+    if options.replicate == "fsdp":
+        raise UserError(
+            "--replicate fsdp shares weights out, and --head guided sends them back: choose ddp, or twin"
         )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from pipelocal.errors import UserError
-from pipelocal.objective import WayBack, way_back_of
+from pipelocal.objective import WayBack
 from pipelocal.pipeline.votes import Votes
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.options import RunOptions
@@ -27,8 +29,8 @@ class Contracts:
         self._blueprint = blueprint
         self._batch_size = batch_size
         self._reconciles = blueprint.recipe.objective.reconcile_every is not None
-        self.way_back: WayBack | None = way_back_of(blueprint.recipe.objective)
-        """What the objective sends back; None for nothing."""
+        self.way_back: WayBack | None = blueprint.way_back
+        """What flows back; None for nothing."""
         self._check_back()
         edges = [self._contract(source, votes=True) for source in range(1, blueprint.stages)]
         self.votes = Votes.of(options.votes, edges)
@@ -40,11 +42,13 @@ class Contracts:
 
     def back(self, source: int) -> Contract:
         """Return the contract of the edge from stage ``source`` back to the one before."""
-        assert self.way_back is not None
+        way = self.way_back
+        assert way is not None
+        if way.weights:
+            return contract_back(source=source, tensors=way.weights, after_update=True)
         return contract_back(
             source=source,
-            name=self.way_back.name,
-            kind=self._blueprint.passed_on(source - 1)[0],
+            tensors=[replace(self._blueprint.passed_on(source - 1)[0], name=way.name)],
             max_rows=self._batch_size,
             form=self._options.wire,
             channels_last=self._options.channels_last,
@@ -54,7 +58,7 @@ class Contracts:
         """Return the bytes that stage ``source`` sends back in a full batch, as a mean over the batches."""
         if self.way_back is None or source == 1:
             return 0.0
-        return self.back(source).batch_bytes / self.way_back.every
+        return self.back(source).batch_bytes / self._every
 
     def describe_back(self) -> str:
         """Say in a line what flows back, how often and how much."""
@@ -62,21 +66,35 @@ class Contracts:
         if self.way_back is None or not stages:
             return "nothing flows back"
         way = self.way_back
-        sizes = ", ".join(format_bytes(self.back(source).batch_bytes) for source in stages)
-        often = "every batch" if way.every == 1 else f"one batch in {way.every}"
-        return f"{way.name} flows back in {often}: {sizes} over the edges from stage 2 on"
+        sizes = [format_bytes(self.back(source).batch_bytes) for source in stages]
+        often = "every batch" if self._every == 1 else f"one batch in {self._every}"
+        if way.weights:
+            later = (
+                "used with the next" if self._every == 1 else f"used {self._every} batches later"
+            )
+            return f"the classifier's weights flow back after {often}: {sizes[0]} over each edge, {later}"
+        return (
+            f"{way.name} flows back in {often}: {', '.join(sizes)} over the edges from stage 2 on"
+        )
+
+    @property
+    def _every(self) -> int:
+        """Batches, in the mean, between two that carry something back; weights flow after an update."""
+        assert self.way_back is not None
+        at_least = self._options.batches_an_update if self.way_back.weights else 1
+        return max(self.way_back.every, at_least)
 
     def sends_delta(self, stage: int) -> bool:
         """Return whether a stage sends its output gradient on."""
         return self._reconciles and self._blueprint.has_delta(stage)
 
     def _check_back(self) -> None:
-        """Refuse a way back to frozen stages, and over a cut that more than one tensor crosses.
+        """Refuse gradients for frozen stages, and over a cut that more than one tensor crosses.
 
         Raises:
             UserError: says which.
         """
-        if self.way_back is None:
+        if self.way_back is None or self.way_back.weights:
             return
         blueprint = self._blueprint
         name = type(blueprint.recipe.objective).__name__

@@ -25,8 +25,9 @@ from pipelocal.transport.remote_receiver import RemoteReceiver
 from pipelocal.transport.remote_sender import RemoteSender
 from pipelocal.transport.replicated import CollectingReceiver, DealingSender
 
-WINDOW_BACK = 1
-"""Batches in flight on an edge back: a stage waits for what comes back before it begins another batch."""
+WINDOW_BACK = 2
+"""Messages in flight on an edge back, where nothing ever waits for room: a gradient is taken before another
+batch is begun, and of weights those that are used next and those behind them may be under way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +39,9 @@ class Edges:
     after: Sender | None = None
     """The edge to the next rank or ranks."""
     to_previous: Sender | None = None
-    """The edge back to the previous rank or ranks, if the objective has a way back."""
+    """The edge back to the previous rank or ranks, if something flows back."""
     from_next: ReceiverBack | None = None
-    """The edge back from the next rank or ranks, if the objective has a way back."""
+    """The edge back from the next rank or ranks, if something flows back."""
     group: ReplicaGroup | None = None
     """The replicas of this rank's stage."""
 

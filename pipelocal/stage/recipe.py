@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pipelocal.errors import UserError
 from pipelocal.heads import HeadBuilder
-from pipelocal.objective import ObjectiveRecipe, Place
+from pipelocal.heads.guided import guided_every
+from pipelocal.objective import ObjectiveRecipe, Place, way_back_of
 from pipelocal.stage.freezing import Freezing
 from pipelocal.stage.options import ComputeOptions
 from pipelocal.tasks import Task
@@ -76,6 +77,11 @@ class Recipe:
     def uncut(self) -> bool:
         """Whether the model is trained as a whole, in one process."""
         return bool(getattr(self.objective, "uncut", False))
+
+    @property
+    def sends_back(self) -> bool:
+        """Whether stages send something back: the objective's, or weights to guided heads."""
+        return way_back_of(self.objective) is not None or guided_every(self.head) is not None
 
     def make_optimizer(self, named: Iterable[Named], place: Place) -> torch.optim.Optimizer:
         """Make a stage's optimizer.

@@ -91,13 +91,14 @@ class Contract:
         EVALUATE   [header     target] x x1 ... votes     if they do not cost more than x
 
     ``x1`` and so on lie beside ``x``: skips, masks and positions that a later stage uses. An edge back, which
-    there is only for an objective that declares it, carries one tensor of a training batch.
+    there is only where an objective or a head declares it, carries a tensor of a training batch, or weights
+    after an UPDATE.
     """
 
     source: int
     """Number of the sending stage."""
     target: int
-    """Number of the receiving stage: the next one; or the one before, of what an objective sends back."""
+    """Number of the receiving stage: the next one; or the one before, of what flows back."""
     max_rows: int
     messages: tuple[Message, ...]
 
@@ -219,9 +220,9 @@ def edge_contract(
 def contract_back(
     *,
     source: int,
-    name: str,
-    kind: TensorKind,
-    max_rows: int,
+    tensors: Sequence[TensorKind],
+    max_rows: int = 1,
+    after_update: bool = False,
     form: str = "float32",
     channels_last: bool = False,
 ) -> Contract:
@@ -229,21 +230,26 @@ def contract_back(
 
     Args:
         source: number of the sending stage.
-        name: of the tensor.
-        kind: of the tensor: that of the sending stage's main input.
-        max_rows: number of rows in a full batch.
+        tensors: what it sends, by name.
+        max_rows: number of rows in a full batch; of weights, which are sent whole, one.
+        after_update: whether they are weights, sent after an update and as they are; otherwise they are of a
+            training batch.
         form: packing, as of what comes forward.
         channels_last: whether images ``[C, H, W]`` are sent and received channels last in memory.
     """
-    packed = _packed(kind, form, channels_last=channels_last)
-    message = Message(
-        name=name,
-        shape=kind.shape if packed is None else packed.packing.shape,
-        dtype=dtype_name(kind.dtype if packed is None else packed.packing.dtype),
-        kinds=("TRAIN", "RECONCILE"),
-        packed=packed,
-    )
-    return Contract(source=source, target=source - 1, max_rows=max_rows, messages=(message,))
+    messages = []
+    for kind in tensors:
+        packed = None if after_update else _packed(kind, form, channels_last=channels_last)
+        messages.append(
+            Message(
+                name=kind.name,
+                shape=kind.shape if packed is None else packed.packing.shape,
+                dtype=dtype_name(kind.dtype if packed is None else packed.packing.dtype),
+                kinds=("UPDATE",) if after_update else ("TRAIN", "RECONCILE"),
+                packed=packed,
+            )
+        )
+    return Contract(source=source, target=source - 1, max_rows=max_rows, messages=tuple(messages))
 
 
 def sent_row_bytes(x: Sequence[TensorKind], form: str) -> int:

@@ -26,7 +26,7 @@ class Kind(IntEnum):
     """The end of an epoch's training batches: its sums are read. No tensors follow."""
     UPDATE = 8
     """An early update with the batches so far, which are fewer than usual; some replicas may have had none.
-    No tensors follow."""
+    No tensors follow; on an edge back, weights do, which go to all replicas."""
 
     @property
     def dealt(self) -> bool:

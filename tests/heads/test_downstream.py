@@ -258,7 +258,10 @@ def test_rules_take_the_last_or_the_next_block() -> None:
         ("twin=-1", "depth '-1': give"),
         ("downstream=2:last", "rule 'last': choose one of even, next"),
         ("downstream=2:", "rule '': choose one of"),
-        ("linear=2", "head 'linear=2': a depth is for downstream and twin alone: give linear"),
+        (
+            "linear=2",
+            "head 'linear=2': a depth is for downstream, twin and guided alone: give linear",
+        ),
         ("dwnstream=2", "unknown head 'dwnstream=2': choose one of .* did you mean 'downstream'"),
     ],
 )
