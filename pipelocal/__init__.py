@@ -8,84 +8,26 @@ From Python::
 The command line is in :mod:`pipelocal.cli`. Wherever it takes a name, it takes ``file.py:thing`` as well.
 """
 
+from importlib import import_module
 from importlib.metadata import version
-
-from pipelocal import heads, objectives, tasks
-from pipelocal.api import Pipeline
-from pipelocal.config import EvaluateConfig, ExportConfig, TrainConfig
-from pipelocal.config.training import train
-from pipelocal.data import DATASETS
-from pipelocal.errors import DataError, PipelocalError, StageError, UserError
-from pipelocal.heads import HEADS
-from pipelocal.models import MODELS, Chain, Unit
-from pipelocal.objective import (
-    DISTANCES,
-    OBJECTIVES,
-    SGR,
-    BackPropagation,
-    Greedy,
-    LocalPass,
-    Objective,
-    Place,
-    Relay,
-    WayBack,
-)
-from pipelocal.partition.partitioners import PARTITIONERS, PartitionRequest
-from pipelocal.pipeline.callbacks import BatchEnd, Callback, EpochEnd, EvaluationEnd
-from pipelocal.results.early_exit import HeadedNetwork, Prediction, load, load_with_heads
-from pipelocal.results.evaluate import evaluate, plain_state_dict
-from pipelocal.stage.decay_groups import decay_groups
-from pipelocal.stage.stage import Stage, StepResult
+from typing import TYPE_CHECKING
 
 __version__ = version("pipelocal")
 
-__all__ = [
-    # training from Python
-    "Pipeline",
-    "Chain",
-    "Unit",
-    "tasks",
-    "heads",
-    "objectives",
-    "Greedy",
-    "SGR",
-    "BackPropagation",
-    "decay_groups",
-    "Callback",
-    "BatchEnd",
-    "EpochEnd",
-    "EvaluationEnd",
-    # user-defined parts
-    "LocalPass",
-    "Objective",
-    "Place",
-    "Relay",
-    "WayBack",
-    "PartitionRequest",
-    "Stage",
-    "StepResult",
-    # runs and their folders
-    "train",
-    "evaluate",
-    "plain_state_dict",
-    "load",
-    "load_with_heads",
-    "HeadedNetwork",
-    "Prediction",
-    "TrainConfig",
-    "EvaluateConfig",
-    "ExportConfig",
-    # registries
-    "DATASETS",
-    "DISTANCES",
-    "HEADS",
-    "MODELS",
-    "OBJECTIVES",
-    "PARTITIONERS",
-    # errors
-    "PipelocalError",
-    "UserError",
-    "DataError",
-    "StageError",
-    "__version__",
-]
+if TYPE_CHECKING:
+    from pipelocal.public import *  # noqa: F403
+else:
+
+    def __getattr__(name):
+        """Bring the public names, and with them PyTorch, only once they are wanted: loading takes seconds."""
+        if name == "__all__" or not name.startswith("_"):
+            public = import_module("pipelocal.public")
+            if name in (
+                "__all__",
+                *getattr(public, "__all__", ()),
+            ):  # none while it is being loaded
+                return getattr(public, name)
+        raise AttributeError(f"module 'pipelocal' has no attribute '{name}'")
+
+    def __dir__():
+        return [*globals(), *import_module("pipelocal.public").__all__]

@@ -127,6 +127,19 @@ def test_what_evaluate_says_is_what_the_module_does() -> None:
     assert found["stages"][1]["loss"] == found["loss"]
 
 
+def test_the_network_up_to_a_stage() -> None:
+    pipe = pl.Pipeline(layers(), stages=3, optimizer=sgd, freeze_stage="2:0")
+    quiet(pipe, loader(shuffle=True))
+    early = pipe.module(stage=1).eval()
+    with torch.no_grad():
+        right = (early(X).argmax(1) == Y).sum().item() / 50
+    assert right == pipe.evaluate(loader())["stages"][0]["accuracy"]
+    assert_same(pipe.module(stage=3), pipe.module())
+    for stage, said in ((0, "there are stages 1 to 3"), (4, "there are"), (2, "never learnt")):
+        with pytest.raises(pl.UserError, match=said):
+            pipe.module(stage=stage)
+
+
 def test_a_loss_of_one_s_own_and_a_model_with_a_forward() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -156,7 +169,7 @@ def test_a_run_is_called_after_the_module_and_the_objective(
     """Not after the Chain that holds the module, nor None where nothing was said."""
     chain = pl.Chain.from_module(layers(), units=list("01234"), input_shape=(6,))
     pl.Pipeline(chain, stages=2).fit(loader(), max_steps=1)
-    assert capsys.readouterr().out.startswith("Sequential on TensorDataset, greedy: 2 stage(s)")
+    assert "\nSequential on TensorDataset, greedy: 2 stage(s)" in capsys.readouterr().out
 
 
 def test_groups_and_a_rate_for_each_stage() -> None:
@@ -552,7 +565,8 @@ def test_figures_that_were_not_announced() -> None:
 ENDS = """
 import hashlib, os
 import torch
-weights = pipe.module().state_dict().values()
+models = (pipe.module(), pipe.module(stage=1))
+weights = [value for model in models for value in model.state_dict().values()]
 digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in weights)).hexdigest()
 found = pipe.evaluate(DataLoader(data, 100))
 print("END", digest, found["loss"], found["accuracy"], found["ensemble_accuracy"], flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import pipelocal
+from pipelocal import public
 from tests.launching import PATIENCE_S, launch, python
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -127,8 +127,8 @@ def test_the_site_builds_without_a_warning() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     reference = (root / "build" / "site" / "docs" / "reference.html").read_text()
-    for name in pipelocal.__all__:
-        if callable(getattr(pipelocal, name)):
+    for name in public.__all__:
+        if callable(getattr(public, name)):
             assert re.search(rf'id="pipelocal\.(\w+\.)*{name}"', reference), name
     shown = (root / "mkdocs.yml").read_text()
     for page in pages():

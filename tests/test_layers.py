@@ -18,7 +18,7 @@ LAYERS = (
     *("stage", "closed_form", "forward_gradient", "replicas"),
     *("checkpoint", "pipeline", "run", "api"),
     *("config", "results", "plan", "report", "doctor"),
-    *("cli", "__init__", "__main__"),
+    *("cli", "public", "__init__", "__main__"),
 )
 """Packages, and modules directly in ``pipelocal``, from the ground floor up."""
 

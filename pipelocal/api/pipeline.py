@@ -376,16 +376,20 @@ class Pipeline:
         return result.figures
 
     @leaving_torch_as_it_was
-    def module(self) -> nn.Module:
+    def module(self, *, stage: int | None = None) -> nn.Module:
         """Return the whole plain model with the trained weights, on the CPU; all ranks call it together.
 
+        Args:
+            stage: number of a stage, from 1: the network up to it, with its head in place of the classifier.
+
         Raises:
-            UserError: nothing has been trained yet, and the model's input shape is unknown.
+            UserError: there is no such stage, or its head never learnt anything; or nothing has been trained
+                yet, and the model's input shape is unknown.
         """
         world = self._next_world()
         nothing: list[Stage] = []
         blueprint, stages = self._fitted or (self._given.draw_alone(), nothing)
-        return gather_model(blueprint, stages, world, replicas=self._given.options)
+        return gather_model(blueprint, stages, world, replicas=self._given.options, upto=stage)
 
     @leaving_torch_as_it_was
     def step(self, x: Payload, target: Tensor) -> dict[str, Any]:

@@ -56,9 +56,8 @@ def _ending(run: RunRecord) -> Iterator[str]:
 def _heads_that_beat_the_last(run: RunRecord) -> Iterator[str]:
     if run.summary is None:
         return
-    # The export that the line names is not for a Pipeline's run, which its folder cannot hold.
-    exported = None if run.options.get("python") else run.path
-    line = earlier_head(dict(run.summary), exported)
+    python = bool(run.options.get("python"))
+    line = earlier_head(dict(run.summary), run.path, python=python)
     if line is not None:
         yield f"An earlier head is better than the last one: {line}."
 

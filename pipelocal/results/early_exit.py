@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.heads import call_head
+from pipelocal.heads.early import EarlyNetwork, through
 from pipelocal.models.payload import each, pack
 from pipelocal.results.saved_run import FinishedRun
 from pipelocal.tasks import Classification, Task
@@ -26,30 +27,6 @@ class Prediction:
     """Probability of the label according to the head that answered, ``[B]``."""
     stage: Tensor
     """Number of the stage whose head answered, from 1, int64 ``[B]``."""
-
-
-class EarlyNetwork(nn.Module):
-    """The bodies up to a stage in sequence, and the head of that stage.
-
-    Args:
-        bodies: the bodies of the stages, in order.
-        head: the head of the last of them.
-    """
-
-    def __init__(self, bodies: list[nn.Module], head: nn.Module) -> None:
-        super().__init__()
-        self.bodies = nn.ModuleList(bodies)
-        self.head = head
-
-    @classmethod
-    def of(cls, run: FinishedRun, stage: int) -> EarlyNetwork:
-        """Build the network of a finished run up to a stage, on the CPU, in evaluation mode."""
-        stages = run.stages(torch.device("cpu"))[:stage]
-        return cls([each.body for each in stages], stages[-1].head).eval()
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Compute the head's output, such as logits ``[B, ..., classes]``."""
-        return _through(self.bodies, self.head, inputs)
 
 
 class HeadedNetwork(nn.Module):
@@ -90,7 +67,7 @@ class HeadedNetwork(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Compute the last head's output, such as logits ``[B, ..., classes]``, as the uncut model does."""
-        return _through(self.bodies, self.heads[-1], inputs)
+        return through(self.bodies, self.heads[-1], inputs)
 
     def all_logits(self, *inputs: Tensor) -> list[Tensor]:
         """Compute every head's output, such as logits ``[B, ..., classes]``, in order."""
@@ -151,11 +128,10 @@ class HeadedNetwork(nn.Module):
         return Prediction(label=label, confidence=confidence, stage=stage)
 
 
-def _through(bodies: Iterable[nn.Module], head: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
-    x = before = pack(inputs[0], tuple(inputs[1:]))
-    for body in bodies:
-        before, x = x, body(x)
-    return call_head(head, x, before)
+def early_network(run: FinishedRun, stage: int) -> EarlyNetwork:
+    """The network of a finished run up to a stage, on the CPU, in evaluation mode."""
+    stages = run.stages(torch.device("cpu"))[:stage]
+    return EarlyNetwork([each.body for each in stages], stages[-1].head).eval()
 
 
 def _rows(tensor: Tensor, *, which: Tensor) -> Tensor:
@@ -179,7 +155,7 @@ def load(run: str, *, stage: int | None = None, averaged: bool = False) -> nn.Mo
     if stage is not None:
         finished.check_stage(stage, option="stage")
         if stage < finished.blueprint.stages:
-            return EarlyNetwork.of(finished, stage)
+            return early_network(finished, stage)
     return finished.blueprint.network.whole_with(finished.plain_state()).eval()
 
 

@@ -13,7 +13,7 @@ from pipelocal.config import ExportConfig
 from pipelocal.errors import UserError
 from pipelocal.models import Chain
 from pipelocal.models.payload import pack
-from pipelocal.results.early_exit import EarlyNetwork, HeadedNetwork
+from pipelocal.results.early_exit import HeadedNetwork, early_network
 from pipelocal.results.saved_run import FinishedRun
 from pipelocal.system.files import write_atomically
 from pipelocal.system.paths import check_path
@@ -139,7 +139,7 @@ def _write_program(run: FinishedRun, *, heads: bool, stage: int) -> tuple[bytes,
     if heads:
         module = _AllHeads(HeadedNetwork.of(run))
     elif stage < run.blueprint.stages:
-        module = EarlyNetwork.of(run, stage)
+        module = early_network(run, stage)
     elif len(examples) > 1 or not isinstance(whole.eval()(*examples), Tensor):
         module = _Logits(chain, whole)
     if module is not whole:  # whose forward takes any number

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
+from pipelocal.heads.early import EarlyNetwork
 from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.world import World
 from pipelocal.run.blueprint import Blueprint
@@ -17,11 +18,16 @@ from pipelocal.run.failures import failures_told
 from pipelocal.run.options import RunOptions
 from pipelocal.run.train import Attempt
 from pipelocal.stage.stage import Stage
-from pipelocal.stage.state import plain_state
+from pipelocal.stage.state import load_weights, plain_state
 
 
 def gather_model(
-    blueprint: Blueprint, stages: Sequence[Stage], world: World, *, replicas: RunOptions
+    blueprint: Blueprint,
+    stages: Sequence[Stage],
+    world: World,
+    *,
+    replicas: RunOptions,
+    upto: int | None = None,
 ) -> nn.Module:
     """Return the uncut model with all stages' weights, on the CPU; all ranks call it together.
 
@@ -30,40 +36,54 @@ def gather_model(
         stages: this rank's stages; empty if nothing has been trained yet.
         world: the ranks.
         replicas: number of ranks of each stage.
+        upto: number of the stage with whose head the model ends; None for the whole of it.
 
     Raises:
-        UserError: a module has extra state that is not a tensor and cannot be sent.
+        UserError: there is no such stage, or its head never learnt anything; or a module has extra state that
+            is not a tensor and cannot be sent.
         Interrupted: another rank failed.
     """
+    last = blueprint.stages if upto is None else upto
+    if not 1 <= last <= blueprint.stages:
+        raise UserError(f"stage={last}: there are stages 1 to {blueprint.stages}")
+    if blueprint.silent(last):
+        raise UserError(f"stage={last}: its head never learnt anything: give another stage")
     own = {stage.number: stage for stage in stages}
     if not own or world.size == 1:
-        return blueprint.network.whole_with(
-            plain_state(
-                blueprint.network, [_weights(blueprint, n, own) for n in _numbers(blueprint)]
-            )
-        )
+        return _joined(blueprint, [_weights(blueprint, n, own, last) for n in range(1, last + 1)])
     attempt = Attempt(ControlPlane(world))
     with failures_told(attempt), joined(world, attempt.control, replicas.start_timeout):
         placement = replicas.placement(blueprint.stages, world.size)
         states = []
-        for number in _numbers(blueprint):
-            state = _weights(blueprint, number, own)
+        for number in range(1, last + 1):
+            state = _weights(blueprint, number, own, last)
             source = next(b.ranks[0] for b in placement.blocks if number in b.stages)
             for tensor in _tensors(state):
                 dist.broadcast(tensor, src=source)
             states.append(state)
         attempt.control.leave()
-    return blueprint.network.whole_with(plain_state(blueprint.network, states))
+    return _joined(blueprint, states)
 
 
-def _numbers(blueprint: Blueprint) -> range:
-    return range(1, blueprint.stages + 1)
+def _joined(blueprint: Blueprint, states: list[dict[str, dict[str, Tensor]]]) -> nn.Module:
+    """Return the model with these weights of its first stages, or of all."""
+    network, cpu = blueprint.network, torch.device("cpu")
+    if len(states) == blueprint.stages:
+        return network.whole_with(plain_state(network, states))
+    parts = [blueprint.build_parts(n, device=cpu) for n in range(1, len(states) + 1)]
+    for number, ((body, head), state) in enumerate(zip(parts, states, strict=True), start=1):
+        own = state if number == len(states) else {**state, "head": head.state_dict()}
+        load_weights(network, blueprint.cuts[number - 1], number, body, head, own)
+    return EarlyNetwork([body for body, _ in parts], parts[-1][1])
 
 
 def _weights(
-    blueprint: Blueprint, number: int, own: dict[int, Stage]
+    blueprint: Blueprint, number: int, own: dict[int, Stage], last: int
 ) -> dict[str, dict[str, Tensor]]:
-    """Return a stage's weights by the whole model's names; empty tensors for another rank's stage."""
+    """Return a stage's weights by the whole model's names, those of its head if it is the last one.
+
+    Another rank's stage has tensors of other values, to be overwritten.
+    """
     cut, cpu = blueprint.cuts[number - 1], torch.device("cpu")
     if number in own:
         body, head = own[number].body, own[number].head
@@ -71,7 +91,7 @@ def _weights(
         body, head = blueprint.build_parts(number, device=cpu)
     state = {
         "body": blueprint.network.whole_state(body, cut.start, cut.stop),
-        "head": head.state_dict() if number == blueprint.stages else {},
+        "head": head.state_dict() if number == last else {},
     }
     for part in state.values():
         for name, value in part.items():

@@ -48,9 +48,10 @@ from pipelocal.run.spec import Spec
 from pipelocal.run.summary import begin_record, describe, final_record, summarise
 from pipelocal.stage.stage import Stage
 from pipelocal.system.signals import Wishes
-from pipelocal.system.streams import tell
+from pipelocal.system.streams import for_progress, tell
 from pipelocal.telemetry.actions import Recorder
 from pipelocal.telemetry.reporter import Reporter
+from pipelocal.telemetry.setting_up import SettingUp
 from pipelocal.telemetry.trace import merge_parts, write_part
 
 BeginWith = Callable[[Stage], None]
@@ -101,7 +102,10 @@ class Run:
         """
         if self.world.rank == 0:
             self.loggers = Feeds(opened(self.spec.log, keeps=self.spec.keeps))
+        setting_up = SettingUp(stream if self.world.rank == 0 else for_progress(None))
+        setting_up.now(f"setting up {self.spec.title}")
         model = self._draw()
+        setting_up.now("opening the data and choosing the cut")
         prepared = prepare(self.spec, self.blueprint, model, self.device, self.world, self.control)
         found = prepared.findings
         if found.finished:
@@ -109,11 +113,13 @@ class Run:
         self._settle(found)
         batches = self._data_of_this_rank(prepared.batches, found)
         start, plan = self._timetable(found)
+        setting_up.now("building the stages")
         self._build_stages(plan, found, start)
         self._batch_size = found.batch_size
         assembly = self._assembly()
         if self.world.rank == 0 and assembly.contracts.way_back is not None:
             tell(assembly.contracts.describe_back())
+        setting_up.now("connecting the ranks")
         edges = self._connect(assembly)
         if self.spec.keeps:
             # Only now: all ranks have built their stages, so a start that fails leaves no folder behind.
@@ -414,7 +420,10 @@ class Run:
             folder.write_summary(summary)
         reporter.stop()
         reporter.view.close()
-        reporter.view.message(describe(summary, None if folder is None else folder.path))
+        python = bool(self.spec.text.get("python"))
+        reporter.view.message(
+            describe(summary, None if folder is None else folder.path, python=python)
+        )
         if self.world.size > 1:
             self.control.put("summary", summary)
         return summary
@@ -423,7 +432,9 @@ class Run:
         """Leave a run that was already finished; return its summary."""
         summary = folder.summary()
         if self.world.rank == 0:
-            stream.write(f"it was finished before: {describe(summary, folder.path)}\n")
+            python = bool(self.spec.text.get("python"))
+            said = describe(summary, folder.path, python=python)
+            stream.write(f"it was finished before: {said}\n")
         self.control.leave()
         return summary
 

@@ -176,35 +176,41 @@ def _of_all(finals: list[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def describe(summary: dict[str, Any], folder: Path | None) -> str:
+def describe(summary: dict[str, Any], folder: Path | None, *, python: bool) -> str:
     """Return a line for the user, and one more for each of the following.
 
     The ensemble's figures are unknown; an earlier head beats the last one.
+
+    Args:
+        summary: what :func:`summarise` returned.
+        folder: the run's folder; None if it has none.
+        python: whether a Pipeline ran it, whose model no command can build.
     """
     line = (
         f"{_figures(summary)} after {summary['steps']} batches in {summary['seconds']:.1f} s"
         f"{'' if folder is None else f'; run folder {folder}'}"
     )
     # Runs of earlier versions have neither of the two.
-    more = (summary.get("no_ensemble"), earlier_head(summary, folder))
+    more = (summary.get("no_ensemble"), earlier_head(summary, folder, python=python))
     return "\n".join([line, *(each for each in more if each is not None)])
 
 
-def earlier_head(summary: dict[str, Any], folder: Path | None) -> str | None:
-    """Return what it means that an earlier head beats the last one; None if none does."""
+def earlier_head(summary: dict[str, Any], folder: Path | None, *, python: bool) -> str | None:
+    """Return what it means that an earlier head beats the last one; None if none does.
+
+    The arguments are those of :func:`describe`.
+    """
     stages, best = summary["stages"], summary.get("best_head")
     if best is None or best == len(stages):
         return None
     name = next(name for name in stages[-1]["figures"]["eval"] if name != "loss")
     value, last = (stages[n - 1]["figures"]["eval"][name] for n in (best, len(stages)))
     export = (
-        ""
-        if folder is None
-        else f"; pipelocal export {folder} --stage {best} gives the network up to it"
+        f"Pipeline.module(stage={best})" if python else f"pipelocal export {folder} --stage {best}"
     )
     return (
         f"the head of stage {best} beats the last one ({name} {known(value)}): on this data, so far, the "
-        f"stages behind it gain nothing over {known(last)}{export}"
+        f"stages behind it gain nothing over {known(last)}; {export} gives the network up to it"
     )
 
 

@@ -98,6 +98,11 @@ class _Progress(io.TextIOBase):
         except ValueError:  # closed
             return False
 
+    @property
+    def name(self) -> str:
+        """The stream's name, such as ``<stdout>``; empty if it has none."""
+        return str(getattr(self._stream, "name", ""))
+
     def _try(self, call: Callable[[TextIO], object]) -> None:
         if self._stream is not None:
             try:

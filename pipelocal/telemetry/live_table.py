@@ -22,6 +22,12 @@ from pipelocal.telemetry.formats import (
 from pipelocal.telemetry.progress import Progress, StageRow, progress_text
 
 _BUSY_BAR_WIDTH = 8
+_UNITS_FROM, _BUSY_BAR_FROM = 72, 100
+"""Terminal columns from which on there is room for the units, and for bars."""
+_KEPT = ("loss", "eval", "metric", "busy", "samples/s", "memory")
+"""Figures in the order in which a narrow terminal has room for them."""
+_WIDTHS = {"loss": 7, "busy": 4, "samples/s": 9, "memory": 8}
+"""Columns that a figure takes at most; a metric takes its name's."""
 
 
 class LiveView:
@@ -81,13 +87,16 @@ class LiveView:
         width, height = self._console.size
         other_lines = 5  # header, rule, blank, progress, and the line the cursor is left on
         is_final = self._live is None
-        table = stage_table(
-            self._rows,
-            metric=self._progress.metric,
-            width=width,
-            max_rows=None if is_final else height - other_lines,
-        )
-        return Group(table, "", _progress_bar(self._progress))
+        room = None if is_final else height - other_lines
+        return whole_view(self._rows, self._progress, width=width, max_rows=room)
+
+
+def whole_view(
+    rows: Sequence[StageRow], progress: Progress, *, width: int, max_rows: int | None = None
+) -> RenderableType:
+    """Build the table of the stages with the run's progress below, as :func:`stage_table` says."""
+    table = stage_table(rows, metric=progress.metric, width=width, max_rows=max_rows)
+    return Group(table, "", _progress_bar(progress, width))
 
 
 def stage_table(
@@ -103,12 +112,15 @@ def stage_table(
         rows: The stages, first to last.
         metric: Name of the task's first metric.
         width: Available terminal columns; if there are few, the least important columns are left
-            out. None shows all.
+            out, so that those that stay are whole. None shows all.
         max_rows: Available terminal lines for the rows; if there are too few, the last stage is
             kept (it is the model's own output) and "..." stands for omitted rows.
     """
-    with_bar = width is None or width >= 100
-    with_units = width is None or width >= 72
+    with_bar = width is None or width >= _BUSY_BAR_FROM
+    with_units = width is None or width >= _UNITS_FROM
+    names = {name: name for name in ("loss", "metric", "eval", "samples/s", "busy", "memory")}
+    names |= {"metric": metric, "eval": f"eval {short_name(metric)}"}
+    shown = _fitting(names, width)
     table = Table(
         box=SIMPLE_HEAD,
         show_edge=False,
@@ -121,19 +133,18 @@ def stage_table(
     if with_units:
         table.add_column("rank", justify="right", no_wrap=True, overflow="crop")
         table.add_column("units", no_wrap=True, overflow="crop")
-    names = ("loss", metric, f"eval {short_name(metric)}", "samples/s", "busy", "memory")
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True, overflow="crop")
+    for name in shown:
+        table.add_column(names[name], justify="right", no_wrap=True, overflow="crop")
         if name == "busy" and with_bar:
             table.add_column("", width=_BUSY_BAR_WIDTH)
 
     first, last = _head_and_tail(rows, max_rows)
     for row in first:
-        table.add_row(*_cells(row, with_units=with_units, with_bar=with_bar))
+        table.add_row(*_cells(row, shown, with_units=with_units, with_bar=with_bar))
     if len(first) + len(last) < len(rows):
         table.add_row("...")
     for row in last:
-        table.add_row(*_cells(row, with_units=with_units, with_bar=with_bar))
+        table.add_row(*_cells(row, shown, with_units=with_units, with_bar=with_bar))
     return table
 
 
@@ -146,19 +157,43 @@ def _head_and_tail(
     return rows[: max(max_rows - 2, 0)], rows[-1:]
 
 
-def _cells(row: StageRow, *, with_units: bool, with_bar: bool) -> Iterator[RenderableType]:
+def _fitting(names: dict[str, str], width: int | None) -> list[str]:
+    """Return the figures that fit beside the stage's number, in the order of ``names``.
+
+    Args:
+        names: each figure's heading.
+        width: available terminal columns; None for any number.
+    """
+    left = float("inf") if width is None else width - len("stage")
+    kept: set[str] = set()
+    for name in _KEPT:
+        left -= 1 + max(_WIDTHS.get(name, 5), len(names[name]))
+        if left < 0 and kept:
+            break
+        kept.add(name)
+    return [name for name in names if name in kept]
+
+
+def _cells(
+    row: StageRow, shown: Sequence[str], *, with_units: bool, with_bar: bool
+) -> Iterator[RenderableType]:
     yield f"{row.stage}*" if row.frozen else str(row.stage)
     if with_units:
         yield str(row.rank)
         yield Text(row.units)  # not markup: a name may hold brackets
-    yield or_unknown(format_loss, row.loss)
-    yield or_unknown(format_figure, row.metric)
-    yield or_unknown(format_figure, row.eval_metric)
-    yield or_unknown(format_rate, row.samples_per_second)
-    yield or_unknown("{:.0%}".format, row.busy_fraction)
-    if with_bar:
-        yield "" if row.busy_fraction is None else _bar(row.busy_fraction, width=_BUSY_BAR_WIDTH)
-    yield or_unknown(format_bytes, row.peak_memory_bytes)
+    figures = {
+        "loss": or_unknown(format_loss, row.loss),
+        "metric": or_unknown(format_figure, row.metric),
+        "eval": or_unknown(format_figure, row.eval_metric),
+        "samples/s": or_unknown(format_rate, row.samples_per_second),
+        "busy": or_unknown("{:.0%}".format, row.busy_fraction),
+        "memory": or_unknown(format_bytes, row.peak_memory_bytes),
+    }
+    for name in shown:
+        yield figures[name]
+        if name == "busy" and with_bar:
+            known = row.busy_fraction is not None
+            yield _bar(row.busy_fraction or 0.0, width=_BUSY_BAR_WIDTH) if known else ""
 
 
 def _bar(fraction: float, *, width: int | None = None) -> ProgressBar:
@@ -168,9 +203,12 @@ def _bar(fraction: float, *, width: int | None = None) -> ProgressBar:
     )
 
 
-def _progress_bar(progress: Progress) -> Table:
-    line = Table.grid(padding=(0, 1), expand=True)
-    line.add_column(ratio=1)
-    line.add_column(no_wrap=True, overflow="crop")
-    line.add_row(_bar(progress.step / max(progress.total_steps, 1)), Text(progress_text(progress)))
-    return line
+def _progress_bar(progress: Progress, width: int) -> RenderableType:
+    text = progress_text(progress, width=width)
+    if len(text) < width - _BUSY_BAR_WIDTH:
+        line = Table.grid(padding=(0, 1), expand=True)
+        line.add_column(ratio=1)
+        line.add_column(no_wrap=True, overflow="crop")
+        line.add_row(_bar(progress.step / max(progress.total_steps, 1)), Text(text))
+        return line
+    return Text(text, no_wrap=True, overflow="crop")

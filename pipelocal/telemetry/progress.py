@@ -62,12 +62,15 @@ class Progress:
         return self.elapsed_s / steps_done * steps_left
 
 
-def progress_text(progress: Progress) -> str:
-    """Format progress, for example ``step 120/230  epoch 2/10  12.3 s left``."""
-    parts = [
-        f"step {progress.step}/{progress.total_steps}",
-        f"epoch {progress.epoch}/{progress.epochs}",
-    ]
+def progress_text(progress: Progress, *, width: int | None = None) -> str:
+    """Format progress, for example ``step 120/230  epoch 2/10  12.3 s left``.
+
+    Args:
+        progress: what is told.
+        width: columns that there are; if there are few, the epoch and then the rest is left out.
+    """
+    epoch = f"epoch {progress.epoch}/{progress.epochs}"
+    parts = [f"step {progress.step}/{progress.total_steps}", epoch]
     if progress.phase != "train":
         parts.append(progress.phase)
     seconds_left = progress.eta_s
@@ -75,4 +78,8 @@ def progress_text(progress: Progress) -> str:
         parts.append(f"{format_seconds(progress.elapsed_s)} elapsed")
     elif seconds_left is not None:
         parts.append(f"{format_seconds(seconds_left)} left")
+    if width is not None and len("  ".join(parts)) > width:
+        parts.remove(epoch)
+        while len("  ".join(parts)) > width and len(parts) > 1:
+            parts.pop()
     return "  ".join(parts)

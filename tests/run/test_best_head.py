@@ -42,11 +42,12 @@ def test_what_is_said(values: tuple[float | None, ...], higher: bool, best: int 
         for number, value in enumerate(values, start=1)
     ]
     summary = summarise(TEXT, 1, finals, higher_is_better=higher)
-    _, *more = describe(summary, Path("runs/one")).splitlines()
+    _, *more = describe(summary, Path("runs/one"), python=False).splitlines()
     if best is None:
         assert not more
         return
     (line,) = more
     assert line.startswith(f"the head of stage {best} beats the last one ")
     assert f"pipelocal export runs/one --stage {best}" in line
-    assert "pipelocal export" not in describe(summary, None)
+    from_python = describe(summary, None, python=True)
+    assert f"; Pipeline.module(stage={best}) gives the network up to it" in from_python
