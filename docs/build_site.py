@@ -1,7 +1,7 @@
 """Build the site: pages stay where they are read in the repository, and links work in both places.
 
 The pages of the repository, and the files that they link to, are copied to ``build/pages`` in the same
-folders, from where MkDocs builds ``build/site``; a warning is an error::
+folders, notebooks as pages (`notebooks`), from where MkDocs builds ``build/site``; a warning is an error::
 
     pip install -e '.[docs]'
     python docs/build_site.py
@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from notebooks import as_markdown, to_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "build" / "pages"
@@ -28,10 +30,15 @@ def gather() -> None:
         shutil.copy(page, PAGES / page.name)
     for folder in FOLDERS:
         for file in (ROOT / folder).rglob("*"):
+            target = PAGES / file.relative_to(ROOT)
             if file.suffix in SHOWN and file.is_file():
-                target = PAGES / file.relative_to(ROOT)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, target)
+            elif file.suffix == ".ipynb":
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.with_suffix(".md").write_text(as_markdown(file))
+    for page in PAGES.rglob("*.md"):
+        page.write_text(to_pages(page.read_text()))
 
 
 def main() -> None:

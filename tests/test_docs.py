@@ -92,7 +92,8 @@ def test_every_ready_task_and_one_of_one_s_own(capsys: pytest.CaptureFixture[str
 def pages() -> list[Path]:
     root = DOCS.parent
     folders = (DOCS, root / "benchmarks", root / "launch")
-    return [*root.glob("*.md"), *(page for folder in folders for page in folder.rglob("*.md"))]
+    found = [page for folder in folders for page in folder.rglob("*.md")]
+    return [*root.glob("*.md"), *found, *(DOCS / "tutorials").glob("*.ipynb")]
 
 
 def headings(page: Path) -> set[str]:
@@ -132,4 +133,5 @@ def test_the_site_builds_without_a_warning() -> None:
             assert re.search(rf'id="pipelocal\.(\w+\.)*{name}"', reference), name
     shown = (root / "mkdocs.yml").read_text()
     for page in pages():
-        assert str(page.relative_to(root)) in shown or "tests" in page.parts, page
+        name = str(page.relative_to(root).with_suffix(".md"))
+        assert name in shown or "tests" in page.parts, page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def load_pyplot(what: str) -> Any:
         UserError: matplotlib is not installed, and ``what`` needs it.
     """
     try:
-        importlib.import_module("matplotlib").use("Agg")
+        matplotlib = importlib.import_module("matplotlib")
+        if "matplotlib.pyplot" not in sys.modules:  # otherwise a notebook's pictures would vanish
+            matplotlib.use("Agg")
         return importlib.import_module("matplotlib.pyplot")
     except ImportError as error:
         raise UserError(
