@@ -165,13 +165,17 @@ def check_values(options: Any) -> None:
         UserError: a value is invalid; names option, value, and what is valid.
     """
     kind: Any = type(options)
-    for name, words in _choices(kind).items():
+    known, bounded = _choices(kind), limits_of(options)
+    for name, words in known.items():
         value = getattr(options, name)
-        if value is not None and value not in words:
-            raise UserError(f"{option_name(name)} {value}: choose one of {', '.join(words)}")
-    for name, limits in limits_of(options).items():
+        numeric = name in bounded
+        if value is None or value in words or (numeric and isinstance(value, int | float)):
+            continue
+        wanted = "give a number, or" if numeric else "choose one of"
+        raise UserError(f"{option_name(name)} {value}: {wanted} {', '.join(words)}")
+    for name, limits in bounded.items():
         value = getattr(options, name)
-        if value is None:
+        if value is None or value in known.get(name, ()):
             continue
         if isinstance(value, str) and name in _listing(kind):
             for number in listed_numbers(name, value):

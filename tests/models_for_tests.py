@@ -163,6 +163,11 @@ def slow_second(shape: tuple[int, ...], classes: int) -> nn.Sequential:
     return _sequential(Repeat(256), Dawdle(0.004), nn.Linear(64, classes))
 
 
+def far(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """The same, but the second one takes 30 ms: less than a third of a round trip over a long link."""
+    return _sequential(Repeat(256), Dawdle(0.03), nn.Linear(64, classes))
+
+
 def one_sleeps(shape: tuple[int, ...], classes: int) -> nn.Sequential:
     """The second stage takes more than twice as long as the others."""
     return _sequential(Repeat(1), Dawdle(0.02), Repeat(1), nn.Linear(64, classes))

@@ -20,6 +20,7 @@ from pipelocal.transport.remote_sender import RemoteSender
 def without_prefetch() -> None:
     """A ring of one slot: nothing of a batch arrives before the one in use is given back."""
     remote_receiver.ring_slots = lambda window: 1  # type: ignore[attr-defined]  # noqa: ARG005
+    remote_receiver.most_slots = lambda contract, window: 1  # type: ignore[attr-defined]  # noqa: ARG005
 
 
 def without_early_send() -> None:

@@ -66,8 +66,9 @@ class PlanConfig:
     """sgd or adamw."""
     wire: str = shared("wire")
     """As for train: float32, bf16 or int8."""
-    window: int = shared("window")
-    """Batches under way on an edge, which the memory counts."""
+    window: int | Literal["auto"] = shared("window")
+    """Batches under way on an edge, which the memory counts; of auto the 2 with which it begins: on a long
+    link it takes up to 256 MiB more. With --ranks, as many as the link needs."""
     micro_batches: int = option(8, limits=Limits(1, MOST_TASKS))
     """Micro-batches of the back-propagation pipelines that are shown beside the plan."""
     replicas: str = "1"

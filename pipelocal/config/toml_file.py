@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -67,9 +68,8 @@ def _as_words(place: str, name: str, value: Any) -> tuple[str, ...]:
 
 def _checked(place: str, name: str, value: Any, annotation: str) -> Any:
     """The value in the field's type, where TOML's type fits."""
-    wanted = annotation.removesuffix(" | None")
-    if wanted.startswith("Literal"):
-        wanted = "str"  # which words is looked at with all others
+    # Which words is looked at with all others.
+    wanted = re.sub(r"Literal\[.*?\]", "str", annotation.removesuffix(" | None"))
     if isinstance(value, tuple):
         return value
     if wanted == "float | str" and type(value) is not str:

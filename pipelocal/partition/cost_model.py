@@ -10,7 +10,7 @@ from pipelocal.errors import UserError
 from pipelocal.partition.cut import Cut
 from pipelocal.partition.optimal import minimise_largest
 from pipelocal.partition.profile import Cost, Profile
-from pipelocal.transport.window import ring_slots
+from pipelocal.transport.window import Window, frames, ring_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,8 @@ class CostModel:
         reconcile_share: share of the batches that are reconciled; 0 with the greedy objective.
         passes: first-order reconciliation: extra forward and backward passes per reconciled batch; 0
             with the exact form, whose cost is in the profile.
-        window: batches that a stage may have sent before the next stage takes them.
+        window: batches that a stage may have sent before the next stage takes them; of ``auto`` what it
+            begins with is counted.
         label_bytes: bytes of targets and ids, which every edge carries, per batch.
         packed: whether main outputs are packed on the wire, so that the receiving end holds them twice.
         light_stem: whether the first unit does less than the average unit, so that it should not be a stage
@@ -37,7 +38,7 @@ class CostModel:
     delta_bytes: Sequence[int]
     reconcile_share: float
     passes: float
-    window: int
+    window: Window
     label_bytes: int = 0
     packed: bool = False
     light_stem: bool = False
@@ -74,7 +75,7 @@ class CostModel:
             if self.passes:  # eta, the direction, and the displaced input
                 held += 3 * self.profile.units[start - 1].output_bytes
         last = stop == len(self.profile.units)
-        outgoing = 0 if last else self.window * self._most_sent(stop)
+        outgoing = 0 if last else frames(self.window) * self._most_sent(stop)
         return held + self._incoming_bytes(start) + outgoing
 
     def _incoming_bytes(self, start: int) -> int:

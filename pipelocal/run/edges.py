@@ -24,6 +24,7 @@ from pipelocal.transport.groups import ReplicaGroup, open_group
 from pipelocal.transport.remote_receiver import RemoteReceiver
 from pipelocal.transport.remote_sender import RemoteSender
 from pipelocal.transport.replicated import CollectingReceiver, DealingSender
+from pipelocal.transport.window import Window
 
 WINDOW_BACK = 2
 """Messages in flight on an edge back, where nothing ever waits for room: a gradient is taken before another
@@ -107,7 +108,7 @@ def open_edges(
     )
     by_ranks = {link.ranks: channel for link, channel in zip(links, channels, strict=True)}
 
-    def of(end: _End, window: int) -> dict[str, Any]:
+    def of(end: _End, window: Window) -> dict[str, Any]:
         return {
             "contract": end.link.contract,
             "channel": by_ranks[end.link.ranks],
@@ -119,10 +120,10 @@ def open_edges(
             "recorder": recorder,
         }
 
-    def receivers(ends: list[_End], window: int) -> dict[int, RemoteReceiver]:
+    def receivers(ends: list[_End], window: Window) -> dict[int, RemoteReceiver]:
         return {end.replica: RemoteReceiver(**of(end, window), deal=end.deal) for end in ends}
 
-    def senders(ends: list[_End], window: int) -> dict[int, RemoteSender]:
+    def senders(ends: list[_End], window: Window) -> dict[int, RemoteSender]:
         return {end.replica: RemoteSender(**of(end, window)) for end in ends}
 
     group = open_group(

@@ -3,16 +3,24 @@
 A frame is one message, since a transfer costs more time than the bytes of what is small. Both ends know from
 the contract what rides, and so from a header where it lies::
 
-    | header | ids | target | x | ...      each padded to a multiple of 64 bytes
+    | header, wait | ids | target | x | ...      each padded to a multiple of 64 bytes
+
+Behind the header's 56 bytes stands how long the sender has waited for room.
 """
 
 from __future__ import annotations
+
+import struct
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelocal.transport.contract import Contract, Message
-from pipelocal.transport.header import Header, Kind
+from pipelocal.transport.header import FORMAT, Header, Kind
+
+WAIT = struct.Struct("=d")
+"""Seconds that the sender waited for room since the batch before."""
 
 ALIGNED = 64
 """Bytes to which the header and every tensor are padded: as memory of their own would be aligned, since the
@@ -65,16 +73,22 @@ class Frame:
     def __init__(self, layout: FrameLayout, data: Tensor) -> None:
         self.data = data
         self._layout = layout
-        self._memory = data.numpy()
+        self._memory: Any = data.numpy()
         self._full: dict[Kind, Load] = {}
 
-    def write(self, header: Header) -> None:
-        """Write the header."""
+    def write(self, header: Header, *, waited_s: float = 0.0) -> None:
+        """Write the header, and the seconds that the sender waited for room."""
         header.pack_into(self._memory)
+        WAIT.pack_into(self._memory, FORMAT.size, waited_s)
 
     def read(self) -> Header:
         """Return the header; raise ``ValueError`` if the bytes are not one."""
         return Header.unpack_from(self._memory)
+
+    def read_wait(self) -> float:
+        """Return the seconds that the sender waited for room."""
+        (waited_s,) = WAIT.unpack_from(self._memory, FORMAT.size)
+        return float(waited_s)
 
     def load(self, kind: Kind, rows: int) -> Load:
         """Return where everything lies in a frame of this kind."""

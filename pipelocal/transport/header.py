@@ -71,8 +71,8 @@ class Header:
         )
 
 
-MAGIC = 0x50_4C_4F_43_00_03
-"""``PLOC`` and the version of this format."""
+MAGIC = 0x50_4C_4F_43_00_04
+"""``PLOC`` and the version of the frame's format."""
 
 FORMAT = struct.Struct("=7q")
 """Of a header on the wire: seven int64."""

@@ -18,13 +18,13 @@ class TransportOptions:
     wire: str = "float32"
     """How a stage's output travels to the next one, in training and evaluation: float32, bf16 (half the
     bytes), or int8 (a quarter; one scale a sample)."""
-    window: int = option(
-        2,
+    window: int | Literal["auto"] = option(
+        "auto",
         limits=Limits(1, 1024, why="the next stage keeps room for so many batches"),
         of_the_bits=False,
     )
-    """Most batches that a stage may have sent and the next one not yet taken. The next one keeps room for
-    as many (at least 2): more of them hide a long link, and cost memory."""
+    """Most batches that a stage may have sent and the next one not yet taken, for which the next one keeps
+    room. More of them hide a long link: auto begins with 2, and adds what the link is seen to need."""
     timeout: float = option(300.0, limits=PATIENCE, of_the_bits=False)
     """Seconds within which a rank that waits for a neighbour in vain gives up and says which rank hangs."""
     start_timeout: float = option(300.0, limits=PATIENCE, of_the_bits=False, seldom=True)

@@ -7,7 +7,6 @@ import time
 from functools import partial
 from typing import Any, NoReturn
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -25,7 +24,15 @@ from pipelocal.transport.deal import EVERYTHING, Deal
 from pipelocal.transport.endpoint import Endpoint
 from pipelocal.transport.frame import Frame, FrameLayout
 from pipelocal.transport.header import Header, Kind
-from pipelocal.transport.window import check_room, ring_slots
+from pipelocal.transport.window import (
+    SHARE_OF_FREE,
+    Growth,
+    Window,
+    check_room,
+    free_bytes,
+    most_slots,
+    ring_slots,
+)
 
 
 class RemoteReceiver(Endpoint):
@@ -48,7 +55,7 @@ class RemoteReceiver(Endpoint):
         contract: Contract,
         channel: Channel,
         *,
-        window: int,
+        window: Window,
         deal: Deal = EVERYTHING,
         **rest: Any,
     ) -> None:
@@ -59,7 +66,7 @@ class RemoteReceiver(Endpoint):
         self._last_number = -1
         self._arriving: queue.SimpleQueue[ArrivingBatch] = queue.SimpleQueue()
         if channel.device.type == "cpu":  # elsewhere the allocator refuses by itself
-            check_room(contract, window, psutil.virtual_memory().available)
+            check_room(contract, window, free_bytes(channel.device))
         self._tags = {m.name: tag for tag, m in enumerate(contract.messages, FIRST_TENSOR_TAG)}
         self._given_back: queue.SimpleQueue[tuple[Slot, dict[str, Tensor], Token] | None]
         self._given_back = queue.SimpleQueue()
@@ -67,9 +74,9 @@ class RemoteReceiver(Endpoint):
         self._lanes: dict[str, queue.SimpleQueue[tuple[Tensor, WaitReceived]]] = {
             m.name: queue.SimpleQueue() for ms in self._layout.following.values() for m in ms
         }
-        for _ in range(ring_slots(window)):
-            buffers = {name: self._buffer(self.messages[name]) for name in self._lanes}
-            self._given_back.put((Slot(self._layout, channel), buffers, channel.mark()))
+        self._growth = Growth(ring_slots(window), most_slots(contract, window), self._room)
+        self._waited_before_s = 0.0
+        self._add_slots(self._growth.slots)
         self._start(self._post)
         self._start(self._wait)
 
@@ -87,6 +94,7 @@ class RemoteReceiver(Endpoint):
                 batch=due,
             )
         self._last_number = number
+        self._grow(batch)
         return batch
 
     def receive_end(self, number: int) -> None:
@@ -104,6 +112,26 @@ class RemoteReceiver(Endpoint):
 
     def close(self) -> None:
         self._given_back.put(None)
+
+    def _grow(self, batch: ArrivingBatch) -> None:
+        """Add the slots that the link is seen to need."""
+        kind, waited_s = batch.header.kind, self.waited_s - self._waited_before_s
+        self._waited_before_s = self.waited_s
+        if kind.trains:
+            self._add_slots(self._growth.add(sender_s=batch.sender_waited_s, receiver_s=waited_s))
+        elif kind not in (Kind.EPOCH, Kind.UPDATE):
+            self._growth.interrupt()
+
+    def _room(self) -> int:
+        """Return for how many slots there is memory."""
+        free = SHARE_OF_FREE * free_bytes(self._channel.device)
+        return int(free / max(1, self._contract.batch_bytes))
+
+    def _add_slots(self, count: int) -> None:
+        for _ in range(count):
+            buffers = {name: self._buffer(self.messages[name]) for name in self._lanes}
+            slot = Slot(self._layout, self._channel)
+            self._given_back.put((slot, buffers, self._channel.mark()))
 
     def _buffer(self, message: Message) -> Tensor:
         shape = (self._contract.max_rows, *message.shape)
@@ -205,6 +233,8 @@ class ArrivingBatch:
         buffers: dict[str, Tensor],
     ) -> None:
         self.header = header
+        self.sender_waited_s = slot.frame.read_wait()
+        """How long the sender waited for room for it, in seconds."""
         self.slot = slot
         self.buffers = buffers
         """Where what follows the frame arrives."""

@@ -22,6 +22,7 @@ from pipelocal.transport.contract import Contract, Message
 from pipelocal.transport.endpoint import Endpoint
 from pipelocal.transport.frame import Frame
 from pipelocal.transport.header import Header, Kind
+from pipelocal.transport.window import Window, frames
 
 
 class RemoteSender(Endpoint):
@@ -33,18 +34,20 @@ class RemoteSender(Endpoint):
     Args:
         contract: what the edge carries.
         channel: how.
-        window: most batches that are sent but not yet taken by the other end.
+        window: most batches that are sent but not yet taken by the other end; ``auto`` as at both ends.
         rest: further arguments of :class:`~pipelocal.transport.endpoint.Endpoint`.
     """
 
-    def __init__(self, contract: Contract, channel: Channel, *, window: int, **rest: Any) -> None:
+    def __init__(
+        self, contract: Contract, channel: Channel, *, window: Window, **rest: Any
+    ) -> None:
         super().__init__(contract, channel, own=contract.source, **rest)
         self.sent_bytes = 0
         self._kinds = {kind: contract.of_kind(kind) for kind in Kind}
         self._tags = {m.name: tag for tag, m in enumerate(contract.messages, FIRST_TENSOR_TAG)}
-        self._window = window
+        self._frames = frames(window)
         self._free: queue.SimpleQueue[Frame] = queue.SimpleQueue()
-        for _ in range(window):
+        for _ in range(self._frames):
             self._free.put(Frame(self._layout, channel.host_memory(self._layout.size)))
         self._header: Header
         self._frame: Frame
@@ -56,9 +59,9 @@ class RemoteSender(Endpoint):
         self._start(self._send_all)
 
     def begin(self, header: Header) -> None:
-        self._batch = header.number
+        self._batch, waited = header.number, self.waited_s
         self._frame = self._next_of(self._free, "no room towards")
-        self._frame.write(header)
+        self._frame.write(header, waited_s=self.waited_s - waited)
         self._places, self._data = self._frame.load(header.kind, header.rows)
         self._header = header
         self._expected.extend(self._kinds[header.kind])
@@ -88,8 +91,8 @@ class RemoteSender(Endpoint):
         assert not self._expected, f"not sent: {[message.name for message in self._expected]}"
 
     def drain(self) -> None:
-        frames = [self._next_of(self._free, "nothing taken by") for _ in range(self._window)]
-        for frame in frames:
+        taken = [self._next_of(self._free, "nothing taken by") for _ in range(self._frames)]
+        for frame in taken:
             self._free.put(frame)
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.packing import SCALE_BYTES
 from pipelocal.transport.remote_receiver import RemoteReceiver
 from pipelocal.transport.remote_sender import RemoteSender
-from pipelocal.transport.window import ring_slots
+from pipelocal.transport.window import RING_SLOTS, Growth, Window, ring_slots
 from tests.launching import FORK, PATIENCE_S, start, until, world_of
 from tests.transport.contracts import plain_contract
 
@@ -45,7 +45,7 @@ def run_edge(
     send: Callable[[RemoteSender], None],
     receive: Callable[[RemoteReceiver], None],
     *,
-    window: int = 2,
+    window: Window = 2,
     receiver_timeout_s: float = PATIENCE_S,
 ) -> None:
     """Rank 0 sends and rank 1 receives; both must end well."""
@@ -255,6 +255,62 @@ def test_a_sender_is_never_further_ahead_than_the_window(tmp_path: Path, window:
         assert take_all(receiver, lambda *_: None) == 12
 
     run_edge(tmp_path, contract(500_000), send, receive, window=window)
+
+
+def test_a_ring_that_grows_while_batches_are_under_way(tmp_path: Path) -> None:
+    """Everything arrives whole and in order, and what is in use stays as it is."""
+
+    def send(sender: RemoteSender) -> None:
+        for number in range(20):
+            send_batch(sender, number, value(number, 8, 20_000))
+        end(sender, 20)
+
+    def receive(receiver: RemoteReceiver) -> None:
+        class Growing(Growth):
+            def add(self, *, sender_s: float, receiver_s: float) -> int:  # noqa: ARG002
+                self.slots += 1
+                return 1
+
+        receiver._growth = Growing(RING_SLOTS, 100, lambda: 100)
+        held = receiver.receive()
+        x = held.get("x")
+        for number in range(1, 20):
+            batch = receiver.receive()
+            assert torch.equal(batch.get("x"), value(number, 8, 20_000))
+            assert torch.equal(batch.get("delta"), -batch.get("x"))
+            batch.release()
+        assert torch.equal(x, value(0, 8, 20_000))
+        held.release()
+        receiver.receive().release()
+        assert receiver._growth.slots == RING_SLOTS + 20
+
+    run_edge(tmp_path, contract(20_000), send, receive, window="auto")
+
+
+def test_a_sender_tells_how_long_it_waited_for_room(tmp_path: Path) -> None:
+    """Until the receiver takes something, which here it does after a while."""
+    looked = FORK.Event()
+
+    def send(sender: RemoteSender) -> None:
+        for number in range(6):
+            send_batch(sender, number, torch.zeros(8, 500_000))
+            if number == 3:  # two frames are begun, and two slots are full
+                looked.set()
+        end(sender, 6)
+
+    def receive(receiver: RemoteReceiver) -> None:
+        assert looked.wait(PATIENCE_S)
+        time.sleep(SLOW_S)
+        told = []
+        for _ in range(6):
+            batch = receiver.receive()
+            told.append(batch.sender_waited_s)
+            batch.release()
+        assert told[0] == 0.0
+        assert max(told) > SLOW_S / 2
+        receiver.receive().release()
+
+    run_edge(tmp_path, contract(500_000), send, receive, window="auto")
 
 
 def test_a_sender_that_has_drained_may_leave(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def best_cuts(
             return model.seconds(start, stop) / speeds[stage - 1]
         seconds = _stage(model, Cut(start=start, stop=stop), back_propagation)
         spared = seconds.first_input_gradient if start == 0 else 0.0
-        return (_total(seconds) - spared) / speeds[stage - 1]
+        return (seconds.total - spared) / speeds[stage - 1]
 
     first = 1 if back_propagation else model.fewest_at_first(len(speeds))
     cuts = minimise_largest(len(model.profile.units), len(speeds), cost, first=first)
@@ -145,8 +145,3 @@ def _equal_part(model: CostModel, ranks: int, back_propagation: bool) -> StageSe
 
 def _slower(stage: StageSeconds, speed: float) -> StageSeconds:
     return replace(stage, **{name: value / speed for name, value in vars(stage).items()})
-
-
-def _total(stage: StageSeconds) -> float:
-    seconds: dict[str, float] = vars(stage)
-    return sum(seconds.values()) - stage.first_input_gradient

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from pipelocal.transport.window import MOST_SLOTS, Window, slots_needed
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageSeconds:
@@ -22,6 +24,12 @@ class StageSeconds:
     reconcile: float
     """Reconciliation, including the gradient at the stage's own input if computed only for it."""
     update: float
+
+    @property
+    def total(self) -> float:
+        """All of a batch."""
+        seconds: dict[str, float] = vars(self)
+        return sum(seconds.values()) - self.first_input_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,8 @@ class Job:
         link: the link between neighbours.
         micro_batches: number of parts into which GPipe, 1F1B and ZB-H1 split a batch.
         delta_bytes: bytes of output gradients that pipelocal also sends, from each stage.
-        window: batches that a pipelocal stage may have sent before the next one receives them.
+        window: batches that a pipelocal stage may have sent before the next one receives them; ``auto`` for
+            as many as the link needs.
     """
 
     stages: list[StageSeconds]
@@ -50,7 +59,18 @@ class Job:
     link: LinkSpeed
     micro_batches: int
     delta_bytes: list[float]
-    window: int
+    window: Window
+
+    @property
+    def slots(self) -> int:
+        """Batches under way on an edge."""
+        if self.window != "auto":
+            return self.window
+        transfer_s = max(self.x_bytes) / self.link.bytes_per_s
+        stage_s = max(stage.total for stage in self.stages)
+        batch_s = max(transfer_s, stage_s)
+        round_s = transfer_s + self.link.latency_s + stage_s
+        return min(MOST_SLOTS, slots_needed(round_s, batch_s)) if batch_s else MOST_SLOTS
 
     def with_batch(self, factor: float) -> Job:
         """Return the same job with a global batch ``factor`` times as large."""

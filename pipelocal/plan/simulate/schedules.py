@@ -81,8 +81,8 @@ def _pipelocal(job: Job) -> tuple[list[Task], list[Task], Task]:
 
     There are more batches than window and ring hold, so that the second half shows the long run.
     """
-    slots = ring_slots(job.window)
-    batches = 4 * (job.window + slots)
+    window, slots = job.slots, ring_slots(job.slots)
+    batches = 4 * (window + slots)
     last = len(job.stages) - 1
     tasks: list[Task] = []
     sent: list[list[Task]] = [[] for _ in job.stages]
@@ -94,7 +94,7 @@ def _pipelocal(job: Job) -> tuple[list[Task], list[Task], Task]:
         for rank, stage in enumerate(job.stages):
             forward = Task(resource=rank, seconds=stage.forward, after=(x,) if x else ())
             sends = rank < last
-            full = (sent[rank][number - job.window],) if sends and number >= job.window else ()
+            full = (sent[rank][number - window],) if sends and number >= window else ()
             head = Task(resource=rank, seconds=stage.head, after=full)
             rest = Task(
                 resource=rank,
