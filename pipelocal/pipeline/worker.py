@@ -122,11 +122,11 @@ class Worker:
         self._observers = Observers(observers)
         self._number = -1
         self._waiting: IncomingBatch | None = None
-        """A batch whose training waits for the next stage."""
+        """A batch whose training waits for the next stage, or for replicas."""
         self._ended_loss: float | None = None
 
     def advance(self) -> bool:
-        """Process one event, up to where a batch waits for the next stage; return False at the stream's end.
+        """Process one event, up to where it waits for another rank; return False at the stream's end.
 
         Raises:
             StageError: the stage cannot continue; names stage and batch.
@@ -139,7 +139,9 @@ class Worker:
             header = batch.header
             if header.kind.trains:
                 self._train(batch)
-                if self.way_back.waits(header):
+                if self._averages_ahead:
+                    self.stage.begin_average(header.update_at)
+                if self.way_back.waits(header) or self._replicas_wait:
                     self._waiting = batch
                     return True
                 self._end_batch(batch)
@@ -150,6 +152,9 @@ class Worker:
                 with self._action("send"):
                     self._pass_on(header, {})  # first: the next stage need not wait for this one
                 self._meet_marker(header)
+                if header.kind == Kind.UPDATE and self._replicas_wait:
+                    self._waiting = batch
+                    return True
             batch.release()
         if header.kind.trains:
             self.records.trained(header)
@@ -163,7 +168,7 @@ class Worker:
             self.way_back.end(self._number)
 
     def complete(self) -> None:
-        """Train on the rest of a batch that waits for the next stage, if one does.
+        """Do the rest of an event that waits for the next stage, or for replicas, if one does.
 
         Raises:
             StageError: the stage cannot continue; names stage and batch.
@@ -171,11 +176,17 @@ class Worker:
         batch, self._waiting = self._waiting, None
         if batch is None:
             return
+        header = batch.header
         with self._at_work():
-            self.way_back.exchange(batch.header, self._action)
-            self._end_batch(batch)
+            if header.kind == Kind.UPDATE:
+                self._complete_update(header)
+            else:
+                if self.way_back.waits(header):
+                    self.way_back.exchange(header, self._action)
+                self._end_batch(batch)
             batch.release()
-        self.records.trained(batch.header)
+        if header.kind.trains:
+            self.records.trained(header)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -201,9 +212,27 @@ class Worker:
             time.perf_counter() - started - (self._waited_s() - waited)
         )
 
+    @property
+    def _averages_ahead(self) -> bool:
+        """Whether averaging begins once a stage's gradients are there, and the rank's next stages go on."""
+        return self.stage.replicas.count > 1 and self.way_back.way is None
+
+    @property
+    def _replicas_wait(self) -> bool:
+        """Whether every update waits until the rank's other stages have had their turn, as some batches may.
+
+        All replicas must average the stages of a rank in the same order, whichever batches they have.
+        """
+        return self.stage.replicas.count > 1 and not self.way_back.late
+
     def _meet_marker(self, header: Header) -> None:
         if header.kind == Kind.UPDATE:
-            self._complete_update(header)
+            if self.stage.updated_at < header.step:
+                self._freeze_if_due()
+            if self._averages_ahead:
+                self.stage.begin_completing(header.step)
+            if not self._replicas_wait:
+                self._complete_update(header)
         elif header.kind == Kind.EPOCH:
             self._end_epoch(header)
         elif header.kind == Kind.SNAPSHOT:
@@ -267,6 +296,8 @@ class Worker:
                     stage.local_loss(target)
                 else:
                     delta = stage.output_gradient(target)
+                    if self._averages_ahead:
+                        stage.begin_average(batch.header.update_at, weighed=True)
             if outgoing is not None:
                 with self._action("send"):
                     if sends_delta:
@@ -284,7 +315,9 @@ class Worker:
         metrics = stage.metrics(target) if self._hearing.own else None
         if stage.replicas.count > 1:
             with self._action("average"):
-                stage.average_gradients(batch.header.update_at)
+                if not self._averages_ahead:
+                    stage.begin_average(batch.header.update_at)
+                stage.finish_average()
         before = stage.updated_at
         with self._action("step"):
             stage.update(batch.header.update_at or None)
@@ -307,8 +340,6 @@ class Worker:
     def _complete_update(self, header: Header) -> None:
         """Complete an update on replicas whose own batches did not trigger it."""
         before = self.stage.updated_at
-        if before < header.step:
-            self._freeze_if_due()
         self.stage.complete_update(header.step)
         self.way_back.updated(before, self.stage.updated_at, self._action)
         self.records.report_if_due(header.epoch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from pipelocal.system.patience import Patience
 
@@ -16,41 +16,77 @@ BREAKABLE = "breakable"
 """Name of the threads of such calls."""
 
 
-def breakable(call: Callable[[], T], *, check: Callable[[], None], timeout_s: float) -> T:
-    """Run ``call`` on its own thread, which is abandoned if the wait is broken off.
-
-    Signals reach the calling thread, which never waits for long.
+class Begun(Generic[T]):
+    """A call that runs on another thread, where it is abandoned if the wait for it is broken off.
 
     Args:
         call: the function to run. The current CUDA device is not passed on to its thread.
-        check: raises when the wait has become pointless.
-        timeout_s: timeout in seconds.
-
-    Raises:
-        TimeoutError: ``call`` did not end in time.
     """
-    result: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
 
-    def run() -> None:
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self._result: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        """Run the call, on the other thread."""
         try:
-            value = call()
+            value = self._call()
         except BaseException as error:
             failure = error
 
             def fail() -> T:
                 raise failure
 
-            result.put(fail)
+            self._result.put(fail)
         else:
-            result.put(lambda: value)
+            self._result.put(lambda: value)
 
-    threading.Thread(target=run, name=BREAKABLE, daemon=True).start()
-    patience = Patience(timeout_s)
-    while not patience.over():
-        check()
-        try:
-            outcome = result.get(timeout=POLL_S)
-        except queue.Empty:
-            continue
-        return outcome()
-    raise TimeoutError
+    def wait(self, *, check: Callable[[], None], timeout_s: float) -> T:
+        """Return what the call returns, or raise what it raises; call it once.
+
+        Signals reach the calling thread, which never waits for long.
+
+        Args:
+            check: raises when the wait has become pointless.
+            timeout_s: timeout in seconds.
+
+        Raises:
+            TimeoutError: the call did not end in time.
+        """
+        patience = Patience(timeout_s)
+        while not patience.over():
+            check()
+            try:
+                outcome = self._result.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            return outcome()
+        raise TimeoutError
+
+
+def breakable(call: Callable[[], T], *, check: Callable[[], None], timeout_s: float) -> T:
+    """Run a call on a thread of its own, and wait for it; see :class:`Begun`."""
+    begun = Begun(call)
+    threading.Thread(target=begun.run, name=BREAKABLE, daemon=True).start()
+    return begun.wait(check=check, timeout_s=timeout_s)
+
+
+class InTurn:
+    """A thread that runs calls one after the other, in the order in which they are begun."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._started = False
+
+    def begin(self, call: Callable[[], T]) -> Begun[T]:
+        """Begin a call once those before it are over."""
+        if not self._started:
+            self._started = True
+            threading.Thread(target=self._run, name="in turn", daemon=True).start()
+        begun = Begun(call)
+        self._calls.put(begun.run)
+        return begun
+
+    def _run(self) -> None:
+        while True:
+            self._calls.get()()

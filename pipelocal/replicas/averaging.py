@@ -62,13 +62,18 @@ class DataParallel(Together):
         self._ddp().backward()
         self._ddp.zero_grad(set_to_none=True)
 
-    def average(self) -> None:
+    def begin_average(self) -> Callable[[], None]:
         if self._compression is not None:
             self._compression.begin(self._stage.updated_at)
-        self._group.together(self._average)
-        self.sent_bytes += self._all_reduced_bytes()
-        if self._compression is not None:
-            self.sent_bytes = self._compression.sent_bytes
+        wait = self._group.begin(self._average)
+
+        def finish() -> None:
+            wait()
+            self.sent_bytes += self._all_reduced_bytes()
+            if self._compression is not None:
+                self.sent_bytes = self._compression.sent_bytes
+
+        return finish
 
     def _average(self) -> None:
         finish = self._alikeness.begin(gradients_of(self._parameters))

@@ -8,7 +8,8 @@ a final backward pass of this module hands over the accumulated gradients::
     batch 0   head | body |
     batch 2   head | body | reconciliation |  carrier: buckets, communication hooks, all-reduce
 
-The price is that averaging cannot overlap with the body's backward pass.
+The price is that averaging cannot overlap with the body's own backward pass, but with that of the rank's next
+stages.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,10 +34,10 @@ class FullyShard(Together):
         self._carrier = Carrier(stage.body, stage.head, stage.own_objective)
         group.together(self._share_out)
 
-    def average(self) -> None:
+    def begin_average(self) -> Callable[[], None]:
         # Reduce-scatter of gradients and all-gather of parameters are each half of an all-reduce.
         self.sent_bytes += self._all_reduced_bytes()
-        self._group.together(self._average)
+        return self._group.begin(self._average)
 
     def updated(self) -> None:
         self._group.together(self._gather)

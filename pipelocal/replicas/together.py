@@ -41,11 +41,14 @@ class Together:
     def waited_s(self) -> float:
         return self._group.waited_s
 
-    def average(self) -> None:
+    def begin_average(self) -> Callable[[], None]:
         raise AssertionError("a frozen stage has nothing to average")
 
     def updated(self) -> None:
         pass
+
+    def begin_each(self, values: Tensor) -> Callable[[], Tensor]:
+        return self._group.begin_each(values)
 
     def each(self, values: Tensor) -> Tensor:
         return self._group.each(values)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from pipelocal.stage.replicas import Replicas
+from pipelocal.stage.replicas import Replicas, Wait
 
 Weight = Tensor | float
 
@@ -50,10 +50,23 @@ class GradientWeights:
         self._express_in(unit, parameters)
         self._total, self._batches = self._total + weight, self._batches + 1
 
-    def align(self, replicas: Replicas, parameters: Parameters) -> None:
-        """Agree with the other replicas, before their gradients are averaged, on unit and total weight."""
+    @property
+    def on_host(self) -> bool:
+        """Whether the weights can be read without waiting for a device."""
+        return not any(isinstance(each, Tensor) for each in (self._total, self._unit))
+
+    def begin_align(self, replicas: Replicas) -> Wait[Tensor]:
+        """Begin to agree with the other replicas on unit and total weight, once all batches are weighed."""
         unit = 0.0 if self._unit is None else float(self._unit)
-        every = replicas.each(torch.tensor([float(self._total), unit], dtype=torch.float64))
+        return replicas.begin_each(torch.tensor([float(self._total), unit], dtype=torch.float64))
+
+    def align(self, every: Tensor, parameters: Parameters) -> None:
+        """Express the gradients in a common unit, before they are averaged.
+
+        Args:
+            every: what was waited for, float64 ``[replicas, 2]``.
+            parameters: of the gradients.
+        """
         common = float(every[:, 1].max()) or 1.0
         if self._unit is not None:
             self._express_in(common, parameters)

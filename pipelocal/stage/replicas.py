@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
+
+T = TypeVar("T")
+Wait = Callable[[], T]
+"""Waits for what was begun, and returns it; to be called once."""
 
 
 class Replicas(Protocol):
     """The replicas of a stage, seen from one of them.
 
-    All replicas call the same methods in the same order; each call waits for the others.
+    All replicas call the same methods in the same order; a call waits for the others, or returns what does.
     """
 
     @property
@@ -27,16 +32,19 @@ class Replicas(Protocol):
 
     @property
     def waited_s(self) -> float:
-        """Seconds spent in these calls so far."""
+        """Seconds spent waiting so far."""
 
-    def average(self) -> None:
-        """Replace gradients and floating-point buffers by their means over the replicas.
+    def begin_average(self) -> Wait[None]:
+        """Begin to replace gradients and floating-point buffers by their means over the replicas.
 
-        A missing gradient counts as zeros.
+        A missing gradient counts as zeros. Neither may be used until it is waited for.
         """
 
     def updated(self) -> None:
         """Tell the replicas that the optimizer has made its step."""
+
+    def begin_each(self, values: Tensor) -> Wait[Tensor]:
+        """Begin what :meth:`each` does."""
 
     def each(self, values: Tensor) -> Tensor:
         """Gather a tensor per replica, ``[count, ...]`` in order; on the CPU, all of one shape and dtype."""
@@ -53,11 +61,14 @@ class Alone:
     sent_bytes = 0
     waited_s = 0.0
 
-    def average(self) -> None:
-        pass
+    def begin_average(self) -> Wait[None]:
+        return lambda: None
 
     def updated(self) -> None:
         pass
+
+    def begin_each(self, values: Tensor) -> Wait[Tensor]:
+        return lambda: values.unsqueeze(0)
 
     def each(self, values: Tensor) -> Tensor:
         return values.unsqueeze(0)

@@ -378,13 +378,16 @@ class Stage:
             )
         return {name: said[name].detach() for name in names}
 
-    def average_gradients(self, due: int) -> None:
-        """Run the part of :meth:`update` that waits for other replicas; call it before :meth:`update`.
+    def begin_average(self, due: int, *, weighed: bool = False) -> None:
+        """Begin the part of :meth:`update` that waits for other replicas, once all gradients are there.
 
         Args:
             due: as in :meth:`update`.
+            weighed: begin only with what is known after :meth:`output_gradient`. It may be left out, but by
+                all replicas.
         """
-        self._update.average_gradients(self.steps + 1, due)
+        begin = self._update.begin_align if weighed else self._update.begin_average
+        begin(self.steps + 1, due)
 
     def update(self, due: int | None = None) -> None:
         """Step optimizer and schedule if due, then end the batch; at most gradients are kept.
@@ -400,6 +403,14 @@ class Stage:
             getattr(self.objective, "figures", {}).clear()  # with what they hold of the batch
         self._inner.found = {}
         self._passes.end_batch()
+
+    def finish_average(self) -> None:
+        """Wait for what :meth:`begin_average` has begun, if it has."""
+        self._update.finish_average()
+
+    def begin_completing(self, steps: int) -> None:
+        """Begin the part of :meth:`complete_update` that waits for other replicas; ``steps`` as there."""
+        self._update.begin_completing(steps)
 
     def complete_update(self, steps: int | None = None) -> None:
         """Update with the batches since the last update, at the end of an epoch.

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pipelocal.stage.ema import Average
 from pipelocal.stage.gradient_weights import GradientWeights, Weight
 from pipelocal.stage.lr_schedule import BatchLR
-from pipelocal.stage.replicas import ALONE, Replicas
+from pipelocal.stage.replicas import ALONE, Replicas, Wait
 
 
 class Update:
@@ -49,6 +49,8 @@ class Update:
         """Batches of the run up to the last update."""
         self._own = 0
         """Batches processed here since the last update."""
+        self._aligning: Wait[Tensor] | None = None
+        self._averaging: Wait[None] | None = None
         self._averaged = False
         self._frozen = False
         self._weights = GradientWeights()
@@ -66,21 +68,47 @@ class Update:
             self._weighed = True
             self._weights.add(weight, self._parameters)
 
-    def average_gradients(self, done: int, due: int) -> None:
-        """Average the gradients over the replicas, which waits for the others, if an update is due.
+    def begin_align(self, done: int, due: int) -> None:
+        """Begin to agree with the other replicas on the batches' weights, if an update is due.
+
+        It may be left out. Call it once the batch is weighed, before the rest of its backward pass.
+
+        Args:
+            done: batches of the run up to this one.
+            due: batch of the run after which the update is due.
+        """
+        comes = not self._frozen and self._comes(done, due)
+        if comes and self._weighed and self._weights.on_host and self.replicas.count > 1:
+            self._aligning = self._weights.begin_align(self.replicas)
+
+    def begin_average(self, done: int, due: int) -> None:
+        """Begin to average the gradients over the replicas, if an update is due.
 
         Args:
             done: batches of the run up to this one, whose gradients have been added.
             due: batch of the run after which the update is due.
         """
         if not self._frozen and self._comes(done, due):
-            self._average_now()
+            self._begin_average()
 
-    def _average_now(self) -> None:
+    def begin_completing(self, done: int) -> None:
+        """Begin to average as :meth:`complete` does, so that it only has to wait."""
+        if done != self.last and not self._frozen:
+            self._begin_average()
+
+    def finish_average(self) -> None:
+        """Wait for the averaging that was begun, if one was."""
+        if self._averaging is not None:
+            wait, self._averaging = self._averaging, None
+            wait()
+            self._averaged = True
+
+    def _begin_average(self) -> None:
         if self.replicas.count > 1:
-            self._weights.align(self.replicas, self._parameters)
-        self.replicas.average()
-        self._averaged = True
+            aligning, self._aligning = self._aligning, None
+            every = (aligning or self._weights.begin_align(self.replicas))()
+            self._weights.align(every, self._parameters)
+        self._averaging = self.replicas.begin_average()
 
     def batch_done(self, done: int, due: int | None = None) -> None:
         """Count one more batch, whose gradients have been added, and update if due.
@@ -112,7 +140,9 @@ class Update:
             self.last = done
             return
         if not self._averaged:
-            self._average_now()
+            if self._averaging is None:
+                self._begin_average()
+            self.finish_average()
         self._averaged = False
         share = self._weights.share(self.replicas.count)
         self._weights.reset()

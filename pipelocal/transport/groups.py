@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from pipelocal.errors import STALLED, PipelocalError, StageError
-from pipelocal.ranks.breakable import breakable
+from pipelocal.ranks.breakable import Begun, InTurn
 from pipelocal.system.patience import Patience
 from pipelocal.transport.connect import GLOO_TIMEOUT, use_nccl
 from pipelocal.transport.edge import Check
@@ -46,14 +46,15 @@ class ReplicaGroup:
     waits: Waits
     timeout_s: float
     waited_s: float = 0.0
-    """Seconds spent in joint calls of the replicas so far."""
+    """Seconds spent waiting for joint calls of the replicas so far."""
+    calls: InTurn = field(default_factory=InTurn)
+    """Runs the joint calls: those of one replica are in the order of those of every other."""
 
-    def together(self, call: Callable[[], T]) -> T:
-        """Run a call that all replicas make at the same time, and in which they wait for each other.
+    def begin(self, call: Callable[[], T]) -> Callable[[], T]:
+        """Begin a call that all replicas make in the same order, and in which they wait for each other.
 
-        Raises:
-            StageError: another replica is gone, or hangs.
-            Interrupted: another rank failed.
+        Returns:
+            A function that waits for the call, to be called once; its errors are those of :meth:`together`.
         """
 
         def on_own_thread() -> T:
@@ -61,10 +62,23 @@ class ReplicaGroup:
                 torch.cuda.set_device(self.computes_on)
             return call()
 
+        begun = self.calls.begin(on_own_thread)
+        return lambda: self._wait(begun)
+
+    def together(self, call: Callable[[], T]) -> T:
+        """Run a call that all replicas make in the same order, and in which they wait for each other.
+
+        Raises:
+            StageError: another replica is gone, or hangs.
+            Interrupted: another rank failed.
+        """
+        return self.begin(call)()
+
+    def _wait(self, begun: Begun[T]) -> T:
         self.waits(True)
         started = time.perf_counter()
         try:
-            result = breakable(on_own_thread, check=self.check, timeout_s=self.timeout_s)
+            result = begun.wait(check=self.check, timeout_s=self.timeout_s)
         except TimeoutError as error:
             raise StageError(
                 f"waited for another replica for {self.timeout_s:g} s: {STALLED}",
@@ -92,12 +106,20 @@ class ReplicaGroup:
             self.check()
             time.sleep(0.02)
 
-    def each(self, values: Tensor) -> Tensor:
-        """Gather a CPU tensor from each replica, ``[count, ...]`` in order."""
+    def begin_each(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin to gather a CPU tensor from each replica; return what waits for it: ``[count, ...]``."""
         rows = values.new_zeros(self.count, *values.shape)
         rows[self.index] = values
-        self.together(lambda: dist.all_reduce(rows, group=self.host))
-        return rows
+
+        def gather() -> Tensor:
+            dist.all_reduce(rows, group=self.host)
+            return rows
+
+        return self.begin(gather)
+
+    def each(self, values: Tensor) -> Tensor:
+        """Gather a CPU tensor from each replica, ``[count, ...]`` in order."""
+        return self.begin_each(values)()
 
     def greatest(self, value: int) -> int:
         """Return the maximum over all replicas."""
