@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--parts", nargs="+", default=PARTS, choices=PARTS, help="what to measure (all)")
     add("--rounds", nargs="+", default=grid.ROUNDS, choices=grid.ROUNDS, help="to train (all)")
     add("--heads", nargs="+", default=list(grid.HEADS), choices=grid.HEADS, help="which (all)")
-    add("--forms", nargs="+", default=[], help="screen these forms only, by name")
+    add("--forms", nargs="+", default=[], help="screen and carry these forms only, by name")
     add("--seed", type=int, default=0, help="of the screening rounds (%(default)s)")
     add("--seeds", type=int, nargs="+", default=[1, 2, 3, 4], help="of the round repeat")
     add("--repeat", type=int, default=8, help="how many cells it repeats (%(default)s)")

@@ -50,7 +50,8 @@ class Study:
             for cell in self.best(BEST_OF_A_HEAD, most=BEST_OF_A_HEAD, head=head)
         ]
         self.train("vary", grid.varied(best), screening)
-        self.train("carry", grid.carried(options.heads), screening)
+        carried = [cell for cell in grid.carried(options.heads) if self._wanted(cell)]
+        self.train("carry", carried, screening)
         chosen = self.best(options.repeat, most=MOST_OF_A_HEAD)
         if ALWAYS_REPEATED in self._outcomes and ALWAYS_REPEATED not in chosen:
             chosen.append(ALWAYS_REPEATED)
