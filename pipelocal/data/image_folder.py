@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipelocal.data.options import DataOptions
 from pipelocal.data.ready import Ready
 from pipelocal.data.splitting import split
 from pipelocal.errors import DataError
+from pipelocal.system.streams import tell
 from pipelocal.system.torchvision import import_torchvision
 
 NAME = "imagefolder"
@@ -98,6 +100,8 @@ def load(root: Path | None, _seed: int, options: DataOptions) -> Ready:
         names = [path.relative_to(train_folder).as_posix() for path, _ in train]
         parts = split(names, options.test_split)
         train, test = ([train[i] for i in part] for part in parts)
+    if train:
+        _tell_if_enlarged(train[0][0], options.image_size)
     return Ready(
         name=NAME,
         train=Images(
@@ -108,6 +112,20 @@ def load(root: Path | None, _seed: int, options: DataOptions) -> Ready:
         workers=1,
         more={"class_names": classes},
     )
+
+
+def _tell_if_enlarged(path: Path, size: int) -> None:
+    """Say if an image is much smaller than what it is brought to, which costs time for nothing."""
+    from PIL import Image  # with torchvision
+
+    with suppress(Exception):  # a file that cannot be read is told of with the others
+        with Image.open(path) as image:
+            edge = max(image.size)
+        if 2 * edge <= size:
+            tell(
+                f"{path} has {edge} pixels at most in a row, and is enlarged to --image-size {size}: with "
+                f"--image-size {edge}, a batch is {round((size / edge) ** 2)} times less work"
+            )
 
 
 def training_transform(size: int, *, rand_augment: bool) -> Any:

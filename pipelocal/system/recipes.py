@@ -32,7 +32,7 @@ def recipe(name: str) -> str:
 
 def _texts() -> dict[str, str]:
     folder = INSTALLED if INSTALLED.is_dir() else IN_A_COPY
-    files = sorted(path for path in folder.glob("*") if path.suffix in (".sh", ".yaml"))
+    files = sorted(path for path in folder.glob("*") if path.suffix in (".sh", ".yaml", ".py"))
     return {path.name: path.read_text(encoding="utf-8") for path in files}
 
 

@@ -92,9 +92,11 @@ class Timeline:
         if len(ranks) == 1:
             if waited > 1 - SATURATED:
                 return loading
+            longest = max(self.stages, key=lambda stage: stage.computing_ms)
             return (
-                f"one rank runs all stages in turn, {self.period_ms:.1f} ms a batch: start more ranks "
-                f"with torchrun to run them at once"
+                f"one rank runs all stages in turn, {self.period_ms:.1f} ms a batch, and stage "
+                f"{longest.stage} is the longest ({longest.computing_ms:.1f} ms): start more ranks with "
+                f"torchrun to run them at once"
             )
         slowest = max(ranks, key=lambda rank: ranks[rank])
         edge = max(self.edges_ms, key=lambda name: self.edges_ms[name])

@@ -31,19 +31,21 @@ SHOWN = 12
 
 
 def print_timeline(timeline: Timeline, stream: TextIO) -> None:
-    """Print a row for every stage, and the verdict."""
+    """Print a row for every stage, with what any of them did, and the verdict."""
     console = Console(file=stream, width=None if stream.isatty() else 160)
     table = Table(title="milliseconds a training batch", title_justify="left")
     waits = ("wait for input", "hand over, wait for room", "average with replicas")
-    for name in ("stage", "rank", "computing", *COMPUTING, *waits):
-        table.add_column(name, justify="right")
+    names = dict(zip((*COMPUTING, *WAITING), (*COMPUTING, *waits), strict=True))
+    done = [name for name in names if any(stage.ms[name] for stage in timeline.stages)]
+    for title in ("stage", "rank", "computing", *(names[name] for name in done)):
+        table.add_column(title, justify="right")
     for stage in timeline.stages:
         busy = sum(stage.share(name) for name in COMPUTING)
         table.add_row(
             str(stage.stage),
             str(stage.rank),
             f"{busy:.0%}",
-            *(f"{stage.ms[name]:.2f}" for name in (*COMPUTING, *WAITING)),
+            *(f"{stage.ms[name]:.2f}" for name in done),
         )
     # Not directly to the stream: rich ends the program if the reader has closed it.
     with console.capture() as captured:

@@ -50,6 +50,17 @@ def trained(data: NamedData, epoch: int = 0, start: int = 0) -> list[Batch]:
     return found
 
 
+def test_small_images_that_are_enlarged_are_told_of(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A first run on such a folder took minutes for a few batches, by the default size of 224."""
+    data(root, image_size=20).batches().close()
+    assert capsys.readouterr().err == ""
+    data(root, image_size=120).batches().close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "with --image-size 12, a batch is 100 times less work" in line
+
+
 def test_the_same_bits_for_any_workers_and_start(root: Path) -> None:
     for more in ({}, {"rand_augment": True}):
         whole, workers = trained(data(root, **more), 1), trained(data(root, workers=2, **more), 1)
