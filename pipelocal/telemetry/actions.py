@@ -10,6 +10,9 @@ import time
 from collections import deque
 from types import TracebackType
 
+from torch.autograd import _profiler_enabled
+from torch.profiler import record_function
+
 from pipelocal.system.streams import say
 
 LAST = 8
@@ -20,12 +23,12 @@ TRACED = 200_000
 
 
 class Action:
-    """One action, as a context manager around it.
+    """One action, as a context manager around it; under PyTorch's profiler a range of that thread.
 
     ``started`` and ``stopped`` are seconds of ``time.perf_counter``; ``stopped`` is None until it ends.
     """
 
-    __slots__ = ("_recorder", "batch", "bytes", "lane", "name", "started", "stopped")
+    __slots__ = ("_recorder", "batch", "bytes", "lane", "name", "range", "started", "stopped")
 
     def __init__(self, recorder: Recorder, lane: str, name: str, batch: int, size: int) -> None:
         self.lane = lane
@@ -34,9 +37,13 @@ class Action:
         self.bytes = size
         self.started = time.perf_counter()
         self.stopped: float | None = None
+        self.range: record_function | None = None
         self._recorder = recorder
 
     def __enter__(self) -> Action:
+        if _profiler_enabled():
+            self.range = record_function(f"{self.lane} {self.name}")
+            self.range.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
@@ -45,6 +52,9 @@ class Action:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self.range is not None:
+            self.range.__exit__(kind, error, trace)
+            self.range = None
         if kind is None:
             self.stop()
 
