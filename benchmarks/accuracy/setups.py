@@ -163,7 +163,7 @@ SETUPS: dict[str, SetUp] = {
         options={
             "model": "vit_small",
             "data": "cifar10",
-            "epochs": 6,
+            "epochs": 2,
             "batch_size": 128,
             **TRANSFORMER,
         },
