@@ -25,7 +25,8 @@ from pipelocal.pipeline.callbacks import BatchEnd, Callback, EpochEnd, Evaluatio
 from pipelocal.results.early_exit import HeadedNetwork, Prediction, load, load_with_heads
 from pipelocal.results.evaluate import evaluate, plain_state_dict
 from pipelocal.stage.decay_groups import decay_groups
-from pipelocal.stage.stage import Stage, StepResult
+from pipelocal.stage.result import StepResult
+from pipelocal.stage.stage import Stage
 
 __all__ = [
     # training from Python

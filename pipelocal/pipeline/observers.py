@@ -13,7 +13,8 @@ from pipelocal.pipeline.callbacks import BatchEnd, Callback
 from pipelocal.pipeline.messages import Messages
 from pipelocal.pipeline.records import Records
 from pipelocal.stage.memory import model_tensors, resident_bytes
-from pipelocal.stage.stage import Stage, StepMetrics
+from pipelocal.stage.result import StepMetrics
+from pipelocal.stage.stage import Stage
 from pipelocal.telemetry.memory import SavedBytes
 from pipelocal.transport.edge import IncomingBatch
 

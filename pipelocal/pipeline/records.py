@@ -12,7 +12,8 @@ from torch import Tensor
 from pipelocal.errors import StageError
 from pipelocal.pipeline.tally import Reading, Tally
 from pipelocal.pipeline.throughput import Throughput
-from pipelocal.stage.stage import Stage, StepMetrics
+from pipelocal.stage.result import StepMetrics
+from pipelocal.stage.stage import Stage
 from pipelocal.tasks import Loss
 from pipelocal.transport.header import Header
 

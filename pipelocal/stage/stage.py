@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,39 +36,12 @@ from pipelocal.stage.options import ComputeOptions
 from pipelocal.stage.passes import Passes
 from pipelocal.stage.replay import leaving_input
 from pipelocal.stage.replicas import Replicas
+from pipelocal.stage.result import StepMetrics, StepResult
 from pipelocal.stage.update import Update
-from pipelocal.tasks import Classification, Sums, Task
+from pipelocal.tasks import Classification, Task
 
 CLASSIFICATION, PLAIN = Classification(), ComputeOptions()
 NONE: Mapping[str, Tensor] = {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepMetrics:
-    """The metrics of one batch; scalars on the stage's device, means over the batch unless noted."""
-
-    loss: Tensor
-    weight: Tensor | float
-    """What the loss is a mean over: how many rows, tokens or pixels count."""
-    sums: Sums
-    """The task's sums, from which its metrics are made."""
-    residual: Residual | None
-    """The residual between eta and delta; None on a batch that was not reconciled."""
-    figures: Mapping[str, Tensor]
-    """Figures that a user's objective reports, as means over the batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """A stage's result for one batch."""
-
-    output: Tensor
-    """The next stage's input, ``[B, ...]``: detached, and contiguous or channels last."""
-    beside: tuple[Tensor, ...]
-    """What the next stage's input has beside its main tensor."""
-    output_gradient: Tensor
-    """delta, with the output's shape and dtype."""
-    metrics: StepMetrics
 
 
 class Stage:

@@ -25,7 +25,8 @@ from pipelocal.models.context import (
 from pipelocal.models.payload import pack, unpack
 from pipelocal.objectives import ContSup
 from pipelocal.results.saved_run import FinishedRun
-from pipelocal.stage.stage import Stage, StepResult
+from pipelocal.stage.result import StepResult
+from pipelocal.stage.stage import Stage
 from pipelocal.transport.contract import sent_row_bytes
 from tests.interrupted import train_until
 from tests.launching import run_ranks

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, autograd, nn
 
 from pipelocal.objective import DISTANCES
-from pipelocal.stage.stage import Stage, StepResult
+from pipelocal.stage.result import StepResult
+from pipelocal.stage.stage import Stage
 from pipelocal.tasks.classification import cross_entropy
 from tests.objective.stages import NETS, Net, RecordingDistance, make_stage, sgr
 

@@ -10,7 +10,7 @@ from torch import Tensor, autograd, nn
 from pipelocal.config import TrainConfig
 from pipelocal.config.resolve import objective_of
 from pipelocal.objective import DISTANCES, Greedy
-from pipelocal.stage.stage import StepResult
+from pipelocal.stage.result import StepResult
 from pipelocal.tasks.classification import cross_entropy
 from tests.objective.stages import (
     NETS,
