@@ -37,6 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = folder / "mine.py"
     model.write_text(MODEL)
     arguments = f"--model {model}:net --stages 3 --max-steps 30 --log-every 4 --lr 0.02 --trace"
+    arguments += " --objective sgr"  # whose agreement has a section of its own
     return train_alone(arguments.split(), folder / "<b>run & co")
 
 

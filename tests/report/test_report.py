@@ -94,7 +94,8 @@ def test_the_cut_says_what_the_heads_cost(made: Path, page: Page) -> None:
 def test_options_that_differ_are_marked(page: Page) -> None:
     changed = page.tables["Options that differ from their defaults"]
     names = [row[0] for row in changed[1:]]
-    assert set(names) == {"model", "stages", "max_steps", "lr", "log_every", "trace", "plain"}
+    given = {"model", "stages", "max_steps", "lr", "log_every", "trace", "plain", "objective"}
+    assert set(names) == given
     assert names == page.texts["mark"]
     assert ["lr", "0.02", "0.1"] in changed
     rest = page.tables["Options at their defaults, and where the run is"]
@@ -145,7 +146,7 @@ def test_bad_input_ends_in_one_line(
 def test_a_pipeline_s_run_has_its_own_defaults(copied: Callable[..., Path]) -> None:
     """It describes what it was not given as None, which is no difference."""
     run = copied()
-    text = 'python = true\nmodel = "Net"\ndata = "own"\nobjective = "sgr"\noptimizer = "None"\nseed = 3\n'
+    text = 'python = true\nmodel = "Net"\ndata = "own"\nobjective = "greedy"\noptimizer = "None"\nseed = 3\n'
     (run / "config.toml").write_text(text)
     changed = Page(report_text(RunRecord(str(run)))).texts["mark"]
     assert "seed" in changed
