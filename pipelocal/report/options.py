@@ -78,7 +78,7 @@ def _defaults(*, python: bool) -> Mapping[str, Any]:
     defaults = asdict(RunOptions())
     given = inspect.signature(Pipeline).parameters.values()
     own = {p.name: described(p.default) for p in given if p.default is not p.empty}
-    return {**defaults, **own, "objective": "sgr"}
+    return {**defaults, **own, "objective": "greedy"}
 
 
 def _differences(then: Description, now: Description) -> list[str]:
