@@ -53,6 +53,8 @@ LAST, LAST_TEST, CLASSES = 1442 % BATCH, 355 % BATCH, 10
 """Rows of the last batch of an epoch of the digits, and of an evaluation; their classes."""
 WORDS = 4 + 1
 """Bytes of the first message on an edge, and of the last."""
+CLASSIFIER = 64 * CLASSES + CLASSES
+"""Its weights."""
 SIZES = (16 * 8 * 8, 16 * 8 * 8, 32 * 4 * 4)
 """Numbers in a row of what crosses each edge of a ResNet-8 in four stages."""
 
@@ -62,23 +64,28 @@ def padding(size: int) -> int:
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("infopro", "bwbpf", "contsup")]
-BACK = {"pgl": {6, 13, 20}, "loco": set(range(25))}
-"""Batches of a run that carry something back, by objective."""
+BACK = {"pgl": {6, 13, 20}, "loco": set(range(25)), "guided": {6, 13, 20}}
+"""Batches of a run that carry something back, by objective; with guided heads, of the last stage."""
 
 
 @pytest.mark.parametrize(
     "objective",
-    ["greedy", "sgr", *SLOW, "loco", pytest.param("pgl", marks=pytest.mark.slow)],
+    ["greedy", "sgr", *SLOW, "loco"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("pgl", "guided")],
 )
 def test_what_moves_backward_is_what_is_declared(tmp_path: Path, objective: str) -> None:
     out, size = tmp_path / "run", 4
     arguments = ["train", "--max-steps", "25", "--objective", objective, "--out", str(out)]
-    if objective == "pgl":
+    if objective == "guided":
+        arguments += ["--objective", "greedy", "--head", "guided"]
+    if objective in ("pgl", "guided"):
         arguments += ["--guide-every", "7"]
     ranks = launch(tmp_path / "log", arguments, size, lambda rank: record_transfers(rank, tmp_path))
     assert ranks.wait() == [0] * size, ranks.output()
 
     summary = json.loads((out / "summary.json").read_text())
+    # One is taken behind an evaluation, where that costs next to nothing of the time.
+    snapshots = (out / "metrics.jsonl").read_text().count('"snapshot"') // size
     for rank in range(size):
         lines = (tmp_path / f"transfers-{rank}.jsonl").read_text().splitlines()
         transfers = [json.loads(line) for line in lines]
@@ -91,15 +98,19 @@ def test_what_moves_backward_is_what_is_declared(tmp_path: Path, objective: str)
         assert {t["peer"] for t in received} == (before if returns is None else after | before)
         # What the recorder saw is what the run reports, beside a first word and a last, the headers, and
         # what pads labels and ids to 64 bytes.
-        events = 25 + 2 * 6 + 2 * 2 + 1
+        events = 25 + 2 * 6 + 2 * 2 + 1 + snapshots
         beside = 64 * events + 2 * padding(8 * LAST) + 2 * padding(8 * LAST_TEST) + WORDS
         if rank == size - 2:  # an output so small that the votes of the heads ride with it
             beside += 2 * padding(4 * CLASSES * LAST_TEST)
         own = summary["stages"][rank]
-        assert own["backward_bytes"] == (rank > 0) * sum(
+        carried = [
             4 * SIZES[rank - 1] * (LAST if step % 23 == 22 else BATCH) for step in returns or ()
-        )
-        beside_back = (len(returns or ()) + 1) * 64 + WORDS  # headers, of the end too
+        ]
+        beside_back = (len(carried) + 1) * 64 + WORDS  # headers, of the end too
+        if objective == "guided":
+            carried = (len(carried) - (size - 1 - rank)) * [4 * CLASSIFIER]
+            beside_back = sum(64 + padding(size) for size in carried) + 64 + WORDS
+        assert own["backward_bytes"] == (rank > 0) * sum(carried)
         for peer, key, more in (
             (rank + 1, "sent_bytes", beside),
             (rank - 1, "backward_bytes", beside_back),

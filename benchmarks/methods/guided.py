@@ -2,7 +2,8 @@
 
 A head that copies what follows drifts from it. Here its weights move a share of the way to those of the real
 units (``lerp``) every so many batches: weights would flow back instead of activations. All stages train in
-this process, so that nothing has to travel to see whether it would pay::
+this process, so that nothing has to travel to see whether it would pay. ``--head guided`` is what came of
+it: of twins, the classifier alone, each stage a period later than the next::
 
     python benchmarks/methods/guided.py --data-root DIR --json guided.json
     python benchmarks/methods/guided.py --quick --json guided.json
@@ -57,6 +58,7 @@ FORMS = (
     Form(head="twin=1", every=20, share=0.5),
     Form(head="twin=1", every=1, share=0.02),
     Form(head="twin=1", which=CLASSIFIER, every=20, share=0.5),
+    Form(head="twin=1", which=CLASSIFIER, every=8, share=0.15),
     Form(head="twin=1", which=CLASSIFIER, every=1, share=0.02),
 )
 """None, half of the way every 20 batches, and a slow average."""

@@ -68,11 +68,12 @@ BEHIND_AUTO: dict[str, Options] = {
 """With what may add up."""
 
 
-def arms(own: tuple[str, ...]) -> dict[str, Options]:
+def arms(own: tuple[str, ...], *, depth: int) -> dict[str, Options]:
     """All arms; a head's name alone is greedy training behind it.
 
     Args:
         own: InfoPro's options in its paper, for this number of stages.
+        depth: units of the twins that ``auto`` means, or all that follow.
     """
     papers = {
         "InfoPro, its weights": method("infopro", *own),
@@ -85,6 +86,7 @@ def arms(own: tuple[str, ...]) -> dict[str, Options]:
         | behind("conv", BEHIND_CONV | papers)
         | {"auto": head("auto")}
         | behind("auto", BEHIND_AUTO)
+        | {"auto, guided": head(f"guided={depth}")}
     )
 
 
@@ -110,7 +112,7 @@ SETUPS: dict[str, SetUp] = {
         title="ResNet-8, Fashion-MNIST, 4 stages, one epoch",
         options={**FASHION, "epochs": 1},
         cut={"stages": 4},
-        arms=arms(FOUR),
+        arms=arms(FOUR, depth=2),
         seeds=(0, 1, 2, 3, 4),
         claims=CLAIMS,
         search=Search(rates=RATES, options={"train_samples": 18_000}),
@@ -119,7 +121,7 @@ SETUPS: dict[str, SetUp] = {
         title="ResNet-20, CIFAR-10, 4 stages",
         options=RESNET20,
         cut={"stages": 4},
-        arms=arms(FOUR),
+        arms=arms(FOUR, depth=3),
         claims=CLAIMS,
         search=CIFAR,
     ),
@@ -127,7 +129,7 @@ SETUPS: dict[str, SetUp] = {
         title="ResNet-20, CIFAR-10, 10 stages: the stem, then a block each",
         options=RESNET20,
         cut={"stages": 10},
-        arms=arms(EIGHT),
+        arms=arms(EIGHT, depth=3),
         claims=CLAIMS,
         search=CIFAR,
     ),
@@ -135,7 +137,7 @@ SETUPS: dict[str, SetUp] = {
         title="ResNet-8, digits, 4 stages",
         options={"model": "resnet8", "data": "digits", "epochs": 4, "batch_size": 64},
         cut={"stages": 4},
-        arms={name: each for name, each in arms(FOUR).items() if name in QUICK},
+        arms={name: each for name, each in arms(FOUR, depth=2).items() if name in QUICK},
         claims=CLAIMS,
     ),
 }

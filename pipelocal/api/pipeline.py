@@ -404,13 +404,18 @@ class Pipeline:
             for every stage in ``stages``.
 
         Raises:
-            UserError: there are several ranks, and each would train on its own.
+            UserError: there are several ranks, and each would train on its own; or something flows back.
         """
         world = self._next_world()
         if world.size > 1:
             raise UserError(
                 f"step() trains all stages in one process, and {world.size} ranks were started: use fit(), "
                 f"or start it without torchrun"
+            )
+        if self._given.recipe.sends_back:
+            raise UserError(
+                "step() trains each stage by what it has itself, and here stages send something back (PGL, "
+                "LoCo, guided heads): use fit()"
             )
         stages = self._local_stages(x, target)
         figures = train_on_batch(self._blueprint, stages, x, target)

@@ -274,8 +274,13 @@ def _check_way_back(options: RunOptions, recipe: Recipe) -> None:
     """Refuse what ends a batch before something comes back for it, or changes its gradients twice."""
     if guided_every(recipe.head) is not None:
         _check_guided(options, recipe)
-    if way_back_of(recipe.objective) is None:
+    way = way_back_of(recipe.objective)
+    if way is None:
         return
+    if way.weights:
+        raise UserError(
+            "objective: its way_back has weights, which only --head guided sends: leave them out"
+        )
     name = type(recipe.objective).__name__
     refused = ("step_early", "compile", "checkpoint_activations", "measure_bp_gap")
     why = (

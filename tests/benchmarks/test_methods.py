@@ -62,7 +62,7 @@ def work(arm: str) -> list[float]:
 
 
 def config_of(arm: str) -> TrainConfig:
-    setup = replace(SETUPS["quick"], arms=arms(FOUR))
+    setup = replace(SETUPS["quick"], arms=arms(FOUR, depth=2))
     return replace(setup.config(arm, OPTIONS), batch_size=ROWS)
 
 

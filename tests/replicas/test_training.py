@@ -24,7 +24,8 @@ epoch, which two replicas do not share out evenly."""
 
 LOCO = ["--objective", "loco"]
 PGL = ["--objective", "pgl", "--guide-every", "3"]
-"""With something that goes back, to the replica from which the batch came."""
+GUIDED = ["--objective", "greedy", "--head", "guided", "--guide-every", "5"]
+"""With something that goes back, to the replica from which the batch came; of guided heads, to all."""
 
 
 def train_over(ranks: int, arguments: list[str], out: Path) -> Path:
@@ -64,6 +65,7 @@ def test_uneven_replicas_equal_one_process_bit_for_bit(tmp_path: Path, window: s
         (3, ["--stages", "2", "--replicas", "1,2", "--freeze-stage", "1:6,2:plateau"]),
         pytest.param(6, [*LOCO, "--stages", "3", "--replicas", "2,3,1"], marks=pytest.mark.slow),
         (4, [*PGL, "--stages", "2", "--replicas", "2"]),
+        pytest.param(6, [*GUIDED, "--stages", "3", "--replicas", "2,3,1"], marks=pytest.mark.slow),
     ],
     ids=lambda value: value if isinstance(value, int) else " ".join(value),
 )

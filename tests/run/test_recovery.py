@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -55,34 +57,50 @@ def test_torchrun_brings_a_killed_run_back(tmp_path: Path, uninterrupted: Path, 
     assert_same_bits(uninterrupted, out)
 
 
-BACK = ["--objective", "pgl", "--guide-every", "2", "--model", "resnet8", "--stages", "4"]
-BACK += ["--max-steps", "60", "--snapshot-every", "6", "--evaluate-every", "1", "--plain"]
+BACK = {
+    "gradients": ["--objective", "pgl", "--guide-every", "2"],
+    "weights": ["--objective", "greedy", "--head", "guided", "--guide-every", "4"],
+}
+"""What flows back."""
+SHORT = ["--model", "resnet8", "--stages", "4", "--max-steps", "60", "--snapshot-every", "6"]
+SHORT += ["--evaluate-every", "1"]
 
 
 @pytest.fixture(scope="module")
-def guided(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A run with a way back that nothing disturbs, and how long it takes over ranks."""
-    folder = tmp_path_factory.mktemp("guided")
-    started = time.monotonic()
-    run_ranks(folder / "log", ["train", *BACK, "--out", str(folder / "ranks")], 4)
-    seconds = time.monotonic() - started
-    return train_alone([*BACK[:-1]], folder / "alone"), seconds
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, float]]:
+    """Runs with a way back that nothing disturbs, and how long they take over ranks."""
+
+    @functools.cache
+    def trained(way: str) -> tuple[Path, float]:
+        folder, options = tmp_path_factory.mktemp(way), [*BACK[way], *SHORT]
+        started = time.monotonic()
+        run_ranks(folder / "log", ["train", *options, "--plain", "--out", str(folder / "ranks")], 4)
+        seconds = time.monotonic() - started
+        return train_alone(options, folder / "alone"), seconds
+
+    return trained
 
 
 @pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 50))]
+    ("way", "seed"),
+    [
+        ("gradients", 0),
+        *(pytest.param("gradients", seed, marks=pytest.mark.slow) for seed in range(1, 50)),
+        *(pytest.param("weights", seed, marks=pytest.mark.slow) for seed in range(50)),
+    ],
 )
 def test_a_run_with_a_way_back_is_brought_back_from_any_moment(
-    tmp_path: Path, guided: tuple[Path, float], seed: int
+    tmp_path: Path, undisturbed: Callable[[str], tuple[Path, float]], way: str, seed: int
 ) -> None:
     """A random rank of four is killed at a random moment between the launch and the end."""
-    whole, seconds = guided
+    whole, seconds = undisturbed(way)
+    options = [*BACK[way], *SHORT, "--plain"]
     chance = random.Random(seed)
     rank, moment = chance.randrange(4), chance.uniform(0.0, seconds)
     out = tmp_path / "run"
     with (tmp_path / "log").open("wb") as log:
         launcher = subprocess.Popen(
-            [*TORCHRUN, "4", *RESTARTS, *BACK, "--out", str(out)], stdout=log, stderr=log
+            [*TORCHRUN, "4", *RESTARTS, *options, "--out", str(out)], stdout=log, stderr=log
         )
     try:
         time.sleep(moment)
