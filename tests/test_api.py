@@ -569,7 +569,9 @@ models = (pipe.module(), pipe.module(stage=1))
 weights = [value for model in models for value in model.state_dict().values()]
 digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in weights)).hexdigest()
 found = pipe.evaluate(DataLoader(data, 100))
-print("END", digest, found["loss"], found["accuracy"], found["ensemble_accuracy"], flush=True)
+figures = found["loss"], found["accuracy"], found["ensemble_accuracy"]
+line = " ".join(map(str, ("END", digest, *figures)))
+print(f"{line}\\n", end="", flush=True)  # in one piece: ranks share the stream
 """
 
 

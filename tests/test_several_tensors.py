@@ -112,6 +112,7 @@ def test_models_in_half_precision(
         greedy = ["train", *arguments, "--objective", "greedy", "--out", str(ranks)]
         run_ranks(tmp_path / "log", greedy, 3)
         assert_same_bits(out, ranks)
+    arguments += ["--objective", "sgr"]
     assert cli.run(["train", *arguments, "--out", str(tmp_path / "no"), "--plain"]) == 2
     assert f"works in torch.{dtype}, which is too coarse" in capsys.readouterr().err
 

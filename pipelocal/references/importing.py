@@ -193,7 +193,8 @@ def _look_first_in(folder: Path) -> None:
     if own in sys.path:
         sys.path.remove(own)
     sys.path.insert(0, own)
-    for name, module in list(sys.modules.items()):
+    # A copy is made at one go; a list of the items is not, and other threads import.
+    for name, module in sys.modules.copy().items():
         file = Path(getattr(module, "__file__", None) or "")
         if "." in name or name == "__main__" or name.startswith("pipelocal"):
             continue

@@ -119,7 +119,7 @@ class Recorder:
         now = time.perf_counter()
         return [
             f"{lane}: " + ", ".join(_describe(action, now) for action in list(actions))
-            for lane, actions in list(self._last.items())
+            for lane, actions in self._last.copy().items()
         ]
 
 

@@ -98,6 +98,6 @@ def test_unknown_name() -> None:
         HEADS.get("linaer")
     assert str(caught.value) == (
         "unknown head 'linaer': choose one of linear, mlp, conv, dgl, "
-        "downstream, twin, auto; "
+        "downstream, twin, guided, auto; "
         "did you mean 'linear'?"
     )

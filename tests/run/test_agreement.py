@@ -43,7 +43,7 @@ def other(name: str) -> Any:
     if kind.startswith("bool"):
         return not value
     if kind.startswith("int"):
-        return (value or 3) + 1
+        return (value if isinstance(value, int) else 3) + 1
     if kind.startswith("float"):
         return (value or 0.5) * 0.5
     return TEXTS.get(name, f"{value}-other")
