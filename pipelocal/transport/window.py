@@ -138,9 +138,8 @@ class Growth:
         saved_s = min(self._sender_s, self._receiver_s) / ROUND
         more = self._more(batch_s, saved_s)
         self.slots += more
-        self._restart(
-            self.slots if more else 0
-        )  # what is under way was sent into the ring of before
+        # What is under way was sent into the ring of before.
+        self._restart(self.slots if more else 0)
         return more
 
     def _more(self, batch_s: float, saved_s: float) -> int:
