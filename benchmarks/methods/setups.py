@@ -103,7 +103,7 @@ CLAIMS = (
 """What each method is for; of ContSup that the context helps, and not the parameters alone."""
 QUICK = {*BASE, "conv", "auto", *(arm for claim in CLAIMS for arm in (claim.arm, claim.beside))}
 
-RATES = (0.03, 0.1, 0.3)
+RATES = (0.1, 0.3, 1.0)
 """Around that of the set-ups."""
 CIFAR = Search(rates=RATES, options={"epochs": 2})
 
