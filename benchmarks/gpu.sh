@@ -40,9 +40,9 @@ for name in "${parts[@]}"; do
     case $name in
         facts)
             part nvidia-smi nvidia-smi
-            part facts pipelocal doctor --device cuda
+            part facts python -m pipelocal doctor --device cuda
             ;;
-        tests) part tests python -m pytest -q -n 0 -m "gpu and not multigpu" tests/test_gpu.py ;;
+        tests) part tests python -m pytest -q -n 4 -m "gpu and not multigpu" tests/test_gpu.py ;;
         memory) benchmark memory memory --batch-size 512 --rounds 6 ;;
         costs) benchmark costs reconciliation --parts cost ;;
         accuracy) benchmark accuracy accuracy --arms auto --epochs 20 "${study[@]}" ;;
