@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelocal import cli
 from pipelocal.checkpoint.description import Description, ModelDescription
@@ -31,6 +33,7 @@ from pipelocal.objective.distances import relative
 from pipelocal.pipeline.worker import Worker, run_stream
 from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.world import World
+from pipelocal.replicas.carrier import Carrier
 from pipelocal.results.export import export
 from pipelocal.run.choose_folder import choose_folder
 from pipelocal.stage.stage import Stage
@@ -454,3 +457,20 @@ def test_two_ranks_of_one_host_had_two_clocks(tmp_path: Path) -> None:
 
     ranks = start(tmp_path, body, 2)
     assert ranks.wait() == [0, 0], ranks.output()
+
+
+def test_fully_sharded_replicas_that_share_a_gpu_failed_at_the_first_batch(tmp_path: Path) -> None:
+    """fully_shard moves what a module is called with to the GPU, and before torch 2.13 failed with an
+    IndexError where that was nothing. CPUs do not get there, so the call itself is looked at.
+    """
+
+    def called_with_something(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        assert arguments or not isinstance(module, Carrier)
+
+    hook = register_module_forward_pre_hook(called_with_something)
+    options = ["--model", "mlp", "--stages", "1", "--max-steps", "4", "--replicas", "2"]
+    try:
+        arguments = ["train", *options, "--replicate", "fsdp", "--out", str(tmp_path / "run")]
+        run_ranks(tmp_path / "log", arguments, 2)
+    finally:
+        hook.remove()

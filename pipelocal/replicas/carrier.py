@@ -38,8 +38,8 @@ class Carrier(nn.Module):
         self.head = head
         self.objective = objective
 
-    def forward(self) -> Tensor:
-        """Return a zero scalar, whose gradients are zeros for all parameters."""
+    def forward(self, *_: Tensor) -> Tensor:
+        """Return a zero scalar, whose gradients are zeros for all parameters; arguments are not used."""
         out: Tensor = _Zero.apply(*(p for p in self.parameters() if p.requires_grad))  # type: ignore[no-untyped-call]
         return out
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Size, Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -14,6 +15,9 @@ from pipelocal.replicas.carrier import Carrier
 from pipelocal.replicas.together import Alikeness, Together, drop_gradients, gradients_of
 from pipelocal.stage.stage import Stage
 from pipelocal.transport.groups import ReplicaGroup
+
+_NOTHING = torch.empty(0)
+"""An input for the hook that moves inputs to a GPU, which fails without one before torch 2.13."""
 
 
 class FullyShard(Together):
@@ -62,7 +66,7 @@ class FullyShard(Together):
 
     def _average(self) -> None:
         finish = self._alikeness.begin(gradients_of(self._trained()))
-        self._carrier().backward()
+        self._carrier(_NOTHING).backward()
         self._carrier.reshard()  # type: ignore[operator]
         drop_gradients(self._trained(), finish())
 
