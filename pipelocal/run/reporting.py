@@ -64,7 +64,7 @@ def make_reporter(
         rows=rows,
         total_steps=plan.total_steps,
         epochs=plan.epochs_begun,
-        metric=spec.recipe.task.metrics[0],
+        task_metrics=spec.recipe.task.metrics,
     )
 
 

@@ -28,6 +28,8 @@ _KEPT = ("loss", "eval", "metric", "busy", "samples/s", "memory")
 """Figures in the order in which a narrow terminal has room for them."""
 _WIDTHS = {"loss": 7, "busy": 4, "samples/s": 9, "memory": 8}
 """Columns that a figure takes at most; a metric takes its name's."""
+_BESIDE_FURTHER = 36
+"""Columns that rank, units and bar want before there is room for further figures."""
 
 
 class LiveView:
@@ -115,10 +117,14 @@ def stage_table(
             out, so that those that stay are whole. None shows all.
         max_rows: Available terminal lines for the rows; if there are too few, the last stage is
             kept (it is the model's own output) and "..." stands for omitted rows.
+
+    Further figures of the stages have columns between the evaluation and the rate.
     """
     with_bar = width is None or width >= _BUSY_BAR_FROM
     with_units = width is None or width >= _UNITS_FROM
-    names = {name: name for name in ("loss", "metric", "eval", "samples/s", "busy", "memory")}
+    further = dict.fromkeys(heading for row in rows for heading in row.further)
+    shown_by_all = ("loss", "metric", "eval", *further, "samples/s", "busy", "memory")
+    names = {name: name for name in shown_by_all}
     names |= {"metric": metric, "eval": f"eval {short_name(metric)}"}
     shown = _fitting(names, width)
     table = Table(
@@ -166,9 +172,10 @@ def _fitting(names: dict[str, str], width: int | None) -> list[str]:
     """
     left = float("inf") if width is None else width - len("stage")
     kept: set[str] = set()
-    for name in _KEPT:
+    for name in (*_KEPT, *(name for name in names if name not in _KEPT)):
         left -= 1 + max(_WIDTHS.get(name, 5), len(names[name]))
-        if left < 0 and kept:
+        reserved = 0 if name in _KEPT else _BESIDE_FURTHER
+        if left < reserved and kept:
             break
         kept.add(name)
     return [name for name in names if name in kept]
@@ -190,7 +197,7 @@ def _cells(
         "memory": or_unknown(format_bytes, row.peak_memory_bytes),
     }
     for name in shown:
-        yield figures[name]
+        yield figures.get(name) or or_unknown(format_figure, row.further.get(name))
         if name == "busy" and with_bar:
             known = row.busy_fraction is not None
             yield _bar(row.busy_fraction or 0.0, width=_BUSY_BAR_WIDTH) if known else ""

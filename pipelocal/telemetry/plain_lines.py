@@ -72,6 +72,7 @@ def _stage_text(row: StageRow, metric: str) -> str:
         figures.append(f"{short_name(metric)} {format_figure(row.metric)}")
     if row.eval_metric is not None:
         figures.append(f"eval {format_figure(row.eval_metric)}")
+    figures += [f"{heading} {format_figure(value)}" for heading, value in row.further.items()]
     frozen = " frozen" if row.frozen else ""
     return f"{row.stage}{frozen}: {' '.join(figures) or UNKNOWN}"
 

@@ -1,6 +1,7 @@
 """The latest reports of a run's stages, and its overall progress."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pipelocal.telemetry.formats import format_seconds
 
@@ -23,6 +24,9 @@ class StageRow:
     """The task's first metric in training."""
     eval_metric: float | None = None
     """The same in the last evaluation."""
+    further: Mapping[str, float] = field(default_factory=dict)
+    """Other figures, by the heading of their column: the agreement of reconciled stages, and the task's
+    further metrics in the last evaluation."""
     samples_per_second: float | None = None
     busy_fraction: float | None = None
     """Share of the time in which the stage computed instead of waiting, 0 to 1."""

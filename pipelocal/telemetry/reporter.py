@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ from typing import Any
 from pipelocal.loggers.feed import Feeds
 from pipelocal.system.files import unwritable
 from pipelocal.system.strict_json import to_json
+from pipelocal.telemetry.formats import short_name
 from pipelocal.telemetry.progress import Progress, StageRow
 from pipelocal.telemetry.view import View
 
 POLL_S = 0.2
+AGREEMENT = "agreement"
+"""Heading of the cosine of the gradient that a stage would send back and the one that came with its input."""
 
 
 class Reporter:
@@ -30,7 +33,7 @@ class Reporter:
         rows: the initial row of each stage, in order.
         total_steps: training batches in all.
         epochs: epochs in all.
-        metric: name of the task's first metric.
+        task_metrics: names of the metrics; the first one stands beside the loss.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class Reporter:
         rows: list[StageRow],
         total_steps: int,
         epochs: int,
-        metric: str = "accuracy",
+        task_metrics: Sequence[str] = ("accuracy",),
     ) -> None:
         self.finals: list[dict[str, Any]] = []
         self._take = take
@@ -55,7 +58,7 @@ class Reporter:
         self._rows = rows
         self._total_steps = total_steps
         self._epochs = epochs
-        self._metric = metric
+        self._metric, *self._further = task_metrics
         self._epoch = 1
         self._phase = "train"
         self._started = time.monotonic()
@@ -114,8 +117,11 @@ class Reporter:
                 )
             }
             changes["metric"] = record[self._metric]
+            if record["cosine"] is not None:
+                changes["further"] = {**row.further, AGREEMENT: record["cosine"]}
         elif record["event"] == "evaluate":
-            changes = {"eval_metric": record[self._metric]}
+            further = {f"eval {short_name(name)}": record[name] for name in self._further}
+            changes = {"eval_metric": record[self._metric], "further": {**row.further, **further}}
         elif record["event"] == "freeze":
             changes = {"frozen": True}
         else:

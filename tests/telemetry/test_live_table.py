@@ -55,11 +55,34 @@ def test_narrow_table_keeps_the_figures_whole() -> None:
     assert measured == "1 0.312 0.912 0.885 3211 50% 1.5 GiB"
 
 
+FURTHER = (
+    replace(MEASURED, further={"eval top5": 0.99}),
+    replace(UNMEASURED, further={"eval top5": 0.98, "agreement": 0.4123}),
+)
+
+
+def test_further_figures_have_columns_of_their_own() -> None:
+    header, _, first, second = map(words, rendered(FURTHER, columns=140))
+    assert header == (
+        "stage rank units loss accuracy eval acc eval top5 agreement samples/s busy memory"
+    )
+    assert first == "1 0 stem..block1 0.312 0.912 0.885 0.990 - 3211 50% ━━━━ 1.5 GiB"
+    assert second == "2 1 block2..head - - - 0.980 0.412 - - -"
+
+
+def test_further_figures_are_the_first_to_go() -> None:
+    header = words(rendered(FURTHER, columns=88, width=88)[0])
+    assert header == "stage rank units loss accuracy eval acc samples/s busy memory"
+    header = words(rendered(FURTHER, columns=102, width=102)[0])
+    assert header == "stage rank units loss accuracy eval acc eval top5 samples/s busy memory"
+
+
 def test_table_never_exceeds_the_width_at_hand() -> None:
     for width in range(1, 130):
         for hint in (width, None):
-            lines = rendered(ROWS, columns=width, width=hint)
-            assert max(map(len, lines)) <= width
+            for rows in (ROWS, FURTHER):
+                lines = rendered(rows, columns=width, width=hint)
+                assert max(map(len, lines)) <= width
 
 
 def test_units_with_brackets_are_not_markup() -> None:
