@@ -117,10 +117,13 @@ class Timeline:
                 f"the ranks are balanced within 10 %: {said} computes {ranks[slowest]:.1f} ms of "
                 f"{self.period_ms:.1f} ms a batch"
             )
+        less = f"the other {rest[0]:.1f}"
+        if len(rest) > 1:
+            less = f"the others {min(rest):.1f} to {max(rest):.1f}"
         return (
-            f"{said} is the bottleneck: it computes {ranks[slowest]:.1f} ms a batch, the others "
-            f"{min(rest):.1f} to {max(rest):.1f}: move units away from it (--balance time measures "
-            f"where to cut), or give it a faster device or another rank (--replicas)"
+            f"{said} is the bottleneck: it computes {ranks[slowest]:.1f} ms a batch, {less}: move "
+            f"units away from it (--balance time measures where to cut), or give it a faster device or "
+            f"another rank (--replicas)"
         )
 
 

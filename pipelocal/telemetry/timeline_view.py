@@ -97,7 +97,7 @@ def draw_timeline(timeline: Timeline, path: Path) -> None:
     events, lanes = shown_events(timeline)
     rows = {lane: row for row, lane in enumerate(lanes)}
     start = min(e["ts"] for e in events)
-    figure, axes = pyplot.subplots(figsize=(13, 1 + 0.35 * len(rows)))
+    figure, axes = pyplot.subplots(figsize=(13, 1.4 + 0.35 * len(rows)), layout="constrained")
     for e in events:
         row = rows[_lane(e)]
         colour = COLOURS.get(e["name"], "#d0584c")
@@ -109,14 +109,7 @@ def draw_timeline(timeline: Timeline, path: Path) -> None:
     axes.set(xlabel="milliseconds", title=timeline.verdict())
     axes.title.set_fontsize(8)
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
-    axes.legend(
-        handles,
-        COLOURS,
-        ncols=len(COLOURS),
-        fontsize=7,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.12 - 0.6 / len(rows)),
-    )
-    figure.tight_layout()
+    columns = len(COLOURS)
+    figure.legend(handles, COLOURS, ncols=columns, fontsize=7, loc="outside lower center")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
