@@ -1,5 +1,5 @@
 # Shortcuts; .ci/run is what must pass.
-.PHONY: check test fast docs notebooks wheel
+.PHONY: check test fast docs notebooks pictures wheel
 
 check:  ## what pre-commit and CI look at besides the tests
 	ruff check . && ruff format --check . && mypy
@@ -15,6 +15,9 @@ docs:  ## the site, in build/site
 
 notebooks:  ## execute the tutorials anew
 	python docs/notebooks.py
+
+pictures:  ## draw the README's anew
+	python docs/pictures.py
 
 wheel:  ## build wheel and sdist, and try them in an environment of their own
 	.ci/wheel

@@ -19,7 +19,7 @@ from notebooks import as_markdown, to_pages
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "build" / "pages"
 FOLDERS = ("docs", "benchmarks", "launch", "tests")
-SHOWN = {".md", ".png", ".py", ".sh", ".yaml", ".json", ".sbatch"}
+SHOWN = {".md", ".png", ".svg", ".py", ".sh", ".yaml", ".json", ".sbatch"}
 
 
 def gather() -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,16 @@ def test_the_site_builds_without_a_warning() -> None:
     for page in pages():
         name = str(page.relative_to(root).with_suffix(".md"))
         assert name in shown or "tests" in page.parts, page
+
+
+def test_the_readmes_picture_shows_what_the_benchmarks_found() -> None:
+    pytest.importorskip("matplotlib")
+    drawing = spec_from_file_location("pictures", DOCS / "pictures.py")
+    assert drawing is not None
+    assert drawing.loader is not None
+    pictures = module_from_spec(drawing)
+    drawing.loader.exec_module(pictures)
+    shown = re.findall(r"<text[^>]*>([^<]*)</text>", (DOCS / "pictures/against-bp.svg").read_text())
+    drawn = re.findall(r"<text[^>]*>([^<]*)</text>", pictures.against_bp())
+    assert shown == drawn, "make pictures"
+    assert "1.00" in shown
