@@ -7,13 +7,16 @@ accuracy on it decides, so the test data have no part in the choice.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from benchmarks import common, held_out
 from benchmarks.accuracy.setups import Search, SetUp
 from benchmarks.common import Run
 from pipelocal.config import TrainConfig
+from pipelocal.system.strict_json import to_json
 
 Trial = tuple[str, str, float]
 """Names of the set-up and of the arm, and the rate."""
@@ -72,6 +75,25 @@ def tried(
         if (name, arm) not in unfinished:
             found.setdefault((name, arm), {})[rate] = run.summary["eval_accuracy"]
     return found
+
+
+def known(path: Path) -> Tried:
+    """What earlier searches found, as :func:`keep` wrote it; nothing if there is no such file."""
+    if not path.exists():
+        return {}
+    return {
+        (name, arm): {float(rate): accuracy for rate, accuracy in by_rate.items()}
+        for name, arms in json.loads(path.read_text()).items()
+        for arm, by_rate in arms.items()
+    }
+
+
+def keep(found: Tried, path: Path) -> None:
+    """Write what searches found: held-out accuracies by set-up, arm and rate."""
+    by_setup: dict[str, dict[str, dict[str, float]]] = {}
+    for (name, arm), by_rate in found.items():
+        by_setup.setdefault(name, {})[arm] = {f"{rate:g}": by_rate[rate] for rate in by_rate}
+    path.write_text(to_json(by_setup, indent=2) + "\n")
 
 
 def chosen(by_rate: Mapping[float, float] | None) -> dict[str, Any]:

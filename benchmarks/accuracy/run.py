@@ -58,9 +58,12 @@ def study(
         for name in options.setups
         for arm, seed in planned(name, setups[name], options)
     ]
-    arms = dict.fromkeys((name, arm) for name, arm, _ in wanted)
+    tried = {} if options.rates is None else rates.known(options.rates)
+    arms = dict.fromkeys((name, arm) for name, arm, _ in wanted if (name, arm) not in tried)
     trials = rates.trials(setups, arms, options, device)
-    tried = rates.tried(trials, train(trials, options, "rate"), options)
+    tried |= rates.tried(trials, train(trials, options, "rate"), options)
+    if options.rates is not None:
+        rates.keep(tried, options.rates)
     configs = {
         (name, arm, seed): setups[name].config(
             arm, options, seed=seed, device=device, **rates.chosen(tried.get((name, arm)))
@@ -117,6 +120,12 @@ def parse(
         type=Path,
         metavar="DIR",
         help="keep runs there, and go on with those that are there",
+    )
+    add(
+        "--rates",
+        type=Path,
+        metavar="FILE",
+        help="take the outcomes of the searches for rates from there, and add those of further arms",
     )
     add("--report", action="store_true", help="train nothing; report on what --keep has")
     add("--into", type=Path, metavar="FILE", help="README that gets the tables")

@@ -161,6 +161,7 @@ def test_each_arm_trains_at_its_own_best_rate(
     file, readme = tmp_path / "methods.json", tmp_path / "README.md"
     readme.write_text(f"{common.FIGURES}\n{common.END}\n")
     arguments = ["run.py", "--setups", "quick", "--json", str(file), "--into", str(readme)]
+    arguments += ["--rates", str(tmp_path / "rates.json")]
     monkeypatch.setattr(sys, "argv", arguments)
     study({"quick": setup}, default="quick", document="Study.", columns=tables.METHODS)
 
@@ -193,6 +194,12 @@ def test_each_arm_trains_at_its_own_best_rate(
         "KiB back": "0.0",
         "head of each stage": "80.5 80.5 80.5 80.5",
     }
+
+    trained.clear()
+    study({"quick": setup}, default="quick", document="Study.", columns=tables.METHODS)
+    assert json.loads(file.read_text()) == written
+    searched = [config.head for config in trained if config.data != "digits"]
+    assert searched == ["mlp", "mlp"], "only an arm that has no rate yet"
 
 
 def test_a_report_waits_for_all_rates_of_an_arm(monkeypatch: pytest.MonkeyPatch) -> None:
