@@ -28,6 +28,10 @@ from pipelocal.objective.options import check_words
 IMAGE = "image"
 DECODER_CHANNELS = 12
 """Of the paper's decoder."""
+SQUARED_GAIN = (9 * DECODER_CHANNELS) ** -0.5
+"""Of what a decoder of images makes, where its error is squared: one over the root of the number of values that
+each output sums. Unscaled, the error's curvature is some 40 for grey images, and training with momentum
+diverges at a learning rate of 0.1."""
 NARROWING = 4
 """The decoder of tokens and vectors is this many times narrower than what it decodes."""
 
@@ -132,7 +136,8 @@ class InfoPro(ForwardRecipe):
         made = place.output_shape
         wanted = place.sample_shape if self.target == "image" else place.input_shape
         if len(made) == len(wanted) == 3:
-            return MapDecoder(made[0], wanted, full=self.decoder == "full")
+            gain = SQUARED_GAIN if self.error == "mse" else 1.0
+            return MapDecoder(made[0], wanted, full=self.decoder == "full", gain=gain)
         if self.target == "image":
             raise UserError(
                 f"InfoPro: stage {place.number} makes {list(made)} of samples {list(wanted)}, and only "
@@ -215,10 +220,12 @@ class MapDecoder(nn.Module):
         channels: number of channels C.
         target: shape ``[C0, H, W]`` of one row of the target.
         full: whether the feature is first enlarged to the target's size, bilinearly with aligned corners.
+        gain: what is made is multiplied by this.
     """
 
-    def __init__(self, channels: int, target: Shape, *, full: bool) -> None:
+    def __init__(self, channels: int, target: Shape, *, full: bool, gain: float) -> None:
         super().__init__()
+        self._gain = gain
         self._size = list(target[1:]) if full else None
         self.hidden = nn.Conv2d(channels, DECODER_CHANNELS, 3, padding=1)
         self.norm = nn.BatchNorm2d(DECODER_CHANNELS)
@@ -227,7 +234,8 @@ class MapDecoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self._size is not None:
             x = F.interpolate(x, self._size, mode="bilinear", align_corners=True)
-        return self.colours(F.relu(self.norm(self.hidden(x))))  # type: ignore[no-any-return]
+        made: Tensor = self.colours(F.relu(self.norm(self.hidden(x))))
+        return self._gain * made
 
 
 def narrow_decoder(features: int, target: int) -> nn.Sequential:

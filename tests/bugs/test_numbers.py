@@ -12,6 +12,9 @@ import torch
 
 from pipelocal import cli
 from pipelocal.objective import DISTANCES
+from pipelocal.objective.infopro import InfoPro, Reconstructing, reconstruction_error
+from pipelocal.objective.local import Place
+from pipelocal.seeding import seeded
 from pipelocal.stage.finite import first_nonfinite
 from pipelocal.system.strict_json import to_json
 from tests.launching import launch
@@ -274,3 +277,31 @@ def test_all_json_of_a_run_is_json(tmp_path: Path, capsys: pytest.CaptureFixture
         capsys.readouterr()
         cli.run(command)
         loads(capsys.readouterr().out)
+
+
+def test_the_squared_error_of_a_decoder_of_grey_images_diverged() -> None:
+    """Its curvature was some forty, so that training with momentum diverged at a rate of 0.1 and above."""
+    image, feature = (1, 8, 8), (4, 8, 8)
+    grey = Place(
+        number=1,
+        stages=4,
+        input_shape=image,
+        output_shape=feature,
+        sample_shape=image,
+        total_steps=60,
+    )
+    with seeded(0, "decoder"):
+        decoder = InfoPro().for_stage(grey)
+        assert isinstance(decoder, Reconstructing)
+        assert decoder.decoder is not None
+        features, images = torch.randn(64, 4, 8, 8).relu(), torch.randn(64, 1, 8, 8)
+    sgd = torch.optim.SGD(decoder.parameters(), lr=0.3, momentum=0.9)
+    errors = []
+    for _ in range(60):
+        error = reconstruction_error(decoder.decoder(features), images)
+        sgd.zero_grad()
+        error.backward()  # type: ignore[no-untyped-call]
+        sgd.step()
+        errors.append(float(error.detach()))
+    assert errors[-1] <= errors[0], errors
+    assert max(errors) < 2 * errors[0], errors
