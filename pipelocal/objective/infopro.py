@@ -29,8 +29,8 @@ IMAGE = "image"
 DECODER_CHANNELS = 12
 """Of the paper's decoder."""
 SQUARED_GAIN = (9 * DECODER_CHANNELS) ** -0.5
-"""Of what a decoder of images makes, where its error is squared: one over the root of the number of values that
-each output sums. Unscaled, the error's curvature is some 40 for grey images, and training with momentum
+"""Of what a decoder of images makes, where its error is squared: one over the root of the number of values
+that each output sums. Unscaled, the error's curvature is some 40 for grey images, and training with momentum
 diverges at a learning rate of 0.1."""
 NARROWING = 4
 """The decoder of tokens and vectors is this many times narrower than what it decodes."""
