@@ -2,13 +2,13 @@
 # What wants a GPU: its tests, and the benchmarks that run on one. Each part takes nine minutes at most,
 # leaves its result and its log in a folder, and needs none of the others:
 #
-#     benchmarks/gpu.sh OUT [facts|tests|memory|costs|accuracy|reconciliation ...]
+#     benchmarks/gpu.sh OUT [facts|tests|memory|costs|accuracy|methods|reconciliation ...]
 #
-# DATA names the folder with CIFAR-10 (see benchmarks/accuracy/README.md), for the last two. Studies are kept
+# DATA names the folder with CIFAR-10 (see benchmarks/accuracy/README.md), for the last three. Studies are kept
 # in OUT/runs, and go on where they were when the part is run again.
 set -uo pipefail
 
-parts=(facts tests memory costs accuracy reconciliation)
+parts=(facts tests memory costs accuracy methods reconciliation)
 if [ $# -lt 1 ]; then
     echo "usage: $0 OUT [${parts[*]}]" >&2
     exit 2
@@ -35,7 +35,7 @@ benchmark() { # NAME BENCHMARK ARGUMENTS...
     part "$name" python "$script" --device cuda --json "$out/$name.json" "$@"
 }
 
-study=(--jobs 4 --data-root "${DATA:-DATA}" --keep "$out/runs")
+study=(--jobs 8 --data-root "${DATA:-DATA}" --keep "$out/runs")
 for name in "${parts[@]}"; do
     case $name in
         facts)
@@ -46,9 +46,13 @@ for name in "${parts[@]}"; do
         memory) benchmark memory memory --batch-size 512 --rounds 6 ;;
         costs) benchmark costs reconciliation --parts cost ;;
         accuracy) benchmark accuracy accuracy --arms auto --epochs 20 "${study[@]}" ;;
+        methods)
+            leading=("auto" "auto, LoCo" "auto, InfoPro" "auto, InfoPro of inputs" "auto, guided")
+            benchmark methods methods --setups resnet20-4 --arms "${leading[@]}" --rates "$out/rates.json" "${study[@]}"
+            ;;
         reconciliation) benchmark reconciliation reconciliation --parts study "${study[@]}" ;;
         *)
-            echo "$name: choose of facts tests memory costs accuracy reconciliation" >&2
+            echo "$name: choose of facts tests memory costs accuracy methods reconciliation" >&2
             failed=2
             ;;
     esac
