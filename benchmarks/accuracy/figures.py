@@ -51,10 +51,36 @@ def rows(
             if (cost := costs.get(name_of(name, arm))) is not None:
                 row["cost"] = asdict(cost)
             made.append(row)
-    by_arm = {row["arm"]: row for row in made}
-    for row in made:
+    return compared(made)
+
+
+def joined(earlier: Iterable[Row], made: Iterable[Row], setups: Mapping[str, SetUp]) -> list[Row]:
+    """Rows of an earlier result file, and those made now in place of the same arms, in the set-ups' order.
+
+    Args:
+        earlier: rows of the file.
+        made: rows made now.
+        setups: by name; rows of what is no longer there are dropped.
+    """
+    found = {(row["setup"], row["arm"]): _with_seeds_as_numbers(row) for row in earlier}
+    found |= {(row["setup"], row["arm"]): row for row in made}
+    order = [(name, arm) for name, setup in setups.items() for arm in setup.arms]
+    rows = [found[key] for key in order if key in found]
+    return [row for own in by_setup(rows) for row in compared(own)]
+
+
+def _with_seeds_as_numbers(row: Row) -> Row:
+    """A row as it was before JSON made text of its seeds."""
+    by_seed = ("test_accuracy", "test_loss")
+    return row | {name: {int(seed): v for seed, v in row[name].items()} for name in by_seed}
+
+
+def compared(rows_of_setup: Sequence[Row]) -> list[Row]:
+    """The rows of a set-up, with how far each is behind back-propagation."""
+    by_arm = {row["arm"]: row for row in rows_of_setup}
+    for row in rows_of_setup:
         compare(row, by_arm.get(BP), by_arm.get(LINEAR))
-    return made
+    return [*rows_of_setup]
 
 
 def row_of(name: str, setup: SetUp, arm: str, runs: Mapping[int, Run]) -> Row:

@@ -10,6 +10,7 @@ its own. Runs are kept, and a study that was stopped goes on::
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -73,19 +74,24 @@ def study(
     }
     runs = train(configs, options, "seed")
     measured = {} if options.keep is None else costs.kept(options.keep)
+    environment = common.describe_environment(threads=1, device=device)
+    made = {name: environment[name] for name in ("torch", "device", "date")}
     rows = [
-        row
+        {**row, "made": made}
         for name in options.setups
         for row in figures.rows(name, setups[name], runs, measured, tried)
     ]
     if not rows:
         raise BenchmarkError("no run is finished: leave out --report")
+    if options.add and options.json.exists():
+        earlier = json.loads(options.json.read_text())["results"]
+        rows = figures.joined(earlier, rows, setups)
     targets = [*figures.targets(rows), *figures.claims(setups, rows)]
     tables.show(rows, columns)
     common.print_targets(targets)
     common.write_result(
         options.json,
-        environment=common.describe_environment(threads=1, device=device),
+        environment=environment,
         results=rows,
         targets=targets,
     )
@@ -128,6 +134,7 @@ def parse(
         help="take the outcomes of the searches for rates from there, and add those of further arms",
     )
     add("--report", action="store_true", help="train nothing; report on what --keep has")
+    add("--add", action="store_true", help="rows of other arms and set-ups in the result file stay")
     add("--into", type=Path, metavar="FILE", help="README that gets the tables")
     add("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     add("--jobs", type=int, default=2, help="runs at a time (%(default)s)")

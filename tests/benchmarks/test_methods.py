@@ -201,6 +201,18 @@ def test_each_arm_trains_at_its_own_best_rate(
     searched = [config.head for config in trained if config.data != "digits"]
     assert searched == ["mlp", "mlp"], "only an arm that has no rate yet"
 
+    arguments += ["--add", "--arms", "conv", "--seeds", "0"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    both = {"quick": setup, "other": setup}
+    earlier = {**found["linear"], "setup": "other", "arm": "mlp"}
+    written["results"].append(earlier)
+    file.write_text(json.dumps(written))
+    study(both, default="quick", document="Study.", columns=tables.METHODS)
+    added = {(row["setup"], row["arm"]): row for row in json.loads(file.read_text())["results"]}
+    assert [*added] == [("quick", "bp"), ("quick", "linear"), ("quick", "conv"), ("other", "mlp")]
+    assert added["quick", "conv"]["seeds"] == [0]
+    assert added["other", "mlp"]["test_accuracy"] == earlier["test_accuracy"]
+
 
 def test_a_report_waits_for_all_rates_of_an_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ``a`` a rate diverged; of ``b`` one was not tried yet."""
