@@ -1,4 +1,4 @@
-"""The learning rate of each arm of a set-up that has it searched: the best of one grid for all arms.
+"""The learning rate of each arm of a set-up that has it searched: of one grid for all arms.
 
 Every rate is tried on a seed that no other run has. A tenth of the training data is held out, and the
 accuracy on it decides, so the test data have no part in the choice.
@@ -18,6 +18,9 @@ from benchmarks.common import Run
 from pipelocal.config import TrainConfig
 from pipelocal.system.strict_json import to_json
 
+NOISE = 0.006
+"""One standard error of an accuracy of 0.7 on 6,000 samples. Short searches favour high rates, so of rates
+that cannot be told apart the lowest is taken."""
 Trial = tuple[str, str, float]
 """Names of the set-up and of the arm, and the rate."""
 Tried = dict[tuple[str, str], dict[float, float]]
@@ -102,5 +105,6 @@ def chosen(by_rate: Mapping[float, float] | None) -> dict[str, Any]:
 
 
 def best(by_rate: Mapping[float, float]) -> float:
-    """The rate of the highest accuracy; of equals, the lowest."""
-    return max(sorted(by_rate), key=lambda rate: by_rate[rate])
+    """The lowest of the rates whose accuracy is the highest, or less than :data:`NOISE` below it."""
+    enough = max(by_rate.values()) - NOISE
+    return min(rate for rate, accuracy in by_rate.items() if accuracy > enough)

@@ -258,3 +258,9 @@ def test_the_picture_goes_from_greedy_to_back_propagation() -> None:
     assert [point[2] for point in points] == pytest.approx([70, 85, 80, 90])
     behind_auto = [name for name, _, _ in bytes_back.series(rows, "auto")]
     assert behind_auto == ["PGL, every 16", "bp"]
+
+
+def test_of_rates_that_cannot_be_told_apart_the_lowest_is_taken() -> None:
+    assert rates.best({0.1: 0.7283, 0.3: 0.7332, 1.0: 0.7382}) == 0.3
+    assert rates.best({0.1: 0.7712, 0.3: 0.7975, 1.0: 0.7705}) == 0.3
+    assert rates.best({0.1: 0.5, 0.3: 0.5}) == 0.1
