@@ -64,8 +64,8 @@ def written_out(kind: str, decoder: nn.Module, out: Tensor, image: Tensor, error
     if kind == "pooled":  # 6x6 to 3x3
         image = image.reshape(len(image), -1, 3, 2, 3, 2).mean((3, 5))
     if error == "mse":
-        made = made / (9 * 12) ** 0.5
-        return ((made - image) ** 2).sum() / made.numel()
+        error_of_each: Tensor = (made / 108**0.5 - image) ** 2
+        return error_of_each.mean()
     share = 1 / (1 + (-made).exp())
     return -(image * share.log() + (1 - image) * (1 - share).log()).sum() / made.numel()
 
