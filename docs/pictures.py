@@ -21,6 +21,7 @@ from typing import Any
 import matplotlib as mpl
 from rich.console import Console
 
+from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.telemetry.live_table import whole_view
 from pipelocal.telemetry.progress import Progress, StageRow
 
@@ -42,13 +43,8 @@ SETTINGS = {
     "2 ranks": "2 ranks, 100 Mbit/s and 50 ms",
     "4 ranks": "4 ranks, 100 Mbit/s and 50 ms",
 }
-METHODS = {
-    "DDP": "DDP",
-    "1F1B": "1F1B",
-    "interleaved 1F1B": "interleaved",
-    "pipelocal": "pipelocal",
-}
-"""How the time to accuracy's methods begin, by what the picture calls them."""
+METHODS = ("DDP", "1F1B", "interleaved", "pipelocal")
+"""How the names of the time to accuracy's methods begin."""
 Bar = tuple[str, float | None, str]
 """A name, a figure, and what is written beside it."""
 
@@ -68,8 +64,8 @@ def main() -> None:
 
 def live_table(run: Path) -> str:
     """Return the table that a terminal shows at a run's end, as SVG that loads nothing."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    seconds = json.loads((run / "summary.json").read_text())["seconds"]
+    folder = RunFolder.open(str(run))
+    records = folder.records()
     rows = [_row(records, stage) for stage in range(1, 1 + max(r["stage"] for r in records))]
     last = next(r for r in reversed(records) if r["event"] == "evaluate")
     progress = Progress(
@@ -78,7 +74,7 @@ def live_table(run: Path) -> str:
         epoch=last["epoch"],
         epochs=last["epoch"],
         phase="eval",
-        elapsed_s=seconds,
+        elapsed_s=folder.summary()["seconds"],
     )
     console = Console(record=True, width=100, file=StringIO(), force_terminal=True)
     console.print(whole_view(rows, progress, width=100))
@@ -138,8 +134,8 @@ def time_to_accuracy(setting: str) -> tuple[float, list[Bar]]:
         if row["part"] == "time" and row["setting"] == setting
     ]
     best: dict[str, float | None] = {}
-    for start, name in METHODS.items():
-        own = [row["seconds"] for row in rows if row["method"].startswith(start)]
+    for name in METHODS:
+        own = [row["seconds"] for row in rows if row["method"].startswith(name)]
         best[name] = min((each for each in own if each is not None), default=None)
     of_ddp = best["DDP"]
     assert of_ddp is not None

@@ -123,8 +123,8 @@ def stage_table(
     with_bar = width is None or width >= _BUSY_BAR_FROM
     with_units = width is None or width >= _UNITS_FROM
     further = dict.fromkeys(heading for row in rows for heading in row.further)
-    shown_by_all = ("loss", "metric", "eval", *further, "samples/s", "busy", "memory")
-    names = {name: name for name in shown_by_all}
+    figures = ("loss", "metric", "eval", *further, "samples/s", "busy", "memory")
+    names = {name: name for name in figures}
     names |= {"metric": metric, "eval": f"eval {short_name(metric)}"}
     shown = _fitting(names, width)
     table = Table(
