@@ -39,7 +39,7 @@ def arms(blocks: int) -> dict[str, Options]:
     """The paper's arms for a model of so many blocks; of one block, LG-BP is BP."""
     local = {"LG-BP": {"objective": "greedy", "stages": blocks, "head": "downstream=0"}}
     return {
-        "BP": {"objective": "bp"},
+        "BP": {"objective": "bp", "stages": blocks},
         **(local if blocks > 1 else {}),
         "FG-W": forward(1, "perturb=weight", "losses=one"),
         "FG-A": forward(1, "losses=one"),
