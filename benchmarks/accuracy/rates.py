@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import common, held_out
 from benchmarks.accuracy.setups import Search, SetUp
-from benchmarks.common import Run
+from benchmarks.common import BenchmarkError, Run
 from pipelocal.config import TrainConfig
 from pipelocal.system.strict_json import to_json
 
@@ -80,15 +80,29 @@ def tried(
     return found
 
 
-def known(path: Path) -> Tried:
-    """What earlier searches found, as :func:`keep` wrote it; nothing if there is no such file."""
+def known(path: Path, setups: Mapping[str, SetUp]) -> Tried:
+    """What earlier searches found, as :func:`keep` wrote it; nothing if there is no such file.
+
+    Args:
+        path: of the file.
+        setups: by name, with the grids of today.
+
+    Raises:
+        BenchmarkError: if the file has a rate that its set-up's grid has not.
+    """
     if not path.exists():
         return {}
-    return {
-        (name, arm): {float(rate): accuracy for rate, accuracy in by_rate.items()}
-        for name, arms in json.loads(path.read_text()).items()
-        for arm, by_rate in arms.items()
-    }
+    found: Tried = {}
+    for name, arms in json.loads(path.read_text()).items():
+        search = setups[name].search if name in setups else None
+        for arm, by_rate in arms.items():
+            found[name, arm] = {float(rate): accuracy for rate, accuracy in by_rate.items()}
+            if search is not None and (strange := found[name, arm].keys() - {*search.rates}):
+                raise BenchmarkError(
+                    f"--rates {path}: {name}, {arm!r} was searched at {min(strange):g}, which is not among "
+                    f"{', '.join(f'{rate:g}' for rate in search.rates)}; take that arm out of the file"
+                )
+    return found
 
 
 def keep(found: Tried, path: Path) -> None:

@@ -59,7 +59,7 @@ def study(
         for name in options.setups
         for arm, seed in planned(name, setups[name], options)
     ]
-    tried = {} if options.rates is None else rates.known(options.rates)
+    tried = {} if options.rates is None else rates.known(options.rates, setups)
     arms = dict.fromkeys((name, arm) for name, arm, _ in wanted if (name, arm) not in tried)
     trials = rates.trials(setups, arms, options, device)
     tried |= rates.tried(trials, train(trials, options, "rate"), options)

@@ -15,7 +15,7 @@ from benchmarks.accuracy import rates, tables
 from benchmarks.accuracy.figures import edge_bytes
 from benchmarks.accuracy.run import study
 from benchmarks.accuracy.setups import BASE, Search, SetUp, head
-from benchmarks.common import Failure, Run
+from benchmarks.common import BenchmarkError, Failure, Run
 from benchmarks.cuts import multiply_adds_of_stage, peak_bytes_of_stage
 from benchmarks.methods import bytes_back
 from benchmarks.methods.setups import FOUR, SETUPS, arms
@@ -264,3 +264,11 @@ def test_of_rates_that_cannot_be_told_apart_the_lowest_is_taken() -> None:
     assert rates.best({0.1: 0.7283, 0.3: 0.7332, 1.0: 0.7382}) == 0.3
     assert rates.best({0.1: 0.7712, 0.3: 0.7975, 1.0: 0.7705}) == 0.3
     assert rates.best({0.1: 0.5, 0.3: 0.5}) == 0.1
+
+
+def test_rates_of_another_grid_are_refused(tmp_path: Path) -> None:
+    """A best of 0.03 to 0.3 is not the best of 0.1 to 1: nobody would see it in the table."""
+    kept = tmp_path / "rates.json"
+    kept.write_text('{"fashion": {"conv": {"0.03": 0.7, "0.1": 0.72}}}')
+    with pytest.raises(BenchmarkError, match=r"'conv' was searched at 0\.03, .* 0\.1, 0\.3, 1;"):
+        rates.known(kept, SETUPS)
