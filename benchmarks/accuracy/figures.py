@@ -14,7 +14,8 @@ from benchmarks.accuracy.costs import Cost, name_of
 from benchmarks.accuracy.rates import Tried
 from benchmarks.accuracy.setups import BP, LINEAR, SetUp
 from benchmarks.accuracy.tables import by_setup
-from benchmarks.common import Run, Target
+from benchmarks.common import Target
+from benchmarks.training import Run
 from pipelocal.config.resolve import recipe_of
 
 Row = dict[str, Any]

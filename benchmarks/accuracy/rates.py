@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common, held_out
+from benchmarks import held_out, training
 from benchmarks.accuracy.setups import Search, SetUp
-from benchmarks.common import BenchmarkError, Run
+from benchmarks.common import BenchmarkError
+from benchmarks.training import Run
 from pipelocal.config import TrainConfig
 from pipelocal.system.strict_json import to_json
 
@@ -71,7 +72,7 @@ def tried(
     unfinished = {
         (name, arm)
         for (name, arm, _), config in configs.items()
-        if options.report and common.kept_run(config, options.keep) is None
+        if options.report and training.kept_run(config, options.keep) is None
     }
     found: Tried = {}
     for (name, arm, rate), run in sorted(runs.items()):

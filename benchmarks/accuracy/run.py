@@ -18,10 +18,11 @@ from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import common
+from benchmarks import common, training
 from benchmarks.accuracy import costs, figures, rates, tables
 from benchmarks.accuracy.setups import SETUPS, SetUp
-from benchmarks.common import BenchmarkError, Run
+from benchmarks.common import BenchmarkError
+from benchmarks.training import Run
 from pipelocal.config import TrainConfig
 
 Arm = tuple[str, str, int]
@@ -173,12 +174,12 @@ def train(
         what: the value is.
     """
     if options.report:
-        kept = {arm: common.kept_run(config, options.keep) for arm, config in configs.items()}
+        kept = {arm: training.kept_run(config, options.keep) for arm, config in configs.items()}
         return {arm: run for arm, run in kept.items() if isinstance(run, Run)}
     runs: dict[tuple[str, str, Value], Run] = {}
     arms = [*configs]
     names = [f"{setup}, {arm}, {what} {value:g}" for setup, arm, value in arms]
-    for index, run in common.train_those_that_converge(
+    for index, run in training.train_those_that_converge(
         [*configs.values()], names, jobs=options.jobs, keep=options.keep
     ):
         runs[arms[index]] = run

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks import torchrun
 from benchmarks.communication import over_link
 from benchmarks.communication.over_link import Hosts
 from pipelocal.config import TrainConfig
@@ -103,7 +103,7 @@ def train_own(
 def seconds_own(hosts: Hosts, work: Work, method: Method, *, steps: int, text: str) -> float:
     """Median seconds of a batch of pipelocal in the long run, at the last stage."""
     _, metrics = train_own(hosts, work, method, steps=steps, text=text)
-    return common.seconds_of_a_batch(metrics, RANKS, work.batch_size)
+    return torchrun.seconds_of_a_batch(metrics, RANKS, work.batch_size)
 
 
 def seconds_peer(hosts: Hosts, work: Work, method: Method, *, steps: int) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks import torchrun, training
 from benchmarks.common import BenchmarkError
 from benchmarks.communication.network import Host
 from pipelocal.config import TrainConfig
@@ -91,11 +91,11 @@ def train(
     """
     with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
         out = Path(scratch, "run")
-        _, _, *options = common.train_arguments(config, data_root=config.data_root)
+        _, _, *options = training.train_arguments(config, data_root=config.data_root)
         arguments = [*entry, *options, "--plain", "--out", str(out)]
         what = f"{config.model}, {config.objective}, {2 if hosts is None else len(hosts)} ranks"
         if hosts is None:
-            common.launch(2, arguments, what=what)
+            torchrun.launch(2, arguments, what=what)
         else:
             launch(hosts, arguments, what=what, pinned=pinned)
         lines = (out / "metrics.jsonl").read_text().splitlines()

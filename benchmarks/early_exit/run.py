@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import pipelocal
-from benchmarks import common
+from benchmarks import common, training
 from benchmarks.accuracy.setups import BP, SETUPS
-from benchmarks.common import BenchmarkError, Failure, Run, Target
+from benchmarks.common import BenchmarkError, Target
+from benchmarks.training import Failure, Run
 from pipelocal.data import load_dataset
 from pipelocal.data.batches import BatchStream
 from pipelocal.ranks.host import set_up_host
@@ -70,7 +71,7 @@ def main() -> None:
     which = [(arm, seed) for arm in options.arms for seed in options.seeds]
     configs = [setup.config(arm, options, seed=seed) for arm, seed in which]
     rows: list[Row] = []
-    for index, run in common.train_each(configs, jobs=options.jobs, keep=options.keep):
+    for index, run in training.train_each(configs, jobs=options.jobs, keep=options.keep):
         arm, seed = which[index]
         if isinstance(run, Failure):
             raise BenchmarkError(f"{arm}, seed {seed}: {run.reason}")

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import common
+from benchmarks import common, torchrun
 from benchmarks.common import Target
 from benchmarks.memory.trial import ACCUMULATED, LOG_EVERY, PLAIN
 from pipelocal.config import TrainConfig
@@ -113,7 +113,7 @@ def memory_cut(model: str, stages: int) -> str:
 
 def measure(name: str, arguments: Sequence[str]) -> Row:
     """Peak memory of a method on one device."""
-    output = common.launch(1, [str(HERE / "trial.py"), *arguments], what=name)
+    output = torchrun.launch(1, [str(HERE / "trial.py"), *arguments], what=name)
     found = json.loads(output.splitlines()[-1])
     print(f"{name}: {found['live_bytes'] / MIB:.0f} MiB", flush=True)
     return {"method": name, "ranks": 1, **_without_rank(found)}
@@ -128,7 +128,7 @@ def time_in_turns(methods: dict[str, list[str]], rounds: int) -> dict[str, list[
                 4 if name in PLAIN else 2 * LOG_EVERY
             )  # of which the first record is not counted
             timed = [str(HERE / "trial.py"), *arguments, "--time", "--steps", str(steps)]
-            output = common.launch(1, timed, what=name)
+            output = torchrun.launch(1, timed, what=name)
             seconds[name].append(float(json.loads(output.splitlines()[-1])["seconds"]))
         print(f"round {round_ + 1} of {rounds}", flush=True)
     return seconds
@@ -145,7 +145,7 @@ def over_ranks(base: Sequence[str], cut: str, *, quick: bool) -> list[Row]:
     rows = []
     for name, own in methods.items():
         arguments = [str(HERE / "trial.py"), *base, *own, "--cut", cut]
-        output = common.launch(RANKS, arguments, what=name)
+        output = torchrun.launch(RANKS, arguments, what=name)
         ranks = sorted(
             (json.loads(line) for line in output.splitlines() if line.startswith("{")),
             key=lambda found: int(found["rank"]),

@@ -20,9 +20,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import common
-from benchmarks.common import Run, Target
+from benchmarks import common, training
+from benchmarks.common import Target
 from benchmarks.methods import sequences
+from benchmarks.training import Run
 from pipelocal.config import TrainConfig
 
 HERE = "benchmarks.methods.sequences"
@@ -167,7 +168,7 @@ def trained(
 ) -> Iterator[tuple[Arm, Run]]:
     """Yield the finished runs; those that diverge are said and left out."""
     configs = [config_of(arm, epochs=options.epochs, device=device) for arm in arms]
-    for index, run in common.train_those_that_converge(
+    for index, run in training.train_those_that_converge(
         configs, [str(arm) for arm in arms], jobs=options.jobs, keep=options.keep
     ):
         print(f"{arms[index]}: training loss {training_loss(run):.4f}", flush=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import common, held_out
+from benchmarks import common, held_out, training
 from benchmarks.common import BenchmarkError, Target
 from benchmarks.methods import lg_fg_variance as variance
 from pipelocal.config import TrainConfig
@@ -190,7 +190,7 @@ def trained(
 ) -> Iterator[tuple[int, float]]:
     """Yield index and accuracy of each run that does not diverge."""
     names = [f"{what} {c.objective} {' '.join(c.objective_options)} lr {c.lr}" for c in configs]
-    for i, run in common.train_those_that_converge(
+    for i, run in training.train_those_that_converge(
         configs, names, jobs=options.jobs, keep=options.keep
     ):
         accuracy = run.summary["eval_accuracy"]

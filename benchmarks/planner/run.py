@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from benchmarks import common
+from benchmarks import common, torchrun
 from benchmarks.common import Target
 from benchmarks.cuts import seconds_of_stage
 from pipelocal.config import PlanConfig
@@ -129,7 +129,7 @@ def train_over_ranks(model: str, balance: str, steps: int) -> float:
     """Samples a second of one run."""
     options = ["--model", model, "--data", "synthetic", "--objective", "greedy", "--stages", "2"]
     options += ["--balance", balance, "--max-steps", str(steps)]
-    summary = common.train_over_ranks(2, options, what=f"{model}, {balance}")
+    summary = torchrun.train_over_ranks(2, options, what=f"{model}, {balance}")
     return float(summary["samples_per_second"])
 
 

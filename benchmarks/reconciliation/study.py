@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import common
-from benchmarks.common import BenchmarkError, Failure, Run
+from benchmarks import common, training
+from benchmarks.common import BenchmarkError
 from benchmarks.reconciliation import grid
 from benchmarks.reconciliation.grid import Cell
+from benchmarks.training import Failure, Run
 from pipelocal.config import TrainConfig
 
 TRAINING_WINDOW = 50
@@ -72,7 +73,7 @@ class Study:
         ] = {}  # bp is the same with any number of stages
         for cell, seed in wanted:
             config = self.config(cell, seed)
-            outcome = None if keep is None else common.kept_run(config, keep)
+            outcome = None if keep is None else training.kept_run(config, keep)
             if outcome is None:
                 todo.setdefault(config, []).append((cell, seed))
             else:
@@ -84,7 +85,7 @@ class Study:
             )
             return
         print(f"{name}: {len(wanted)} runs, {len(todo)} of them to do", flush=True)
-        started = common.train_each(list(todo), jobs=self._options.jobs, keep=keep)
+        started = training.train_each(list(todo), jobs=self._options.jobs, keep=keep)
         for finished, (index, outcome) in enumerate(started, start=1):
             of_run = list(todo.values())[index]
             cell, seed = of_run[0]
@@ -162,7 +163,7 @@ class Study:
                 name: _mean([stage[name] for stages in of_stages for stage in stages])
                 for name in ("cosine", "residual", "cap")
             },
-            "command": common.command(next(iter(outcomes.values())).config),
+            "command": training.command(next(iter(outcomes.values())).config),
         }
 
     def config(self, cell: Cell, seed: int) -> TrainConfig:

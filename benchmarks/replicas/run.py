@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import common
+from benchmarks import common, torchrun
 from benchmarks.common import Target
 from benchmarks.replicas.models import WAIT_S
 from pipelocal.config import TrainConfig
@@ -132,7 +132,7 @@ def own(kind: str, replicas: str, ranks: int, steps: int) -> float:
     )
     rates = [
         record["samples_per_second"]
-        for record in common.metrics_over_ranks(ranks, config)
+        for record in torchrun.metrics_over_ranks(ranks, config)
         if record["event"] == "train" and record["stage"] == 3
     ]
     return float(statistics.median(rates[NOT_COUNTED:]))
@@ -145,7 +145,7 @@ def peer(
     arguments = [str(PEER), "--model", f"{MODELS}:{kind}", "--data", DATA, "--cut", CUT]
     arguments += ["--method", method, "--batch-size", str(rows), "--steps", str(steps // 3)]
     arguments += ["--micro-batches", str(micro_batches)]
-    seconds = common.launch(ranks, arguments, what=f"{kind}, {method}").splitlines()[-1]
+    seconds = torchrun.launch(ranks, arguments, what=f"{kind}, {method}").splitlines()[-1]
     return rows / float(seconds)
 
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from benchmarks import common
+from benchmarks import common, torchrun
 from benchmarks.common import Target
 from benchmarks.simulator.models import BATCH
 from pipelocal.config import TrainConfig
@@ -87,7 +87,7 @@ def _sleeping() -> list[tuple[int, int]]:
 
 def measure_link() -> LinkSpeed:
     """Between two ranks of this machine."""
-    output = common.launch(2, [str(HERE / "link.py")], what="link")
+    output = torchrun.launch(2, [str(HERE / "link.py")], what="link")
     return LinkSpeed(**json.loads(output.splitlines()[-1]))
 
 
@@ -146,7 +146,7 @@ def measure_own(config: TrainConfig, ranks: int, steps: int) -> float:
     options = ["--model", config.model, "--data", config.data, "--objective", config.objective]
     options += ["--cut", config.cut, "--batch-size", str(config.batch_size)]
     options += ["--max-steps", str(steps), "--drop-last", "--evaluate-every", "1000"]
-    summary = common.train_over_ranks(ranks, options, what=f"pipelocal, {ranks} ranks")
+    summary = torchrun.train_over_ranks(ranks, options, what=f"pipelocal, {ranks} ranks")
     return config.batch_size / float(summary["samples_per_second"])
 
 
@@ -157,7 +157,7 @@ def measure_peer(config: TrainConfig, ranks: int, schedule: str, steps: int) -> 
     arguments += ["--batch-size", str(config.batch_size), "--schedule", schedule]
     arguments += ["--micro-batches", str(MICRO_BATCHES), "--steps", str(steps // 2)]
     return float(
-        common.launch(ranks, arguments, what=f"{schedule}, {ranks} ranks").splitlines()[-1]
+        torchrun.launch(ranks, arguments, what=f"{schedule}, {ranks} ranks").splitlines()[-1]
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import common
+from benchmarks import common, torchrun
 from benchmarks.common import Target
 from pipelocal.config import TrainConfig
 
@@ -106,9 +106,11 @@ def measure(work: Work, rounds: int) -> Row:
     ratios, pauses, waits = [], [], []
     for round_ in range(rounds):
         without = seconds_of_a_batch(
-            common.metrics_over_ranks(RANKS, replace(work.config, keep_snapshots=0))
+            torchrun.metrics_over_ranks(RANKS, replace(work.config, keep_snapshots=0))
         )
-        metrics = common.metrics_over_ranks(RANKS, replace(work.config, snapshot_every=work.every))
+        metrics = torchrun.metrics_over_ranks(
+            RANKS, replace(work.config, snapshot_every=work.every)
+        )
         with_them = seconds_of_a_batch(metrics)
         ratios.append(with_them / without)
         own = [record for record in metrics if record["event"] == "snapshot"]

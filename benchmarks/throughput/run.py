@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import common
+from benchmarks import common, torchrun
 from benchmarks.common import Target
 from benchmarks.cuts import balanced_cut
 from benchmarks.intervals import interval_of_median
@@ -115,7 +115,7 @@ def compare(work: Work, options: argparse.Namespace) -> list[Row]:
     arguments += ["--batch-size", str(work.batch_size), "--rounds", str(options.rounds)]
     arguments += ["--block-s", str(options.block)]
     arguments += [word for pair in cuts.items() for word in pair]
-    output = common.launch(ranks, arguments, what=work.model)
+    output = torchrun.launch(ranks, arguments, what=work.model)
     found = json.loads(output.splitlines()[-1])
     return [_row(work, name, found["steps"][name], found["seconds"]) for name in found["seconds"]]
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
-from benchmarks.common import BenchmarkError, Failure, Run
+from benchmarks import training
+from benchmarks.common import BenchmarkError
 from benchmarks.time_to_accuracy.parts import PARTS
 from benchmarks.time_to_accuracy.steps import Cuts
 from benchmarks.time_to_accuracy.work import Learner, Work
+from benchmarks.training import Failure, Run
 from pipelocal.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +68,7 @@ def train(
     tries = [(learner, rate) for learner in searching for rate in work.rates]
     tried: dict[Learner, dict[float, float | None]] = {learner: {} for learner in searching}
     configs = [config(work, *each, cuts, work.search_passes, evaluated=False) for each in tries]
-    for index, outcome in common.train_each(configs, jobs=jobs, keep=keep):
+    for index, outcome in training.train_each(configs, jobs=jobs, keep=keep):
         learner, rate = tries[index]
         points = _points(learner, outcome)
         tried[learner][rate] = points[-1][1] if points else None
@@ -80,7 +81,7 @@ def train(
         for (learner, passes), rate in zip(whole, chosen, strict=True)
     ]
     curves: dict[tuple[Learner, int], Curve] = {}
-    for index, outcome in common.train_each(configs, jobs=jobs, keep=keep):
+    for index, outcome in training.train_each(configs, jobs=jobs, keep=keep):
         (learner, passes), rate = whole[index], chosen[index]
         points = _points(learner, outcome)
         if not points:
@@ -91,7 +92,7 @@ def train(
             rate=rate,
             tried=dict(sorted(tried.get(learner, {}).items())),
             points=points,
-            command=common.command(configs[index]).replace(f"{ROOT}/", ""),
+            command=training.command(configs[index]).replace(f"{ROOT}/", ""),
         )
         yield f"{learner.name}, {passes} passes: {_percent(points[-1][1])} at the end"
     yield [curves[each] for each in whole]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import common
+from benchmarks import torchrun
 from benchmarks.common import BenchmarkError
 from benchmarks.communication import over_link
 from benchmarks.communication.network import Here, Host, some_hosts
@@ -151,7 +151,7 @@ def _seconds(work: Work, setting: Setting, method: Method, cuts: Cuts) -> float:
                 log_every=LOG_EVERY,
             )
             _, metrics = over_link.train(hosts, config, pinned=pinned)
-            return common.seconds_of_a_batch(metrics, setting.ranks, work.batch_size)
+            return torchrun.seconds_of_a_batch(metrics, setting.ranks, work.batch_size)
         stages = setting.ranks * (2 if method.kind == "interleaved 1F1B" else 1)
         arguments = [PEER, "--method", method.kind, "--model", work.model, "--data", work.data]
         arguments += ["--cut", cuts.peers(stages), "--batch-size", str(work.batch_size)]

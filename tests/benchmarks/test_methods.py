@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, held_out
+from benchmarks import common, held_out, training
 from benchmarks.accuracy import rates, tables
 from benchmarks.accuracy.figures import edge_bytes
 from benchmarks.accuracy.run import study
 from benchmarks.accuracy.setups import BASE, Search, SetUp, head
-from benchmarks.common import BenchmarkError, Failure, Run
+from benchmarks.common import BenchmarkError
 from benchmarks.cuts import multiply_adds_of_stage, peak_bytes_of_stage
 from benchmarks.methods import bytes_back
 from benchmarks.methods.setups import FOUR, SETUPS, arms
+from benchmarks.training import Failure, Run
 from pipelocal.config import TrainConfig
 from pipelocal.config.checks import validate
 from pipelocal.config.resolve import blueprint_of
@@ -156,7 +157,7 @@ def test_each_arm_trains_at_its_own_best_rate(
                 accuracy = 0.7 if (config.lr == 0.3) == (config.head == "conv") else 0.6
             yield index, run_of(config, accuracy, stages=1 if config.objective == "bp" else 4)
 
-    monkeypatch.setattr(common, "train_each", train_each)
+    monkeypatch.setattr(training, "train_each", train_each)
     monkeypatch.setattr(common, "load_pyplot", lambda: None)
     file, readme = tmp_path / "methods.json", tmp_path / "README.md"
     readme.write_text(f"{common.FIGURES}\n{common.END}\n")
@@ -220,7 +221,7 @@ def test_a_report_waits_for_all_rates_of_an_arm(monkeypatch: pytest.MonkeyPatch)
     failed = Failure(config=TrainConfig(), code=1, reason="the loss is NaN or infinite")
     kept = {id(config): failed for config in configs.values()}
     kept[id(configs["s", "b", 0.3])] = None  # type: ignore[assignment]
-    monkeypatch.setattr(common, "kept_run", lambda config, _: kept[id(config)])
+    monkeypatch.setattr(training, "kept_run", lambda config, _: kept[id(config)])
     runs = {key: run_of(configs[key], 0.5) for key in (("s", "a", 0.1), ("s", "b", 0.1))}
     options = argparse.Namespace(report=True, keep=Path("nowhere"))
     assert rates.tried(configs, runs, options) == {("s", "a"): {0.1: 0.5}}

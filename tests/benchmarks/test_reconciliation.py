@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common
-from benchmarks.common import BenchmarkError, Failure, Run
+from benchmarks import common, training
+from benchmarks.common import BenchmarkError
 from benchmarks.reconciliation import grid, models
 from benchmarks.reconciliation.grid import Cell, Setting
 from benchmarks.reconciliation.heads import relu_pool
 from benchmarks.reconciliation.study import Study
 from benchmarks.reconciliation.tables import tables
+from benchmarks.training import Failure, Run
 from pipelocal.config import TrainConfig
 from pipelocal.config.checks import validate
 from pipelocal.heads import build_head
@@ -97,7 +98,7 @@ def test_what_chose_a_cell_is_no_part_of_its_gain(monkeypatch: pytest.MonkeyPatc
             else:
                 yield index, _run(config, 0.5 + gain)
 
-    monkeypatch.setattr(common, "train_each", train_each)
+    monkeypatch.setattr(training, "train_each", train_each)
     rows = Study(OPTIONS, "cpu").run()
     repeated = [row for row in rows if row["gain"] is not None and row["weight"] > 0]
     assert {row["weight"] for row in repeated} == {0.1}
