@@ -42,11 +42,11 @@ class Method:
     """Of ``--objective anp``; none for back-propagation."""
     truncated: bool = False
     """Whether it is through one step of time."""
-    rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
-TRAJECTORY = (0.001, 0.003, 0.01, 0.03)
-RELEASED = (0.15, 0.5, 1.5, 5.0)
+TRAJECTORY = (0.0003, 0.001, 0.003, 0.01, 0.03)
+RELEASED = (0.015, 0.05, 0.15, 0.5, 1.5)
 """The rule underestimates the gradient: 450 times at 64 units and samples, 70 times at the read-out."""
 DECORRELATED = f"decorrelate={DECORRELATE}"
 
@@ -60,7 +60,7 @@ METHODS: Mapping[str, Method] = {
         options=("rule=trajectory", DECORRELATED), rates=TRAJECTORY
     ),
     "NP": Method(options=("rule=np",), rates=TRAJECTORY),
-    "WP": Method(options=("rule=wp",), rates=(0.0001, 0.0003, 0.001, 0.003)),
+    "WP": Method(options=("rule=wp",), rates=(0.00003, 0.0001, 0.0003, 0.001, 0.003)),
 }
 
 
