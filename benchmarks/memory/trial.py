@@ -1,4 +1,4 @@
-"""One way to train, in a process of its own: its peak memory, or the time of its steps, as JSON.
+"""One way to train, in a process of its own: its peak memory as JSON.
 
 Run by torchrun for several ranks, which print a line each.
 """
@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +51,25 @@ LOG_EVERY = 8
 
 def main() -> None:
     """Run one rank."""
+    set_up()
+    before = psutil.Process().memory_info().rss
+    options = parse(sys.argv[1:])
+    live = peak_bytes(options.method, config_of(options), options.micro_batches)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    found = {"live_bytes": live, "process_bytes": peak, "rank": int(os.environ.get("RANK", 0))}
+    print(to_json(found), flush=True)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def set_up() -> None:
+    """One thread, and the data."""
+    set_up_host(1)
+    DATASETS.register(DATA.name)(DatasetEntry(DATA, noise))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a trial."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--method", required=True)
     parser.add_argument("--model", required=True)
@@ -60,19 +79,21 @@ def main() -> None:
     parser.add_argument("--micro-batches", type=int, default=1)
     parser.add_argument("--saving", action="store_true", help="pipelocal's own ways to save memory")
     parser.add_argument("--accumulate", type=int, default=1, help="pipelocal's micro-batches")
-    parser.add_argument("--time", action="store_true", help="time, not memory")
+    parser.add_argument("--head", default="linear", help="of pipelocal's stages")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    options = parser.parse_args()
-    set_up_host(1)
-    DATASETS.register(DATA.name)(DatasetEntry(DATA, noise))
-    config = TrainConfig(
+    return parser.parse_args(arguments)
+
+
+def config_of(options: argparse.Namespace) -> TrainConfig:
+    """What a trial trains."""
+    return TrainConfig(
         model=options.model,
         data=DATA.name,
         batch_size=options.batch_size // options.accumulate,
         accumulate=options.accumulate,
         cut=None if options.method in PLAIN else options.cut,
-        head="linear",
+        head=options.head,
         objective="bp" if options.method in PLAIN else options.objective,
         lr=0.01,
         log_every=LOG_EVERY,
@@ -85,16 +106,6 @@ def main() -> None:
         step_early=options.saving,
         device=options.device,
     )
-    before = psutil.Process().memory_info().rss
-    if options.time:
-        found = {"seconds": seconds(options.method, config)}
-    else:
-        live = peak_bytes(options.method, config, options.micro_batches)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-        found = {"live_bytes": live, "process_bytes": peak}
-    print(to_json(found | {"rank": int(os.environ.get("RANK", 0))}), flush=True)
-    sys.stdout.flush()
-    os._exit(0)
 
 
 def noise(_root: Path | None, seed: int) -> ArrayDataset:

@@ -103,8 +103,15 @@ def _check_compile(options: RunOptions, recipe: Recipe) -> None:
     if options.compile is None:
         return
     if options.compile not in torch.compiler.list_backends(exclude_tags=()):
-        usual = ", ".join([*torch.compiler.list_backends(), "aot_eager", "eager"])
+        usual = ", ".join(
+            sorted({*torch.compiler.list_backends(), "aot_eager", "eager"} - {"cudagraphs"})
+        )
         raise UserError(f"--compile {options.compile}: choose one of {usual}")
+    if options.compile == "cudagraphs":
+        raise UserError(
+            "--compile cudagraphs: the next batch overwrites a graph's outputs while they are on their way to the "
+            "next stage: choose inductor"
+        )
     if formulas := _by_formulas(options, recipe):
         raise UserError(
             f"--compile is for stages that run as modules: leave out {formulas} or --compile"

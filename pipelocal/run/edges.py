@@ -130,6 +130,7 @@ def open_edges(
         [block.ranks for block in placement.blocks],
         rank=rank,
         wait_for=wait_for,
+        sharded=options.replicate == "fsdp",
         stage=last,
         computes_on=device,
         check=control.check,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from pipelocal.errors import STALLED, PipelocalError, StageError
+from pipelocal.errors import STALLED, PipelocalError, StageError, UserError
 from pipelocal.ranks.breakable import Begun, InTurn
 from pipelocal.system.patience import Patience
 from pipelocal.transport.connect import GLOO_TIMEOUT, use_nccl
@@ -131,6 +131,7 @@ def open_group(
     *,
     rank: int,
     wait_for: Callable[[str], Any],
+    sharded: bool = False,
     **rest: Any,
 ) -> ReplicaGroup | None:
     """Open the group of this rank's replicas; return None without replicas.
@@ -142,7 +143,11 @@ def open_group(
         blocks: the ranks of every block, in order of their replicas.
         rank: this rank.
         wait_for: waits for a fact.
+        sharded: whether replicas scatter and gather tensors of their device, and do not only sum them.
         rest: further fields of :class:`ReplicaGroup`.
+
+    Raises:
+        UserError: they cannot, see :func:`check_sharding`.
     """
     own: dict[str, Any] = {}
     groups: list[tuple[dist.ProcessGroup, dist.ProcessGroup]] = []
@@ -153,6 +158,8 @@ def open_group(
         pairs = [(a, b) for i, a in enumerate(ranks) for b in ranks[i + 1 :]]
         by_rank = dict(zip(ranks, ends, strict=True))
         nccl = all(use_nccl(pair, by_rank[pair[0]], by_rank[pair[1]]) for pair in pairs)
+        if sharded and not nccl:
+            check_sharding(by_rank)
         host = dist.new_group(list(ranks), timeout=GLOO_TIMEOUT, backend="gloo")
         device = host
         if nccl:
@@ -166,6 +173,23 @@ def open_group(
     if mesh is None:
         return None
     return ReplicaGroup(**own, mesh=mesh, **rest)
+
+
+def check_sharding(devices: Mapping[int, list[str]]) -> None:
+    """Refuse sharded replicas on CUDA without NCCL: gloo crashes where it scatters CUDA tensors.
+
+    Args:
+        devices: of each replica's rank, its device's name and ``--edge``.
+
+    Raises:
+        UserError: one of them is on CUDA.
+    """
+    if any("/cuda/" in name for name, _ in devices.values()):
+        ranks = ", ".join(map(str, devices))
+        raise UserError(
+            f"--replicate fsdp: ranks {ranks} are replicas on CUDA without NCCL between them, as they share a "
+            f"GPU or have --edge host: give each rank its own GPU, or choose --replicate ddp"
+        )
 
 
 def _mesh(

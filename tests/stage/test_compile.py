@@ -59,6 +59,10 @@ def test_with_inductor(tmp_path: Path, name: str) -> None:
     [
         (["--compile", "nothing"], "--compile nothing: choose one of "),
         (
+            ["--compile", "cudagraphs"],
+            "--compile cudagraphs: the next batch overwrites a graph's outputs",
+        ),
+        (
             ["--compile", "aot_eager", "--objective", "sgr", "--reconcile", "exact"],
             "cannot be differentiated twice, which --reconcile exact needs: choose --reconcile "
             "first-order",

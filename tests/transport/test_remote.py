@@ -15,6 +15,7 @@ from pipelocal.ranks.device import describe_device
 from pipelocal.transport.connect import Link, connect, use_nccl
 from pipelocal.transport.contract import Contract
 from pipelocal.transport.edge import Receiver, Sender
+from pipelocal.transport.groups import check_sharding
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.packing import SCALE_BYTES
 from pipelocal.transport.remote_receiver import RemoteReceiver
@@ -401,3 +402,11 @@ def test_who_may_use_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
         use_nccl((0, 1), [GPU_0, "device"], [GPU_0, "device"])
     with pytest.raises(ValueError, match="wants NCCL and CUDA on both ranks"):
         use_nccl((0, 1), [CPU_0, "device"], [CPU_0, "device"])
+
+
+def test_sharded_replicas_want_nccl_on_cuda() -> None:
+    check_sharding({0: [CPU_0, "auto"], 1: [CPU_0, "auto"]})
+    with pytest.raises(
+        ValueError, match=r"ranks 1, 2 are replicas on CUDA without NCCL.*--replicate ddp"
+    ):
+        check_sharding({1: [GPU_0, "host"], 2: [GPU_1, "host"]})
