@@ -109,8 +109,8 @@ def _check_compile(options: RunOptions, recipe: Recipe) -> None:
         raise UserError(f"--compile {options.compile}: choose one of {usual}")
     if options.compile == "cudagraphs":
         raise UserError(
-            "--compile cudagraphs: the next batch overwrites a graph's outputs while they are on their way to the "
-            "next stage: choose inductor"
+            "--compile cudagraphs: the next batch overwrites a graph's outputs on their way to "
+            "the next stage: choose inductor"
         )
     if formulas := _by_formulas(options, recipe):
         raise UserError(

@@ -187,8 +187,8 @@ def check_sharding(devices: Mapping[int, list[str]]) -> None:
     if any("/cuda/" in name for name, _ in devices.values()):
         ranks = ", ".join(map(str, devices))
         raise UserError(
-            f"--replicate fsdp: ranks {ranks} are replicas on CUDA without NCCL between them, as they share a "
-            f"GPU or have --edge host: give each rank its own GPU, or choose --replicate ddp"
+            f"--replicate fsdp: ranks {ranks} are replicas on CUDA without NCCL between them, as they share "
+            f"a GPU or have --edge host: give each rank its own GPU, or choose --replicate ddp"
         )
 
 
