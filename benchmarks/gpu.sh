@@ -2,13 +2,13 @@
 # What wants a GPU: its tests, and the benchmarks that run on one. Each part takes nine minutes at most,
 # leaves its result and its log in a folder, and needs none of the others:
 #
-#     benchmarks/gpu.sh OUT [facts|tests|memory|costs|accuracy|methods|reconciliation ...]
+#     benchmarks/gpu.sh OUT [facts|tests|memory|compile|costs|accuracy|methods|reconciliation ...]
 #
 # DATA names the folder with CIFAR-10 (see benchmarks/accuracy/README.md), for the last three. Studies are kept
 # in OUT/runs, and go on where they were when the part is run again.
 set -uo pipefail
 
-parts=(facts tests memory costs accuracy methods reconciliation)
+parts=(facts tests memory compile costs accuracy methods reconciliation)
 if [ $# -lt 1 ]; then
     echo "usage: $0 OUT [${parts[*]}]" >&2
     exit 2
@@ -44,6 +44,7 @@ for name in "${parts[@]}"; do
             ;;
         tests) part tests python -m pytest -q -n 4 -m "gpu and not multigpu" tests/test_gpu.py ;;
         memory) benchmark memory memory --batch-size 512 --rounds 6 ;;
+        compile) benchmark compile compile ;;
         costs) benchmark costs reconciliation --parts cost ;;
         accuracy) benchmark accuracy accuracy --arms auto --epochs 20 "${study[@]}" ;;
         methods)
@@ -52,7 +53,7 @@ for name in "${parts[@]}"; do
             ;;
         reconciliation) benchmark reconciliation reconciliation --parts study "${study[@]}" ;;
         *)
-            echo "$name: choose of facts tests memory costs accuracy methods reconciliation" >&2
+            echo "$name: choose of facts tests memory compile costs accuracy methods reconciliation" >&2
             failed=2
             ;;
     esac
