@@ -135,15 +135,17 @@ def measure(name: str, arguments: Sequence[str]) -> Row:
 
 def time_in_turns(methods: dict[str, list[str]], rounds: int) -> dict[str, list[float]]:
     """Seconds of a step of each method, in each round."""
-    timed = {
-        name: [*arguments, "--steps", str(4 if name in PLAIN else 2 * LOG_EVERY)]
-        for name, arguments in methods.items()
-    }
+    timed = {name: [*arguments, "--steps", str(_steps(name))] for name, arguments in methods.items()}
     output = torchrun.launch(
         1, [str(HERE / "turns.py"), str(rounds), json.dumps(timed)], what="step times"
     )
     seconds: dict[str, list[float]] = json.loads(output.splitlines()[-1])
     return seconds
+
+
+def _steps(name: str) -> int:
+    """Of a timing: of pipelocal two records, of which the first is not counted."""
+    return 4 if name in PLAIN else 2 * LOG_EVERY["sgr" if " sgr," in name else "greedy"]
 
 
 def over_ranks(

@@ -45,7 +45,7 @@ ACCUMULATED = 4
 PLAIN = ("BP", "BP, checkpointing", "BP, accumulation")
 DATA = DataInfo(name="noise", sample_shape=(3, 32, 32), classes=10)
 SAMPLES = 512
-LOG_EVERY = 8
+LOG_EVERY = {"greedy": 4, "sgr": 8}
 """Batches in a record: whole cycles of ``--reconcile-every``."""
 
 
@@ -96,7 +96,7 @@ def config_of(options: argparse.Namespace) -> TrainConfig:
         head=options.head,
         objective="bp" if options.method in PLAIN else options.objective,
         lr=0.01,
-        log_every=LOG_EVERY,
+        log_every=LOG_EVERY[options.objective],
         evaluate_every=1000,
         drop_last=True,
         max_steps=options.steps * options.accumulate,
