@@ -135,7 +135,9 @@ def measure(name: str, arguments: Sequence[str]) -> Row:
 
 def time_in_turns(methods: dict[str, list[str]], rounds: int) -> dict[str, list[float]]:
     """Seconds of a step of each method, in each round."""
-    timed = {name: [*arguments, "--steps", str(_steps(name))] for name, arguments in methods.items()}
+    timed = {
+        name: [*arguments, "--steps", str(_steps(name))] for name, arguments in methods.items()
+    }
     output = torchrun.launch(
         1, [str(HERE / "turns.py"), str(rounds), json.dumps(timed)], what="step times"
     )

@@ -1,14 +1,30 @@
-"""Models of three units of which the second one is slow: by what it computes, or by what it waits for."""
+"""Models of three units of which the second one is slow, by what it computes or by what it waits for."""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor, nn
 
+from pipelocal.data import ArrayDataset, DatasetEntry, data_info, load_dataset
+
 CHANNELS = 64
 WAIT_S = 0.03
+SAMPLES, REPEATS = 768, 8
+
+
+def _repeated(root: Path | None, seed: int) -> ArrayDataset:
+    """Digits, eight times over, so that the end of an epoch, where replicas meet, comes seldom."""
+    whole = load_dataset("digits", root=root, seed=seed)
+    x, y = whole.train_x[:SAMPLES], whole.train_y[:SAMPLES]
+    many = x.repeat(REPEATS, *[1] * (x.ndim - 1)), y.repeat(REPEATS)
+    return replace(whole, train_x=many[0], train_y=many[1])
+
+
+many_digits = DatasetEntry(replace(data_info("digits"), name="many-digits"), _repeated)
 
 
 class Waiting(nn.Module):

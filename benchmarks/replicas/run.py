@@ -117,7 +117,7 @@ def own(kind: str, replicas: str, ranks: int, steps: int) -> float:
     """Samples a second of pipelocal in the long run."""
     config = TrainConfig(
         model=f"{MODELS}:{kind}",
-        data=DATA,
+        data=f"{MODELS}:many_digits",
         cut=CUT,
         head="linear",
         objective="greedy",
@@ -127,7 +127,6 @@ def own(kind: str, replicas: str, ranks: int, steps: int) -> float:
         max_steps=steps,
         epochs=1000,
         evaluate_every=1000,
-        train_samples=12 * BATCH,  # whole records, and whole rounds, an epoch
         log_every=LOG_EVERY,
     )
     rates = [
