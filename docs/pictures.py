@@ -107,7 +107,7 @@ def against_bp() -> str:
     """Return memory, and time to accuracy over a slow link, beside back-propagation's, as SVG."""
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "pipelocal", "font.size": 9}
     figure, panels = plt.subplots(1, 3, figsize=(11, 2.2), layout="constrained")
-    _bars(panels[0], "memory of a training step, ResNet-110,\none device, linear heads", memory())
+    _bars(panels[0], "memory of a training step, ResNet-110,\none device, default heads", memory())
     for panel, (name, setting) in zip(panels[1:], SETTINGS.items(), strict=True):
         target, bars = time_to_accuracy(setting)
         title = f"time to {target:.1%}, ResNet-20,\n{name} over 100 Mbit/s and 50 ms"
