@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import common, torchrun
 from benchmarks.common import Target
-from benchmarks.memory.trial import ACCUMULATED, LOG_EVERY, PLAIN
+from benchmarks.memory.trial import ACCUMULATED, PLAIN
 from pipelocal.config import TrainConfig
 from pipelocal.config.resolve import blueprint_of, cut_of
 from pipelocal.partition import to_text
@@ -64,9 +64,7 @@ def main() -> None:
     one = on_one_device(
         {stages: cuts[stages] for stages in options.stages}, options.objectives, quick=options.quick
     )
-    with ThreadPoolExecutor(
-        max_workers=os.cpu_count()
-    ) as pool:  # bytes do not depend on who else runs
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # bytes do not depend on who else runs
         rows: list[Row] = [*pool.map(lambda name: measure(name, [*base, *one[name]]), one)]
     seconds = time_in_turns({name: [*base, *own] for name, own in one.items()}, options.rounds)
     for row in rows:
@@ -135,19 +133,11 @@ def measure(name: str, arguments: Sequence[str]) -> Row:
 
 def time_in_turns(methods: dict[str, list[str]], rounds: int) -> dict[str, list[float]]:
     """Seconds of a step of each method, in each round."""
-    timed = {
-        name: [*arguments, "--steps", str(_steps(name))] for name, arguments in methods.items()
-    }
     output = torchrun.launch(
-        1, [str(HERE / "turns.py"), str(rounds), json.dumps(timed)], what="step times"
+        1, [str(HERE / "turns.py"), str(rounds), json.dumps(methods)], what="step times"
     )
     seconds: dict[str, list[float]] = json.loads(output.splitlines()[-1])
     return seconds
-
-
-def _steps(name: str) -> int:
-    """Of a timing: of pipelocal two records, of which the first is not counted."""
-    return 4 if name in PLAIN else 2 * LOG_EVERY["sgr" if " sgr," in name else "greedy"]
 
 
 def over_ranks(

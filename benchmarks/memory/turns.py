@@ -1,10 +1,13 @@
 """Step times of ways to train one model, which take turns in one process: seconds of each round, as JSON.
 
-python benchmarks/memory/turns.py ROUNDS '{"BP": ["--method", "BP", ...], ...}'
+Started by ``run.py``::
+
+    python benchmarks/memory/turns.py ROUNDS '{"BP": ["--method", "BP", ...], ...}'
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import sys
@@ -26,6 +29,7 @@ def main() -> None:
     for round_ in range(rounds + 1):
         for name, arguments in methods.items():
             options = trial.parse(arguments)
+            options.steps = steps_of(options)
             found = trial.seconds(options.method, trial.config_of(options))
             if round_ > 0:
                 seconds[name].append(found)
@@ -33,6 +37,11 @@ def main() -> None:
             if options.device == "cuda":
                 torch.cuda.empty_cache()
     print(to_json(seconds))
+
+
+def steps_of(options: argparse.Namespace) -> int:
+    """Of a timing: of pipelocal two records, of which the first is not counted."""
+    return 4 if options.method in trial.PLAIN else 2 * trial.LOG_EVERY[options.objective]
 
 
 if __name__ == "__main__":
