@@ -296,8 +296,6 @@ class Worker:
                     stage.local_loss(target)
                 else:
                     delta = stage.output_gradient(target)
-                    if self._averages_ahead:
-                        stage.begin_average(batch.header.update_at, weighed=True)
             if outgoing is not None:
                 with self._action("send"):
                     if sends_delta:

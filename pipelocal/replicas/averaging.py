@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipelocal.replicas.carrier import Carrier
 from pipelocal.replicas.hook import Compression
-from pipelocal.replicas.together import Alikeness, Together, drop_gradients, gradients_of
+from pipelocal.replicas.together import Alikeness, Together
+from pipelocal.stage.replicas import Wait, Weight
 from pipelocal.stage.stage import Stage
 from pipelocal.transport.groups import ReplicaGroup
 
@@ -37,9 +38,9 @@ class DataParallel(Together):
         same_batches: bool = False,
     ) -> None:
         super().__init__(stage, group)
-        self._alikeness = Alikeness(stage, group, same_batches=same_batches)
         carrier = Carrier(stage.body, stage.head, stage.own_objective)
-        self._parameters = [p for p in carrier.parameters() if p.requires_grad]
+        trained = [p for p in carrier.parameters() if p.requires_grad]
+        self._alikeness = Alikeness(stage, group, lambda: trained, same_batches=same_batches)
         with warnings.catch_warnings():
             # Since torch 2.13: the replacement of this argument still broadcasts buffers at the start.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
@@ -62,20 +63,21 @@ class DataParallel(Together):
         self._ddp().backward()
         self._ddp.zero_grad(set_to_none=True)
 
-    def begin_average(self) -> Callable[[], None]:
+    def begin_average(self, weight: Weight) -> Wait[Weight]:
         if self._compression is not None:
             self._compression.begin(self._stage.updated_at)
-        wait = self._group.begin(self._average)
+        wait = self._group.begin(lambda: self._average(weight))
 
-        def finish() -> None:
-            wait()
+        def finish() -> Weight:
+            total = wait()
             self.sent_bytes += self._all_reduced_bytes()
             if self._compression is not None:
                 self.sent_bytes = self._compression.sent_bytes
+            return total
 
         return finish
 
-    def _average(self) -> None:
-        finish = self._alikeness.begin(gradients_of(self._parameters))
+    def _average(self, weight: Weight) -> Weight:
+        finish = self._alikeness.begin(weight)
         self._ddp().backward()
-        drop_gradients(self._parameters, finish())
+        return finish()

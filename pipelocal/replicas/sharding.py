@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipelocal.replicas.carrier import Carrier
-from pipelocal.replicas.together import Alikeness, Together, drop_gradients, gradients_of
+from pipelocal.replicas.together import Alikeness, Together
+from pipelocal.stage.replicas import Wait, Weight
 from pipelocal.stage.stage import Stage
 from pipelocal.transport.groups import ReplicaGroup
 
@@ -34,14 +34,14 @@ class FullyShard(Together):
 
     def __init__(self, stage: Stage, group: ReplicaGroup, *, same_batches: bool = False) -> None:
         super().__init__(stage, group)
-        self._alikeness = Alikeness(stage, group, same_batches=same_batches)
+        self._alikeness = Alikeness(stage, group, self._trained, same_batches=same_batches)
         self._carrier = Carrier(stage.body, stage.head, stage.own_objective)
         group.together(self._share_out)
 
-    def begin_average(self) -> Callable[[], None]:
+    def begin_average(self, weight: Weight) -> Wait[Weight]:
         # Reduce-scatter of gradients and all-gather of parameters are each half of an all-reduce.
         self.sent_bytes += self._all_reduced_bytes()
-        return self._group.begin(self._average)
+        return self._group.begin(partial(self._average, weight))
 
     def updated(self) -> None:
         self._group.together(self._gather)
@@ -64,11 +64,11 @@ class FullyShard(Together):
                 optimizer.state[new[name]] = {k: _like(v, new[name]) for k, v in state.items()}
         self._carrier.unshard()  # type: ignore[operator]
 
-    def _average(self) -> None:
-        finish = self._alikeness.begin(gradients_of(self._trained()))
+    def _average(self, weight: Weight) -> Weight:
+        finish = self._alikeness.begin(weight)
         self._carrier(_NOTHING).backward()
         self._carrier.reshard()  # type: ignore[operator]
-        drop_gradients(self._trained(), finish())
+        return finish()
 
     def _trained(self) -> list[nn.Parameter]:
         """Return the whole parameters or their shards, whichever are in place."""

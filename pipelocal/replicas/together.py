@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipelocal.stage.replicas import Wait, Weight
 from pipelocal.stage.stage import Stage
 from pipelocal.transport.groups import ReplicaGroup
 
@@ -41,14 +42,11 @@ class Together:
     def waited_s(self) -> float:
         return self._group.waited_s
 
-    def begin_average(self) -> Callable[[], None]:
+    def begin_average(self, weight: Weight) -> Wait[Weight]:  # noqa: ARG002
         raise AssertionError("a frozen stage has nothing to average")
 
     def updated(self) -> None:
         pass
-
-    def begin_each(self, values: Tensor) -> Callable[[], Tensor]:
-        return self._group.begin_each(values)
 
     def each(self, values: Tensor) -> Tensor:
         return self._group.each(values)
@@ -64,79 +62,81 @@ class Together:
 
 
 class Alikeness:
-    """Makes replicas agree on buffers, and on which parameters have a gradient at all.
+    """Makes replicas agree on buffers, weights, and on which parameters have a gradient at all.
 
     A floating-point buffer, such as a running mean, changes by the mean of the replicas' changes since the
     last update; an integer buffer, such as a count of batches, by their sum, or by their mean if the
     replicas count the same batches. A buffer that no replica changed keeps its bits.
 
-    All of this is one transfer, concurrent with that of the gradients. It is skipped if there are no buffers
-    and all parameters have had gradients.
+    All of this is one transfer, concurrent with that of the gradients.
 
     Args:
         stage: the stage, identical on all replicas.
         group: the replicas.
+        trained: returns the parameters that are trained, always in one order.
         same_batches: whether each replica's buffers already cover all replicas' batches.
     """
 
-    def __init__(self, stage: Stage, group: ReplicaGroup, *, same_batches: bool) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        group: ReplicaGroup,
+        trained: Callable[[], list[nn.Parameter]],
+        *,
+        same_batches: bool,
+    ) -> None:
         modules = stage.modules
         self._group = group
+        self._trained = trained
         self._same_batches = same_batches
         self._buffers = [b for module in modules for b in module.buffers() if b.dtype != torch.bool]
         self._before = [buffer.clone() for buffer in self._buffers]
         self._all_had_gradients = False
 
     @torch.no_grad()
-    def begin(self, has_gradient: Tensor) -> Callable[[], Tensor]:
-        """Start to synchronise the buffers.
+    def begin(self, weight: Weight) -> Wait[Weight]:
+        """Begin to synchronise, before the gradients are averaged, after which all parameters have one.
 
         Args:
-            has_gradient: bool ``[P]``, by parameter, on the CPU.
+            weight: how much counts in this replica's gradients.
 
         Returns:
-            A function that completes it, and returns for each parameter whether any replica has a
-            gradient, bool ``[P]`` on the CPU.
+            What waits and returns the sum of all replicas' weights, to be called once the gradients are
+            averaged: it drops those that no replica had, so that an optimizer skips these parameters.
         """
-        if self._all_had_gradients and not self._buffers:
-            return lambda: torch.ones_like(has_gradient)
         pairs = zip(self._buffers, self._before, strict=True)
         moved = [torch.where(b == old, 0, b - old).double().reshape(-1) for b, old in pairs]
-        flat = torch.cat([has_gradient.to(self._group.computes_on).double(), *moved])
+        found = [] if self._all_had_gradients else [p.grad is not None for p in self._trained()]
+        first = 0.0 if isinstance(weight, Tensor) else weight
+        known = torch.tensor([first, *found], dtype=torch.float64)
+        flat = torch.cat([known.to(self._group.computes_on), *moved])
+        if isinstance(weight, Tensor):
+            flat[0] = weight
         work = dist.all_reduce(flat, group=self._group.device, async_op=True)
         assert work is not None
 
-        def finish() -> Tensor:
+        def finish() -> Weight:
             work.wait()
-            return self._finish(flat, has_gradient)
+            if found:
+                self._drop_gradients(flat[1 : 1 + len(found)])
+            self._move_buffers(flat[1 + len(found) :])
+            return float(flat[0]) if flat.device.type == "cpu" else flat[0]
 
         return finish
 
+    def _drop_gradients(self, found: Tensor) -> None:
+        having = (found > 0).tolist()  # the host waits for the device, in the first update
+        for parameter, has in zip(self._trained(), having, strict=True):
+            if not has:
+                parameter.grad = None
+        self._all_had_gradients = all(having)
+
     @torch.no_grad()
-    def _finish(self, flat: Tensor, has_gradient: Tensor) -> Tensor:
-        sizes = [len(has_gradient), *(buffer.numel() for buffer in self._buffers)]
-        found, *parts = torch.split(flat, sizes)
+    def _move_buffers(self, moved: Tensor) -> None:
+        parts = torch.split(moved, [buffer.numel() for buffer in self._buffers])
         for buffer, old, part in zip(self._buffers, self._before, parts, strict=True):
             mean = buffer.is_floating_point() or self._same_batches
             by = (part / self._group.count if mean else part).view_as(old)
             # Where nothing changed, do not even add zero: it would turn -0.0 into 0.0.
             buffer.copy_(torch.where(by == 0, old, old + by.to(old.dtype)))
             old.copy_(buffer)
-        if not self._all_had_gradients:
-            has_gradient = (found > 0).cpu()  # the host waits for the device, in the first update
-            self._all_had_gradients = bool(has_gradient.all())
-        else:
-            has_gradient = torch.ones_like(has_gradient)
-        return has_gradient
-
-
-def gradients_of(parameters: list[nn.Parameter]) -> Tensor:
-    """Return which of the parameters have a gradient, bool ``[P]``."""
-    return torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.bool)
-
-
-def drop_gradients(parameters: list[nn.Parameter], found: Tensor) -> None:
-    """Drop gradients that no replica has, so that an optimizer skips those parameters."""
-    for parameter, there in zip(parameters, found.tolist(), strict=True):
-        if not there:
-            parameter.grad = None

@@ -7,6 +7,9 @@ batches, where a batch with many padded tokens, or the last rows of an epoch, co
 
 The parameters' ``.grad`` holds the sum divided by a unit, the weight of the newest batch, so that batches of
 equal weight add up as they are, to the same bits as an ordinary sum of gradients.
+
+Before replicas average, each expresses its sum in a unit that all have: the mean weight of the batches of
+the run's first update. They agree on it then, so that later updates wait for nothing but the average.
 """
 
 from __future__ import annotations
@@ -16,23 +19,24 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from pipelocal.stage.replicas import Replicas, Wait
-
-Weight = Tensor | float
+from pipelocal.stage.replicas import Replicas, Weight
 
 Parameters = Callable[[], Iterable[Tensor]]
 """Returns what has the gradients; called only where these must be scaled."""
 
 
 class GradientWeights:
-    """The weights of one update's batches; reads no device, except among replicas."""
+    """The weights of one update's batches; reads no device, but at the first update."""
 
     def __init__(self) -> None:
+        self._common: float | None = None
+        """The unit in which replicas average; None until the first update."""
         self.reset()
 
     def reset(self) -> None:
         """Begin another update."""
-        self._total: Weight = 0.0
+        self.total: Weight = 0.0
+        """Weight of all batches; once replicas have averaged, of all of theirs."""
         self._unit: Weight | None = None
         self._batches = 0
         self._plain = False
@@ -41,60 +45,62 @@ class GradientWeights:
     def add(self, weight: Weight, parameters: Parameters) -> None:
         """Weigh in a batch; its gradients are not added yet."""
         if self._plain:
-            self._total, self._unit, self._plain = self._batches * weight, weight, False
+            self.total, self._unit, self._plain = self._batches * weight, weight, False
         before = 1.0 if self._unit is None else self._unit
         if isinstance(weight, Tensor):
             unit: Weight = torch.where(weight > 0, weight, torch.as_tensor(before).to(weight))
         else:
             unit = weight if weight > 0 else before
         self._express_in(unit, parameters)
-        self._total, self._batches = self._total + weight, self._batches + 1
+        self.total, self._batches = self.total + weight, self._batches + 1
 
-    @property
-    def on_host(self) -> bool:
-        """Whether the weights can be read without waiting for a device."""
-        return not any(isinstance(each, Tensor) for each in (self._total, self._unit))
+    def align(self, replicas: Replicas, batches: int, parameters: Parameters) -> None:
+        """Express the gradients in the replicas' common unit, before they are averaged.
 
-    def begin_align(self, replicas: Replicas) -> Wait[Tensor]:
-        """Begin to agree with the other replicas on unit and total weight, once all batches are weighed."""
-        unit = 0.0 if self._unit is None else float(self._unit)
-        return replicas.begin_each(torch.tensor([float(self._total), unit], dtype=torch.float64))
-
-    def align(self, every: Tensor, parameters: Parameters) -> None:
-        """Express the gradients in a common unit, before they are averaged.
+        At the first update, this waits for the other replicas.
 
         Args:
-            every: what was waited for, float64 ``[replicas, 2]``.
+            replicas: the replicas, possibly a single one.
+            batches: number of batches of the update, of all replicas together; a single one keeps its bits.
             parameters: of the gradients.
         """
-        common = float(every[:, 1].max()) or 1.0
-        if self._unit is not None:
-            self._express_in(common, parameters)
-        self._unit, self._total = common, float(every[:, 0].sum())
+        if self._common is None:
+            totals = replicas.each(torch.tensor(float(self.total), dtype=torch.float64))
+            self._common = float(totals.sum()) / batches or None
+        if replicas.count > 1 and batches > 1:
+            self._express_in(self._common or 1.0, parameters)
 
-    def share(self, replicas: int) -> Weight:
-        """Return what the gradients, averaged over the replicas, are to be divided by."""
-        if self._unit is None or (self._batches == 1 and replicas == 1):
+    def share(self, replicas: int, batches: int) -> Weight:
+        """Return what the gradients, averaged over the replicas, are to be divided by.
+
+        Args:
+            replicas: number of replicas.
+            batches: number of batches of the update, of all replicas together.
+        """
+        if batches == 1:
+            return 1 / replicas
+        if self._unit is None:
             return 1.0
-        share = self._total / self._unit / replicas
+        share = self.total / self._unit / replicas
         if isinstance(share, Tensor):
             return torch.where(share > 0, share, torch.ones_like(share))
         return share or 1.0  # nothing counts: the gradients are zeros
 
     def state_dict(self) -> list[float]:
-        """Return total, unit and number of batches."""
+        """Return total, unit, number of batches and the replicas' common unit, 0 for none."""
         unit = 0.0 if self._unit is None else float(self._unit)
-        return [float(self._total), unit, float(self._batches)]
+        return [float(self.total), unit, float(self._batches), self._common or 0.0]
 
     def load_state_dict(self, state: list[float] | None, *, batches: int) -> None:
         """Load a :meth:`state_dict`; None for a plain sum over some batches."""
         self.reset()
         if state is None:
-            self._total, self._batches = float(batches), batches
+            self.total, self._batches = float(batches), batches
             self._unit, self._plain = (1.0, True) if batches else (None, False)
             return
-        self._total, unit, count = state
+        self.total, unit, count, *common = state
         self._unit, self._batches = unit or None, int(count)
+        self._common = (common[0] or None) if common else None
 
     def _express_in(self, unit: Weight, parameters: Parameters) -> None:
         old, self._unit = self._unit, unit

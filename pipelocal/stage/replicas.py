@@ -7,6 +7,9 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+Weight = Tensor | float
+"""How much of a batch, or of several, counts: its rows, tokens or pixels."""
+
 T = TypeVar("T")
 Wait = Callable[[], T]
 """Waits for what was begun, and returns it; to be called once."""
@@ -34,17 +37,20 @@ class Replicas(Protocol):
     def waited_s(self) -> float:
         """Seconds spent waiting so far."""
 
-    def begin_average(self) -> Wait[None]:
+    def begin_average(self, weight: Weight) -> Wait[Weight]:
         """Begin to replace gradients and floating-point buffers by their means over the replicas.
 
         A missing gradient counts as zeros. Neither may be used until it is waited for.
+
+        Args:
+            weight: how much counts in this replica's gradients.
+
+        Returns:
+            What waits, and returns the sum of all replicas' weights.
         """
 
     def updated(self) -> None:
         """Tell the replicas that the optimizer has made its step."""
-
-    def begin_each(self, values: Tensor) -> Wait[Tensor]:
-        """Begin what :meth:`each` does."""
 
     def each(self, values: Tensor) -> Tensor:
         """Gather a tensor per replica, ``[count, ...]`` in order; on the CPU, all of one shape and dtype."""
@@ -61,14 +67,11 @@ class Alone:
     sent_bytes = 0
     waited_s = 0.0
 
-    def begin_average(self) -> Wait[None]:
-        return lambda: None
+    def begin_average(self, weight: Weight) -> Wait[Weight]:
+        return lambda: weight
 
     def updated(self) -> None:
         pass
-
-    def begin_each(self, values: Tensor) -> Wait[Tensor]:
-        return lambda: values.unsqueeze(0)
 
     def each(self, values: Tensor) -> Tensor:
         return values.unsqueeze(0)

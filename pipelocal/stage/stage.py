@@ -351,16 +351,13 @@ class Stage:
             )
         return {name: said[name].detach() for name in names}
 
-    def begin_average(self, due: int, *, weighed: bool = False) -> None:
+    def begin_average(self, due: int) -> None:
         """Begin the part of :meth:`update` that waits for other replicas, once all gradients are there.
 
         Args:
             due: as in :meth:`update`.
-            weighed: begin only with what is known after :meth:`output_gradient`. It may be left out, but by
-                all replicas.
         """
-        begin = self._update.begin_align if weighed else self._update.begin_average
-        begin(self.steps + 1, due)
+        self._update.begin_average(self.steps + 1, due)
 
     def update(self, due: int | None = None) -> None:
         """Step optimizer and schedule if due, then end the batch; at most gradients are kept.

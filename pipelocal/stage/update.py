@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipelocal.stage.ema import Average
-from pipelocal.stage.gradient_weights import GradientWeights, Weight
+from pipelocal.stage.gradient_weights import GradientWeights
 from pipelocal.stage.lr_schedule import BatchLR
-from pipelocal.stage.replicas import ALONE, Replicas, Wait
+from pipelocal.stage.replicas import ALONE, Replicas, Wait, Weight
 
 
 class Update:
@@ -49,8 +49,7 @@ class Update:
         """Batches of the run up to the last update."""
         self._own = 0
         """Batches processed here since the last update."""
-        self._aligning: Wait[Tensor] | None = None
-        self._averaging: Wait[None] | None = None
+        self._averaging: Wait[Weight] | None = None
         self._averaged = False
         self._frozen = False
         self._weights = GradientWeights()
@@ -68,19 +67,6 @@ class Update:
             self._weighed = True
             self._weights.add(weight, self._parameters)
 
-    def begin_align(self, done: int, due: int) -> None:
-        """Begin to agree with the other replicas on the batches' weights, if an update is due.
-
-        It may be left out. Call it once the batch is weighed, before the rest of its backward pass.
-
-        Args:
-            done: batches of the run up to this one.
-            due: batch of the run after which the update is due.
-        """
-        comes = not self._frozen and self._comes(done, due)
-        if comes and self._weighed and self._weights.on_host and self.replicas.count > 1:
-            self._aligning = self._weights.begin_align(self.replicas)
-
     def begin_average(self, done: int, due: int) -> None:
         """Begin to average the gradients over the replicas, if an update is due.
 
@@ -89,26 +75,23 @@ class Update:
             due: batch of the run after which the update is due.
         """
         if not self._frozen and self._comes(done, due):
-            self._begin_average()
+            self._begin_average(due - self.last)
 
     def begin_completing(self, done: int) -> None:
         """Begin to average as :meth:`complete` does, so that it only has to wait."""
         if done != self.last and not self._frozen:
-            self._begin_average()
+            self._begin_average(done - self.last)
 
     def finish_average(self) -> None:
         """Wait for the averaging that was begun, if one was."""
         if self._averaging is not None:
             wait, self._averaging = self._averaging, None
-            wait()
+            self._weights.total = wait()
             self._averaged = True
 
-    def _begin_average(self) -> None:
-        if self.replicas.count > 1:
-            aligning, self._aligning = self._aligning, None
-            every = (aligning or self._weights.begin_align(self.replicas))()
-            self._weights.align(every, self._parameters)
-        self._averaging = self.replicas.begin_average()
+    def _begin_average(self, batches: int) -> None:
+        self._weights.align(self.replicas, batches, self._parameters)
+        self._averaging = self.replicas.begin_average(self._weights.total)
 
     def batch_done(self, done: int, due: int | None = None) -> None:
         """Count one more batch, whose gradients have been added, and update if due.
@@ -141,10 +124,10 @@ class Update:
             return
         if not self._averaged:
             if self._averaging is None:
-                self._begin_average()
+                self._begin_average(batches)
             self.finish_average()
         self._averaged = False
-        share = self._weights.share(self.replicas.count)
+        share = self._weights.share(self.replicas.count, batches)
         self._weights.reset()
         if isinstance(share, Tensor) or share != 1:
             for parameter in self._parameters():

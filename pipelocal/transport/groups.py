@@ -106,8 +106,8 @@ class ReplicaGroup:
             self.check()
             time.sleep(0.02)
 
-    def begin_each(self, values: Tensor) -> Callable[[], Tensor]:
-        """Begin to gather a CPU tensor from each replica; return what waits for it: ``[count, ...]``."""
+    def each(self, values: Tensor) -> Tensor:
+        """Gather a CPU tensor from each replica, ``[count, ...]`` in order."""
         rows = values.new_zeros(self.count, *values.shape)
         rows[self.index] = values
 
@@ -115,11 +115,7 @@ class ReplicaGroup:
             dist.all_reduce(rows, group=self.host)
             return rows
 
-        return self.begin(gather)
-
-    def each(self, values: Tensor) -> Tensor:
-        """Gather a CPU tensor from each replica, ``[count, ...]`` in order."""
-        return self.begin_each(values)()
+        return self.together(gather)
 
     def greatest(self, value: int) -> int:
         """Return the maximum over all replicas."""

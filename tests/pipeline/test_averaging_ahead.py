@@ -13,6 +13,7 @@ from pipelocal.config import TrainConfig
 from pipelocal.config.resolve import blueprint_of
 from pipelocal.pipeline.worker import run_stream
 from pipelocal.run.assembly import Assembly
+from pipelocal.stage.replicas import Weight
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import InProcessEdge
 from tests.transport.contracts import plain_contract
@@ -28,22 +29,20 @@ class Twins:
     def __init__(self, stage: int, told: list[str]) -> None:
         self._stage, self._told = stage, told
 
-    def _begin(self, what: str, result: Any = None) -> Callable[[], Any]:
+    def _begin(self, what: str, result: Weight) -> Callable[[], Weight]:
         self._told.append(f"begin {what} {self._stage}")
 
-        def wait() -> Any:
+        def wait() -> Weight:
             self._told.append(f"wait {what} {self._stage}")
             return result
 
         return wait
 
-    def begin_average(self) -> Callable[[], None]:
-        return self._begin("average")
-
-    def begin_each(self, values: Tensor) -> Callable[[], Tensor]:
-        return self._begin("weights", values.expand(2, *values.shape))
+    def begin_average(self, weight: Weight) -> Callable[[], Weight]:
+        return self._begin("average", 2 * weight)
 
     def each(self, values: Tensor) -> Tensor:
+        self._told.append(f"weigh {self._stage}")
         return values.expand(2, *values.shape)
 
     def updated(self) -> None:
@@ -57,7 +56,7 @@ class Twins:
 def test_a_batch_and_a_marker_average_in_the_same_order(objective: str) -> None:
     """Of two replicas one may have the last batch of an epoch, and the other only the marker behind it.
 
-    With a way back the last stage is first. The weights of a batch are known before its backward pass.
+    With a way back the last stage is first. Only before the first average do they agree on a unit of weight.
     """
     config = TrainConfig(model="mlp", stages=2, objective=objective, head="linear", log_every=100)
     blueprint, cpu = blueprint_of(config), torch.device("cpu")
@@ -81,10 +80,10 @@ def test_a_batch_and_a_marker_average_in_the_same_order(objective: str) -> None:
     assembly = Assembly(config, blueprint, cpu, batch_size=ROWS, report=lambda _: None)
     run_stream(assembly.workers(stages, edge), lambda: None)
     if objective == "greedy":
-        weighs = [f"{what} weights {stage}" for stage in (1, 2) for what in ("begin", "wait")]
-        begins = [*weighs[:2], "begin average 1", *weighs[2:], "begin average 2"]
+        begins = ["begin average 1", "begin average 2"]
         ends = ["wait average 2", "updated 2", "wait average 1", "updated 1"]
-        assert told == 2 * [*begins, *ends]
+        assert told == ["weigh 1", begins[0], "weigh 2", begins[1], *ends, *begins, *ends]
     else:
-        one = ["begin weights", "wait weights", "begin average", "wait average", "updated"]
-        assert told == 2 * [f"{what} {stage}" for stage in (2, 1) for what in one]
+        one = ["begin average", "wait average", "updated"]
+        first = [f"{what} {stage}" for stage in (2, 1) for what in ("weigh", *one)]
+        assert told == [*first, *(f"{what} {stage}" for stage in (2, 1) for what in one)]

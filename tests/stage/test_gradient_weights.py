@@ -102,8 +102,9 @@ def test_equal_weights_add_up_to_the_bits_of_a_sum() -> None:
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
     assert parameter.grad is not None
     assert torch.equal(parameter.grad, gradients[0] + gradients[1] + gradients[2])
-    assert kept.share(1) == 3
-    assert kept.share(2) == 1.5
+    assert kept.share(1, 3) == 3
+    assert kept.share(2, 6) == 1.5
+    assert kept.share(2, 1) == 0.5, "one replica's only batch, and none of the other's"
 
 
 @pytest.mark.parametrize(("old", "last"), [(False, 2), (True, 4)])
