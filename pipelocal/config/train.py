@@ -91,7 +91,8 @@ class ObjectiveOptions:
     follow, and of the classifier, as few as fit; downstream=2: 2 of them, evenly spaced; =2:next: the
     next 2; =0: the classifier alone; =all); or twin (the same, starting with the real weights;
     twin=2:next); or guided (twins whose classifier is drawn to the real one, whose weights flow back,
-    every --guide-every batches; guided=2:next)."""
+    every --guide-every batches; guided=2:next). With @2 behind one of the last three, such as twin=3@2,
+    it takes maps averaged over squares of 2x2 pixels, which makes it four times cheaper."""
     head_budget: float = option(DEFAULT_BUDGET, limits=positive(1e6))
     """With --head auto: most compute of a head, over that of the rest of the network (multiply-adds of the
     forward pass outside an average stage)."""

@@ -12,7 +12,8 @@ makes, so rows are as near to the rule as shapes allow; without a depth it is th
 
 With depth 0 it is the classifier alone: for tokens, the model's own norm and readout. A twin starts with the
 weights of the real units. If it copies all that follow, the stage's gradient is back-propagation's, and
-stays so, since copies and units are trained alike from there on.
+stays so, since copies and units are trained alike from there on. With a square of n, maps are averaged over
+squares of n x n pixels first, which makes the copies' convolutions cheaper by n * n.
 """
 
 from __future__ import annotations
@@ -61,26 +62,35 @@ class Downstream:
 
 
 def downstream(
-    _feature_shape: Shape,
+    feature_shape: Shape,
     _classes: int,
     *,
+    output_shape: Shape,
     downstream: Downstream,
     depth: Depth = None,
     rule: Rule | None = None,
+    square: int | None = None,
     twin: bool = False,
 ) -> nn.Module:
     """Build copies of some of the following units and the classifier; it makes logits as the model does.
 
     Args:
+        feature_shape: shape of one row of the stage's output.
+        output_shape: shape of one row of the output.
         downstream: what follows the cut. If several tensors cross it, the head takes them all.
         depth: how many units, or ``"all"``; see :func:`~pipelocal.heads.rows.choose_row`.
         rule: ``"even"`` or ``"next"``.
+        square: pixels of a side of the squares over which a map ``[C, H, W]`` is averaged before the first
+            unit; those at a border are of what there is. None to leave maps as they are.
         twin: whether they start with the real units' weights, instead of weights of their own.
 
     Raises:
-        UserError: depth or rule is unknown, or the classifier alone does not take what crosses the cut.
+        UserError: depth, rule or square is unknown, the classifier alone does not take what crosses the
+            cut, or there is a square where a map must stay whole.
     """
-    check_row(depth, rule, what="head 'downstream'")
+    check_row(depth, rule, square, what="head 'downstream'")
+    if square is not None:
+        _check_coarse(square, feature_shape, output_shape, downstream)
     row = choose_row(downstream.kinds, depth, rule)
     if row is None:
         made, wanted = (list(downstream.crossing[at][0].shape) for at in (0, -1))
@@ -90,15 +100,30 @@ def downstream(
         )
     units = [*(downstream.units[place] for place in row), downstream.classifier]
     # Module names must not contain dots.
-    head = nn.Sequential(
-        OrderedDict(
-            (
-                unit.name.replace(".", "/"),
-                build_unit(unit, downstream.seed) if twin else unit.make(),
-            )
-            for unit in units
-        )
-    )
+    parts = [
+        (unit.name.replace(".", "/"), build_unit(unit, downstream.seed) if twin else unit.make())
+        for unit in units
+    ]
+    if square is not None and len(feature_shape) == 3:
+        # Not of a vector [C], which has but one place.
+        parts.insert(0, ("/coarse", nn.AvgPool2d(square, ceil_mode=True)))
+    head = nn.Sequential(OrderedDict(parts))
     if len(downstream.crossing[0]) > 1:
         head.takes_beside = True  # type: ignore[assignment]
     return head
+
+
+def _check_coarse(
+    square: int, feature_shape: Shape, output_shape: Shape, downstream: Downstream
+) -> None:
+    """Refuse to average what is no map, or one that the output or another tensor wants whole."""
+    why = ""
+    if len(feature_shape) == 2:
+        why = f"this stage makes {list(feature_shape)}, which is no map"
+    elif len(output_shape) == 3:
+        why = "the task wants an answer for every pixel"
+    elif len(downstream.crossing[0]) > 1:
+        names = ", ".join(kind.name for kind in downstream.crossing[0][1:])
+        why = f"beside the map the cut passes on {names}"
+    if why:
+        raise UserError(f"head 'downstream': square {square}, but {why}: leave @{square} out")

@@ -28,9 +28,11 @@ def guided(
     feature_shape: Shape,
     classes: int,
     *,
+    output_shape: Shape,
     downstream: Downstream,
     depth: Depth = None,
     rule: Rule | None = None,
+    square: int | None = None,
     every: int = EVERY,
 ) -> nn.Module:
     """Build a twin; see :func:`~pipelocal.heads.downstream.downstream`. A run draws its classifier.
@@ -38,18 +40,20 @@ def guided(
     Args:
         feature_shape: shape of one row of the stage's output.
         classes: number of outputs.
+        output_shape: shape of one row of the output.
         downstream: what follows the cut.
         depth: how many units, or ``"all"``.
         rule: ``"even"`` or ``"next"``.
+        square: pixels of a side of the squares over which it averages maps first; None to leave them.
         every: batches from one time that it is drawn to the next.
 
     Raises:
-        UserError: depth, rule or ``every`` is not one, or the classifier alone does not take what crosses the
-            cut.
+        UserError: as :func:`~pipelocal.heads.downstream.downstream`, or ``every`` is none.
     """
     if every < 1:
         raise UserError(f"head 'guided': every={every}: give a number of batches of at least 1")
-    return _twin(feature_shape, classes, downstream=downstream, depth=depth, rule=rule)
+    build = partial(_twin, feature_shape, classes, output_shape=output_shape)
+    return build(downstream=downstream, depth=depth, rule=rule, square=square)
 
 
 _twin = partial(downstream, twin=True)

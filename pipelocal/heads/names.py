@@ -1,4 +1,4 @@
-"""Names of heads, behind some of which a depth may stand, as in ``downstream=2`` or ``twin=all:next``."""
+"""Names of heads, behind some of which more may stand, as in ``twin=2``, ``twin=all:next``, ``twin=3@2``."""
 
 from __future__ import annotations
 
@@ -18,24 +18,31 @@ and with any of these keywords that it has a parameter for: ``output_shape=`` (o
 make), ``target_shape=`` (of one row of the targets), ``input_shape=`` (of one row of the stage's input),
 ``downstream=`` (a :class:`~pipelocal.heads.downstream.Downstream`)."""
 
-WITH_DEPTH = ("downstream", "twin", "guided")
-"""The names behind which a depth may stand."""
+ROWS = ("downstream", "twin", "guided")
+"""The heads of copied units, behind whose names depth, rule and square may stand."""
 
 
 def ends_in_classifier(name: str) -> bool:
     """Return whether the head of a name ends in a copy of the model's own classifier."""
-    return name.partition("=")[0] in WITH_DEPTH
+    return _apart(name)[0] in ROWS
+
+
+def _apart(name: str) -> tuple[str, str | None, str | None]:
+    """Return the head, what stands behind ``=``, and what behind ``@``; None for what is not there."""
+    before, at, square = name.partition("@")
+    head, equals, given = before.partition("=")
+    return head, given if equals else None, square if at else None
 
 
 class HeadRegistry(Registry[HeadBuilder]):
-    """Heads by name. A name with a depth behind it stands for the head with that depth, and rule if given."""
+    """Heads by name. ``twin=2:next@2`` is ``twin`` with this depth, rule and square, each if given."""
 
     def get(self, name: str) -> HeadBuilder:
         """See :class:`~pipelocal.registry.Registry`."""
         asked = self._asked(name)
         if asked is None:
             return super().get(name)
-        builder = partial(self._entries[name.partition("=")[0]], **asked)
+        builder = partial(self._entries[_apart(name)[0]], **asked)
         builder.__qualname__ = name  # type: ignore[attr-defined]
         return builder
 
@@ -59,21 +66,26 @@ class HeadRegistry(Registry[HeadBuilder]):
         return isinstance(name, str) and (super().__contains__(name) or bool(self._asked(name)))
 
     def _asked(self, name: str) -> dict[str, Any] | None:
-        """Return depth and rule that stand behind a name; None if it is another kind of name.
+        """Return depth, rule and square that stand behind a name; None if it is another kind of name.
 
         Raises:
             UserError: they are behind a head that has none, or there are none such.
         """
-        head, equals, given = name.partition("=")
-        if not equals or head not in self._entries:
+        head, given, square = _apart(name)
+        if (given is None and square is None) or head not in self._entries:
             return None
-        if head not in WITH_DEPTH:
-            such = f"{', '.join(WITH_DEPTH[:-1])} and {WITH_DEPTH[-1]}"
-            raise UserError(f"head '{name}': a depth is for {such} alone: give {head}")
-        number, colon, rule = given.partition(":")
-        asked: dict[str, Any] = {
-            "depth": int(number) if number.isdecimal() else number,
-            "rule": rule if colon else None,
-        }
+        if head not in ROWS:
+            such = f"{', '.join(ROWS[:-1])} and {ROWS[-1]}"
+            what = "a depth" if given is not None else "a square"
+            raise UserError(f"head '{name}': {what} is for {such} alone: give {head}")
+        asked: dict[str, Any] = {"square": _number(square)}
+        if given is not None:
+            depth, colon, rule = given.partition(":")
+            asked |= {"depth": _number(depth), "rule": rule if colon else None}
         check_row(**asked, what=f"head '{name}'")
         return asked
+
+
+def _number(text: str | None) -> int | str | None:
+    """Return what is a whole number as such, and anything else as it is, to be refused."""
+    return int(text) if text is not None and text.isdecimal() else text

@@ -25,12 +25,15 @@ class _Row(NamedTuple):
     rest: _Row | None
 
 
-def check_row(depth: Depth, rule: Rule | None, *, what: str) -> None:
-    """Refuse a depth or a rule that there is not.
+def check_row(
+    depth: Depth = None, rule: Rule | None = None, square: int | None = None, *, what: str
+) -> None:
+    """Refuse a depth, a rule or a square that there is not.
 
     Args:
         depth: how many units.
         rule: which ones; None for the default.
+        square: pixels of a side of the squares over which maps are averaged; None to leave them as they are.
         what: names the head in the error.
 
     Raises:
@@ -41,6 +44,8 @@ def check_row(depth: Depth, rule: Rule | None, *, what: str) -> None:
         raise UserError(
             f"{what}: depth {depth!r}: give a whole number of units of at least 0, or all"
         )
+    if not (square is None or (isinstance(square, int) and square >= 2)):
+        raise UserError(f"{what}: square {square!r}: give a whole number of pixels of at least 2")
     if rule is not None and rule not in RULES:
         raise UserError(f"{what}: rule {rule!r}: choose one of {', '.join(RULES)}")
 

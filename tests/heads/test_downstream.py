@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipelocal import cli
 from pipelocal.config import TrainConfig
@@ -18,12 +19,13 @@ from pipelocal.config.resolve import blueprint_of
 from pipelocal.config.training import train
 from pipelocal.data import DataInfo
 from pipelocal.errors import UserError
-from pipelocal.heads import HEADS, HeadBuilder, downstream
+from pipelocal.heads import HEADS, HeadBuilder, build_head, downstream
 from pipelocal.models import MODELS
 from pipelocal.partition.measured import Stopwatch
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.costs import cost_model
 from pipelocal.stage.stage import Stage
+from pipelocal.system.tensor_kind import TensorKind
 from tests.launching import run_ranks
 from tests.test_transparency import assert_same_bits, train_alone
 
@@ -179,7 +181,7 @@ def test_sgr_refuses_a_head_that_cannot_be_differentiated_twice(tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("head", "objective"), [("auto", "greedy"), ("downstream", "sgr")])
+@pytest.mark.parametrize(("head", "objective"), [("auto", "greedy"), ("downstream@2", "sgr")])
 def test_two_ranks_equal_one_process_and_evaluate_finds_the_head(
     tmp_path: Path, head: str, objective: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +252,68 @@ def test_rules_take_the_last_or_the_next_block() -> None:
     assert made_of(partial(downstream, depth=2, rule="next", twin=True))[:2] == ["block3", "block4"]
 
 
+def resnet_head(stage: int, head: str) -> nn.Module:
+    blueprint = blueprint_of(TrainConfig(model="resnet20", head=head, cut="3,3,2,2"), info=IMAGES)
+    return blueprint.build_stage(stage, device=CPU, total_steps=1).head
+
+
+@pytest.mark.parametrize(("stage", "made"), [(1, [16, 32, 32]), (2, [32, 16, 16]), (3, [64, 8, 8])])
+@pytest.mark.parametrize("square", [2, 3, 9])
+def test_a_square_averages_the_map_for_the_same_copies(
+    stage: int, made: list[int], square: int
+) -> None:
+    """Outputs and gradients are those of the head without it on the map of means.
+
+    A square at the border is of what there is; a square may be larger than the map.
+    """
+    coarse, plain = resnet_head(stage, f"twin@{square}"), resnet_head(stage, "twin")
+    x = torch.randn(4, *made, requires_grad=True)
+    rows = [
+        torch.stack(
+            [
+                x[..., i : i + square, j : j + square].mean((-2, -1))
+                for j in range(0, made[-1], square)
+            ],
+            -1,
+        )
+        for i in range(0, made[-1], square)
+    ]
+    ours, theirs = coarse(x), plain(torch.stack(rows, -2))
+    torch.testing.assert_close(ours, theirs)
+    (of_ours,), (of_theirs,) = (torch.autograd.grad(y.square().sum(), x) for y in (ours, theirs))
+    torch.testing.assert_close(of_ours, of_theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_square_makes_a_head_cheaper_by_its_pixels() -> None:
+    """In a convolution, which counts as many products for each pixel of its output."""
+    x = torch.randn(1, 16, 32, 32)
+
+    def products(head: nn.Module) -> int:
+        with FlopCounterMode(display=False) as counter:
+            head(x)
+        return int(counter.get_total_flops())
+
+    assert products(resnet_head(1, "twin")) == pytest.approx(
+        16 * products(resnet_head(1, "twin@4")), rel=0.01
+    )
+
+
+def test_a_square_is_refused_where_a_map_must_stay_whole() -> None:
+    tokens = TrainConfig(model="gpt", head="twin@2", cut="3,4")
+    with pytest.raises(
+        UserError, match=r"square 2, but this stage makes \[16, \d+\], which is no map"
+    ):
+        blueprint_of(tokens, info=BYTES).build_stage(1, device=CPU, total_steps=1)
+    behind = a_blueprint("resnet20").heads.behind(4).downstream
+    build = partial(build_head, HEADS.get("twin@2"), (16, 32, 32), classes=5)
+    with pytest.raises(UserError, match="wants an answer for every pixel: leave @2 out"):
+        build(target_shape=(32, 32), downstream=behind)
+    mask = TensorKind(name="mask", shape=(32, 32), dtype=torch.bool)
+    crossing = ((*behind.crossing[0], mask), *behind.crossing[1:])
+    with pytest.raises(UserError, match="beside the map the cut passes on mask: leave @2 out"):
+        build(target_shape=(), downstream=replace(behind, crossing=crossing))
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -258,6 +322,10 @@ def test_rules_take_the_last_or_the_next_block() -> None:
         ("twin=-1", "depth '-1': give"),
         ("downstream=2:last", "rule 'last': choose one of even, next"),
         ("downstream=2:", "rule '': choose one of"),
+        ("twin@1", "head 'twin@1': square 1: give a whole number of pixels of at least 2"),
+        ("twin=2@", "square '': give"),
+        ("twin=2@next", "square 'next': give"),
+        ("conv@2", "head 'conv@2': a square is for downstream, twin and guided alone: give conv"),
         (
             "linear=2",
             "head 'linear=2': a depth is for downstream, twin and guided alone: give linear",
@@ -282,6 +350,7 @@ def test_the_classifier_alone_is_refused_where_it_does_not_fit() -> None:
 def test_a_partial_is_called_as_its_head() -> None:
     assert HEADS.name_of(HEADS.get("twin=2:next")) == "twin=2:next"
     assert HEADS.name_of(HEADS.get("twin")) == "twin"
+    assert HEADS.name_of(HEADS.get("twin=2:next@2")) == "twin=2:next@2"
     assert HEADS.name_of(partial(downstream, depth=2)) == "downstream"
     assert "twin=2:next" in HEADS
     assert "twins" not in HEADS
