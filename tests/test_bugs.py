@@ -1,6 +1,7 @@
 """One test for each defect that was found and mended; the docstring gives the cause."""
 
 import io
+import json
 import os
 import signal
 import socket
@@ -38,9 +39,11 @@ from pipelocal.results.export import export
 from pipelocal.run.choose_folder import choose_folder
 from pipelocal.stage.stage import Stage
 from pipelocal.telemetry.clock import seconds_behind_rank_0
+from pipelocal.telemetry.trace import read_events
 from pipelocal.transport.header import Header, Kind
 from pipelocal.transport.inprocess import InProcessEdge
 from tests.launching import PATIENCE_S, launch, run_ranks, start, world_of
+from tests.test_transparency import train_alone
 from tests.transport.contracts import plain_contract
 
 
@@ -474,3 +477,62 @@ def test_fully_sharded_replicas_that_share_a_gpu_failed_at_the_first_batch(tmp_p
         run_ranks(tmp_path / "log", arguments, 2)
     finally:
         hook.remove()
+
+
+def test_fully_sharded_replicas_mixed_batches_of_unequal_weight_wrongly(tmp_path: Path) -> None:
+    """A replica's gradients are scaled by how much counts in its batches. Those of the optimizer's
+    parameters were, which are shards that have none yet, and the sum was divided as if they had been.
+    """
+    # 1437 digits in batches of 110: the last of 14 has 7 rows, and shares an update with a whole one.
+    model = Path(__file__).parent / "models_for_tests.py"  # without BatchNorm
+    options = ["--model", f"{model}:dropout", "--stages", "2", "--batch-size", "110", "--lr", "0.1"]
+    options += ["--schedule", "constant", "--epochs", "2", "--replicas", "2"]
+    alone = train_alone(options, tmp_path / "alone")
+    out = tmp_path / "ranks"
+    run_ranks(tmp_path / "log", ["train", *options, "--replicate", "fsdp", "--out", str(out)], 2)
+    ours, theirs = (
+        torch.load(run / "stages" / "stage-1.pt", weights_only=True)["body"] for run in (alone, out)
+    )
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_early_step_was_taken_before_its_gradient_was_clipped() -> None:
+    """``--step-early`` updates and lets go each gradient as it comes, and ``--clip-norm`` saw the rest."""
+    with pytest.raises(
+        UserError, match=r"--clip-norm 0.1 wants all gradients at once, and --step-early"
+    ):
+        validate(TrainConfig(step_early=True, clip_norm=0.1))
+
+
+def test_memory_of_a_stage_left_its_optimizers_state_out(tmp_path: Path) -> None:
+    """It was counted behind the first batch, which with several batches an update is behind no update."""
+
+    def peak(name: str, *more: str) -> int:
+        options = ["--model", "mlp", "--stages", "2", "--head", "linear", "--optimizer", "adamw"]
+        run = train_alone([*options, "--max-steps", "6", *more], tmp_path / name)
+        summary = json.loads((run / "summary.json").read_text())
+        return int(summary["stages"][0]["peak_memory_bytes"])
+
+    assert peak("accumulated", "--accumulate", "2") == pytest.approx(peak("plain"), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff", b'{"step": 15}', b'{"step": "x", "event": "train"}', b"[]"]
+)
+def test_a_damaged_record_kept_a_run_from_going_on(tmp_path: Path, line: bytes) -> None:
+    """Records behind the snapshot are cut off, and one that was none ended in a bare Python error."""
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.path.mkdir()
+    kept = b'{"step": 3, "event": "train"}\n'
+    folder.metrics.write_bytes(kept + line + b"\n" + b'{"step": 20, "event": "train"}\n')
+    folder.cut_metrics(15, evaluated=True)
+    assert folder.metrics.read_bytes() == kept
+
+
+@pytest.mark.parametrize("text", ['{"traceEvents": [', "[]", "{}", '{"traceEvents": [1]}'])
+def test_a_damaged_trace_ended_in_a_bare_python_error(tmp_path: Path, text: str) -> None:
+    """``pipelocal timeline`` named no file and no remedy."""
+    (tmp_path / "trace.json").write_text(text)
+    with pytest.raises(UserError, match=r"trace.json is damaged, or no trace: train again"):
+        read_events(tmp_path)

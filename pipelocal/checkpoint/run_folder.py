@@ -88,7 +88,7 @@ class RunFolder:
         """
         if not self.metrics.exists():
             return
-        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if _is_before(line, step, evaluated=evaluated)]
         write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
 
@@ -207,14 +207,13 @@ def _is_before(line: str, step: int, *, evaluated: bool) -> bool:
     """Return whether a record describes something before a snapshot."""
     try:
         record = json.loads(line)
-        own = record.get("step")
-    except (ValueError, AttributeError):
-        return False  # cut off by a crash
-    if own is None or own != step:
-        return own is not None and own < step
+        own, event = record["step"], record["event"]
+    except (ValueError, TypeError, KeyError):
+        return False  # cut off by a crash, or no record
+    if not isinstance(own, int) or own != step:
+        return isinstance(own, int) and own < step
     # A stage is frozen before the next batch, and begins again.
-    again = record["event"] in ("begin", "freeze")
-    return not again and (record["event"] != "evaluate" or evaluated)
+    return event not in ("begin", "freeze") and (event != "evaluate" or evaluated)
 
 
 def unusable(path: Path, error: OSError) -> UserError:

@@ -39,7 +39,7 @@ class Observer:
 
 
 class PeakMemory(Observer):
-    """Counts the peak activation memory of the first batch.
+    """Counts the peak memory of the first batch behind which the optimizer has its state.
 
     Args:
         stage: the stage.
@@ -50,10 +50,11 @@ class PeakMemory(Observer):
         self._stage = stage
         self._records = records
         self._counter: SavedBytes | None = None
+        self._settled = False
 
     def passes(self) -> AbstractContextManager[None]:
         """See :class:`Observer`."""
-        if self._records.peak_memory_bytes is not None:
+        if self._settled:
             return NOTHING
         self._counter = SavedBytes(model_tensors(self._stage))
         return self._counter.counting()
@@ -64,7 +65,10 @@ class PeakMemory(Observer):
         if counter is not None:
             # The maximum, not the sum: a stage without autograd uses it only for the distance, at the end.
             activations = max(counter.peak_bytes, self._stage.kept_bytes)
-            self._records.peak_memory_bytes = activations + resident_bytes(self._stage)
+            found = activations + resident_bytes(self._stage)
+            self._records.peak_memory_bytes = max(self._records.peak_memory_bytes or 0, found)
+            # With several batches an update, the first one is behind none.
+            self._settled = self._stage.updated_at > 0 or self._stage.frozen
 
 
 class BpGap(Observer):

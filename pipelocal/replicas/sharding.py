@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,10 @@ class FullyShard(Together):
         # Reduce-scatter of gradients and all-gather of parameters are each half of an all-reduce.
         self.sent_bytes += self._all_reduced_bytes()
         return self._group.begin(partial(self._average, weight))
+
+    def holding_gradients(self, parameters: Iterable[Tensor]) -> Iterable[Tensor]:  # noqa: ARG002
+        # The optimizer has the shards, and passes see the whole parameters.
+        return self._trained()
 
     def updated(self) -> None:
         self._group.together(self._gather)

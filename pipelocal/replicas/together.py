@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -44,6 +44,9 @@ class Together:
 
     def begin_average(self, weight: Weight) -> Wait[Weight]:  # noqa: ARG002
         raise AssertionError("a frozen stage has nothing to average")
+
+    def holding_gradients(self, parameters: Iterable[Tensor]) -> Iterable[Tensor]:
+        return parameters
 
     def updated(self) -> None:
         pass

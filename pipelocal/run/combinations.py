@@ -154,6 +154,11 @@ def _check_memory_savers(options: RunOptions, recipe: Recipe) -> None:
         raise UserError(
             "--measure-bp-gap looks at gradients that --step-early has let go: leave one of them out"
         )
+    if options.step_early and recipe.clip is not None:
+        raise UserError(
+            f"--clip-norm {recipe.clip:g} wants all gradients at once, and --step-early lets each go: "
+            f"leave one of them out"
+        )
     if options.checkpoint_activations is None:
         return
     if exact(recipe):
@@ -294,6 +299,11 @@ def _check_way_back(options: RunOptions, recipe: Recipe) -> None:
         f"is for stages to which nothing comes back, and {name} sends something back: leave it out"
     )
     _refuse(options, refused, why)
+    if options.sync_batchnorm and options.together > 1 and way.every > 1:
+        raise UserError(
+            f"--sync-batchnorm is for replicas that run the same passes, and {name} guides one batch in "
+            f"{way.every}, which one replica has: leave it out, or choose --guide-every 1"
+        )
     if recipe.transport_penalty:
         raise UserError(
             f"--transport-penalty {recipe.transport_penalty:g} is for stages to which nothing comes back, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -49,6 +49,9 @@ class Replicas(Protocol):
             What waits, and returns the sum of all replicas' weights.
         """
 
+    def holding_gradients(self, parameters: Iterable[Tensor]) -> Iterable[Tensor]:
+        """Return what holds the gradients of an optimizer's parameters before they are averaged."""
+
     def updated(self) -> None:
         """Tell the replicas that the optimizer has made its step."""
 
@@ -69,6 +72,9 @@ class Alone:
 
     def begin_average(self, weight: Weight) -> Wait[Weight]:
         return lambda: weight
+
+    def holding_gradients(self, parameters: Iterable[Tensor]) -> Iterable[Tensor]:
+        return parameters
 
     def updated(self) -> None:
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class Update:
         """
         if not self._weighed and not self._frozen:
             self._weighed = True
-            self._weights.add(weight, self._parameters)
+            self._weights.add(weight, self._holding_gradients)
 
     def begin_average(self, done: int, due: int) -> None:
         """Begin to average the gradients over the replicas, if an update is due.
@@ -90,7 +91,7 @@ class Update:
             self._averaged = True
 
     def _begin_average(self, batches: int) -> None:
-        self._weights.align(self.replicas, batches, self._parameters)
+        self._weights.align(self.replicas, batches, self._holding_gradients)
         self._averaging = self.replicas.begin_average(self._weights.total)
 
     def batch_done(self, done: int, due: int | None = None) -> None:
@@ -174,6 +175,9 @@ class Update:
         self._weights.load_state_dict(state.get("weights"), batches=self._own)
         for parameter, gradient in zip(self._parameters(), state["gradients"], strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
+    def _holding_gradients(self) -> Iterable[Tensor]:
+        return self.replicas.holding_gradients(self._parameters())
 
     def _parameters(self) -> list[torch.Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]

@@ -77,13 +77,16 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     """Read the actions of a run's trace: ``name``, ``ts`` and ``dur`` in microseconds, and ``args``.
 
     Raises:
-        UserError: there is no trace.
+        UserError: there is no trace, or it cannot be read.
     """
     path = folder / "trace.json"
     if not path.is_file():
         raise UserError(f"{folder} has no trace.json: train with --trace, to the end")
-    events = json.loads(path.read_text())["traceEvents"]
-    return [event for event in events if event["ph"] == "X"]
+    try:
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        return [event for event in events if event["ph"] == "X"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged, or no trace: train again with --trace") from error
 
 
 def _part(folder: Path, rank: int) -> Path:

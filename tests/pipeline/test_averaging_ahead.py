@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -40,6 +40,9 @@ class Twins:
 
     def begin_average(self, weight: Weight) -> Callable[[], Weight]:
         return self._begin("average", 2 * weight)
+
+    def holding_gradients(self, parameters: Iterable[Tensor]) -> Iterable[Tensor]:
+        return parameters
 
     def each(self, values: Tensor) -> Tensor:
         self._told.append(f"weigh {self._stage}")

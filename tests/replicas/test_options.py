@@ -61,6 +61,10 @@ from tests.launching import FOR_EVER, launch
         ({"replicate": "fsdp", "ema": 0.9}, "--ema averages whole weights"),
         ({"sync_batchnorm": True, "compile": "eager"}, "and --compile changes them"),
         ({"sync_batchnorm": True, "checkpoint_activations": 1}, "--checkpoint-activations"),
+        (
+            {"sync_batchnorm": True, "replicas": "2", "objective": "pgl"},
+            "PGL guides one batch in 8, which one replica has: leave it out, or choose --guide-every 1",
+        ),
         ({"start_timeout": 0.0}, "--start-timeout 0.0: give a number above 0"),
     ],
     ids=str,
