@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pipelocal import cli
+from pipelocal import Pipeline, cli
 from pipelocal.checkpoint.description import Description, ModelDescription
 from pipelocal.checkpoint.run_folder import RunFolder
 from pipelocal.config import ExportConfig, TrainConfig
@@ -536,3 +536,25 @@ def test_a_damaged_trace_ended_in_a_bare_python_error(tmp_path: Path, text: str)
     (tmp_path / "trace.json").write_text(text)
     with pytest.raises(UserError, match=r"trace.json is damaged, or no trace: train again"):
         read_events(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"clip_norm": -5.0}, "--clip-norm -5.0: give a number above 0"),
+        ({"clip_norm": 0}, "--clip-norm 0: give a number above 0"),
+        ({"clip_norm": float("nan")}, "--clip-norm nan: give a number above 0"),
+        ({"ema": 2.0}, "--ema 2.0: give a number between 0 and 1"),
+        ({"ema": "a"}, "Pipeline: ema='a': give a number"),
+        ({"transport_penalty": -1.0}, "--transport-penalty -1.0: give a number of at least 0"),
+        ({"stages": 0}, "Pipeline: stages=0: give a whole number of at least 1"),
+        ({"stages": 2.5}, "Pipeline: stages=2.5: give a whole number of at least 1"),
+    ],
+    ids=str,
+)
+def test_a_pipeline_took_numbers_that_the_command_line_refuses(
+    given: dict[str, Any], said: str
+) -> None:
+    """With a clip_norm below 0 it climbed the loss, with 0 it learnt nothing; no stages were one."""
+    with pytest.raises(UserError, match=said):
+        Pipeline(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), **{"stages": 2, **given})

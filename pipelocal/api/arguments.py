@@ -15,7 +15,7 @@ from pipelocal.checkpoint.description import ModelDescription
 from pipelocal.errors import UserError
 from pipelocal.models import Chain
 from pipelocal.models.fingerprint import fingerprint
-from pipelocal.options import check_values
+from pipelocal.options import BELOW_ONE, POSITIVE, SCALE, Limits, check_values, positive
 from pipelocal.partition.partitioners import PARTITIONERS, Partitioner
 from pipelocal.run.costs import CutRequest
 from pipelocal.run.options import RunOptions
@@ -78,6 +78,26 @@ def options_of(given: Mapping[str, Any]) -> RunOptions:
     return options
 
 
+LIMITS = {
+    "clip_norm": positive(SCALE),
+    "ema": Limits(POSITIVE, BELOW_ONE, "a number between 0 and 1, such as 0.99"),
+    "transport_penalty": Limits(0, SCALE, "a number of at least 0"),
+}
+
+
+def check_numbers(**given: float | None) -> None:
+    """Refuse numbers of a Pipeline that are out of bounds; None is skipped.
+
+    Raises:
+        UserError: names the argument, its value and what is valid.
+    """
+    for name, value in given.items():
+        if value is not None:
+            if not isinstance(value, int | float):
+                raise UserError(f"Pipeline: {name}={value!r}: give a number")
+            LIMITS[name].check(name, value)
+
+
 def cut_of(
     stages: int | None,
     cut: Sequence[str] | None,
@@ -96,9 +116,11 @@ def cut_of(
         )
     if isinstance(cut, str):
         raise UserError(f"cut={cut!r}: give a list of units' names, such as ['layer2', 'layer3']")
+    if stages is not None and (not isinstance(stages, int) or stages < 1):
+        raise UserError(f"Pipeline: stages={stages!r}: give a whole number of at least 1")
     name = balance if isinstance(balance, str) else described(balance)
     return CutRequest(
-        stages=stages or len(cut or ()) + 1,
+        stages=len(cut or ()) + 1 if stages is None else stages,
         cut=None if cut is None else tuple(cut),
         partitioner=PARTITIONERS.get(balance) if isinstance(balance, str) else balance,
         name=name,

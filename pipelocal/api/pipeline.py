@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor, nn
 
 from pipelocal.api.arguments import (
+    check_numbers,
     cut_of,
     default_optimizer,
     freezing_of,
@@ -155,6 +156,7 @@ class Pipeline:
             seed=seed,
             compute=chosen,
         )
+        check_numbers(clip_norm=clip_norm, ema=ema, transport_penalty=transport_penalty)
         check_combinations(chosen, recipe)
         asked = cut_of(stages, cut, balance, memory_limit, speeds)
         check_stages(recipe, asked.stages)
