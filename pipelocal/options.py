@@ -69,6 +69,9 @@ def positive(most: float, why: str = "") -> Limits:
 BATCHES = Limits(1, MOST_BATCHES)
 SHARE = Limits(POSITIVE, 1, "a number above 0, to 1")
 PATIENCE = positive(1e6, "seconds: eleven days")
+NORM = positive(SCALE)
+PENALTY = Limits(0, SCALE, "a number of at least 0")
+DECAY = Limits(POSITIVE, BELOW_ONE, "a number between 0 and 1, such as 0.99")
 
 
 @dataclass(frozen=True)

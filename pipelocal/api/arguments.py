@@ -15,7 +15,7 @@ from pipelocal.checkpoint.description import ModelDescription
 from pipelocal.errors import UserError
 from pipelocal.models import Chain
 from pipelocal.models.fingerprint import fingerprint
-from pipelocal.options import BELOW_ONE, POSITIVE, SCALE, Limits, check_values, positive
+from pipelocal.options import DECAY, NORM, PENALTY, check_values
 from pipelocal.partition.partitioners import PARTITIONERS, Partitioner
 from pipelocal.run.costs import CutRequest
 from pipelocal.run.options import RunOptions
@@ -78,11 +78,7 @@ def options_of(given: Mapping[str, Any]) -> RunOptions:
     return options
 
 
-LIMITS = {
-    "clip_norm": positive(SCALE),
-    "ema": Limits(POSITIVE, BELOW_ONE, "a number between 0 and 1, such as 0.99"),
-    "transport_penalty": Limits(0, SCALE, "a number of at least 0"),
-}
+LIMITS = {"clip_norm": NORM, "ema": DECAY, "transport_penalty": PENALTY}
 
 
 def check_numbers(**given: float | None) -> None:

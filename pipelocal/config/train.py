@@ -13,8 +13,10 @@ from pipelocal.heads.auto import DEFAULT_BUDGET
 from pipelocal.options import (
     BATCHES,
     BELOW_ONE,
+    DECAY,
     MOST_BATCHES,
-    POSITIVE,
+    NORM,
+    PENALTY,
     SCALE,
     SHARE,
     Limits,
@@ -101,7 +103,7 @@ class ObjectiveOptions:
     head, with a linear probe that gives the head's answers but trains nothing before it)."""
     head_smoothing: float = option(0.0, limits=Limits(0, BELOW_ONE, "a number from 0 to below 1"))
     """Label smoothing in the loss by which auxiliary heads train, such as 0.1; the classifier's has none."""
-    transport_penalty: float = option(0.0, limits=Limits(0, SCALE, "a number of at least 0"))
+    transport_penalty: float = option(0.0, limits=PENALTY)
     """Weight, such as 1, of a further term of every stage's loss: how far units that keep the shape of
     their input move it (mean square); half as much in the second half of the stages."""
     reconcile: Literal["first-order", "exact"] = "first-order"
@@ -152,11 +154,9 @@ class OptimizerOptions:
     """Learning-rate schedule after the warm-up: cosine (to zero) or constant."""
     warmup_steps: int = option(0, limits=Limits(0, MOST_BATCHES))
     """Batches over which the learning rate rises linearly at the start."""
-    clip_norm: float | None = option(None, limits=positive(SCALE))
+    clip_norm: float | None = option(None, limits=NORM)
     """Greatest L2 norm of a stage's gradient in an update, beyond which it is scaled down; by default any."""
-    ema: float | None = option(
-        None, limits=Limits(POSITIVE, BELOW_ONE, "a number between 0 and 1, such as 0.99")
-    )
+    ema: float | None = option(None, limits=DECAY)
     """Keep an average of the weights too, in which after each update the average so far has this weight,
     such as 0.99; evaluate, export and load take it with averaged."""
 
