@@ -186,6 +186,8 @@ def check_values(options: Any) -> None:
             continue
         if not isinstance(value, int | float):
             raise UserError(f"{option_name(name)} {value!r}: give a number")
+        if isinstance(value, float) and not limits.wanted:
+            raise UserError(f"{option_name(name)} {value}: give a whole number")
         limits.check(name, value)
 
 

@@ -23,6 +23,7 @@ from pipelocal.stage.freezing import parse_freezing
 from pipelocal.stage.lr_schedule import LR_SCHEDULES, scheduled
 from pipelocal.stage.recipe import FreezingOf, ScheduleBuilder, never_frozen
 from pipelocal.system.describing import described
+from pipelocal.system.quantities import parse_speeds
 from pipelocal.tasks import Classification, LossFunction, Task
 from pipelocal.tasks.registry import with_loss
 from pipelocal.tasks.trial import check_task
@@ -115,8 +116,17 @@ def cut_of(
     if stages is not None and (not isinstance(stages, int) or stages < 1):
         raise UserError(f"Pipeline: stages={stages!r}: give a whole number of at least 1")
     name = balance if isinstance(balance, str) else described(balance)
+    stages = len(cut or ()) + 1 if stages is None else stages
+    if memory_limit is not None and name == "count":
+        raise UserError("Pipeline: memory_limit is for balance='memory' or 'time': add it")
+    if memory_limit is not None and (not isinstance(memory_limit, int) or memory_limit < 1):
+        raise UserError(f"Pipeline: memory_limit={memory_limit!r}: give a number of bytes")
+    if speeds is not None and name in ("count", "memory"):
+        raise UserError("Pipeline: speeds is for balance='time': add it")
+    if speeds is not None:
+        parse_speeds("Pipeline: speeds", ",".join(map(str, speeds)), stages)
     return CutRequest(
-        stages=len(cut or ()) + 1 if stages is None else stages,
+        stages=stages,
         cut=None if cut is None else tuple(cut),
         partitioner=PARTITIONERS.get(balance) if isinstance(balance, str) else balance,
         name=name,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from pipelocal.data.dataset import DataInfo
+from pipelocal.errors import StageError, UserError
 from pipelocal.models.payload import Payload, tensors_of, unpack
+from pipelocal.pipeline.records import NO_NUMBER
 from pipelocal.pipeline.tally import Tally
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.stage.stage import Stage
@@ -33,6 +36,22 @@ def info_of_batch(x: Payload, target: Tensor) -> DataInfo:
     )
 
 
+def check_batch(x: Payload, target: Tensor) -> None:
+    """Refuse what is no batch.
+
+    Raises:
+        UserError: inputs and targets are no tensors, or of different numbers of rows.
+    """
+    for what, tensor in (*(("x", each) for each in tensors_of(x)), ("target", target)):
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+            raise UserError(f"step: {what} is {type(tensor).__name__}: give a tensor [B, ...]")
+    rows = [len(tensor) for tensor in (*tensors_of(x), target)]
+    if len({*rows}) > 1 or not rows[0]:
+        raise UserError(
+            f"step: x and target have {rows} rows: give as many of each, and one or more"
+        )
+
+
 def train_on_batch(
     blueprint: Blueprint, stages: Sequence[Stage], x: Payload, target: Tensor
 ) -> list[dict[str, Any]]:
@@ -46,7 +65,12 @@ def train_on_batch(
 
     Returns:
         For each stage ``loss`` and the task's metrics on this batch, before the update.
+
+    Raises:
+        DataError: the targets do not fit.
+        StageError: a loss is NaN or infinite; the stage has been updated with it.
     """
+    blueprint.check_target(target.cpu())
     steps = stages[0].steps
     every = blueprint.recipe.objective.reconcile_every
     reconciles = every is not None and steps % every == 0
@@ -75,7 +99,9 @@ def train_on_batch(
         metrics, tally = result.metrics, Tally(device, task=stage.task)
         loss = Loss(metrics.loss, metrics.weight)
         tally.add(batch=steps, rows=len(target), loss=loss, sums=metrics.sums)
-        figures.append({"loss": float(metrics.loss), **tally.read_and_reset().metrics})
+        if not math.isfinite(mean := float(metrics.loss)):
+            raise StageError(NO_NUMBER, stage=stage.number, batch=steps)
+        figures.append({"loss": mean, **tally.read_and_reset().metrics})
         made.append(result.output)
         beside = list(result.beside)
         delta = blueprint.summary(stage.number).encode(result.output_gradient)

@@ -22,7 +22,7 @@ from pipelocal.api.arguments import (
 )
 from pipelocal.api.data import Data, epoch_steps, loading_of
 from pipelocal.api.definition import Definition
-from pipelocal.api.one_batch import info_of_batch, train_on_batch
+from pipelocal.api.one_batch import check_batch, info_of_batch, train_on_batch
 from pipelocal.checkpoint.description import Description
 from pipelocal.checkpoint.pick_snapshot import read_weights
 from pipelocal.data.dataset import DataInfo
@@ -277,6 +277,9 @@ class Pipeline:
             bad_samples=bad_samples,
         )
         self._given.check_columns(columns)
+        given = self._given
+        if self._fitted is not None and self._fitted[1] and not given.recipe.uncut:
+            given = replace(given, cut=given.cut.at(self._fitted[0].cut_names))
         data = Data(
             train=train,
             test=test,
@@ -284,9 +287,9 @@ class Pipeline:
             mixing=Mixing(mixup=mixup, cutmix=cutmix),
             steps=epoch_steps(parts, max_steps),
         )
-        text = self._given.written(options, data)
+        text = given.written(options, data)
         run, summary = run_training(
-            partial(self._given.spec, options, text, data, out, tuple(callbacks), listed(log)),
+            partial(given.spec, options, text, data, out, tuple(callbacks), listed(log)),
             text=text,
             own=names_that(options, "alike"),
             patience_s=options.start_timeout,
@@ -362,36 +365,49 @@ class Pipeline:
             bad_samples=bad_samples,
         )
         self._given.check_columns(columns)
-        recipe = self._given.recipe
+        recipe, stages = self._given.recipe, self._fitted[1] if self._fitted else []
         opener = Data(test=data, loading=loading).opener(
             recipe.seed, getattr(recipe.task, "classes", None)
         )
         result = evaluate_stages(
             self._blueprint_for,
-            None if self._fitted is None else self._fitted[1],
+            stages or None,
             opener.batches,
             info=opener.info,
             options=self._given.options,
             world=world,
         )
-        self._fitted = (result.blueprint, result.stages)
+        # What was never trained is built anew when it is needed, where it is to be cut then.
+        self._fitted = (result.blueprint, result.stages if stages else [])
         return result.figures
 
     @leaving_torch_as_it_was
-    def module(self, *, stage: int | None = None) -> nn.Module:
+    def module(self, *, stage: int | None = None, averaged: bool = False) -> nn.Module:
         """Return the whole plain model with the trained weights, on the CPU; all ranks call it together.
 
         Args:
             stage: number of a stage, from 1: the network up to it, with its head in place of the classifier.
+            averaged: whether to take the moving average of the weights, kept with ``ema``.
 
         Raises:
-            UserError: there is no such stage, or its head never learnt anything; or nothing has been trained
-                yet, and the model's input shape is unknown.
+            UserError: there is no such stage, or its head never learnt anything; there is no average; or
+                nothing has been trained yet, and the model's input shape is unknown.
         """
         world = self._next_world()
         nothing: list[Stage] = []
         blueprint, stages = self._fitted or (self._given.draw_alone(), nothing)
-        return gather_model(blueprint, stages, world, replicas=self._given.options, upto=stage)
+        if averaged and (self._given.recipe.ema is None or not stages):
+            raise UserError(
+                "averaged=True: nothing was averaged yet: give Pipeline(ema=0.999), and fit"
+            )
+        return gather_model(
+            blueprint,
+            stages,
+            world,
+            replicas=self._given.options,
+            upto=stage,
+            averaged=averaged,
+        )
 
     @leaving_torch_as_it_was
     def step(self, x: Payload, target: Tensor) -> dict[str, Any]:
@@ -406,7 +422,10 @@ class Pipeline:
             for every stage in ``stages``.
 
         Raises:
-            UserError: there are several ranks, and each would train on its own; or something flows back.
+            UserError: there are several ranks, and each would train on its own; something flows back; or the
+                samples are of another shape than before.
+            DataError: the targets do not fit.
+            StageError: a loss is NaN or infinite.
         """
         world = self._next_world()
         if world.size > 1:
@@ -419,6 +438,7 @@ class Pipeline:
                 "step() trains each stage by what it has itself, and here stages send something back (PGL, "
                 "LoCo, guided heads): use fit()"
             )
+        check_batch(x, target)
         stages = self._local_stages(x, target)
         figures = train_on_batch(self._blueprint, stages, x, target)
         return {**figures[-1], "stages": figures}
@@ -443,9 +463,8 @@ class Pipeline:
 
     def _local_stages(self, x: Payload, target: Tensor) -> list[Stage]:
         """Return all stages, building them on the first call."""
-        if self._fitted is None:
-            self._fitted = (self._given.draw(info_of_batch(x, target)), [])
-        blueprint, stages = self._fitted
+        blueprint = self._blueprint_for(info_of_batch(x, target))
+        stages = [] if self._fitted is None else self._fitted[1]
         if len(stages) < blueprint.stages:
             device = World.alone().device(self._given.options.device)
             plain = replace(blueprint, recipe=replace(blueprint.recipe, schedule=None))

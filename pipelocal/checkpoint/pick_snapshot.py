@@ -27,6 +27,8 @@ BEST = "best"
 """Name that stands for the best snapshot."""
 WEIGHTS = ("body", "head", "averaged")
 """Parts of a stage's state that hold weights, without the optimizer's state."""
+MORE = {"objective", "unsaved"}
+"""Those that not all states have."""
 ATTEMPTS = 5
 """Attempts to read a snapshot of a running run, which may replace it by a newer one meanwhile."""
 
@@ -165,12 +167,7 @@ def _read(run: Path, folder: Path) -> Weights:
         content = read_checked(folder, file)
         try:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            states.append({name: state[name] for name in WEIGHTS} | _own(state))
+            states.append({n: state[n] for n in (*WEIGHTS, *(MORE & state.keys()))})
         except (RuntimeError, pickle.UnpicklingError, KeyError) as error:
             raise BadSnapshot(f"{folder} holds no stage's state ({error})") from error
     return Weights(chosen=Chosen(run=run, folder=folder, manifest=manifest), states=states)
-
-
-def _own(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of an objective, if it has any."""
-    return {"objective": state["objective"]} if "objective" in state else {}

@@ -29,7 +29,8 @@ class StageState:
     units: tuple[str, ...]
     """Names of its units, in order."""
     state: State
-    """``body``, ``head``, ``objective``, ``names``, ``training``, ``steps``, ``frozen_at``, ``averaged``."""
+    """``body``, ``head``, ``objective``, ``unsaved``, ``names``, ``training``, ``steps``, ``frozen_at``,
+    ``averaged``."""
 
     @property
     def end(self) -> str:
@@ -105,7 +106,21 @@ def _weights(sources: Sequence[State], old_head: State | None, fresh: State) -> 
         "body": {name: body[name] for name in fresh["body"]},
         "head": fresh["head"] if old_head is None else old_head["head"],
         "objective": (fresh if old_head is None else old_head).get("objective"),
+        "unsaved": _unsaved(sources, old_head),
     }
+
+
+def _unsaved(sources: Sequence[State], old_head: State | None) -> State:
+    """Return what has changed of the buffers that no state dict holds."""
+    body: State = {}
+    for state in sources:
+        body |= _picked(state, of_head=False)
+    return body if old_head is None else body | _picked(old_head, of_head=True)
+
+
+def _picked(state: State, *, of_head: bool) -> State:
+    unsaved: State = state.get("unsaved", {})
+    return {n: v for n, v in unsaved.items() if n.startswith((HEAD, OBJECTIVE)) == of_head}
 
 
 def _averaged(

@@ -18,7 +18,8 @@ from pipelocal.models.shared import check_nothing_shared, untied
 from pipelocal.models.state import Versions, versions_of, with_versions
 from pipelocal.models.traced import copy_of_piece, split_module
 from pipelocal.models.trial import check_not_lazy, try_units
-from pipelocal.models.unit import Shape, Unit, assemble, build_unit, named_sequence
+from pipelocal.models.unit import Shape, Unit, assemble, build_unit, module_name, named_sequence
+from pipelocal.models.unsaved import set_unsaved
 from pipelocal.system.names import unwritable
 from pipelocal.system.tensor_kind import TensorKind
 
@@ -247,16 +248,27 @@ class Chain:
         whole.load_state_dict(self.whole_state(built, 0, len(pieces)))
         return whole
 
-    def whole_with(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """Build the uncut model with the weights of its plain state dict."""
+    def whole_with(
+        self, state: Mapping[str, Tensor], unsaved: Mapping[str, Tensor] | None = None
+    ) -> nn.Module:
+        """Build the uncut model with the weights of its plain state dict.
+
+        Args:
+            state: the state dict.
+            unsaved: values of buffers that it does not hold, by their names in :meth:`build`'s modules.
+        """
+        pieces = (*self.units, self.classifier)
         if self._whole is not None:
             whole = self._whole()
             whole.load_state_dict(state)
-            return whole
-        pieces = (*self.units, self.classifier)
-        built = assemble(pieces, 0)
-        self.load_whole_state(built, 0, len(pieces), state)
-        return built
+        else:
+            whole = assemble(pieces, 0)
+            self.load_whole_state(whole, 0, len(pieces), state)
+        units = {module_name(unit): unit for unit in pieces}
+        for name, value in (unsaved or {}).items():
+            unit, _, own = name.partition(".")
+            set_unsaved(whole, {name: value, units[unit].whole_name(own): value})
+        return whole
 
     def logits(self, whole: nn.Module, x: Payload) -> Tensor:
         """Call the uncut model as its author does, and return its logits.

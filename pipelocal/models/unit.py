@@ -73,10 +73,13 @@ def build_unit(unit: Unit, seed: int) -> nn.Module:
 
 
 def assemble(units: Sequence[Unit], seed: int) -> nn.Sequential:
-    # Module names must not contain dots; whole_name gives the whole model's own names.
-    return nn.Sequential(
-        OrderedDict((unit.name.replace(".", "/"), build_unit(unit, seed)) for unit in units)
-    )
+    """Build units as one module, each drawn from its own seed."""
+    return nn.Sequential(OrderedDict((module_name(unit), build_unit(unit, seed)) for unit in units))
+
+
+def module_name(unit: Unit) -> str:
+    """Return a unit's name as a module, without dots; whole_name gives the whole model's own names."""
+    return unit.name.replace(".", "/")
 
 
 def named_sequence(units: Sequence[Unit]) -> nn.Sequential:

@@ -130,7 +130,7 @@ class Recording(Observer):
 
     def gradients(self, batch: IncomingBatch, delta: Tensor | None) -> None:  # noqa: ARG002
         """See :class:`Observer`."""
-        self._records.learning_rate = self._stage.optimizer.param_groups[0]["lr"]
+        self._records.learning_rate = float(self._stage.optimizer.param_groups[0]["lr"])
 
     def trained(self, batch: IncomingBatch, metrics: StepMetrics | None) -> None:
         """See :class:`Observer`."""

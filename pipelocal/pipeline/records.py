@@ -19,6 +19,8 @@ from pipelocal.transport.header import Header
 
 Report = Callable[[dict[str, Any]], None]
 
+NO_NUMBER = "the loss is NaN or infinite: lower --lr, add --warmup-steps, or look at the data"
+"""Why a stage cannot go on."""
 RECORD, EPOCH = 0, 1
 """Windows of the tally: since the last record, and since the epoch began."""
 
@@ -147,9 +149,7 @@ class Records:
         bad = self._tally.first_bad_batch()
         if bad is not None:
             number = self._stage.number
-            reason = (
-                "the loss is NaN or infinite: lower --lr, add --warmup-steps, or look at the data"
-            )
+            reason = NO_NUMBER
             if metrics is not None and bool(torch.isfinite(metrics.loss)):
                 reason = (
                     "the distance of the reconciliation is NaN or infinite, and the loss is not: choose "

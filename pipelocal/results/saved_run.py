@@ -17,7 +17,7 @@ from pipelocal.config.resolve import blueprint_of
 from pipelocal.config.saved import located, options_of
 from pipelocal.errors import UserError
 from pipelocal.stage.stage import Stage
-from pipelocal.stage.state import load_weights, plain_state
+from pipelocal.stage.state import load_stage_weights, plain_state
 from pipelocal.system.streams import tell
 
 
@@ -76,7 +76,7 @@ class FinishedRun:
         for number in self._numbers:
             stage = self.blueprint.stage_to_evaluate(number, device=device)
             chain, cut = self.blueprint.network, self.blueprint.cuts[number - 1]
-            load_weights(chain, cut, number, stage.body, stage.head, self._weights(number))
+            load_stage_weights(chain, cut, stage, self._weights(number))
             stages.append(stage)
         return stages
 
@@ -135,9 +135,8 @@ class FinishedRun:
         return range(1, self.blueprint.stages + 1)
 
     def _weights(self, number: int) -> dict[str, Any]:
-        state = self._states[number - 1]
-        weights: dict[str, Any] = state["averaged"] if self._averaged else state
-        return weights
+        state: dict[str, Any] = self._states[number - 1]
+        return {**state, **(state["averaged"] if self._averaged else {})}
 
 
 def _named_head(stage: int, weights: dict[str, Any]) -> dict[str, Tensor]:

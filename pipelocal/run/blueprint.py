@@ -42,6 +42,7 @@ from pipelocal.stage.recipe import Recipe, check_schedule
 from pipelocal.stage.stage import Stage, own_module
 from pipelocal.stage.state import trained_names
 from pipelocal.system.tensor_kind import TensorKind
+from pipelocal.tasks.registry import own_task
 from pipelocal.tasks.task import batch_of
 from pipelocal.tasks.trial import shapes_of_sums
 
@@ -358,7 +359,7 @@ class Blueprint:
             head=head,
             objective=Greedy(),
             optimizer=torch.optim.SGD([*body.parameters(), *head.parameters()], lr=0.0),
-            task=self.recipe.task,
+            task=own_task(self.recipe.task, device),
             sum_shapes=self.sum_shapes(device),
             seed=self.recipe.seed,
             compute=replace(self.recipe.compute, checkpoint_activations=None, step_early=False),
@@ -386,7 +387,7 @@ class Blueprint:
             UserError: the stage has nothing to train, its head does not fit features and labels, or
                 it lacks what ``--bp-free`` or the objective needs.
         """
-        recipe, compute = self.recipe, self.recipe.compute
+        recipe, compute, heads_task = self.recipe, self.recipe.compute, self.heads.task
         body, head = self.build_parts(number, device=device)
         kind: type[Stage] = Stage
         if compute.bp_free:
@@ -410,7 +411,7 @@ class Blueprint:
         optimizer = recipe.make_optimizer(named, place)
         total = total_steps if recipe.counts_batches else total_updates or total_steps
         scheduler = None if recipe.schedule is None else recipe.schedule(optimizer, total)
-        if scheduler is not None:
+        if recipe.schedule is not None:
             check_schedule(scheduler)
         return kind(
             number=number,
@@ -418,8 +419,10 @@ class Blueprint:
             head=head,
             objective=objective,
             optimizer=optimizer,
-            task=recipe.task,
-            head_task=self.heads.task if number < self.stages else None,
+            task=own_task(recipe.task, device),
+            head_task=None
+            if number == self.stages or heads_task is None
+            else own_task(heads_task, device),
             sum_shapes=self.sum_shapes(device),
             scheduler=scheduler,
             accumulate=accumulate,

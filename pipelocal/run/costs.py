@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,6 +44,10 @@ class CutRequest:
     measured: bool
     memory_limit: int | None = None
     speeds: tuple[float, ...] | None = None
+
+    def at(self, names: Sequence[str]) -> CutRequest:
+        """Return a request for the cut before these units."""
+        return replace(self, cut=tuple(names), stages=len(names) + 1)
 
     def first(self, chain: Chain, *, uncut: bool) -> list[Cut]:
         """Return the cut known before anything is measured; by default equal numbers of units.

@@ -37,6 +37,7 @@ from pipelocal.stage.passes import Passes
 from pipelocal.stage.replay import leaving_input
 from pipelocal.stage.replicas import Replicas
 from pipelocal.stage.result import StepMetrics, StepResult
+from pipelocal.stage.unsaved import Unsaved
 from pipelocal.stage.update import Update
 from pipelocal.tasks import Classification, Task
 
@@ -135,6 +136,9 @@ class Stage:
         because sharded replicas replace them later."""
         disable_inplace(body)
         disable_inplace(head)
+        loss = getattr(trained, "loss_function", None)
+        self._loss_module = loss if isinstance(loss, nn.Module) else None
+        self.unsaved = Unsaved(body, head, self.own_objective, self._loss_module)
         self._train_mode: bool | None = None
         self.frozen_at: int | None = None
         """Number of batches after which the stage was frozen; None while it trains."""
@@ -509,8 +513,9 @@ class Stage:
 
     def _set_train_mode(self, train: bool) -> None:
         if self._train_mode != train:
-            for module in self.modules:
-                module.train(train)
+            for module in (*self.modules, self._loss_module):
+                if module is not None:
+                    module.train(train)
             self._train_mode = train
 
 

@@ -57,7 +57,8 @@ def stage_state(chain: Chain, cut: Cut, stage: Stage) -> dict[str, Any]:
 
     ``body``, ``head`` and, if the objective has parameters or buffers, ``objective`` are state dicts;
     ``optimizer`` and ``steps`` are the state of the training; ``averaged`` is None, or holds the averaged
-    ``body`` and ``head`` and the number of ``updates``.
+    ``body`` and ``head`` and the number of ``updates``; ``unsaved`` is what has changed of buffers that are
+    in no state dict.
 
     Raises:
         StageError: the training diverged: a weight is NaN or infinite. Such a state is never saved.
@@ -71,7 +72,11 @@ def stage_state(chain: Chain, cut: Cut, stage: Stage) -> dict[str, Any]:
         with stage.average.in_place():
             weights = {"body": whole_body(), "head": stage.head.state_dict()}
             averaged = copy.deepcopy(weights) | {"updates": stage.average.updates}
-    state = stage.state_dict() | {"body": whole_body(), "averaged": averaged}
+    state = stage.state_dict() | {
+        "body": whole_body(),
+        "averaged": averaged,
+        "unsaved": stage.unsaved.changed(),
+    }
     whole: dict[str, Any] = stage.replicas.whole(state)
     if (bad := first_nonfinite(whole, parameter_names(chain, cut, stage))) is not None:
         raise StageError(
@@ -107,6 +112,7 @@ def load_stage_weights(chain: Chain, cut: Cut, stage: Stage, state: dict[str, An
     own = stage.own_objective
     if own is not None and state.get("objective") is not None:
         _load(own, state["objective"], f"the objective of stage {stage.number}")
+    stage.unsaved.load(state.get("unsaved", {}))
     if stage.average is not None and (averaged := state["averaged"]) is not None:
         with stage.average.in_place():
             load_weights(chain, cut, stage.number, stage.body, stage.head, averaged)

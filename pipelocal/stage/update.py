@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,6 +40,7 @@ class Update:
         clip: float | None = None,
     ) -> None:
         self.optimizer = optimizer
+        self._built = _options_of(optimizer)
         self._scheduler = scheduler
         self._every = every
         self._average = average
@@ -151,6 +153,7 @@ class Update:
         """Return optimizer and schedule state, and the gradients accumulated since the last update."""
         return {
             "optimizer": self.replicas.whole(self.optimizer.state_dict()),
+            "built": self._built,
             "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
             "batches": self.done - self.last,
             "gradients": [parameter.grad for parameter in self._parameters()],
@@ -160,14 +163,12 @@ class Update:
     def load_state_dict(self, state: dict[str, Any], *, done: int) -> None:
         """Load a :meth:`state_dict` for the same parameters, after ``done`` batches of the run.
 
-        Learning rate and other options remain this optimizer's own where they differ, except those set by
-        a user's schedule, which are restored with it.
+        Options that were given anew, such as another learning rate, remain this optimizer's own. All else
+        that its groups hold goes on, as do all options under a user's schedule, which sets them.
         """
-        own = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         if self._scheduler is None or isinstance(self._scheduler, BatchLR):
-            for group, options in zip(self.optimizer.param_groups, own, strict=True):
-                group.update(options)
+            _give_anew(self.optimizer, self._built, state.get("built"))
         if self._scheduler is not None:
             self._scheduler.load_state_dict(state["scheduler"])
         self._own = state["batches"]
@@ -189,3 +190,39 @@ class Update:
         self._weights.reset()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.state.clear()
+
+
+def _options_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return what each group of an optimizer holds beside its parameters, copied."""
+    return [
+        {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
+def _give_anew(
+    optimizer: torch.optim.Optimizer,
+    now: list[dict[str, Any]],
+    then: list[dict[str, Any]] | None,
+) -> None:
+    """Set the options with which an optimizer was built, where they differ from those of the saved one.
+
+    Others may hold progress: some optimizers count their updates in their groups.
+
+    Args:
+        optimizer: which has loaded the saved state.
+        now: with what it was built.
+        then: with what the saved one was built; all are set if that is not known, or of other groups.
+    """
+    if then is None or len(then) != len(now):
+        then = [{} for _ in now]
+    for group, given, before in zip(optimizer.param_groups, now, then, strict=True):
+        for name, value in given.items():
+            if name not in before or not _equal(value, before[name]):
+                group[name] = copy.deepcopy(value)
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return torch.equal(torch.as_tensor(a).cpu(), torch.as_tensor(b).cpu())
+    return a == b

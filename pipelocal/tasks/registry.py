@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import is_dataclass, replace
 from typing import Any, cast
+
+import torch
+from torch import nn
 
 from pipelocal.errors import UserError
 from pipelocal.registry import Registry
@@ -69,6 +73,25 @@ def with_loss(task: Task, loss: LossFunction) -> Task:
         )
     changed: Task = change(loss)
     return changed
+
+
+def own_task(task: Task, device: torch.device) -> Task:
+    """Return a stage's own task: if its loss is a module, with a copy of that on the stage's device.
+
+    So stages of one process do not share what a loss keeps in its buffers, as stages of several do not.
+
+    Raises:
+        UserError: the loss has parameters to train.
+    """
+    loss = getattr(task, "loss_function", None)
+    if not isinstance(loss, nn.Module) or not hasattr(task, "with_loss"):
+        return task
+    if names := [name for name, each in loss.named_parameters() if each.requires_grad]:
+        raise UserError(
+            f"loss: {type(loss).__name__} has parameters to train ({', '.join(names[:3])}), and a loss is "
+            f"not trained: make buffers of them, or write an objective that has them"
+        )
+    return with_loss(task, copy.deepcopy(loss).to(device))
 
 
 def with_smoothing(task: Task, smoothing: float) -> Task:

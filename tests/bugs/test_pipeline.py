@@ -1,0 +1,264 @@
+"""Defects of a Pipeline: what a run lost in silence, shared between stages, or took without a word."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import pipelocal as pl
+
+GENERATOR = torch.Generator().manual_seed(0)
+X, Y = torch.randn(48, 6, generator=GENERATOR), torch.arange(48) % 3
+
+
+class Counts(nn.Module):
+    """Grows its output by how often it was trained, which no state dict says."""
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("count", torch.zeros(()), persistent=False)
+        self.register_buffer("mask", torch.ones(8), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.count += 1
+        return self.linear(x) * self.mask * (1 + self.count / 8)  # type: ignore[no-any-return]
+
+
+class RunningLoss(nn.Module):
+    """Divides by a running mean of itself."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.ones(()))
+
+    def forward(self, out: Tensor, target: Tensor) -> Tensor:
+        loss = F.cross_entropy(out, target)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * loss.detach()
+        return loss / self.mean
+
+
+class Slowing(torch.optim.SGD):
+    """Takes smaller steps with every update, which it counts in its groups as Schedule-Free does."""
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
+        super().__init__(parameters, lr=lr)
+        for group in self.param_groups:
+            group["updates"], group["scale"] = 0, 1.0
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["updates"] += 1
+            group["scale"] = 1 / group["updates"]
+            group["lr"] = 0.1 * group["scale"]
+        return super().step(closure)
+
+
+class Fails(pl.Callback):
+    """Ends a run in the middle."""
+
+    def on_batch_end(self, event: pl.BatchEnd) -> None:
+        if event.stage == 2 and event.step == 8:
+            raise RuntimeError("the power is out")
+
+
+def slowing(named: Iterable[tuple[str, Tensor]]) -> torch.optim.Optimizer:
+    return Slowing([p for _, p in named], lr=0.1)
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), Counts(), nn.ReLU(), nn.Linear(8, 3))
+
+
+def fit(pipe: pl.Pipeline, *, epochs: int = 3, **options: Any) -> dict[str, Any]:
+    data = DataLoader(TensorDataset(X, Y), batch_size=12)
+    return pipe.fit(data, epochs=epochs, progress=False, **options)
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    for a, b in ((one.state_dict(), other.state_dict()), (_buffers(one), _buffers(other))):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.equal(a[name], b[name]), name
+
+
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_buffers())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": slowing},
+        {"optimizer": slowing, "schedule": "cosine"},
+        {"loss": RunningLoss()},
+        {"head": lambda shape, _classes: Shares(shape[0])},
+    ],
+    ids=["optimizer", "optimizer and schedule", "loss", "buffers"],
+)
+def test_a_run_that_went_on_had_lost_what_changes_beside_the_weights(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Counts in an optimizer's groups, buffers that no state dict holds, and those of a loss began anew."""
+
+    def pipe() -> pl.Pipeline:
+        return pl.Pipeline(net(), stages=2, snapshot_every=3, **options)
+
+    whole, broken, again = pipe(), pipe(), pipe()
+    fit(whole)
+    with pytest.raises(pl.StageError, match="the power is out"):
+        fit(broken, out=str(tmp_path / "run"), callbacks=[Fails()])
+    fit(again, out=str(tmp_path / "run"))
+    assert_same(whole.module(), again.module())
+    assert_same(whole.module(stage=1), again.module(stage=1))
+    loaded = pipe()
+    loaded.load(str(tmp_path / "run"))
+    assert_same(whole.module(), loaded.module())
+
+
+class Shares(nn.Module):
+    """A head with a count of its own."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.counts, self.linear = Counts(), nn.Linear(features, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.counts(x))  # type: ignore[no-any-return]
+
+
+def test_a_second_fit_had_lost_buffers_that_no_state_dict_holds() -> None:
+    """The copies that a Pipeline trains began each fit with those of the model given."""
+    pipe = pl.Pipeline(net(), stages=2)
+    fit(pipe)
+    fit(pipe, epochs=1)
+    count = _buffers(pipe.module())["1.count"]
+    assert count == 16  # batches of 12 in four epochs
+
+
+def test_an_optimizer_with_another_rate_keeps_it_and_what_it_counts() -> None:
+    """Only what was given anew is taken in place of what was saved."""
+    from pipelocal.stage.update import Update
+
+    weight = nn.Parameter(torch.ones(2))
+    old, new = Update(Slowing([weight], lr=0.1)), Update(Slowing([weight], lr=0.5))
+    weight.grad = torch.ones(2)
+    old.batch_done(1)
+    new.load_state_dict(old.state_dict(), done=1)
+    group = new.optimizer.param_groups[0]
+    assert (group["lr"], group["updates"]) == (0.5, 1)
+
+
+def test_stages_of_one_process_shared_the_head_and_the_loss_that_they_were_given() -> None:
+    """One module that a function returned for two stages was trained by both."""
+    head, loss = nn.Linear(8, 3), RunningLoss()
+    before = head.weight.clone()
+    pipe = pl.Pipeline(net(), stages=3, head=lambda _shape, _classes: head, loss=loss)
+    fit(pipe)
+    first, second = (pipe.module(stage=number).state_dict() for number in (1, 2))
+    assert not torch.equal(first["head.weight"], second["head.weight"])
+    assert torch.equal(head.weight, before)
+    assert loss.mean == 1.0
+
+
+def test_a_loss_with_parameters_was_never_trained() -> None:
+    """No optimizer gets them; now that is refused."""
+    loss = RunningLoss()
+    loss.scale = nn.Parameter(torch.ones(()))
+    with pytest.raises(pl.UserError, match=r"RunningLoss has parameters to train \(scale\)"):
+        fit(pl.Pipeline(net(), stages=2, loss=loss))
+
+
+@pytest.mark.parametrize("use", ["evaluate", "step"])
+def test_a_pipeline_that_was_used_before_fit_is_cut_only_once(use: str) -> None:
+    """It failed with a bare ValueError where fit cut it elsewhere."""
+
+    def one_first(request: Any) -> list[int]:
+        del request
+        return [1, 2]
+
+    pipe = pl.Pipeline(net(), stages=2, balance=one_first)
+    if use == "evaluate":
+        pipe.evaluate(TensorDataset(X, Y))
+    else:
+        pipe.step(X, Y)
+    units = [each["units"] for each in fit(pipe)["stages"]]
+    assert units == ([["0"], ["1", "2"]] if use == "evaluate" else [["0", "1"], ["2"]])
+
+
+def test_a_schedule_that_returns_nothing_was_none() -> None:
+    """A forgotten ``return`` trained at a constant rate."""
+    pipe = pl.Pipeline(net(), stages=2, schedule=lambda _optimizer, _total: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(pl.UserError, match="schedule: it makes NoneType"):
+        fit(pipe)
+
+
+def test_a_learning_rate_in_a_tensor_could_not_be_recorded(tmp_path: Path) -> None:
+    """It is no number of JSON."""
+
+    def adam(named: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam([p for _, p in named], lr=torch.tensor(0.01))
+
+    pipe = pl.Pipeline(net(), stages=2, optimizer=adam, log_every=1)
+    fit(pipe, epochs=1, out=str(tmp_path / "run"))
+    assert '"learning_rate": 0.00999' in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_the_average_of_a_pipeline_could_not_be_read() -> None:
+    """It was kept and saved, and no call returned it."""
+    pipe = pl.Pipeline(net(), stages=2, ema=0.5, input_shape=(6,))
+    with pytest.raises(pl.UserError, match="nothing was averaged yet"):
+        pipe.module(averaged=True)
+    fit(pipe)
+    last, averaged = pipe.module().state_dict(), pipe.module(averaged=True).state_dict()
+    assert last.keys() == averaged.keys()
+    assert not torch.equal(last["0.weight"], averaged["0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        (X[:4], Y[:3], r"x and target have \[4, 3\] rows"),
+        (X[:4].numpy(), Y[:4], "x is ndarray: give a tensor"),
+        (X[:4], Y[:4] + 7, "labels run from 7 to 9, but 3 classes allow 0 to 2"),
+        (X[:4] * float("nan"), Y[:4], "stage 1, batch 0: the loss is NaN or infinite"),
+        (X[:4, :5], Y[:4], "5"),
+    ],
+    ids=["rows", "type", "labels", "NaN", "shape"],
+)
+def test_a_single_batch_was_not_checked(x: Any, y: Tensor, said: str) -> None:
+    """Labels out of range trained, and so did NaN."""
+    pipe = pl.Pipeline(net(), stages=2, input_shape=(6,))
+    pipe.step(X[:4], Y[:4])
+    pipe = pl.Pipeline(net(), stages=2, input_shape=(6,)) if said.startswith("stage") else pipe
+    with pytest.raises(pl.PipelocalError, match=said):
+        pipe.step(x, y)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"memory_limit": 10**9}, "memory_limit is for balance='memory' or 'time'"),
+        ({"memory_limit": -1, "balance": "memory"}, "memory_limit=-1: give a number of bytes"),
+        ({"speeds": [1, 2]}, "speeds is for balance='time'"),
+        ({"speeds": [1], "balance": "time"}, "give 2 numbers above 0"),
+        ({"accumulate": 1.5}, "--accumulate 1.5: give a whole number"),
+    ],
+    ids=str,
+)
+def test_a_pipeline_took_arguments_that_had_no_effect(given: dict[str, Any], said: str) -> None:
+    """The command line refused them."""
+    with pytest.raises(pl.UserError, match=said):
+        pl.Pipeline(net(), **{"stages": 2, **given})
