@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
+from numbers import Integral, Real
+from os import PathLike
 from typing import Any
 
 import torch
@@ -80,19 +82,42 @@ def options_of(given: Mapping[str, Any]) -> RunOptions:
 
 
 LIMITS = {"clip_norm": NORM, "ema": DECAY, "transport_penalty": PENALTY}
+NUMBER = ((Real,), "a number")
+LIST = ((list, tuple), "a list")
+KINDS: dict[str, tuple[tuple[Any, ...], str]] = {
+    **dict.fromkeys(LIMITS, NUMBER),
+    **dict.fromkeys(("seed", "batch_size", "workers"), ((Integral,), "a whole number")),
+    **dict.fromkeys(("input_shape", "speeds", "callbacks"), LIST),
+    "cut": ((list, tuple), "a list of units' names, such as ['layer2', 'layer3']"),
+    "head": ((str, Callable), "a head's name, or a function that builds one"),
+    "loss": ((Callable,), "a function of outputs and targets (names are for Regression(loss=))"),
+    "optimizer": ((Callable,), "a function of (name, parameter) pairs that returns one"),
+    "schedule": (
+        (str, Callable),
+        "a function of an optimizer and the number of updates, or 'cosine'",
+    ),
+    "balance": ((str, Callable), "count, time, memory, a run's folder, or a function"),
+    "freeze_stage": ((str,), "text such as '1:500'"),
+    "out": ((str, PathLike), "a folder"),
+}
+"""What arguments of a Pipeline have to be."""
 
 
-def check_numbers(**given: float | None) -> None:
-    """Refuse numbers of a Pipeline that are out of bounds; None is skipped.
+def check_kinds(**given: object) -> None:
+    """Refuse arguments of a Pipeline that are of another kind, or numbers out of bounds; None is skipped.
 
     Raises:
-        UserError: names the argument, its value and what is valid.
+        UserError: names the argument, what was given and what is wanted.
     """
     for name, value in given.items():
-        if value is not None:
-            if not isinstance(value, int | float):
-                raise UserError(f"Pipeline: {name}={value!r}: give a number")
-            LIMITS[name].check(name, value)
+        kinds, wanted = KINDS[name]
+        if value is None:
+            continue
+        if not isinstance(value, kinds):
+            shown = repr(value) if isinstance(value, str | Real) else type(value).__name__
+            raise UserError(f"Pipeline: {name}={shown}: give {wanted}")
+        if name in LIMITS and isinstance(value, Real):
+            LIMITS[name].check(name, float(value))
 
 
 def cut_of(
@@ -111,8 +136,8 @@ def cut_of(
         raise UserError(
             "Pipeline: give either stages, how many there shall be, or cut, where they begin"
         )
-    if isinstance(cut, str):
-        raise UserError(f"cut={cut!r}: give a list of units' names, such as ['layer2', 'layer3']")
+    if cut is not None and not all(isinstance(unit, str) for unit in cut):
+        raise UserError(f"Pipeline: cut={[*cut]}: give {KINDS['cut'][1]}")
     if stages is not None and (not isinstance(stages, int) or stages < 1):
         raise UserError(f"Pipeline: stages={stages!r}: give a whole number of at least 1")
     name = balance if isinstance(balance, str) else described(balance)

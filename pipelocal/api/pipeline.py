@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor, nn
 
 from pipelocal.api.arguments import (
-    check_numbers,
+    check_kinds,
     cut_of,
     default_optimizer,
     freezing_of,
@@ -139,6 +139,21 @@ class Pipeline:
         **options: Any,
     ) -> None:
         chosen = options_of(options)
+        check_kinds(
+            cut=cut,
+            balance=balance,
+            speeds=speeds,
+            loss=loss,
+            head=head,
+            optimizer=optimizer,
+            schedule=schedule,
+            freeze_stage=freeze_stage,
+            transport_penalty=transport_penalty,
+            clip_norm=clip_norm,
+            ema=ema,
+            input_shape=input_shape,
+            seed=seed,
+        )
         if head_task is not None:
             check_task(head_task)
         recipe = Recipe(
@@ -156,7 +171,6 @@ class Pipeline:
             seed=seed,
             compute=chosen,
         )
-        check_numbers(clip_norm=clip_norm, ema=ema, transport_penalty=transport_penalty)
         check_combinations(chosen, recipe)
         asked = cut_of(stages, cut, balance, memory_limit, speeds)
         check_stages(recipe, asked.stages)
@@ -251,6 +265,9 @@ class Pipeline:
             StageError: a stage of this rank cannot continue.
             Interrupted: another rank failed.
         """
+        check_kinds(batch_size=batch_size, workers=workers, callbacks=callbacks, out=out)
+        if train is None:
+            raise UserError("fit: train=None: give data to train on")
         parts = epochs or 1
         if epochs is None:
             if max_steps is None:

@@ -248,4 +248,8 @@ def _beside(tensor: Tensor) -> Tensor:
 def _as_target(target: Tensor) -> Tensor:
     if target.dtype == torch.bool:
         return target
+    if target.is_complex():
+        raise DataError(
+            f"targets of {target.dtype}: give real and imaginary part as numbers of their own"
+        )
     return target.float() if target.is_floating_point() else target.long()

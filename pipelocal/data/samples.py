@@ -147,7 +147,10 @@ class Samples:
             # As a DataLoader does first, so that samplers draw what they would draw in it.
             torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
             drawn = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-            batches = [[each] if alone else list(each) for each in islice(drawn, self.steps)]
+            try:
+                batches = [[each] if alone else list(each) for each in islice(drawn, self.steps)]
+            except Exception as error:
+                raise DataError(f"{self._what}: the sampler failed: {told_error(error)}") from error
         if len(batches) < self.steps:
             raise DataError(
                 f"{self._what}: the loader ended before batch {len(batches)}, and its length is "

@@ -11,6 +11,7 @@ The number of dimensions of a stage's output determines their meaning::
     [B, C, H, W]     channels over space
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,6 +30,7 @@ from pipelocal.heads.names import HeadBuilder, HeadRegistry
 from pipelocal.models.in_place import give_own_input
 from pipelocal.models.payload import Payload, pack, unpack
 from pipelocal.models.trial import changes_input, shadow
+from pipelocal.references.importing import calling
 from pipelocal.system.tensor_kind import TensorKind
 
 HEADS = HeadRegistry(
@@ -78,9 +80,12 @@ def build_head(
         "downstream": downstream,
     }
     asked = inspect.signature(builder).parameters
-    head = builder(feature_shape, classes, **{k: v for k, v in offered.items() if k in asked})
+    with calling(what):
+        head = builder(feature_shape, classes, **{k: v for k, v in offered.items() if k in asked})
     if not isinstance(head, nn.Module):
         raise UserError(f"{what}: returned {type(head).__name__}: return Module")
+    # A user's function may return one module for several stages, and they train apart.
+    head = copy.deepcopy(head, {id(downstream): downstream})
     head.to(torch.get_default_device())  # units copied from an existing model stay on its device
     mend = "choose --head linear"
     if len(output_shape) == 2 and len(feature_shape) != 2:

@@ -17,11 +17,14 @@ from pipelocal.models.payload import Payload, tensors_of
 from pipelocal.models.shared import check_nothing_shared, untied
 from pipelocal.models.state import Versions, versions_of, with_versions
 from pipelocal.models.traced import copy_of_piece, split_module
-from pipelocal.models.trial import check_not_lazy, try_units
+from pipelocal.models.trial import check_has_values, check_not_lazy, try_units
 from pipelocal.models.unit import Shape, Unit, assemble, build_unit, module_name, named_sequence
 from pipelocal.models.unsaved import set_unsaved
 from pipelocal.system.names import unwritable
 from pipelocal.system.tensor_kind import TensorKind
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps them."""
 
 
 class Chain:
@@ -125,6 +128,11 @@ class Chain:
                 f"{type(model).__name__} has a forward of its own, which would be lost where the "
                 f"model is cut: return a plain nn.Sequential, or Chain.from_module(...)"
             )
+        if any(getattr(model, hooks, None) for hooks in HOOKS):
+            raise UserError(
+                "model: hooks on the nn.Sequential itself would be lost where it is cut: register them on "
+                "its children"
+            )
         # named_children() would omit repeated occurrences of a module, such as a shared nn.ReLU.
         children = [
             (name, module)
@@ -133,6 +141,7 @@ class Chain:
         ]
         for name, child in children:
             check_not_lazy(f"unit '{name}'", child)
+            check_has_values(f"unit '{name}'", child)
         check_nothing_shared(children)
         if len(children) < 2:
             raise UserError(
@@ -189,6 +198,7 @@ class Chain:
         if not isinstance(model, nn.Module):
             raise UserError(f"Chain.from_module takes an nn.Module, not a {type(model).__name__}")
         check_not_lazy(type(model).__name__, model)
+        check_has_values(type(model).__name__, model)
         kinds = kinds_of(inputs, input_shape, input_dtype, name=first_argument(model))
         pieces = split_module(model, units, kinds)
         notes: list[str] = []

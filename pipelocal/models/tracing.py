@@ -94,6 +94,16 @@ class _Tracer(ExampleTracer):
         inner = f"{module_qualified_name}."
         return not any(name.startswith(inner) for name in self._names)
 
+    def numbers(self, root: nn.Module) -> set[tuple[str, float]]:
+        """Return the attributes that are numbers of the modules whose code is traced, with their values."""
+        return {
+            (f"{path}.{name}".removeprefix(_PREFIX), value)
+            for path, module in root.named_modules()
+            if not self.is_leaf_module(module, path)
+            for name, value in vars(module).items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+
     def call_module(self, m: nn.Module, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().call_module(m, *args, **kwargs)
@@ -143,8 +153,19 @@ def _trace(
         ) from error
     root = _Call(model, names)
     tracer = _Tracer(root, whole, inputs)
+    before = tracer.numbers(root)
     try:
         graph = tracer.traced(root)
+        if (
+            once := tracer.numbers(root)
+        ) != before:  # a counter, or what is kept from the first call
+            again = _Tracer(root, whole, inputs)
+            again.traced(root)
+            if counted := sorted(name for name, _ in again.numbers(root) - once):
+                raise UserError(
+                    f"between its units {kind} counts in '{counted[0]}', which tracing would fix: put it "
+                    f"into a submodule, or make a buffer of it there"
+                )
     except UserError:
         raise
     except Exception as error:

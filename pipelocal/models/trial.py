@@ -169,6 +169,15 @@ def check_not_lazy(what: str, module: nn.Module) -> None:
             )
 
 
+def check_has_values(what: str, module: nn.Module) -> None:
+    """Raise a :class:`UserError` if a module's tensors are on the meta device; ``what`` names it."""
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        raise UserError(
+            f"{what} has tensors without values, on the meta device: call .to_empty(device='cpu') and "
+            f"draw or load its weights first"
+        )
+
+
 def shadow(module: nn.Module) -> nn.Module:
     """Copy a module for passes without side effects: own buffers and attributes, same parameters."""
     return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})

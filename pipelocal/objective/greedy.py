@@ -123,7 +123,7 @@ def as_recipe(objective: Any) -> ObjectiveRecipe:
     Raises:
         UserError: it is none of these.
     """
-    if is_recipe_class(objective):
+    if is_recipe_class(objective) or objective is Greedy:
         objective = objective()
     if not isinstance(objective, type) and hasattr(objective, "for_stage"):
         given: ObjectiveRecipe = objective

@@ -12,6 +12,7 @@ from pipelocal.models.chain import Chain
 from pipelocal.partition.cost_model import CostModel, balanced
 from pipelocal.partition.cut import Cut, even_blocks
 from pipelocal.partition.from_run import corrected, is_run, stages_of
+from pipelocal.references.importing import calling
 from pipelocal.registry import Registry
 
 
@@ -111,7 +112,8 @@ def partition(partitioner: Partitioner, request: PartitionRequest, *, name: str)
     Raises:
         UserError: its result is not a cut of the chain.
     """
-    counts = list(partitioner(request))
+    with calling(f"--balance {name}"):
+        counts = list(partitioner(request))
     units = len(request.chain.units)
     sound = all(isinstance(count, int) and count > 0 for count in counts)
     if not sound or len(counts) != request.stages or sum(counts) != units:

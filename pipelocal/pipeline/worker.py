@@ -203,11 +203,15 @@ class Worker:
             ) from error
         except PipelocalError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if is_worker_failure(error):  # torch raises it wherever this thread is
                 raise worker_failed(error) from None
             reason = f"{type(error).__name__}: {error}".splitlines()[0] + where(error)
-            raise StageError(reason, stage=self.stage.number, batch=self._number) from error
+            # contextlib would prefer a StopIteration; and a name for the cause would be a circle, which
+            # keeps the run and its folder's lock.
+            raise StageError(reason, stage=self.stage.number, batch=self._number) from (
+                None if isinstance(error, StopIteration) else error
+            )
         self.records.throughput.add_busy(
             time.perf_counter() - started - (self._waited_s() - waited)
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TypeVar
 
-from pipelocal.errors import UserError
+from pipelocal.errors import PipelocalError, UserError
 from pipelocal.references.source import current_folder_on_path, is_reference
 from pipelocal.seeding import seeded, undone
 from pipelocal.system.names import did_you_mean
@@ -81,6 +81,26 @@ def users_code(what: str, name: str) -> Iterator[None]:
         raise UserError(f"{what} '{name}': {error}") from error
     except Exception as error:
         raise UserError(f"{what} '{name}': {told(error)}") from error
+
+
+@contextmanager
+def calling(what: str) -> Iterator[None]:
+    """Call what a user gave in a block.
+
+    Args:
+        what: it is, such as ``"optimizer"``.
+
+    Raises:
+        UserError: it fails; says how, and where.
+    """
+    try:
+        yield
+    except PipelocalError:
+        raise
+    except Exception as error:
+        # contextlib would prefer a StopIteration.
+        stopped = isinstance(error, StopIteration)
+        raise UserError(f"{what}: {told(error)}") from (None if stopped else error)
 
 
 def returned(thing: object, kind: type[T]) -> T:

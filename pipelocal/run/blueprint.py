@@ -32,6 +32,7 @@ from pipelocal.objective import (
 from pipelocal.objective.delta_encoding import Summary
 from pipelocal.partition import Cut, by_count, from_names, names_of, to_text
 from pipelocal.pipeline.messages import Messages, relay_name
+from pipelocal.references.importing import calling
 from pipelocal.run.heads import Heads
 from pipelocal.seeding import derive_seed, seeded
 from pipelocal.stage.displacement import Displacement, weight_at
@@ -399,7 +400,7 @@ class Blueprint:
         elif check := getattr(recipe.objective, "check_stage", None):
             check(body, head, stage=number)
         place = self.place(number, total_steps=total_steps)
-        with seeded(recipe.seed, "objective", number):
+        with seeded(recipe.seed, "objective", number), calling("objective"):
             objective = recipe.objective.for_stage(place)
         own = own_module(objective)
         if own is not None:
@@ -410,7 +411,8 @@ class Blueprint:
             raise UserError(f"stage {number} ({self.units(number)}) has no parameters to train")
         optimizer = recipe.make_optimizer(named, place)
         total = total_steps if recipe.counts_batches else total_updates or total_steps
-        scheduler = None if recipe.schedule is None else recipe.schedule(optimizer, total)
+        with calling("schedule"):
+            scheduler = None if recipe.schedule is None else recipe.schedule(optimizer, total)
         if recipe.schedule is not None:
             check_schedule(scheduler)
         return kind(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -95,12 +94,9 @@ class Heads:
         return {}
 
     def seeded(self, stop: int, *, input_shape: Shape | None = None) -> nn.Module:
-        """Build the head behind a unit, with weights that depend only on the run's seed and that unit.
-
-        It is a copy: a user's function may return one module for several stages, which train apart.
-        """
+        """Build the head behind a unit, with weights that depend only on the run's seed and that unit."""
         with seeded(self.recipe.seed, "head", self.chain.units[stop - 1].name):
-            return copy.deepcopy(self.build(stop, input_shape=input_shape))
+            return self.build(stop, input_shape=input_shape)
 
     def build(self, stop: int, *, input_shape: Shape | None = None) -> nn.Module:
         """Build the head behind a unit.

@@ -15,6 +15,7 @@ from pipelocal.errors import UserError
 from pipelocal.heads import HeadBuilder
 from pipelocal.heads.guided import guided_every
 from pipelocal.objective import ObjectiveRecipe, Place, way_back_of
+from pipelocal.references.importing import calling
 from pipelocal.stage.freezing import Freezing
 from pipelocal.stage.options import ComputeOptions
 from pipelocal.tasks import Task
@@ -90,9 +91,10 @@ class Recipe:
             UserError: the builder returns no optimizer, or one that omits parameters.
         """
         named = list(named)
-        optimizer: Any = (
-            self.optimizer(named, place) if takes_two(self.optimizer) else self.optimizer(named)
-        )
+        with calling("optimizer"):
+            optimizer: Any = (
+                self.optimizer(named, place) if takes_two(self.optimizer) else self.optimizer(named)
+            )
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise UserError(
                 f"optimizer: it makes {type(optimizer).__name__}: give a function of (name, parameter) "

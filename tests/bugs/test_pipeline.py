@@ -262,3 +262,113 @@ def test_a_pipeline_took_arguments_that_had_no_effect(given: dict[str, Any], sai
     """The command line refused them."""
     with pytest.raises(pl.UserError, match=said):
         pl.Pipeline(net(), **{"stages": 2, **given})
+
+
+class Sampler(torch.utils.data.Sampler[int]):
+    """Fails at its first draw."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __iter__(self) -> Any:
+        raise ValueError("no draw")
+
+    def __len__(self) -> int:
+        return 48
+
+
+class Stops(pl.Callback):
+    """Raises something in the middle of a run."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def on_batch_end(self, event: pl.BatchEnd) -> None:  # noqa: ARG002
+        raise self.error
+
+
+def fails(*_: Any) -> Any:
+    raise KeyError("mine")
+
+
+def stops(*_: Any) -> Any:
+    raise StopIteration
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"head": fails}, r"head 'fails': KeyError: 'mine'"),
+        ({"optimizer": fails}, r"optimizer: KeyError: 'mine'"),
+        ({"schedule": fails}, r"schedule: KeyError: 'mine'"),
+        ({"objective": fails}, r"objective: KeyError: 'mine'"),
+        ({"balance": fails}, r"--balance .*fails.*: KeyError: 'mine'"),
+        ({"loss": stops}, r"stage 1, batch 0: StopIteration"),
+        ({"head": 3}, "head=3: give a head's name, or a function"),
+        ({"optimizer": Slowing([X], lr=0.1)}, "optimizer=Slowing: give a function"),
+        ({"loss": "mse"}, "loss='mse': give a function of outputs and targets"),
+        ({"seed": 1.5}, "seed=1.5: give a whole number"),
+        ({"freeze_stage": 3}, "freeze_stage=3: give text"),
+        ({"input_shape": 6}, "input_shape=6: give a list"),
+        ({"stages": None, "cut": [1]}, r"cut=\[1\]: give a list of units' names"),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, dict) else "",
+)
+def test_what_a_user_s_function_raised_ended_in_a_bare_error(
+    given: dict[str, Any], said: str
+) -> None:
+    """And so did arguments of the wrong kind."""
+    with pytest.raises(pl.PipelocalError, match=said):
+        fit(pl.Pipeline(net(), **{"stages": 2, **given}))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"callbacks": [Stops(StopIteration())]}, "stage 1, batch 0: StopIteration"),
+        ({"callbacks": [Stops(SystemExit(0))]}, "stage 1, batch 0: SystemExit: 0"),
+        ({"callbacks": Stops(KeyError())}, "callbacks=Stops: give a list"),
+        ({"batch_size": "8"}, "batch_size='8': give a whole number"),
+        ({"out": 3}, "out=3: give a folder"),
+    ],
+    ids=["StopIteration", "SystemExit", "no list", "text", "number"],
+)
+def test_a_run_that_a_callback_ended_ended_without_a_word(
+    options: dict[str, Any], said: str
+) -> None:
+    """SystemExit(0) was a success, and StopIteration was swallowed by a context manager."""
+    with pytest.raises(pl.PipelocalError, match=said):
+        fit(pl.Pipeline(net(), stages=2), **options)
+
+
+def test_a_sampler_that_fails_ended_in_a_bare_error() -> None:
+    """It is asked before the first batch."""
+    data = DataLoader(TensorDataset(X, Y), 12, sampler=Sampler())
+    with pytest.raises(pl.PipelocalError, match="train: the sampler failed: ValueError: no draw"):
+        pl.Pipeline(net(), stages=2).fit(data, epochs=1, progress=False)
+
+
+def test_complex_targets_lost_their_imaginary_part() -> None:
+    """They were made whole numbers."""
+    data = TensorDataset(X, torch.complex(Y.float(), Y.float()))
+    with pytest.raises(pl.PipelocalError, match=r"targets of torch.complex64: give real and"):
+        pl.Pipeline(net(), stages=2).fit(data, epochs=1, progress=False)
+
+
+def test_a_model_without_values_ended_in_a_bare_error() -> None:
+    """Weights on the meta device have none."""
+    with pytest.raises(pl.PipelocalError, match="tensors without values, on the meta device"):
+        fit(pl.Pipeline(net().to("meta"), stages=2))
+
+
+def test_hooks_on_the_whole_of_a_sequential_were_lost() -> None:
+    """Stages call its children, which keep theirs."""
+    model = net()
+    model.register_forward_hook(lambda *_: None)
+    with pytest.raises(pl.PipelocalError, match=r"hooks on the nn.Sequential itself would be lost"):
+        fit(pl.Pipeline(model, stages=2))
+
+
+def test_a_class_of_the_default_objective_was_called_with_a_place() -> None:
+    """Other recipes may be given as classes."""
+    assert fit(pl.Pipeline(net(), stages=2, objective=pl.Greedy), epochs=1)["steps"] == 4

@@ -127,3 +127,23 @@ def test_what_a_model_s_file_sets_for_all_of_torch_stayed(
 def _settings() -> tuple[Any, ...]:
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     return grad, dtype, torch.get_default_device(), torch.get_num_threads(), str(torch.empty(0))
+
+
+class _Counting(nn.Module):
+    """Counts its calls in its own code, between its units."""
+
+    def __init__(self, *, keeps: bool) -> None:
+        super().__init__()
+        self.a, self.fc = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.calls, self.keeps = 0, keeps
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = 1 if self.keeps else self.calls + 1
+        return self.fc(self.a(x) * self.calls)  # type: ignore[no-any-return]
+
+
+def test_a_counter_in_a_traced_forward_stood_still() -> None:
+    """A graph holds the number that it had in the trace; one that is set to the same again may be there."""
+    with pytest.raises(UserError, match=r"_Counting counts in 'calls', which tracing would fix"):
+        Chain.from_module(_Counting(keeps=False), units=["a", "fc"], input_shape=(4,), classes=3)
+    Chain.from_module(_Counting(keeps=True), units=["a", "fc"], input_shape=(4,), classes=3)
