@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -558,3 +559,41 @@ def test_a_pipeline_took_numbers_that_the_command_line_refuses(
     """With a clip_norm below 0 it climbed the loss, with 0 it learnt nothing; no stages were one."""
     with pytest.raises(UserError, match=said):
         Pipeline(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), **{"stages": 2, **given})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cut", ""], "--cut '' names no unit"),
+        (["--compress", "bf16"], "--compress bf16 is for gradients that replicas average"),
+        (["--mixup", "1e-30"], "--mixup 1e-30: give a number from 0.001"),
+    ],
+)
+def test_options_without_an_effect_were_taken(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """One stage was trained, or nothing was compressed."""
+    assert cli.run(["train", "--out", str(tmp_path / "run"), *options]) != 0
+    assert said in capsys.readouterr().err
+
+
+def test_a_damaged_summary_ended_in_a_bare_python_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was read as if all was in it."""
+    run = ["--data", "digits", "--model", "mlp", "--stages", "2", "--max-steps", "2", "--plain"]
+    assert cli.run(["train", *run, "--out", str(tmp_path / "run")]) == 0
+    (tmp_path / "run" / "summary.json").write_text('{"stages": []}')
+    for command in (["report"], ["compare", str(tmp_path / "run")]):
+        assert cli.run([*command, str(tmp_path / "run")]) != 0
+        assert "summary.json cannot be read" in capsys.readouterr().err
+
+
+def test_heads_that_never_learnt_were_exported(tmp_path: Path) -> None:
+    """A stage that is frozen from the start has one, with the weights that it was drawn with."""
+    run = ["--data", "digits", "--model", "mlp", "--stages", "2", "--max-steps", "2", "--plain"]
+    frozen = ["--freeze-stage", "1:0", "--out", str(tmp_path / "run")]
+    assert cli.run(["train", *run, *frozen]) == 0
+    file = tmp_path / "model.safetensors"
+    assert cli.run(["export", str(tmp_path / "run"), "--heads", "--to", str(file)]) == 0
+    assert not [name for name in load_file(file) if name.startswith("heads.")]

@@ -117,7 +117,7 @@ def check_kinds(**given: object) -> None:
             shown = repr(value) if isinstance(value, str | Real) else type(value).__name__
             raise UserError(f"Pipeline: {name}={shown}: give {wanted}")
         if name in LIMITS and isinstance(value, Real):
-            LIMITS[name].check(name, float(value))
+            LIMITS[name].check(name, value if isinstance(value, int) else float(value))
 
 
 def cut_of(

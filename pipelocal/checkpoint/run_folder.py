@@ -164,9 +164,10 @@ class RunFolder:
         path = self.path / "summary.json"
         try:
             summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            _ = summary["stages"]
+            _ = [summary[name] for name in ("steps", "world_size", "seconds", "samples_per_second")]
+            _ = summary["stages"][0]["stage"]
             return summary
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UserError(f"{path} cannot be read ({reason}): train the run again") from error
 

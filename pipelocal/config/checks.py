@@ -46,6 +46,8 @@ def check_options(config: TrainConfig) -> None:
             _check_text(option_name(name), text)
     check_names(config)
     check_values(config)
+    if config.cut is not None and not config.cut.strip():
+        raise UserError("--cut '' names no unit: leave it out; one stage is --stages 1")
     if config.init is not None and config.resume not in ("auto", "never"):
         raise UserError(
             f"--init {config.init} and --resume {config.resume}: both say what to begin with: give one"

@@ -9,7 +9,7 @@ from pipelocal.options import BATCHES, BELOW_ONE, POSITIVE, Limits, option
 
 MOST_WORKERS = 1024
 SHARE_OF_TESTS = Limits(POSITIVE, BELOW_ONE, "a share between 0 and 1, such as 0.1")
-ALPHA = Limits(1e-3, 1e3, "a number above 0, such as 0.2 or 1")
+ALPHA = Limits(1e-3, 1e3, "a number from 0.001, such as 0.2 or 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,8 @@ class Records:
         self._reported = 0
         self._traffic = traffic
         self._traffic_before: dict[str, int] = {}
+        self.began_at = 0
+        """Batches of the run before this process, whose seconds and bytes are not counted."""
         """What was sent before the last record; negative for what an earlier process sent after it."""
 
     def add(self, header: Header, metrics: StepMetrics, x: Tensor) -> None:
@@ -75,7 +77,7 @@ class Records:
             StageError: a loss is NaN or infinite.
         """
         self._tally.add(
-            batch=header.number,
+            batch=header.step,
             rows=header.rows,
             loss=Loss(metrics.loss, metrics.weight),
             sums=metrics.sums,
@@ -130,7 +132,10 @@ class Records:
         """Load a :meth:`state_dict` into one of ``replicas`` replicas."""
         self._tally.load_state_dict(state["tally"], replica=replica, replicas=replicas)
         self._reported = state["reported"]
-        self._traffic_before = {n: -sent for n, sent in state.get("traffic", {}).items()}
+        now = (
+            self._traffic()
+        )  # what was under way back was sent again already, and is in the record's
+        self._traffic_before = {n: now[n] - sent for n, sent in state.get("traffic", {}).items()}
         last = state["last_epoch"]
         self.last_epoch = None if last is None else Reading.of_state(last)
 

@@ -121,6 +121,8 @@ class Worker:
             observers.append(Telling(stage, callbacks))
         self._observers = Observers(observers)
         self._number = -1
+        self._batch = 0
+        """Of what an error tells: training batches before this one, or the event's number."""
         self._waiting: IncomingBatch | None = None
         """A batch whose training waits for the next stage, or for replicas."""
         self._ended_loss: float | None = None
@@ -132,11 +134,13 @@ class Worker:
             StageError: the stage cannot continue; names stage and batch.
         """
         self._number += 1  # unless its header says otherwise
+        self._batch = self.stage.steps
         with self._at_work():
             with self._action("receive") as receiving:
                 batch = self.incoming.receive()
                 receiving.batch = self._number = batch.header.number
             header = batch.header
+            self._batch = header.step if header.kind.trains else header.number
             if header.kind.trains:
                 self._train(batch)
                 if self._averages_ahead:
@@ -198,7 +202,7 @@ class Worker:
             raise StageError(
                 error.reason,
                 stage=self.stage.number,
-                batch=self._number if error.batch is None else error.batch,
+                batch=self._batch if error.batch is None else error.batch,
                 symptom=error.symptom,
             ) from error
         except PipelocalError:
@@ -209,7 +213,7 @@ class Worker:
             reason = f"{type(error).__name__}: {error}".splitlines()[0] + where(error)
             # contextlib would prefer a StopIteration; and a name for the cause would be a circle, which
             # keeps the run and its folder's lock.
-            raise StageError(reason, stage=self.stage.number, batch=self._number) from (
+            raise StageError(reason, stage=self.stage.number, batch=self._batch) from (
                 None if isinstance(error, StopIteration) else error
             )
         self.records.throughput.add_busy(
@@ -381,13 +385,13 @@ class Worker:
         self, state: dict[str, Any], *, replica: int = 0, replicas: int = 1
     ) -> None:
         """Load a :meth:`state_dict` into one of ``replicas`` replicas."""
+        if "way_back" in state:  # not in one of an earlier version
+            self.way_back.load_state_dict(state["way_back"], self._device)
         self.records.load_state_dict(state["records"], replica=replica, replicas=replicas)
         self.evaluation.load_state_dict(state["evaluation"])
         self._ended_loss = state["ended_loss"]
         if self._freezing is not None and state["freezing"] is not None:
             self._freezing.load_state_dict(state["freezing"])
-        if "way_back" in state:  # not in one of an earlier version
-            self.way_back.load_state_dict(state["way_back"], self._device)
 
     def _take_snapshot(self, header: Header) -> None:
         assert self._save is not None, "the source sends markers only where they can be met"

@@ -42,6 +42,8 @@ class RunFigures:
     sent_bytes: int | None
     """Over all edges."""
     backward_bytes: int | None
+    began_at: int
+    """Batches before the last start of a run that went on: time and bytes are counted from there."""
 
     @classmethod
     def of(cls, run: RunRecord) -> RunFigures:
@@ -71,6 +73,7 @@ class RunFigures:
             peak_memory_bytes=max((int(peak) for peak in peaks if peak is not None), default=None),
             sent_bytes=_total(finals, "sent_bytes"),
             backward_bytes=_total(finals, "backward_bytes"),
+            began_at=summary.get("began_at", 0),
         )
 
 
@@ -94,6 +97,8 @@ class Comparison:
         votes = list(dict.fromkeys(name for each in self.figures for name in each.ensemble))
         names.sort(key=lambda name: name == "loss")
 
+        went_on = any(each.began_at for each in self.figures)
+
         def row(name: str, value: Callable[[RunFigures], str]) -> tuple[str, list[str]]:
             return name, [value(each) for each in self.figures]
 
@@ -110,6 +115,7 @@ class Comparison:
             row("sent", lambda f: or_unknown(format_bytes, f.sent_bytes)),
             row("sent back", lambda f: or_unknown(format_bytes, f.backward_bytes)),
             row("batches", lambda f: f"{f.steps:,}" + ("" if f.finished else ", not finished")),
+            *([row("time and bytes from batch", lambda f: f"{f.began_at:,}")] if went_on else []),
             row("stages, on ranks", lambda f: f"{f.stages}, on {f.world_size}"),
         ]
 

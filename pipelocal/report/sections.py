@@ -33,7 +33,12 @@ def cards(run: RunRecord) -> Html:
         peaks = [stage.final.get("peak_memory_bytes") for stage in run.stages]
         found += [
             ("samples/s", format_rate(summary["samples_per_second"])),
-            ("time", format_seconds(summary["seconds"])),
+            (
+                f"time since batch {began_at:,}"
+                if (began_at := summary.get("began_at"))
+                else "time",
+                format_seconds(summary["seconds"]),
+            ),
             (
                 "memory, largest stage",
                 or_unknown(format_bytes, max(filter(None, peaks), default=None)),

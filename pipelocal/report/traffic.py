@@ -74,6 +74,7 @@ def bytes_and_memory(run: RunRecord) -> Html | None:
     if run.summary is None:
         return None
     finals = [stage.final for stage in run.stages]
+    began_at = run.summary.get("began_at", 0)
     edges = []
     for sender, receiver in pairwise(run.stages):
         ours, theirs = sender.final, receiver.final
@@ -86,13 +87,14 @@ def bytes_and_memory(run: RunRecord) -> Html | None:
                 _exact(ours["sent_bytes"]),
                 _exact(theirs["received_bytes"]),
                 _exact(back),
-                _a_batch(ours["sent_bytes"] + back, ours["steps"]),
+                _a_batch(ours["sent_bytes"] + back, ours["steps"] - began_at),
             ]
         )
     columns = ("edge of stages", "where", "sent", "received", "sent back", "a training batch")
     parts = []
     if edges:
         caption = "Bytes of tensors over each edge; within one rank, those that would travel"
+        caption += f"; from batch {began_at} on, where the run went on" if began_at else ""
         parts.append(table(caption, columns, edges, text_columns=2))
     rows = [
         [

@@ -124,9 +124,9 @@ class FinishedRun:
         return bodies
 
     def auxiliary_heads(self) -> dict[str, Tensor]:
-        """Return the parameters of the auxiliary heads, as ``heads.STAGE.NAME``."""
+        """Return the parameters of the auxiliary heads that were trained, as ``heads.STAGE.NAME``."""
         heads: dict[str, Tensor] = {}
-        for number in self._numbers[:-1]:
+        for number in (n for n in self._numbers[:-1] if not self.blueprint.silent(n)):
             heads |= _named_head(number, self._weights(number))
         return heads
 

@@ -267,6 +267,7 @@ def load_snapshot(
     load_stage_weights(blueprint.network, blueprint.cuts[stage.number - 1], stage, state)
     steps, frozen_at = state["steps"], state["frozen_at"]
     stage.load_training_state(state["training"], steps=steps, frozen_at=frozen_at)
+    worker.records.began_at = steps
 
 
 def _check_same_names(

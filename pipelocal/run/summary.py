@@ -80,6 +80,7 @@ def final_record(
         "figures": {"train": of_training, "eval": evaluated or {}},
         **ensemble_figures(evaluation.ensemble, names),
         "steps": worker.stage.steps,
+        "began_at": records.began_at,
         "frozen_at": worker.stage.frozen_at,
         "seconds": records.throughput.seconds,
         "samples_per_second": records.throughput.samples_per_second,
@@ -113,7 +114,8 @@ def summarise(
     identical on all, is the first replica's; ``replicas`` holds each one's own values.
 
     ``seconds`` is the duration of the slowest stage's whole stream, evaluations included;
-    ``samples_per_second`` counts training only, at the last stage.
+    ``samples_per_second`` counts training only, at the last stage. Where a run went on from a snapshot,
+    seconds and bytes are counted from batch ``began_at`` on.
     """
     numbers = sorted({int(record["stage"]) for record in finals})
     stages = [_of_all([final for final in finals if final["stage"] == n]) for n in numbers]
@@ -130,6 +132,7 @@ def summarise(
         "world_size": world_size,
         "torch": torch.__version__,
         "steps": last["steps"],
+        "began_at": last["began_at"],
         "seconds": max(stage["seconds"] for stage in stages),
         "samples_per_second": last["samples_per_second"],
         "eval": last["figures"]["eval"] or None,

@@ -1,5 +1,6 @@
 """Defects of a Pipeline: what a run lost in silence, shared between stages, or took without a word."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pipelocal as pl
+from pipelocal.report.comparison import compare
 
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.randn(48, 6, generator=GENERATOR), torch.arange(48) % 3
@@ -68,8 +70,11 @@ class Slowing(torch.optim.SGD):
 class Fails(pl.Callback):
     """Ends a run in the middle."""
 
+    def __init__(self, step: int = 8) -> None:
+        self.step = step
+
     def on_batch_end(self, event: pl.BatchEnd) -> None:
-        if event.stage == 2 and event.step == 8:
+        if event.stage == 2 and event.step == self.step:
             raise RuntimeError("the power is out")
 
 
@@ -372,3 +377,37 @@ def test_hooks_on_the_whole_of_a_sequential_were_lost() -> None:
 def test_a_class_of_the_default_objective_was_called_with_a_place() -> None:
     """Other recipes may be given as classes."""
     assert fit(pl.Pipeline(net(), stages=2, objective=pl.Greedy), epochs=1)["steps"] == 4
+
+
+@pytest.mark.parametrize("head", ["auto", "guided"])
+def test_bytes_of_a_run_that_went_on_were_too_few_or_too_many(tmp_path: Path, head: str) -> None:
+    """The summary divided the last process's by all batches; weights under way back counted twice."""
+
+    def pipe() -> pl.Pipeline:
+        return pl.Pipeline(net(), stages=2, snapshot_every=9, log_every=1, head=head)
+
+    def counted(folder: str) -> list[int]:
+        lines = (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        trained = {(r["stage"], r["step"]): r for r in records if r["event"] == "train"}
+        return [sum(r[f"{way}_bytes"] for r in trained.values()) for way in ("sent", "backward")]
+
+    whole = fit(pipe(), epochs=6, out=str(tmp_path / "whole"))
+    with pytest.raises(pl.StageError, match="the power is out"):
+        fit(pipe(), epochs=6, out=str(tmp_path / "run"), callbacks=[Fails(12)])
+    last = fit(pipe(), epochs=6, out=str(tmp_path / "run"))
+    assert (whole["began_at"], last["began_at"]) == (0, 9)
+    sent = [run["stages"][0]["sent_bytes"] / (24 - run["began_at"]) for run in (whole, last)]
+    assert sent[0] == sent[1]
+    assert counted("whole") == counted("run")
+    assert "time and bytes from batch" in str(
+        compare([str(tmp_path / folder) for folder in ("whole", "run")]).rows
+    )
+
+
+def test_the_batch_of_an_error_was_that_of_the_stream() -> None:
+    """Ends of epochs and batches of evaluations were counted."""
+    data = DataLoader(TensorDataset(X, Y), 12)
+    pipe = pl.Pipeline(net(), stages=2)
+    with pytest.raises(pl.StageError, match="stage 2, batch 7: RuntimeError: the power is out"):
+        pipe.fit(data, data, epochs=3, progress=False, callbacks=[Fails()])
