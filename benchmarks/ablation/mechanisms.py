@@ -86,11 +86,7 @@ def mechanisms() -> list[Mechanism]:
         _option("fused optimizer", quick=True, fused=True),
         _option("autocast bf16", autocast="bf16"),
         _option("checkpointed activations", checkpoint_activations=1),
-        Mechanism(
-            name="early optimizer step, greedy",
-            own=Variant(options={"objective": "greedy", "step_early": True}),
-            without=Variant(options={"objective": "greedy"}),
-        ),
+        _option("early optimizer step", step_early=True),
     ]
     if shutil.which("c++"):
         rows.append(_option("torch.compile, inductor", compile="inductor"))

@@ -1,6 +1,6 @@
 """What each mechanism of the runtime gains: one row a mechanism, pipelocal with it and without it.
 
-Two ranks, sgr at its default. A ResNet on one machine for all of them; a GPT over a slow link between
+Two ranks, greedy with the default heads. A ResNet on one machine for all of them; a GPT over a slow link between
 two network namespaces (100 Mbit/s, 10 ms one way; needs root) for those that have to do with the edge::
 
     python benchmarks/ablation/run.py --quick --json ablation.json
@@ -26,6 +26,7 @@ from benchmarks.ablation.mechanisms import Mechanism, Variant, mechanisms
 from benchmarks.common import BenchmarkError
 from benchmarks.communication import network, over_link
 from benchmarks.communication.network import NetworkError, Shape, two_hosts
+from benchmarks.intervals import interval_of_median
 from pipelocal.config import TrainConfig
 from pipelocal.ranks.host import set_up_host
 
@@ -81,7 +82,9 @@ def main() -> None:
         environment={**common.describe_environment(threads=1), "ranks": RANKS},
         results=rows,
         targets=[
-            common.reported(f"{row['place']}: {row['mechanism']}", row["time_without_over_with"])
+            common.reported(
+                f"{row['place']}: {row['mechanism']}", row["time_without_over_with_each_round"]
+            )
             for row in rows
         ],
     )
@@ -105,8 +108,6 @@ def parse() -> argparse.Namespace:
 def places(text: str) -> list[Place]:
     """Both, with the options that all runs there share."""
     shared = TrainConfig(
-        objective="sgr",
-        head="linear",
         lr=0.01,
         epochs=1000,
         evaluate_every=1000,
@@ -170,6 +171,7 @@ def row_of(place: Place, mechanism: Mechanism, measured: dict[str, list[Measured
         "mechanism": mechanism.name,
         "time_without_over_with": statistics.median(times),
         "time_without_over_with_each_round": times,
+        "interval": interval_of_median(times),
         "memory_without_over_with": statistics.median(memory),
     }
 

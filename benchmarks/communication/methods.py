@@ -87,7 +87,6 @@ def train_own(
         cut=work.cut,
         batch_size=work.batch_size,
         objective=method.objective,
-        head="linear",
         wire=method.wire,
         delta=method.delta,
         lr=0.01,
