@@ -565,16 +565,24 @@ def test_a_pipeline_took_numbers_that_the_command_line_refuses(
     ("options", "said"),
     [
         (["--cut", ""], "--cut '' names no unit"),
-        (["--compress", "bf16"], "--compress bf16 is for gradients that replicas average"),
         (["--mixup", "1e-30"], "--mixup 1e-30: give a number from 0.001"),
     ],
 )
 def test_options_without_an_effect_were_taken(
     options: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """One stage was trained, or nothing was compressed."""
+    """One stage was trained, or the bound in the line was another than the one that held."""
     assert cli.run(["train", "--out", str(tmp_path / "run"), *options]) != 0
     assert said in capsys.readouterr().err
+
+
+def test_compression_without_replicas_did_nothing_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is of gradients that replicas average."""
+    run = ["--data", "digits", "--model", "mlp", "--stages", "2", "--max-steps", "2", "--plain"]
+    assert cli.run(["train", *run, "--compress", "bf16", "--out", str(tmp_path / "run")]) == 0
+    assert "--compress bf16: there are no replicas" in capsys.readouterr().err
 
 
 def test_a_damaged_summary_ended_in_a_bare_python_error(

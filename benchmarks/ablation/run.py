@@ -1,7 +1,7 @@
 """What each mechanism of the runtime gains: one row a mechanism, pipelocal with it and without it.
 
-Two ranks, greedy with the default heads. A ResNet on one machine for all of them; a GPT over a slow link between
-two network namespaces (100 Mbit/s, 10 ms one way; needs root) for those that have to do with the edge::
+Two ranks, greedy with the default heads. A ResNet on one machine for all of them; a GPT over a slow link
+between two network namespaces (100 Mbit/s, 10 ms one way; needs root) for those that concern the edge::
 
     python benchmarks/ablation/run.py --quick --json ablation.json
     python benchmarks/ablation/run.py --json ablation.json

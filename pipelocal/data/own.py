@@ -97,7 +97,7 @@ class OwnBatches:
         self._train, self._test = part("train", train), part("test", test)
         parts = [each for each in (self._train, self._test) if each is not None]
         if not parts:
-            raise DataError("there are no data: give some, or a function that returns some")
+            raise DataError("there is no test data: give some, or a function that returns some")
         self._first = self._batch(parts[0].first, "train" if self._train else "test", None)
         self.batch_size = max(each.batch_size for each in parts)
         """Rows of the largest batch."""

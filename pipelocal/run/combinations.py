@@ -186,11 +186,6 @@ def _check_replicas(options: RunOptions, recipe: Recipe) -> None:
             f"leave one of them out"
         )
     _ = options.compress_numbers  # a Pipeline's are looked at here only
-    if options.compress is not None and options.replicas == "1":
-        raise UserError(
-            f"--compress {options.compress} is for gradients that replicas average, and there are none: add "
-            f"--replicas, or leave it out"
-        )
     if options.compress is not None and options.replicate != "ddp":
         raise UserError(
             f"--compress {options.compress} is for --replicate ddp: leave one of them out"

@@ -254,6 +254,12 @@ class Run:
         if self.world.rank == 0:
             for line in blueprint.describe_crossing():
                 tell(line)
+            if (
+                compress := self.spec.options.compress
+            ) is not None and self.spec.options.replicas == "1":
+                tell(
+                    f"--compress {compress}: there are no replicas, whose gradients it would compress"
+                )
         for number in self.seat.block.stages:
             stage = blueprint.build_stage(
                 number,

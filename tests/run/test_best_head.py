@@ -17,6 +17,7 @@ def _final(stage: int, value: float | None, frozen_at: int | None, name: str) ->
         "stage": stage,
         "replica": 0,
         "steps": 2,
+        "began_at": 0,
         "seconds": 1.0,
         "samples_per_second": 1.0,
         "frozen_at": frozen_at,
