@@ -18,6 +18,7 @@ from typing import Any
 
 from pipelocal.errors import UserError
 from pipelocal.stage.finite import HEAD, OBJECTIVE
+from pipelocal.stage.unsaved import BESIDE
 
 State = dict[str, Any]
 
@@ -120,7 +121,7 @@ def _unsaved(sources: Sequence[State], old_head: State | None) -> State:
 
 def _picked(state: State, *, of_head: bool) -> State:
     unsaved: State = state.get("unsaved", {})
-    return {n: v for n, v in unsaved.items() if n.startswith((HEAD, OBJECTIVE)) == of_head}
+    return {n: v for n, v in unsaved.items() if n.startswith(BESIDE) == of_head}
 
 
 def _averaged(

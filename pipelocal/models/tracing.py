@@ -156,9 +156,8 @@ def _trace(
     before = tracer.numbers(root)
     try:
         graph = tracer.traced(root)
-        if (
-            once := tracer.numbers(root)
-        ) != before:  # a counter, or what is kept from the first call
+        if (once := tracer.numbers(root)) != before:
+            # A counter, or what is kept from the first call: a second one tells.
             again = _Tracer(root, whole, inputs)
             again.traced(root)
             if counted := sorted(name for name, _ in again.numbers(root) - once):

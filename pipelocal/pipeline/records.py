@@ -66,9 +66,9 @@ class Records:
         self._reported = 0
         self._traffic = traffic
         self._traffic_before: dict[str, int] = {}
+        """What was sent before the last record; negative for what an earlier process sent after it."""
         self.began_at = 0
         """Batches of the run before this process, whose seconds and bytes are not counted."""
-        """What was sent before the last record; negative for what an earlier process sent after it."""
 
     def add(self, header: Header, metrics: StepMetrics, x: Tensor) -> None:
         """Add the metrics of a training batch; its input is checked if something went wrong.
@@ -132,9 +132,8 @@ class Records:
         """Load a :meth:`state_dict` into one of ``replicas`` replicas."""
         self._tally.load_state_dict(state["tally"], replica=replica, replicas=replicas)
         self._reported = state["reported"]
-        now = (
-            self._traffic()
-        )  # what was under way back was sent again already, and is in the record's
+        # What was under way back has been sent again already, and is in the state's traffic.
+        now = self._traffic()
         self._traffic_before = {n: now[n] - sent for n, sent in state.get("traffic", {}).items()}
         last = state["last_epoch"]
         self.last_epoch = None if last is None else Reading.of_state(last)

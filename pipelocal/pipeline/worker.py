@@ -122,7 +122,7 @@ class Worker:
         self._observers = Observers(observers)
         self._number = -1
         self._batch = 0
-        """Of what an error tells: training batches before this one, or the event's number."""
+        """What an error calls the batch: the training batches before it; of other events their number."""
         self._waiting: IncomingBatch | None = None
         """A batch whose training waits for the next stage, or for replicas."""
         self._ended_loss: float | None = None

@@ -36,18 +36,21 @@ class Counts(nn.Module):
 
 
 class RunningLoss(nn.Module):
-    """Divides by a running mean of itself."""
+    """Divides by a running mean of itself, and counts batches."""
 
     mean: Tensor
+    seen: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.ones(()))
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
 
     def forward(self, out: Tensor, target: Tensor) -> Tensor:
         loss = F.cross_entropy(out, target)
         if self.training:
             self.mean = 0.9 * self.mean + 0.1 * loss.detach()
+            self.seen += 1
         return loss / self.mean
 
 
@@ -131,6 +134,19 @@ def test_a_run_that_went_on_had_lost_what_changes_beside_the_weights(
     loaded = pipe()
     loaded.load(str(tmp_path / "run"))
     assert_same(whole.module(), loaded.module())
+
+
+def test_a_run_that_went_on_with_another_cut_had_lost_them_too(tmp_path: Path) -> None:
+    """They go along with their units, and those of a loss with the head."""
+    given: dict[str, Any] = {"snapshot_every": 3, "loss": RunningLoss()}
+    broken = pl.Pipeline(net(), stages=2, **given)
+    with pytest.raises(pl.StageError, match="the power is out"):
+        fit(broken, out=str(tmp_path / "run"), callbacks=[Fails()])
+    again = pl.Pipeline(net(), stages=3, **given)
+    fit(again, out=str(tmp_path / "run"))
+    assert _buffers(again.module())["1.count"] == 12
+    assert again._fitted is not None
+    assert again._fitted[1][-1].unsaved.buffers()["loss/seen"] == 12
 
 
 class Shares(nn.Module):
