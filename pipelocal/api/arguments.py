@@ -18,7 +18,7 @@ from pipelocal.errors import UserError
 from pipelocal.models import Chain
 from pipelocal.models.fingerprint import fingerprint
 from pipelocal.options import DECAY, NORM, PENALTY, check_values
-from pipelocal.partition.partitioners import PARTITIONERS, Partitioner
+from pipelocal.partition.partitioners import PARTITIONERS, WITHOUT_EFFECT, Partitioner
 from pipelocal.run.costs import CutRequest
 from pipelocal.run.options import RunOptions
 from pipelocal.stage.freezing import parse_freezing
@@ -142,11 +142,11 @@ def cut_of(
         raise UserError(f"Pipeline: stages={stages!r}: give a whole number of at least 1")
     name = balance if isinstance(balance, str) else described(balance)
     stages = len(cut or ()) + 1 if stages is None else stages
-    if memory_limit is not None and name == "count":
+    if memory_limit is not None and name in WITHOUT_EFFECT["memory_limit"]:
         raise UserError("Pipeline: memory_limit is for balance='memory' or 'time': add it")
     if memory_limit is not None and (not isinstance(memory_limit, int) or memory_limit < 1):
         raise UserError(f"Pipeline: memory_limit={memory_limit!r}: give a number of bytes")
-    if speeds is not None and name in ("count", "memory"):
+    if speeds is not None and name in WITHOUT_EFFECT["speeds"]:
         raise UserError("Pipeline: speeds is for balance='time': add it")
     if speeds is not None:
         parse_speeds("Pipeline: speeds", ",".join(map(str, speeds)), stages)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from pipelocal.api.arguments import check_kinds
 from pipelocal.data.batches import Batches
 from pipelocal.data.dataset import DataInfo
 from pipelocal.data.in_time import patience_of
@@ -89,6 +90,7 @@ def loading_of(
     Raises:
         UserError: one is out of range, or is the DataLoader's own to say.
     """
+    check_kinds(batch_size=batch_size, workers=workers)
     said = {"batch_size": batch_size, "workers": workers, "collate": collate}
     for name, value in said.items():
         if value is not None and any(isinstance(each, DataLoader) for each in given):

@@ -265,7 +265,7 @@ class Pipeline:
             StageError: a stage of this rank cannot continue.
             Interrupted: another rank failed.
         """
-        check_kinds(batch_size=batch_size, workers=workers, callbacks=callbacks, out=out)
+        check_kinds(callbacks=callbacks, out=out)
         if train is None:
             raise UserError("fit: train=None: give data to train on")
         parts = epochs or 1

@@ -81,6 +81,7 @@ def repartitioned(
         **_weights(
             [stage.state for stage in sources], None if old_head is None else old_head.state, fresh
         ),
+        "unsaved": _unsaved(sources, old_head),
         "averaged": _averaged(sources, old_head, fresh),
         "training": training,
         "steps": sources[0].state["steps"],
@@ -107,21 +108,17 @@ def _weights(sources: Sequence[State], old_head: State | None, fresh: State) -> 
         "body": {name: body[name] for name in fresh["body"]},
         "head": fresh["head"] if old_head is None else old_head["head"],
         "objective": (fresh if old_head is None else old_head).get("objective"),
-        "unsaved": _unsaved(sources, old_head),
     }
 
 
-def _unsaved(sources: Sequence[State], old_head: State | None) -> State:
-    """Return what has changed of the buffers that no state dict holds."""
-    body: State = {}
-    for state in sources:
-        body |= _picked(state, of_head=False)
-    return body if old_head is None else body | _picked(old_head, of_head=True)
-
-
-def _picked(state: State, *, of_head: bool) -> State:
-    unsaved: State = state.get("unsaved", {})
-    return {n: v for n, v in unsaved.items() if n.startswith(BESIDE) == of_head}
+def _unsaved(sources: Sequence[StageState], old_head: StageState | None) -> State:
+    """Return what has changed of the buffers that no state dict holds: of bodies, and with the old head."""
+    return {
+        name: value
+        for stage in sources  # among which is that of the old head
+        for name, value in stage.state.get("unsaved", {}).items()
+        if not name.startswith(BESIDE) or stage is old_head
+    }
 
 
 def _averaged(

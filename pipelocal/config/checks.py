@@ -13,7 +13,7 @@ from pipelocal.heads.auto import DEFAULT_BUDGET
 from pipelocal.heads.guided import guided_every
 from pipelocal.objective import OBJECTIVES
 from pipelocal.options import MOST_BATCHES, check_values, option_name
-from pipelocal.partition.partitioners import PARTITIONERS
+from pipelocal.partition.partitioners import PARTITIONERS, WITHOUT_EFFECT
 from pipelocal.partition.replicas import parse_replicas
 from pipelocal.run.combinations import check_combinations, check_stages
 from pipelocal.system.names import unwritable
@@ -103,7 +103,8 @@ def _check_updates(config: TrainConfig) -> None:
 
 
 def _check_balance(config: TrainConfig) -> None:
-    for name, other in (("memory_limit", ("count",)), ("device_speeds", ("count", "memory"))):
+    for name, part in (("memory_limit", "memory_limit"), ("device_speeds", "speeds")):
+        other = WITHOUT_EFFECT[part]
         if getattr(config, name) is not None and config.balance in other:
             fitting = [balance for balance in PARTITIONERS if balance not in other]
             raise UserError(f"{option_name(name)} is for --balance {' or '.join(fitting)}: add it")

@@ -44,6 +44,10 @@ Partitioner = Callable[[PartitionRequest], Sequence[int]]
 """Returns the number of units of every stage, in order."""
 
 
+WITHOUT_EFFECT = {"memory_limit": ("count",), "speeds": ("count", "memory")}
+"""Partitioners that do not look at a part of the request."""
+
+
 class Partitioners(Registry[Partitioner]):
     """The registry, in which the folder of a run stands for what its stages took."""
 

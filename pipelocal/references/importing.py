@@ -98,9 +98,7 @@ def calling(what: str) -> Iterator[None]:
     except PipelocalError:
         raise
     except Exception as error:
-        # contextlib would prefer a StopIteration.
-        stopped = isinstance(error, StopIteration)
-        raise UserError(f"{what}: {told(error)}") from (None if stopped else error)
+        raise UserError(f"{what}: {told(error)}") from error
 
 
 def returned(thing: object, kind: type[T]) -> T:

@@ -388,7 +388,8 @@ class Blueprint:
             UserError: the stage has nothing to train, its head does not fit features and labels, or
                 it lacks what ``--bp-free`` or the objective needs.
         """
-        recipe, compute, heads_task = self.recipe, self.recipe.compute, self.heads.task
+        recipe, compute = self.recipe, self.recipe.compute
+        head_task = None if number == self.stages else self.heads.task
         body, head = self.build_parts(number, device=device)
         kind: type[Stage] = Stage
         if compute.bp_free:
@@ -422,9 +423,7 @@ class Blueprint:
             objective=objective,
             optimizer=optimizer,
             task=own_task(recipe.task, device),
-            head_task=None
-            if number == self.stages or heads_task is None
-            else own_task(heads_task, device),
+            head_task=None if head_task is None else own_task(head_task, device),
             sum_shapes=self.sum_shapes(device),
             scheduler=scheduler,
             accumulate=accumulate,

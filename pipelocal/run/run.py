@@ -254,11 +254,10 @@ class Run:
         if self.world.rank == 0:
             for line in blueprint.describe_crossing():
                 tell(line)
-            if (
-                compress := self.spec.options.compress
-            ) is not None and self.spec.options.replicas == "1":
+            options = self.spec.options
+            if options.compress is not None and options.replicas == "1":
                 tell(
-                    f"--compress {compress}: there are no replicas, whose gradients it would compress"
+                    f"--compress {options.compress}: there are no replicas whose gradients to compress"
                 )
         for number in self.seat.block.stages:
             stage = blueprint.build_stage(

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pipelocal as pl
 from pipelocal.report.comparison import compare
+from pipelocal.stage.update import Update
 
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.randn(48, 6, generator=GENERATOR), torch.arange(48) % 3
@@ -171,8 +172,6 @@ def test_a_second_fit_had_lost_buffers_that_no_state_dict_holds() -> None:
 
 def test_an_optimizer_with_another_rate_keeps_it_and_what_it_counts() -> None:
     """Only what was given anew is taken in place of what was saved."""
-    from pipelocal.stage.update import Update
-
     weight = nn.Parameter(torch.ones(2))
     old, new = Update(Slowing([weight], lr=0.1)), Update(Slowing([weight], lr=0.5))
     weight.grad = torch.ones(2)
