@@ -566,12 +566,15 @@ def test_a_pipeline_took_numbers_that_the_command_line_refuses(
     [
         (["--cut", ""], "--cut '' names no unit"),
         (["--mixup", "1e-30"], "--mixup 1e-30: give a number from 0.001"),
+        (["--workers", "2"], "--workers 2: data set 'digits' lies in memory"),
+        (["--bad-samples", "skip"], "--bad-samples skip: data set 'digits' lies in memory"),
+        (["--data-root", "/data"], "--data-root /data: data set 'digits' reads no files"),
     ],
 )
 def test_options_without_an_effect_were_taken(
     options: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """One stage was trained, or the bound in the line was another than the one that held."""
+    """One stage was trained, the bound in the line was not the one that held, or --data was another."""
     assert cli.run(["train", "--out", str(tmp_path / "run"), *options]) != 0
     assert said in capsys.readouterr().err
 

@@ -120,6 +120,11 @@ class SnapshotWriter:
         self._wait()
         self._jobs.put(None)
 
+    def leave(self) -> None:
+        """Wait until what was begun is written or fails; for a run that has failed by something else."""
+        self._jobs.put(None)
+        self._thread.join()
+
     def _wait(self) -> None:
         while not self._idle.wait(POLL_S):
             self._check()

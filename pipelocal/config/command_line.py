@@ -25,7 +25,7 @@ from pipelocal.config.panels import in_panels, out_of_panels, panels
 from pipelocal.config.plan import PlanConfig
 from pipelocal.config.toml_file import read_toml
 from pipelocal.config.train import TrainConfig
-from pipelocal.system.paths import home_expanded, with_home
+from pipelocal.system.paths import given_path, home_expanded, with_home
 
 Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
@@ -122,7 +122,7 @@ def _parse_train(arguments: Sequence[str], options_of: OptionsOf, *, quiet: bool
 
     # Parse again with what --config and --resume hold, so that these are found like every other option.
     first = over(TrainConfig())
-    options = {} if first.config is None else read_toml(home_expanded(first.config))
+    options = {} if first.config is None else read_toml(given_path("--config", first.config))
     if first.resume == options.get("resume", "auto") == "auto":
         return over(TrainConfig(**options)) if options else first
     given = over(TrainConfig(resume=NOT_GIVEN, stages=-1, balance=NOT_GIVEN))

@@ -45,6 +45,8 @@ class NamedData:
         options = self._options
         _check_asked(options)
         found = find_data(options, self._seed)
+        if isinstance(found, ArrayDataset):
+            _check_read_one_by_one(options)
         if isinstance(found, Ready):
             if options.train_samples is None:
                 return found
@@ -99,6 +101,12 @@ class NamedData:
 ASKED_BY = {"image_size": "imagefolder", "rand_augment": "imagefolder", "tokenizer": "text"}
 """Options that only some data look at, by how the names of those begin."""
 
+WITHOUT_FILES = ("digits", "synthetic")
+"""Data sets that read no file of the user's."""
+
+READ_ONE_BY_ONE = ("workers", "bad_samples")
+"""Options that only data look at whose samples are read one by one."""
+
 SPLIT = ("csv", "npz")
 """Data sets in memory whose loader itself splits a test part off."""
 
@@ -115,4 +123,24 @@ def _check_asked(options: DataOptions) -> None:
             raise UserError(
                 f"{option_name(name)} {value}: it is for --data {kind}, and not for {options.data}: leave it "
                 f"out"
+            )
+    if options.data_root is not None and options.data in WITHOUT_FILES:
+        raise UserError(
+            f"--data-root {options.data_root}: data set '{options.data}' reads no files: leave it out, or "
+            f"name your data by --data"
+        )
+
+
+def _check_read_one_by_one(options: DataOptions) -> None:
+    """Refuse options of the reading of single samples, for data that lie in memory.
+
+    Raises:
+        UserError: there is one.
+    """
+    for name in READ_ONE_BY_ONE:
+        value = getattr(options, name)
+        if value != getattr(DataOptions(), name):
+            raise UserError(
+                f"{option_name(name)} {value}: data set '{options.data}' lies in memory, and no sample of it "
+                f"is read by itself: leave it out"
             )

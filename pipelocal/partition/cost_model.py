@@ -10,6 +10,7 @@ from pipelocal.errors import UserError
 from pipelocal.partition.cut import Cut
 from pipelocal.partition.optimal import minimise_largest
 from pipelocal.partition.profile import Cost, Profile
+from pipelocal.telemetry.formats import format_bytes
 from pipelocal.transport.window import Window, frames, ring_slots
 
 
@@ -139,7 +140,7 @@ def balanced(
     assert least is not None
     needed = max(model.memory_bytes(cut.start, cut.stop) for cut in least)
     raise UserError(
-        f"--memory-limit {memory_limit / 2**20:.1f}MiB: the best cut into {stages} stages needs "
-        f"{needed / 2**20:.1f}MiB for its largest stage: raise the limit, cut more stages, or lower "
+        f"--memory-limit {format_bytes(memory_limit)}: the best cut into {stages} stages needs "
+        f"{format_bytes(needed)} for its largest stage: raise the limit, cut more stages, or lower "
         f"--batch-size"
     )

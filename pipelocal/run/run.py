@@ -381,7 +381,13 @@ class Run:
     def _train(self, snapshots: Snapshots | None) -> None:
         heard = self.wishes.heard() if self.spec.takes_snapshots else nullcontext()
         with self._traced(), heard:
-            run_stream(self.workers, self.control.check)
+            try:
+                run_stream(self.workers, self.control.check)
+            except BaseException:
+                # This process may go on from the snapshots at once; of several ranks, each one ends.
+                if snapshots is not None and self.world.size == 1:
+                    snapshots.leave()
+                raise
             if snapshots is not None:
                 snapshots.close()
 

@@ -84,6 +84,10 @@ class Snapshots:
         """Wait until everything is written."""
         self._writer.close()
 
+    def leave(self) -> None:
+        """Wait until nothing is written any more, after a failure."""
+        self._writer.leave()
+
     def save_end(self, worker: Worker) -> None:
         """Write the final state of a stage."""
         state = self._state(worker)

@@ -136,9 +136,11 @@ class Stage:
         because sharded replicas replace them later."""
         disable_inplace(body)
         disable_inplace(head)
-        loss = getattr(trained, "loss_function", None)
-        self._loss_module = loss if isinstance(loss, nn.Module) else None
-        self.unsaved = Unsaved(body, head, self.own_objective, self._loss_module)
+        losses = [getattr(each, "loss_function", None) for each in (trained, task)]
+        self._loss_modules = [loss for loss in losses if isinstance(loss, nn.Module)]
+        """Of the training, and of the task, whose figures are those of batches and evaluations."""
+        trained_loss = losses[0] if isinstance(losses[0], nn.Module) else None
+        self.unsaved = Unsaved(body, head, self.own_objective, trained_loss)
         self._train_mode: bool | None = None
         self.frozen_at: int | None = None
         """Number of batches after which the stage was frozen; None while it trains."""
@@ -513,9 +515,8 @@ class Stage:
 
     def _set_train_mode(self, train: bool) -> None:
         if self._train_mode != train:
-            for module in (*self.modules, self._loss_module):
-                if module is not None:
-                    module.train(train)
+            for module in (*self.modules, *self._loss_modules):
+                module.train(train)
             self._train_mode = train
 
 

@@ -41,12 +41,21 @@ def with_home(options: Options) -> Options:
     for field in fields(options):
         value = getattr(options, field.name)
         if field.name in OPTIONS and isinstance(value, str):
-            if not value.strip():
-                raise UserError(f"{OPTIONS[field.name]} '{value}' is blank: give a path")
-            changed[field.name] = home_expanded(value)
+            changed[field.name] = given_path(OPTIONS[field.name], value)
         elif isinstance(value, str) and ".py:" in value:
             changed[field.name] = home_expanded(value)
     return replace(options, **changed)
+
+
+def given_path(option: str, path: str) -> str:
+    """Return the path that an option names, with ``~`` expanded.
+
+    Raises:
+        UserError: it is blank.
+    """
+    if not path.strip():
+        raise UserError(f"{option} '{path}' is blank: give a path")
+    return home_expanded(path)
 
 
 def home_expanded(path: str) -> str:

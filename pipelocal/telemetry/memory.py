@@ -31,8 +31,11 @@ class SavedBytes:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count tensors saved within this block until they are released, in the block or later."""
-        with saved_tensors_hooks(partial(_Kept, self), lambda kept: kept.tensor):
+        """Count tensors saved within this block until they are released, in the block or later.
+
+        Autograd leaves it to such hooks to refuse what was changed in place since; these refuse it too.
+        """
+        with saved_tensors_hooks(partial(_Kept, self), _Kept.unchanged):
             yield
 
     def _take(self, storage: torch.UntypedStorage) -> None:
@@ -51,13 +54,32 @@ class _Kept:
     """Wraps a tensor that autograd keeps, to notice when autograd releases it."""
 
     def __init__(self, counter: SavedBytes, tensor: Tensor) -> None:
-        self.tensor = tensor
+        self._tensor = tensor
+        self._version = version_of(tensor)
         self._counter = counter
         self._storage = tensor.untyped_storage()  # whose identity is no other's meanwhile
         counter._take(self._storage)
 
+    def unchanged(self) -> Tensor:
+        """Return the tensor.
+
+        Raises:
+            RuntimeError: it was changed in place meanwhile, so gradients would be wrong.
+        """
+        if version_of(self._tensor) != self._version:
+            raise RuntimeError(
+                f"one of the variables needed for gradient computation has been modified by an inplace "
+                f"operation: a tensor of shape {tuple(self._tensor.shape)}, {self._tensor.dtype}"
+            )
+        return self._tensor
+
     def __del__(self) -> None:
         self._counter._leave(self._storage)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how many times a tensor was changed in place; 0 for those that do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

@@ -1,6 +1,8 @@
 """Defects of a Pipeline: what a run lost in silence, shared between stages, or took without a word."""
 
 import json
+import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pipelocal as pl
+from pipelocal.checkpoint import writer
+from pipelocal.checkpoint.snapshot import save_stage
 from pipelocal.report.comparison import compare
 from pipelocal.stage.update import Update
+from pipelocal.tasks import Classification
 
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.randn(48, 6, generator=GENERATOR), torch.arange(48) % 3
@@ -148,6 +153,23 @@ def test_a_run_that_went_on_with_another_cut_had_lost_them_too(tmp_path: Path) -
     assert _buffers(again.module())["1.count"] == 12
     assert again._fitted is not None
     assert again._fitted[1][-1].unsaved.buffers()["loss/seen"] == 12
+
+
+def test_a_failed_run_still_wrote_and_deleted_snapshots_while_the_next_one_read_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook that ran fit again at once could find a file gone that it had just chosen."""
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.2)
+        return save_stage(*arguments)
+
+    monkeypatch.setattr(writer, "save_stage", slowly)
+    broken = pl.Pipeline(net(), stages=2, snapshot_every=6)
+    with pytest.raises(pl.StageError, match="the power is out"):
+        fit(broken, out=str(tmp_path / "run"), callbacks=[Fails()])
+    assert "snapshots" not in {thread.name for thread in threading.enumerate()}
+    assert (tmp_path / "run/snapshots/step-00000006/manifest.json").exists()
 
 
 class Shares(nn.Module):
@@ -426,3 +448,47 @@ def test_the_batch_of_an_error_was_that_of_the_stream() -> None:
     pipe = pl.Pipeline(net(), stages=2)
     with pytest.raises(pl.StageError, match="stage 2, batch 7: RuntimeError: the power is out"):
         pipe.fit(data, data, epochs=3, progress=False, callbacks=[Fails()])
+
+
+class SaysItsMode(nn.Module):
+    """A loss that notes whether it is in training mode in evaluations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: list[bool] = []
+
+    def __deepcopy__(self, _: object) -> "SaysItsMode":
+        return self  # one list for all stages
+
+    def forward(self, out: Tensor, target: Tensor) -> Tensor:
+        if not out.requires_grad:
+            self.modes.append(self.training)
+        return F.cross_entropy(out, target)
+
+
+def test_a_loss_was_in_training_mode_in_evaluations_beside_a_head_task() -> None:
+    """Only the loss that a stage trains by was switched, and not the task's, which is reported."""
+    loss = SaysItsMode()
+    smooth = Classification(label_smoothing=0.1)
+    data = DataLoader(TensorDataset(X, Y), 12)
+    pipe = pl.Pipeline(net(), stages=2, loss=loss, head_task=smooth)
+    pipe.fit(data, data, epochs=1, progress=False)
+    assert len(loss.modes) >= 8
+    assert not any(loss.modes)
+
+
+class ChangesWhatIsKept(nn.Module):
+    """Adds to the output of an exp, which autograd keeps for its backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.exp()
+        z = 2 * y
+        y.add_(1)
+        return z + y
+
+
+def test_the_first_batch_took_wrong_gradients_of_what_was_changed_in_place() -> None:
+    """Its memory is counted by hooks, with which autograd does not look."""
+    model = nn.Sequential(nn.Linear(6, 8), ChangesWhatIsKept(), nn.Linear(8, 3))
+    with pytest.raises(pl.StageError, match=r"batch 0: .* modified by an inplace operation"):
+        fit(pl.Pipeline(model, stages=2), epochs=1)

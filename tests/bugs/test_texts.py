@@ -104,7 +104,7 @@ def test_a_tilde_was_the_name_of_a_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert command.run == f"{tmp_path}/run"
 
 
-@pytest.mark.parametrize("option", ["--out", "--data-root", "--resume", "--model"])
+@pytest.mark.parametrize("option", ["--out", "--data-root", "--resume", "--model", "--config"])
 def test_a_blank_path_was_the_current_folder(option: str) -> None:
     """As that of a shell's variable that is not set."""
     with pytest.raises(UserError, match=f"{option} '' is blank"):

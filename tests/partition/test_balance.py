@@ -98,7 +98,9 @@ def test_a_memory_limit_moves_the_cut_or_is_refused() -> None:
         Cut(start=0, stop=3),
         Cut(start=3, stop=6),
     ]
-    with pytest.raises(UserError, match=r"needs 0.0MiB for its largest stage: raise the limit"):
+    with pytest.raises(
+        UserError, match=r"limit 150 B: .* needs 209 B for its largest stage: raise the limit"
+    ):
         balanced(model, 2, balance="time", memory_limit=150)
 
 
