@@ -35,6 +35,8 @@ PREDICTED_QUICK = ("resnet20", "gpt")
 BALANCED = {"resnet20": "resnet20", "one heavy unit": HEAVY}
 LARGEST_ERROR = 0.15
 """Of the predicted time of the bottleneck."""
+LARGEST_SHARE = 1.1
+"""Of the slowest stage, over that of equal ones."""
 
 Row = dict[str, Any]
 
@@ -68,7 +70,7 @@ def main() -> None:
     throughputs = [
         compare_cuts(name, model, rounds, steps) for name, model in BALANCED.items() if rounds
     ]
-    targets = [*map(error_target, predictions), *map(gain_target, throughputs)]
+    targets = targets_of(predictions, throughputs)
     show(predictions, throughputs)
     common.print_targets(targets)
     environment = common.describe_environment(threads=1)
@@ -133,10 +135,23 @@ def train_over_ranks(model: str, balance: str, steps: int) -> float:
     return float(summary["samples_per_second"])
 
 
+def targets_of(predictions: list[Row], throughputs: list[Row]) -> list[Target]:
+    """Of all rows."""
+    stages = [target(row) for row in predictions for target in (error_target, balance_target)]
+    return [*stages, *map(gain_target, throughputs)]
+
+
 def error_target(row: Row) -> Target:
     """Of one prediction."""
     name = f"{row['model']}, {row['objective']}, {row['head']}: error of the predicted bottleneck"
     return common.at_most(name, row["bottleneck_error"], LARGEST_ERROR)
+
+
+def balance_target(row: Row) -> Target:
+    """Of the measured stages of one cut."""
+    name = f"{row['model']}, {row['objective']}, {row['head']}: slowest stage over an equal share"
+    shares = row["measured_share"]
+    return common.at_most(name, max(shares) * len(shares), LARGEST_SHARE)
 
 
 def gain_target(row: Row) -> Target:
