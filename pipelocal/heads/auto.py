@@ -4,10 +4,11 @@ The first of these that works there, and whose forward multiply-adds are within 
 
 1. the shortest row of the units that follow, with the model's classifier (``twin=2``); made longer, up to
    three units, as long as it takes at most six tenths of the budget;
-2. for images, ``conv``;
-3. where the features already are what the classifier takes, that alone: for tokens, the model's own norm and
+2. for images, such a row on coarser maps (``twin=3@2``, ``twin=2@2``, ..., ``twin=3@4``, ...);
+3. for images, ``conv``;
+4. where the features already are what the classifier takes, that alone: for tokens, the model's own norm and
    readout (``twin=0``);
-4. ``mlp``, then ``linear``.
+5. ``mlp``, then ``linear``.
 
 If none is, the cheapest that works is taken. The budget is a share of the rest of the network, that is of
 what an average stage leaves of the model's multiply-adds: with 1, a head may be all of it. So the head behind
@@ -40,9 +41,12 @@ DEFAULT_BUDGET = 1.0
 DEPTH = 3
 """Units up to which a row is made longer: what brought back-propagation's accuracy (benchmarks/accuracy)."""
 
+SQUARES = (2, 4)
+"""Pixels of a side of the squares over which the coarser maps are averaged."""
+
 LONGER = 0.6
-"""Share of the budget up to which a row is made longer. So the step of a stage takes some seven tenths of the
-uncut network's at most, where the shortest row does not take more."""
+"""Share of the budget up to which a row on whole maps is made longer. So the step of a stage takes some seven
+tenths of the uncut network's at most, where the shortest row does not take more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +58,11 @@ class Choice:
     builder: HeadBuilder
     multiply_adds: int
     """Of the forward pass, for one sample."""
-    share: float
-    """The same over those of the rest of the network: what the budget bounds."""
+    least_budget: float
+    """Least budget that it is within: those over the multiply-adds of the rest of the network, more for a row
+    that is made longer."""
     depth: int | None = None
-    """Units of a row; None for another head."""
+    """Units of a row on whole maps; None for another head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +103,9 @@ class Behind:
         # Units that pass on one tensor were tried on such when the chain was.
         main, *beside = self.downstream.crossing[0]
         tried = not beside and main.dtype == torch.get_default_dtype()
-        shortest = self._shortest
         for choice in self._choices():
-            limit = LONGER * budget if (choice.depth or 0) > shortest else budget
             known = tried and choice.depth is not None
-            if choice.share <= limit and (known or self._works(choice.builder)):
+            if choice.least_budget <= budget and (known or self._works(choice.builder)):
                 yield choice
 
     @property
@@ -112,8 +115,9 @@ class Behind:
 
     def _choices(self) -> Iterator[Choice]:
         """Yield all heads that there may be, the preferred first; none is built with memory."""
-        for depth in range(max(DEPTH, self._shortest), 0, -1):
-            yield from self._row(depth)
+        for square in (None, *SQUARES):
+            for depth in range(max(DEPTH, self._shortest), 0, -1):
+                yield from self._row(depth, square)
         # On smaller maps its BatchNorm would want more than one sample, as that of dgl always does.
         if len(self.feature_shape) == 3 and max(self.feature_shape[1:]) > 2:
             yield self._named("conv")
@@ -132,18 +136,35 @@ class Behind:
             downstream=self.downstream,
         )
 
-    def _row(self, depth: int) -> Iterator[Choice]:
+    def _row(self, depth: int, square: int | None = None) -> Iterator[Choice]:
         kinds, counts = self.downstream.kinds, self.downstream.multiply_adds()
         row = choose_row(kinds, depth)
         if row is None or len(row) != depth:
+            return
+        if square is not None:
+            if self._has_maps_wider_than(square):
+                name = f"twin={depth}@{square}"
+                yield self._counted(
+                    name, partial(downstream, depth=depth, square=square, twin=True)
+                )
             return
         own = sum(counts[self.downstream.start + place] for place in row) + counts[-1]
         builder = partial(downstream, depth=depth, twin=True)
         yield self._choice(f"twin={depth}", builder, own, depth)
 
+    def _has_maps_wider_than(self, square: int) -> bool:
+        """Whether what crosses the cut and what the classifier takes stay maps if averaged over squares.
+
+        A map of one pixel has no statistics for the BatchNorm of a single sample.
+        """
+        shapes = (self.feature_shape, self.downstream.crossing[-1][0].shape)
+        return all(len(shape) == 3 and min(shape[1:]) > square for shape in shapes)
+
     def _named(self, name: str) -> Choice:
-        builder, given = HEADS.get(name), self.downstream.crossing[0][:1]
-        (own,) = multiply_adds([(partial(self.build, builder), given)])
+        return self._counted(name, HEADS.get(name))
+
+    def _counted(self, name: str, builder: HeadBuilder) -> Choice:
+        (own,) = multiply_adds([(partial(self.build, builder), self.downstream.crossing[0][:1])])
         return self._choice(name, builder, own)
 
     def _choice(
@@ -151,7 +172,14 @@ class Behind:
     ) -> Choice:
         rest = sum(self.downstream.multiply_adds()) * (1 - 1 / self.downstream.stages)
         share = own / rest if rest else 0.0
-        return Choice(name=name, builder=builder, multiply_adds=own, share=share, depth=depth)
+        longer = depth is not None and depth > self._shortest
+        return Choice(
+            name=name,
+            builder=builder,
+            multiply_adds=own,
+            least_budget=share / LONGER if longer else share,
+            depth=depth,
+        )
 
     def _works(self, builder: HeadBuilder) -> bool:
         try:

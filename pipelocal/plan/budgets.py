@@ -40,12 +40,12 @@ def neighbours(blueprint: Blueprint) -> Iterator[tuple[bool, float]]:
     for cut in blueprint.cuts[:-1]:
         behind = blueprint.heads.behind(cut.stop)
         chosen = behind.chosen(budget)
-        if behind.chosen(chosen.share * (1 - 1e-9)).name != chosen.name:
-            below.append(chosen.share)
+        if behind.chosen(chosen.least_budget * (1 - 1e-9)).name != chosen.name:
+            below.append(chosen.least_budget)
         for choice in behind.working():  # the preferred first: those before the chosen are too dear
             if choice.name == chosen.name:
                 break
-            above.append(choice.share)
+            above.append(choice.least_budget)
     smaller = _two_digits(max(below, default=0.0), up=False)
     if 0 < smaller < budget:
         yield False, smaller

@@ -55,9 +55,13 @@ def heads_of(blueprint: Blueprint) -> list[str]:
         ("mlp", "3,3", 1, ["twin=3"]),
         # As few as change the shape, in all of it.
         ("resnet8", "1,1,1,1", 1, ["twin=2", "twin=2", "twin=1"]),
-        # Two strided blocks are more than that.
-        ("resnet20", "3,2,2,3", 0.2, ["conv", "twin=1", "twin=1"]),
-        ("resnet20", "3,2,2,3", 0.03, ["mlp"] * 3),
+        # Two strided blocks are more than that: rows on maps of half the side, then of a quarter.
+        ("resnet20", "3,2,2,3", 0.2, ["twin=3@2", "twin=1", "twin=1"]),
+        ("resnet20", "3,2,2,3", 0.1, ["twin=3@2", "twin=2@2", "twin=2@2"]),
+        ("resnet20", "3,2,2,3", 0.03, ["twin=3@4", "twin=1@2", "twin=1@2"]),
+        ("resnet20", "3,2,2,3", 0.005, ["mlp"] * 3),
+        # Maps of one pixel before the classifier cannot be made coarser.
+        ("resnet18", "3,2,2,2", 0.1, ["conv", "conv", "mlp"]),
         # The model's own norm and readout; the cheapest where nothing is within.
         ("gpt", "3,2,2", 0.2, ["twin=0"] * 2),
         ("gpt", "3,2,2", 1e-9, ["twin=0"] * 2),
@@ -74,7 +78,7 @@ def test_a_head_keeps_its_form_where_the_cut_moves_and_is_the_one_of_its_name() 
     blueprint = of("resnet20", "3,2,2,3")
     assert blueprint.head_name(1) == of("resnet20", "1,2,2,5").head_name(2) == "twin=3"
     assert of("resnet20", "1,1,1,1,1,1,1,1,1,1").head_name(3) == "twin=3"
-    assert of("resnet20", "1,1,1,1,1,1,1,1,1,1", budget=0.1).head_name(3) == "conv"
+    assert of("resnet20", "1,1,1,1,1,1,1,1,1,1", budget=0.1).head_name(3) == "twin=3@2"
     chosen = blueprint.build_stage(1, device=CPU, total_steps=1).head
     named = of("resnet20", "3,2,2,3", head="twin=3")
     for name, value in named.build_stage(1, device=CPU, total_steps=1).head.state_dict().items():

@@ -222,7 +222,7 @@ def test_heads_of_stages_and_other_budgets(capsys: pytest.CaptureFixture[str]) -
 
     now = plan("--head-budget", "0.2")
     heads = [stage["head"] for stage in now["stages"]]
-    assert heads == ["conv", "twin=1", "twin=1", None]
+    assert heads == ["twin=3@2", "twin=1", "twin=1", None]
     assert [(each["larger"], each["budget"]) for each in now["budgets"]] == [
         (False, 0.11),
         (True, 0.24),
