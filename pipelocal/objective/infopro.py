@@ -109,7 +109,7 @@ class InfoPro(ForwardRecipe):
 
     def relays(self, stages: int) -> Sequence[Relay]:
         """Have the image relayed up to the last stage that reconstructs it."""
-        until = max((k for k in range(1, stages) if self.weights(k, stages)[0] > 0), default=0)
+        until = max((k for k in range(1, stages) if self.trains_beside(k, stages)), default=0)
         return (
             [Relay(name=IMAGE, of=0, until=until)] if self.target == "image" and until > 1 else []
         )
@@ -123,16 +123,21 @@ class InfoPro(ForwardRecipe):
         reconstruction, task = self.weights(place.number, place.stages)
         if (reconstruction, task) == (0.0, 1.0):
             return Greedy()
-        decoder = None if reconstruction == 0 else self._decoder(place)
+        decoder = None if reconstruction == 0 else self.beside_head(place)
         if decoder is None and reconstruction > 0:
             return Greedy()
         return Reconstructing(self, reconstruction, task, decoder, stage=place.number)
 
-    def _reconstructs_later(self, stages: int) -> bool:
-        return any(self.weights(k, stages)[0] > 0 for k in range(2, stages))
+    def trains_beside(self, number: int, stages: int) -> bool:
+        """Return whether a stage reconstructs."""
+        return self.weights(number, stages)[0] > 0
 
-    def _decoder(self, place: Place) -> nn.Module | None:
-        """Build a stage's decoder; None at a first stage whose samples cannot be reconstructed."""
+    def beside_head(self, place: Place) -> nn.Module | None:
+        """Build a stage's decoder; None at a first stage whose samples cannot be reconstructed.
+
+        Raises:
+            UserError: nothing can be reconstructed from the stage's output.
+        """
         made = place.output_shape
         wanted = place.sample_shape if self.target == "image" else place.input_shape
         if len(made) == len(wanted) == 3:
@@ -147,7 +152,8 @@ class InfoPro(ForwardRecipe):
             return narrow_decoder(made[1], wanted[1])
         if len(made) == 1 and len(wanted) > 0:
             return nn.Sequential(narrow_decoder(made[0], prod(wanted)), nn.Unflatten(1, wanted))
-        if place.number == 1 and self._reconstructs_later(place.stages):
+        later = any(self.trains_beside(k, place.stages) for k in range(2, place.stages))
+        if place.number == 1 and later:
             return None  # such as an embedding of token numbers, or of an image
         mend = "choose another cut, or --objective greedy"
         if place.number == 1:

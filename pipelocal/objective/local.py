@@ -161,6 +161,9 @@ class ObjectiveRecipe(Protocol):
     :class:`Relay` for each tensor; it is called with the number of stages. One that changes the network has
     ``network(chain, starts)``: called with a tried chain and the index of each stage's first unit, it returns
     a chain of units of the same names, which may pass on more.
+    One whose stages train a module on the body's output beside the head has ``trains_beside(number,
+    stages)``, whether a stage does, and ``beside_head(place)``, which builds it, or returns None; so its cost
+    is known where a cut is chosen.
     One that cannot train every network has ``check_stage(body, head, stage=)``, and one that does nothing in
     so few stages ``check_stages(stages)``; both raise a ``UserError``. One whose
     stages run no backward pass says so by ``without_backward = True``. One whose stages send something back

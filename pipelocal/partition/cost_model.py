@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from pipelocal.errors import UserError
 from pipelocal.partition.cut import Cut
@@ -32,6 +32,8 @@ class CostModel:
         packed: whether main outputs are packed on the wire, so that the receiving end holds them twice.
         light_stem: whether the first unit does less than the average unit, so that it should not be a stage
             alone: it learns little by itself, and what it does not learn no later stage makes good.
+        trains_beside: whether the objective trains something beside the head of a stage, by the stage's
+            number and the number of stages.
     """
 
     profile: Profile
@@ -43,6 +45,18 @@ class CostModel:
     label_bytes: int = 0
     packed: bool = False
     light_stem: bool = False
+    trains_beside: Callable[[int, int], bool] | None = None
+
+    def of_stage(self, number: int, stages: int) -> CostModel:
+        """Return the costs for a stage of this number, whose head may have something beside it."""
+        fuller = self.profile.fuller_heads
+        if fuller is None or self.trains_beside is None or not self.trains_beside(number, stages):
+            return self
+        return replace(self, profile=replace(self.profile, heads=fuller))
+
+    def of_stages(self, stages: int) -> list[CostModel]:
+        """Return :meth:`of_stage` for each stage of so many."""
+        return [self.of_stage(number, stages) for number in range(1, stages + 1)]
 
     def fewest_at_first(self, stages: int) -> int:
         """Return the fewest units of the first of so many stages."""
@@ -120,15 +134,18 @@ def balanced(
     Raises:
         UserError: no cut keeps within the limit; says how small the largest stage can be.
     """
-    speed = speeds or [1.0] * stages
+    speed, models = speeds or [1.0] * stages, model.of_stages(stages)
+
+    def memory_bytes(start: int, stop: int, stage: int) -> float:
+        return float(models[stage - 1].memory_bytes(start, stop))
 
     def cost(start: int, stop: int, stage: int) -> float:
-        memory = model.memory_bytes(start, stop)
+        memory = memory_bytes(start, stop, stage)
         if memory_limit is not None and memory > memory_limit:
             return math.inf
         if balance == "memory":
-            return float(memory)
-        return model.seconds(start, stop) / speed[stage - 1]
+            return memory
+        return models[stage - 1].seconds(start, stop) / speed[stage - 1]
 
     units = len(model.profile.units)
     for first in sorted({model.fewest_at_first(stages), 1}, reverse=True):
@@ -136,9 +153,9 @@ def balanced(
         if cuts is not None:  # else the memory limit leaves the stem alone, or allows no cut at all
             return cuts
     assert memory_limit is not None, "without a limit every number of stages up to the units works"
-    least = minimise_largest(units, stages, lambda a, b, _: float(model.memory_bytes(a, b)))
+    least = minimise_largest(units, stages, memory_bytes)
     assert least is not None
-    needed = max(model.memory_bytes(cut.start, cut.stop) for cut in least)
+    needed = max(memory_bytes(cut.start, cut.stop, k + 1) for k, cut in enumerate(least))
     raise UserError(
         f"--memory-limit {format_bytes(memory_limit)}: the best cut into {stages} stages needs "
         f"{format_bytes(needed)} for its largest stage: raise the limit, cut more stages, or lower "

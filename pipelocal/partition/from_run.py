@@ -89,14 +89,17 @@ def corrected(model: CostModel, took: Sequence[Took]) -> CostModel:
         took: the stages of the run.
     """
     profile = model.profile
-    units, heads = list(profile.units), list(profile.heads)
-    for stage in took:
+    units, heads, fuller = list(profile.units), list(profile.heads), profile.fuller_heads
+    fuller = None if fuller is None else list(fuller)
+    for stage, own in zip(took, model.of_stages(len(took)), strict=True):
         cut = stage.cut
-        expected = model.seconds(cut.start, cut.stop)
+        expected = own.seconds(cut.start, cut.stop)
         factor = stage.seconds * profile.batch_size / expected if expected > 0 else 1.0
         for place in range(cut.start, cut.stop):
-            units[place], heads[place] = _times(units[place], factor), _times(heads[place], factor)
-    return replace(model, profile=replace(profile, units=units, heads=heads))
+            for costs in (units, heads, fuller):
+                if costs is not None:
+                    costs[place] = _times(costs[place], factor)
+    return replace(model, profile=replace(profile, units=units, heads=heads, fuller_heads=fuller))
 
 
 def _times(cost: Cost, factor: float) -> Cost:

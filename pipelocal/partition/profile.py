@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Protocol
 
@@ -63,6 +63,11 @@ class Cost:
         """Time of forward, backward and update, without reconciliation."""
         return self.forward_s + self.backward_s + self.update_s
 
+    def plus(self, other: Cost) -> Cost:
+        """Return the cost of both, with the output of this one."""
+        names = [field.name for field in fields(self) if field.name != "output_bytes"]
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
+
     @property
     def held_bytes(self) -> int:
         """Bytes of parameters, their equally large gradients, buffers, optimizer state and activations."""
@@ -79,6 +84,8 @@ class Profile:
     units: list[Cost]
     heads: list[Cost]
     """Cost of the head that would follow each unit; after the last unit, of the classifier."""
+    fuller_heads: list[Cost] | None = None
+    """The same with what the objective trains beside a head; None if it trains nothing there."""
     input_bytes: int
     """Bytes of a batch of samples."""
 
@@ -126,6 +133,7 @@ def profile_chain(
     optimizer: OptimizerOf,
     seed: int = 0,
     seen: Seen | None = None,
+    beside: Callable[[int], nn.Module | None] | None = None,
 ) -> Profile:
     """Profile a chain.
 
@@ -141,6 +149,7 @@ def profile_chain(
         optimizer: makes the optimizer of some parameters.
         seed: seed of the random parameters and inputs, whose values do not matter.
         seen: what earlier profiles measured with the same meter and options, which is added to.
+        beside: builds what is trained on a stage's output beside the head of such an index; None for none.
 
     Raises:
         NotTwiceDifferentiable: a unit or a head cannot be differentiated twice for exact
@@ -149,6 +158,7 @@ def profile_chain(
     """
     units: list[Cost] = []
     heads: list[Cost] = []
+    fuller: list[Cost] = []
     seen = {} if seen is None else seen
     on_meta = meter.device.type == "meta"
 
@@ -215,14 +225,26 @@ def profile_chain(
         build = partial(chain.build_classifier, seed=seed) if last else partial(head, index + 1)
         features = payload(chain.crossing[index])
         heads.append(cost(f"the head behind '{unit.name}'", build, features, loss_of, exact))
+        fuller.append(heads[-1])
+        made = None if last or beside is None else beside(index + 1)
+        if made is not None:
+            what = f"what is trained beside the head behind '{unit.name}'"
+            extra = cost(what, partial(nn.Sequential, made), features, mean_square, False)
+            fuller[-1] = heads[-1].plus(extra)
         before = chain.crossing[index]
     return Profile(
         batch_size=batch_size,
         device=str(meter.device),
         units=units,
         heads=heads,
+        fuller_heads=None if beside is None else fuller,
         input_bytes=batch_size * sum(kind.bytes_per_row for kind in chain.inputs),
     )
+
+
+def mean_square(output: Tensor) -> Tensor:
+    """Compute a loss that costs what the error of a reconstruction does, about."""
+    return output.square().mean()
 
 
 class _OfMain(nn.Module):

@@ -11,7 +11,7 @@ from pipelocal.config.checks import validate
 from pipelocal.config.resolve import IMAGINED, blueprint_of, cut_of, recipe_of
 from pipelocal.data import DataInfo, data_info
 from pipelocal.errors import NotTwiceDifferentiable, UserError
-from pipelocal.objective import SGR, ContSup, Greedy
+from pipelocal.objective import SGR, ContSup, Greedy, InfoPro
 from pipelocal.partition import to_text
 from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.cost_model import CostModel
@@ -42,7 +42,7 @@ from pipelocal.telemetry.pyplot import check_plot
 IMAGENET = DataInfo(name="imagenet", sample_shape=(3, 224, 224), classes=1000)
 """The input that torchvision's models were designed for."""
 
-TIMED = (Greedy, SGR, ContSup)
+TIMED = (Greedy, SGR, ContSup, InfoPro)
 """Objectives whose work is measured; of others that of greedy is."""
 
 MOST_NUMBERS = 10**9
@@ -293,13 +293,17 @@ def predict(
     Raises:
         UserError: the replicas do not fit this cut or these nodes.
     """
-    seconds = [model.seconds(cut.start, cut.stop) for cut in blueprint.cuts]
+    models = model.of_stages(blueprint.stages)
+    seconds = [
+        own.seconds(cut.start, cut.stop) for own, cut in zip(models, blueprint.cuts, strict=True)
+    ]
     alone = [time / speed for time, speed in zip(seconds, speeds, strict=True)]
     replicas = planned_replicas(config, alone)
     contracts = Contracts(config.train_config(), blueprint, batch_size=config.batch_size)
     stages = []
     for k, cut in enumerate(blueprint.cuts):
-        parts = [*model.profile.units[cut.start : cut.stop], model.profile.heads[cut.stop - 1]]
+        own = models[k].profile
+        parts = [*own.units[cut.start : cut.stop], own.heads[cut.stop - 1]]
         last = k + 1 == blueprint.stages
         relayed = sum(kind.bytes_per_row for kind in blueprint.relayed(k + 1)) * config.batch_size
         stages.append(
@@ -312,7 +316,7 @@ def predict(
                 every_seconds=alone[k] / replicas[k],
                 head=blueprint.head_name(k + 1),
                 head_fraction=0.0 if last else min(1.0, parts[-1].train_s / seconds[k]),
-                memory_bytes=model.memory_bytes(cut.start, cut.stop),
+                memory_bytes=models[k].memory_bytes(cut.start, cut.stop),
                 sent_bytes=0 if last else model.edge_bytes(cut.stop) + relayed,
                 backward_bytes=contracts.bytes_back(k + 1),
             )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
+from pipelocal.errors import UserError
 from pipelocal.models import Chain
-from pipelocal.objective import SGR, Place
+from pipelocal.objective import SGR, ObjectiveRecipe, Place
 from pipelocal.partition import Cut, by_count, from_names, from_text
 from pipelocal.partition.cost_model import CostModel
 from pipelocal.partition.partitioners import Partitioner, PartitionRequest, partition
@@ -153,6 +156,7 @@ def cost_model(
         optimizer=lambda named: recipe.make_optimizer(named, place),
         seed=recipe.seed,
         seen=seen,
+        beside=_beside(objective, chain),
     )
     encodings = [
         objective.delta_encoding(shape, derive_seed(recipe.seed, "delta", 0))
@@ -174,7 +178,35 @@ def cost_model(
         window=options.window,
         packed=options.wire != "float32",
         light_stem=_light_stem(chain),
+        trains_beside=getattr(objective, "trains_beside", None),
     )
+
+
+def _beside(objective: ObjectiveRecipe, chain: Chain) -> Callable[[int], nn.Module | None] | None:
+    """Return what builds the module that an objective trains beside a head; None if it trains none.
+
+    It is called with the index of the unit before which the stage ends. The shapes are those of a stage of
+    one unit: a longer one has another input.
+    """
+    build: Callable[[Place], nn.Module | None] | None = getattr(objective, "beside_head", None)
+    if build is None:
+        return None
+    kinds = [chain.inputs, *chain.crossing]
+
+    def beside(stop: int) -> nn.Module | None:
+        place = Place(
+            number=1,
+            stages=2,
+            input_shape=kinds[stop - 1][0].shape,
+            output_shape=kinds[stop][0].shape,
+            sample_shape=chain.input_shape,
+            total_steps=1,
+        )
+        with suppress(UserError):  # such a cut is refused where it is made
+            return build(place)
+        return None
+
+    return beside
 
 
 def _light_stem(chain: Chain) -> bool:

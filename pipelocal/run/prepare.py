@@ -190,7 +190,10 @@ def _choose_replicas(
             return before
     if ranks == 1:
         return [1] * blueprint.stages
-    seconds = [costs().seconds(cut.start, cut.stop) for cut in blueprint.cuts]
+    models = costs().of_stages(blueprint.stages)
+    seconds = [
+        own.seconds(cut.start, cut.stop) for own, cut in zip(models, blueprint.cuts, strict=True)
+    ]
     counts = choose_replicas(seconds, ranks)
     if sum(counts) < ranks:
         raise UserError(

@@ -104,6 +104,25 @@ def test_a_memory_limit_moves_the_cut_or_is_refused() -> None:
         balanced(model, 2, balance="time", memory_limit=150)
 
 
+def test_what_is_trained_beside_a_head_counts_where_a_stage_has_it() -> None:
+    """As InfoPro's decoders, which the last auxiliary stage has not by default, and the last stage never."""
+    config = TrainConfig(model="resnet8", objective="infopro", head="linear", stages=4)
+    info = DataInfo(name="images", sample_shape=(3, 16, 16), classes=5)
+    blueprint = blueprint_of(config, info=info)
+    model = cost_model(blueprint, config, Stopwatch(device=CPU, repeats=1), batch_size=2)
+    decoder = 4 * sum((16 * 12 * 9 + 12, 2 * 12, 12 * 3 * 9 + 3))  # of the 16 channels of the stem
+    first, second, third, last = model.of_stages(4)
+    heads, fuller = model.profile.heads, first.profile.heads
+    assert fuller[0].parameter_bytes == heads[0].parameter_bytes + decoder
+    assert fuller[0].train_s > heads[0].train_s
+    assert fuller[-1] == heads[-1]
+    assert first.memory_bytes(0, 1) > model.memory_bytes(0, 1)
+    assert second.profile.heads == fuller
+    assert third is last is model
+    cuts = balanced(model, 4, balance="memory")
+    assert [cut.stop for cut in cuts] == [1, 2, 3, 4]
+
+
 class Clock(Stopwatch):
     """Time passes only where a module says so."""
 

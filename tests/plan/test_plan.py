@@ -77,6 +77,7 @@ def test_bad_options_end_in_one_line(
     [
         (["greedy"], True),
         (["sgr"], True),
+        (["infopro", "--model", "resnet8"], True),
         (["bwbpf"], False),
         (["lg-fg", "--model", "local-mixer"], False),
         (["anp", "--model", "rnn-last"], False),

@@ -67,7 +67,8 @@ def job(scenario: Scenario, *, back_propagation: bool) -> Job:
         delta_bytes = [fmean(model.delta_bytes) * model.reconcile_share] * scenario.ranks
     else:
         cuts = scenario.cuts or best_cuts(model, speeds, back_propagation=back_propagation)
-        stages = [_stage(model, cut, back_propagation) for cut in cuts]
+        models = model.of_stages(len(cuts))
+        stages = [_stage(own, cut, back_propagation) for own, cut in zip(models, cuts, strict=True)]
         x_bytes = [outputs[cut.stop - 1] for cut in cuts]
         delta_bytes = [model.mean_delta_bytes(cut.stop) for cut in cuts]
     own = Job(
@@ -86,9 +87,11 @@ def best_cuts(
 ) -> tuple[Cut, ...]:
     """Find the cut whose slowest stage is fastest."""
 
+    models = model.of_stages(len(speeds))
+
     def cost(start: int, stop: int, stage: int) -> float:
         if not back_propagation:
-            return model.seconds(start, stop) / speeds[stage - 1]
+            return models[stage - 1].seconds(start, stop) / speeds[stage - 1]
         seconds = _stage(model, Cut(start=start, stop=stop), back_propagation)
         spared = seconds.first_input_gradient if start == 0 else 0.0
         return (seconds.total - spared) / speeds[stage - 1]
