@@ -92,7 +92,7 @@ class Pipeline:
         head: name of an auxiliary head, or a function that builds one, see :mod:`pipelocal.heads`.
         head_task: task by whose loss auxiliary heads train, such as ``Classification(label_smoothing=0.1)``;
             by default the task itself. Figures and evaluations are always the task's.
-        objective: ``Greedy()`` (the default), ``SGR()``, or your own.
+        objective: ``Greedy()`` (the default), another of :mod:`pipelocal.objectives`, or your own.
         optimizer: called with the stage's ``(name, parameter)`` pairs, and with its
             :class:`~pipelocal.objective.local.Place` if it takes a second argument; by default SGD with
             learning rate 0.1, momentum 0.9 and weight decay 5e-4.

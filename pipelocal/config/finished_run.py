@@ -12,7 +12,7 @@ from pipelocal.options import Limits, option
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Evaluate a finished run: the accuracy of every stage's head, and of their ensemble."""
+    """Evaluate a run, or its newest snapshot if it has not ended: every stage's head, and their ensemble."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder that train made."""
@@ -30,7 +30,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write the uncut model of a finished run to a file, with or without auxiliary heads."""
+    """Write the uncut model of a run to a file, with or without auxiliary heads."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder that train made."""
