@@ -58,6 +58,11 @@ class CostModel:
         """Return :meth:`of_stage` for each stage of so many."""
         return [self.of_stage(number, stages) for number in range(1, stages + 1)]
 
+    def seconds_of(self, cuts: Sequence[Cut]) -> list[float]:
+        """Return :meth:`seconds` of each stage of a network."""
+        models = self.of_stages(len(cuts))
+        return [own.seconds(cut.start, cut.stop) for own, cut in zip(models, cuts, strict=True)]
+
     def fewest_at_first(self, stages: int) -> int:
         """Return the fewest units of the first of so many stages."""
         return 2 if self.light_stem and stages < len(self.profile.units) else 1

@@ -91,9 +91,9 @@ def corrected(model: CostModel, took: Sequence[Took]) -> CostModel:
     profile = model.profile
     units, heads, fuller = list(profile.units), list(profile.heads), profile.fuller_heads
     fuller = None if fuller is None else list(fuller)
-    for stage, own in zip(took, model.of_stages(len(took)), strict=True):
+    seconds = model.seconds_of([stage.cut for stage in took])
+    for stage, expected in zip(took, seconds, strict=True):
         cut = stage.cut
-        expected = own.seconds(cut.start, cut.stop)
         factor = stage.seconds * profile.batch_size / expected if expected > 0 else 1.0
         for place in range(cut.start, cut.stop):
             for costs in (units, heads, fuller):

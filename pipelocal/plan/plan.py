@@ -294,9 +294,7 @@ def predict(
         UserError: the replicas do not fit this cut or these nodes.
     """
     models = model.of_stages(blueprint.stages)
-    seconds = [
-        own.seconds(cut.start, cut.stop) for own, cut in zip(models, blueprint.cuts, strict=True)
-    ]
+    seconds = model.seconds_of(blueprint.cuts)
     alone = [time / speed for time, speed in zip(seconds, speeds, strict=True)]
     replicas = planned_replicas(config, alone)
     contracts = Contracts(config.train_config(), blueprint, batch_size=config.batch_size)

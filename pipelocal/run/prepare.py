@@ -190,11 +190,7 @@ def _choose_replicas(
             return before
     if ranks == 1:
         return [1] * blueprint.stages
-    models = costs().of_stages(blueprint.stages)
-    seconds = [
-        own.seconds(cut.start, cut.stop) for own, cut in zip(models, blueprint.cuts, strict=True)
-    ]
-    counts = choose_replicas(seconds, ranks)
+    counts = choose_replicas(costs().seconds_of(blueprint.cuts), ranks)
     if sum(counts) < ranks:
         raise UserError(
             f"--replicas auto finds {replicas_text(counts)} best, for which {sum(counts)} ranks are "
