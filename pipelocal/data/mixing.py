@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipelocal.data.batches import Batch, Batches, Mine
 from pipelocal.data.dataset import DataInfo, is_image
-from pipelocal.errors import UserError
+from pipelocal.errors import DataError, UserError
 from pipelocal.seeding import derive_seed
 from pipelocal.system.tensor_kind import TensorKind
 
@@ -70,7 +70,18 @@ class Mixing:
             batch: samples ``[B, ...]`` and classes ``[B]``.
             classes: number of classes.
             seed: the outcome depends on nothing but this and the batch.
+
+        Raises:
+            DataError: a label is not one of the classes, such as one that a loss would ignore.
         """
+        refused = (batch.target < 0) | (batch.target >= classes)
+        if bool(refused.any()):
+            samples = ", ".join(map(str, batch.ids[refused].tolist()[:5]))
+            low, high = batch.target.aminmax()
+            raise DataError(
+                f"a training batch (sample {samples}): labels run from {low} to {high}, but of {classes} "
+                f"classes 0 to {classes - 1} can be mixed: leave such samples out, or --mixup and --cutmix"
+            )
         draw = np.random.Generator(np.random.PCG64(seed))
         other = torch.from_numpy(draw.permutation(len(batch.x)))
         cut = self.cutmix is not None and (self.mixup is None or bool(draw.integers(2)))

@@ -26,6 +26,9 @@ def end_plainly(rank: int) -> None:
     def hook(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
+        # Torchrun's signal to end may come now, and must not end these lines.
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         # torch.distributed wraps this hook with its own, which buffers the output to print it later;
         # the process ends before that.
         sys.stderr = sys.__stderr__

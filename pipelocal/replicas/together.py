@@ -67,11 +67,13 @@ class Together:
 class Alikeness:
     """Makes replicas agree on buffers, weights, and on which parameters have a gradient at all.
 
-    A floating-point buffer, such as a running mean, changes by the mean of the replicas' changes since the
-    last update; an integer buffer, such as a count of batches, by their sum, or by their mean if the
-    replicas count the same batches. A buffer that no replica changed keeps its bits.
+    A floating-point or complex buffer, such as a running mean, changes by the mean of the replicas' changes
+    since the last update; an integer buffer, such as a count of batches, by their sum, or by their mean if
+    the replicas count the same batches; a bool buffer, such as a mask of what was seen, where any of them
+    changed it. A buffer that no replica changed keeps its bits. Those of the loss count as those of modules.
 
-    All of this is one transfer, concurrent with that of the gradients.
+    All of this is one transfer, concurrent with that of the gradients. On CUDA, where to read what it says
+    makes the host wait, gradients are taken to be there for good after the first update with all of them.
 
     Args:
         stage: the stage, identical on all replicas.
@@ -88,13 +90,30 @@ class Alikeness:
         *,
         same_batches: bool,
     ) -> None:
-        modules = stage.modules
+        loss = stage.loss_module
+        modules = stage.modules if loss is None else (*stage.modules, loss)
         self._group = group
         self._trained = trained
         self._same_batches = same_batches
-        self._buffers = [b for module in modules for b in module.buffers() if b.dtype != torch.bool]
-        self._before = [buffer.clone() for buffer in self._buffers]
+        # By place, as a forward pass may put another tensor there.
+        self._places = {
+            id(buffer): (part._buffers, name)
+            for module in modules
+            for part in module.modules()
+            for name, buffer in part._buffers.items()
+            if buffer is not None
+        }
+        self._before = [buffer.clone() for buffer in self._buffers()]
         self._all_had_gradients = False
+
+    def _buffers(self) -> list[Tensor]:
+        """Return the buffers as they are now; complex ones as views of their real and imaginary parts."""
+        found = [buffers[name] for buffers, name in self._places.values()]
+        return [
+            torch.view_as_real(buffer.resolve_conj()) if buffer.is_complex() else buffer
+            for buffer in found
+            if buffer is not None
+        ]
 
     @torch.no_grad()
     def begin(self, weight: Weight) -> Wait[Weight]:
@@ -107,8 +126,8 @@ class Alikeness:
             What waits and returns the sum of all replicas' weights, to be called once the gradients are
             averaged: it drops those that no replica had, so that an optimizer skips these parameters.
         """
-        pairs = zip(self._buffers, self._before, strict=True)
-        moved = [torch.where(b == old, 0, b - old).double().reshape(-1) for b, old in pairs]
+        pairs = zip(self._buffers(), self._before, strict=True)
+        moved = [_change(old, buffer).reshape(-1) for buffer, old in pairs]
         found = [] if self._all_had_gradients else [p.grad is not None for p in self._trained()]
         first = 0.0 if isinstance(weight, Tensor) else weight
         known = torch.tensor([first, *found], dtype=torch.float64)
@@ -132,14 +151,23 @@ class Alikeness:
         for parameter, has in zip(self._trained(), having, strict=True):
             if not has:
                 parameter.grad = None
-        self._all_had_gradients = all(having)
+        self._all_had_gradients = found.device.type == "cuda" and all(having)
 
     @torch.no_grad()
     def _move_buffers(self, moved: Tensor) -> None:
-        parts = torch.split(moved, [buffer.numel() for buffer in self._buffers])
-        for buffer, old, part in zip(self._buffers, self._before, parts, strict=True):
+        buffers = self._buffers()
+        parts = torch.split(moved, [buffer.numel() for buffer in buffers])
+        for buffer, old, part in zip(buffers, self._before, parts, strict=True):
             mean = buffer.is_floating_point() or self._same_batches
             by = (part / self._group.count if mean else part).view_as(old)
+            new = old ^ (by > 0) if old.dtype == torch.bool else old + by.to(old.dtype)
             # Where nothing changed, do not even add zero: it would turn -0.0 into 0.0.
-            buffer.copy_(torch.where(by == 0, old, old + by.to(old.dtype)))
+            buffer.copy_(torch.where(by == 0, old, new))
             old.copy_(buffer)
+
+
+def _change(old: Tensor, new: Tensor) -> Tensor:
+    """Return what was added to a tensor, in float64; of bools 1 where they changed."""
+    if old.dtype == torch.bool:
+        return (old ^ new).double()
+    return torch.where(new == old, 0, new - old).double()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipelocal.checkpoint.description import PACKAGES, CodeDescription, ModelDescription, versions
+from pipelocal.data.batches import Batches
 from pipelocal.errors import UserError
 from pipelocal.options import option_name
 from pipelocal.ranks.control import ControlPlane
@@ -103,17 +104,30 @@ def check_same_code(code: Mapping[str, CodeDescription], control: ControlPlane) 
     )
 
 
-def check_same_data(fingerprint: str, own: str) -> None:
-    """Refuse a replica of the first stage whose data differs from rank 0's.
+def check_same_data(batches: Batches, control: ControlPlane) -> None:
+    """Refuse a replica of the first stage whose data differs from rank 0's, in content or in length.
+
+    Args:
+        batches: of this rank, which is rank 0 or holds a replica of the first stage.
+        control: the control plane.
 
     Raises:
-        UserError: the fingerprints differ.
+        UserError: the data differ; says in what.
     """
-    if fingerprint != own:
-        raise UserError(
-            "other data below --data-root than on rank 0 (the content differs): copy the same to every node "
-            "that holds a replica of the first stage"
-        )
+    described = batches.describe()
+    _compare(
+        control,
+        "data",
+        {
+            "the content": described["fingerprint"][:12],
+            "training samples": described.get("train_samples"),
+            "test samples": described.get("test_samples"),
+            "batches of an epoch": batches.steps_per_epoch,
+            "samples in a batch": batches.batch_size,
+        },
+        what="other data than on rank 0",
+        mend="give the same to every node that holds a replica of the first stage",
+    )
 
 
 def _compare(

@@ -16,6 +16,7 @@ from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.host import set_up_host, use_interface
 from pipelocal.ranks.world import World
 from pipelocal.replicas.together import Together
+from pipelocal.run.agreement import check_same_data
 from pipelocal.run.assembly import Assembly
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.connection import connected, disconnect
@@ -99,6 +100,7 @@ def evaluate_stages(
         incoming = edges.before
         if seat.index == 0:
             own = opened if world.rank == 0 else batches()
+            check_same_data(own, control)
             incoming = Source(
                 own, None, device, deal=seat.deal, check_target=blueprint.check_target
             )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from torch import nn
+
+from pipelocal.errors import UserError
 from pipelocal.objective import ExactReconciliation, FirstOrderReconciliation, Objective
 from pipelocal.objective.probe import check_double_backward, check_one_row, random_input
 from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.spec import Spec
 from pipelocal.stage.purity import Demands, check_extra_state, check_purity
 from pipelocal.stage.stage import Stage
+from pipelocal.tasks.trial import check_loss_forgets
 
 
 def check_stage_fits(
@@ -25,6 +29,10 @@ def check_stage_fits(
     Raises:
         UserError: the stage does not support the run; names the unit and the remedy.
     """
+    recipe, target = blueprint.recipe, blueprint.info.target
+    for task in (recipe.task, *([recipe.head_task] if recipe.head_task else [])):
+        check_loss_forgets(task, blueprint.model_output, target.shape, target.dtype)
+    _check_sparse(stage, spec, replicas=replicas)
     number, kinds = stage.number, blueprint.passed_on(stage.number - 1)
     if smallest_batch == 1 and number > 1:
         check_one_row(stage.body, stage.head, kinds, stage=number)
@@ -35,6 +43,25 @@ def check_stage_fits(
     demands = _demands(spec, stage.objective, replicas)
     x = random_input(stage.body, stage.head, 2, kinds)
     check_purity(stage.body, stage.head, x, demands, stage=number)
+
+
+def _check_sparse(stage: Stage, spec: Spec, *, replicas: int) -> None:
+    """Refuse embeddings with sparse gradients where gradients are averaged, measured or counted."""
+    reasons = {
+        "--replicas": replicas > 1,
+        "--clip-norm": spec.recipe.clip is not None,
+        "--step-early": spec.options.step_early,
+    }
+    why = next((option for option, there in reasons.items() if there), None)
+    if why is None:
+        return
+    for part in stage.modules:
+        for name, module in part.named_modules():
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+                raise UserError(
+                    f"stage {stage.number}: '{name}' has sparse gradients, which do not go with {why}: build "
+                    f"it with sparse=False, or leave {why} out"
+                )
 
 
 def _demands(spec: Spec, objective: Objective, replicas: int) -> Demands:

@@ -48,8 +48,6 @@ class Findings:
     """Number of replicas of every stage."""
     start: dict[str, Any] = field(default_factory=dict)
     """Fields of :class:`~pipelocal.run.recovery.Start`."""
-    data: str = ""
-    """Fingerprint of the data that rank 0 reads."""
     finished: bool = False
     """Whether an earlier attempt had finished before it lost a rank."""
 
@@ -121,7 +119,6 @@ def prepare(
             cut=cut,
             replicas=counts,
             start=asdict(start),
-            data=data["fingerprint"],
         )
     control.put("facts", asdict(facts))
     return Prepared(findings=facts, folder=folder, batches=batches, description=description)

@@ -47,6 +47,7 @@ from pipelocal.run.snapshots import Snapshots
 from pipelocal.run.spec import Spec
 from pipelocal.run.summary import begin_record, describe, final_record, summarise
 from pipelocal.stage.stage import Stage
+from pipelocal.stage.state import load_stage_weights, stage_state
 from pipelocal.system.signals import Wishes
 from pipelocal.system.streams import for_progress, tell
 from pipelocal.telemetry.actions import Recorder
@@ -111,7 +112,7 @@ class Run:
         if found.finished:
             return self._leave_finished(prepared.folder, stream)
         self._settle(found)
-        batches = self._data_of_this_rank(prepared.batches, found)
+        batches = self._data_of_this_rank(prepared.batches)
         start, plan = self._timetable(found)
         setting_up.now("building the stages")
         self._build_stages(plan, found, start)
@@ -151,6 +152,8 @@ class Run:
                 self.control.leave()
                 return None
             summary = self._finish(plan, reporter, snapshots, assembly.contracts.votes.why_not)
+            if self.spec.options.replicate == "fsdp":
+                self.stages = [self._made_whole(stage) for stage in self.stages]
             self.control.leave()
         finally:
             if reporter:
@@ -225,12 +228,12 @@ class Run:
         """This rank's place among stages and replicas."""
         return self.placement.seat(self.world.rank)
 
-    def _data_of_this_rank(self, opened: Batches | None, found: Findings) -> Batches | None:
+    def _data_of_this_rank(self, opened: Batches | None) -> Batches | None:
         """Open the data on replicas of the first stage; each reads its own batches."""
-        if opened is not None or self.seat.index > 0:
-            return opened
-        batches = self.spec.batches()
-        check_same_data(found.data, batches.describe()["fingerprint"])
+        if self.seat.index > 0:
+            return None
+        batches = opened or self.spec.batches()
+        check_same_data(batches, self.control)
         return batches
 
     def _timetable(self, found: Findings) -> tuple[Start, Timetable]:
@@ -438,6 +441,14 @@ class Run:
         if self.world.size > 1:
             self.control.put("summary", summary)
         return summary
+
+    def _made_whole(self, stage: Stage) -> Stage:
+        """Return a stage with the weights of one whose replicas had shares of them until now."""
+        chain, cut = self.blueprint.network, self.blueprint.cuts[stage.number - 1]
+        state = stage_state(chain, cut, stage)
+        whole = self.blueprint.build_stage(stage.number, device=self.device, total_steps=1)
+        load_stage_weights(chain, cut, whole, state)
+        return whole
 
     def _leave_finished(self, folder: RunFolder, stream: TextIO) -> dict[str, Any]:
         """Leave a run that was already finished; return its summary."""

@@ -139,8 +139,9 @@ class Stage:
         losses = [getattr(each, "loss_function", None) for each in (trained, task)]
         self._loss_modules = [loss for loss in losses if isinstance(loss, nn.Module)]
         """Of the training, and of the task, whose figures are those of batches and evaluations."""
-        trained_loss = losses[0] if isinstance(losses[0], nn.Module) else None
-        self.unsaved = Unsaved(body, head, self.own_objective, trained_loss)
+        self.loss_module = losses[0] if isinstance(losses[0], nn.Module) else None
+        """The loss of the training, if it is a module."""
+        self.unsaved = Unsaved(body, head, self.own_objective, self.loss_module)
         self._train_mode: bool | None = None
         self.frozen_at: int | None = None
         """Number of batches after which the stage was frozen; None while it trains."""

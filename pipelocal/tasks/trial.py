@@ -1,14 +1,16 @@
-"""Tries a task on zeros: are its names free, and what shapes have its sums?"""
+"""Tries a task: are its names free, what shapes have its sums, and does its loss forget what it was given?"""
 
 from __future__ import annotations
 
+import copy
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelocal.errors import UserError
+from pipelocal.seeding import seeded
 from pipelocal.tasks.task import Shape, Task
 
 TAKEN = frozenset(
@@ -103,3 +105,43 @@ def shapes_of_sums(
                 f"task {type(task).__name__}: figures is given '{name}' anyway: call that of sums otherwise"
             )
     return {n: tuple(s.shape) if isinstance(s, Tensor) else () for n, s in found.items()}
+
+
+def check_loss_forgets(
+    task: Task, output_shape: Shape, target_shape: Shape, target_dtype: torch.dtype
+) -> None:
+    """Refuse a loss that keeps state where no stage could have its own, and no snapshot would hold it.
+
+    That is anywhere but in the buffers of an ``nn.Module``: stages of one process would share it, those of
+    several would not.
+
+    Args:
+        task: the task.
+        output_shape: shape of one row of an output.
+        target_shape: shape of one row of the targets.
+        target_dtype: their dtype.
+
+    Raises:
+        UserError: called again with the same numbers, the loss is another.
+    """
+    if isinstance(getattr(task, "loss_function", None), nn.Module) or prod(output_shape) > LARGE:
+        return
+    target = torch.zeros(2, *target_shape, dtype=target_dtype)
+    with seeded(0, "loss"):
+        output = torch.randn(2, *output_shape)
+    means = []
+    try:
+        tried = copy.deepcopy(task)
+        for _ in range(2):
+            with seeded(0, "loss"):
+                means.append(
+                    float(tried.loss(output.clone().requires_grad_(), target).mean.detach())
+                )
+    except Exception:  # as it is, the first batch says so
+        return
+    if means[0] != means[1] and means[0] == means[0]:
+        raise UserError(
+            f"loss: called twice with the same numbers it gives {means[0]!r} and {means[1]!r}, so it keeps "
+            f"something that neither other stages nor a snapshot have: give an nn.Module that keeps it in "
+            f"buffers (self.register_buffer)"
+        )

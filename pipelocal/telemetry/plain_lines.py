@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
-from pipelocal.telemetry.formats import UNKNOWN, format_figure, format_loss, short_name
+from pipelocal.telemetry.formats import UNKNOWN, format_figure, format_loss, or_unknown, short_name
 from pipelocal.telemetry.progress import Progress, StageRow, progress_text
 
 
@@ -72,7 +72,7 @@ def _stage_text(row: StageRow, metric: str) -> str:
         figures.append(f"{short_name(metric)} {format_figure(row.metric)}")
     if row.eval_metric is not None:
         figures.append(f"eval {format_figure(row.eval_metric)}")
-    figures += [f"{heading} {format_figure(value)}" for heading, value in row.further.items()]
+    figures += [f"{name} {or_unknown(format_figure, value)}" for name, value in row.further.items()]
     frozen = " frozen" if row.frozen else ""
     return f"{row.stage}{frozen}: {' '.join(figures) or UNKNOWN}"
 

@@ -24,7 +24,7 @@ class StageRow:
     """The task's first metric in training."""
     eval_metric: float | None = None
     """The same in the last evaluation."""
-    further: Mapping[str, float] = field(default_factory=dict)
+    further: Mapping[str, float | None] = field(default_factory=dict)
     """Other figures, by the heading of their column: the agreement of reconciled stages, and the task's
     further metrics in the last evaluation."""
     samples_per_second: float | None = None

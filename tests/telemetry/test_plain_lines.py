@@ -27,9 +27,9 @@ def test_plain_view_writes_these_lines() -> None:
 
 def test_plain_view_tells_further_figures() -> None:
     stream = io.StringIO()
-    row = replace(MEASURED, further={"eval top5": 0.99, "agreement": -0.0412})
+    row = replace(MEASURED, further={"eval auc": None, "agreement": -0.0412})
     PlainView(stream).update([row], progress())
-    expected = "  1: loss 0.312 acc 0.912 eval 0.885 eval top5 0.990 agreement -0.041"
+    expected = "  1: loss 0.312 acc 0.912 eval 0.885 eval auc - agreement -0.041"
     assert stream.getvalue().splitlines()[1:] == [expected]
 
 
