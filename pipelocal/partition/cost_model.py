@@ -47,16 +47,13 @@ class CostModel:
     light_stem: bool = False
     trains_beside: Callable[[int, int], bool] | None = None
 
-    def of_stage(self, number: int, stages: int) -> CostModel:
-        """Return the costs for a stage of this number, whose head may have something beside it."""
-        fuller = self.profile.fuller_heads
-        if fuller is None or self.trains_beside is None or not self.trains_beside(number, stages):
-            return self
-        return replace(self, profile=replace(self.profile, heads=fuller))
-
     def of_stages(self, stages: int) -> list[CostModel]:
-        """Return :meth:`of_stage` for each stage of so many."""
-        return [self.of_stage(number, stages) for number in range(1, stages + 1)]
+        """Return the costs for each stage of so many: heads may have something beside them, or not."""
+        fuller, beside = self.profile.fuller_heads, self.trains_beside
+        if fuller is None or beside is None:
+            return [self] * stages
+        with_it = replace(self, profile=replace(self.profile, heads=fuller))
+        return [with_it if beside(number, stages) else self for number in range(1, stages + 1)]
 
     def seconds_of(self, cuts: Sequence[Cut]) -> list[float]:
         """Return :meth:`seconds` of each stage of a network."""

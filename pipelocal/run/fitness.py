@@ -14,6 +14,18 @@ from pipelocal.stage.stage import Stage
 from pipelocal.tasks.trial import check_loss_forgets
 
 
+def check_losses(blueprint: Blueprint) -> None:
+    """Try out the losses of a run, which all its stages have in common.
+
+    Raises:
+        UserError: one keeps something that other stages and snapshots do not have.
+    """
+    recipe, target = blueprint.recipe, blueprint.info.target
+    for task in (recipe.task, recipe.head_task):
+        if task is not None:
+            check_loss_forgets(task, blueprint.model_output, target.shape, target.dtype)
+
+
 def check_stage_fits(
     stage: Stage, blueprint: Blueprint, spec: Spec, *, replicas: int, smallest_batch: int
 ) -> None:
@@ -29,9 +41,6 @@ def check_stage_fits(
     Raises:
         UserError: the stage does not support the run; names the unit and the remedy.
     """
-    recipe, target = blueprint.recipe, blueprint.info.target
-    for task in (recipe.task, *([recipe.head_task] if recipe.head_task else [])):
-        check_loss_forgets(task, blueprint.model_output, target.shape, target.dtype)
     _check_sparse(stage, spec, replicas=replicas)
     number, kinds = stage.number, blueprint.passed_on(stage.number - 1)
     if smallest_batch == 1 and number > 1:

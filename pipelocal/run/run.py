@@ -38,7 +38,7 @@ from pipelocal.run.agreement import (
 from pipelocal.run.assembly import Assembly
 from pipelocal.run.connection import connected, disconnect
 from pipelocal.run.edges import Edges
-from pipelocal.run.fitness import check_stage_fits
+from pipelocal.run.fitness import check_losses, check_stage_fits
 from pipelocal.run.initial import Initial, find_initial, require_initial
 from pipelocal.run.prepare import Findings, begin, prepare
 from pipelocal.run.recovery import Start, load_snapshot
@@ -262,6 +262,7 @@ class Run:
                 tell(
                     f"--compress {options.compress}: there are no replicas whose gradients to compress"
                 )
+        check_losses(blueprint)
         for number in self.seat.block.stages:
             stage = blueprint.build_stage(
                 number,
