@@ -113,9 +113,11 @@ def places(text: str) -> list[Place]:
         evaluate_every=1000,
         log_every=LOG_EVERY,
     )
-    shared = replace(shared, max_steps=48, drop_last=True, data_root=text)
+    shared = replace(shared, max_steps=48, drop_last=True)
     images = replace(shared, model="resnet20", data="synthetic", batch_size=32, cut="block4")
-    letters = replace(shared, model="gpt", data="text64", batch_size=16, cut="block4")
+    letters = replace(
+        shared, model="gpt", data="text64", data_root=text, batch_size=16, cut="block4"
+    )
     return [
         Place(name="resnet20, one machine", config=images, link=None),
         Place(name="gpt, 100 Mbit/s, 10 ms", config=letters, link=SLOW),
