@@ -89,6 +89,13 @@ def other_generators() -> tuple[Any, Any]:
     return random.getstate(), np.random.get_state()
 
 
+def states_of_draws() -> tuple[object, ...]:
+    """Return what differs once anything has drawn from a generator of the host."""
+    # NumPy's text omits most of the state, but not the position, which changes with each draw.
+    own, numpy = other_generators()
+    return torch.default_generator.get_state().tolist(), own, str(numpy)
+
+
 @contextmanager
 def restored(states: tuple[Any, Any]) -> Iterator[None]:
     """Restore these states of Python's and NumPy's generators after a block."""

@@ -1,6 +1,6 @@
-"""Step time with ``--compile``, beside none: back-propagation and pipelocal's stages, in one process.
+"""Step time with ``--compile`` and ``--cuda-graphs``, beside none: back-propagation and pipelocal's stages.
 
-Each training is a ``pipelocal train`` of its own, and a step's time is the median over records of eight
+All trainings take turns in one process, round by round. A step's time is the median over records of eight
 batches, the first ones, in which it compiles, left out::
 
     python benchmarks/compile/run.py --quick --json compile.json
@@ -9,18 +9,30 @@ batches, the first ones, in which it compiles, left out::
 
 from __future__ import annotations
 
+import argparse
+import gc
+import io
+import json
+import statistics
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import torch
+
 from benchmarks import common, torchrun
-from benchmarks.common import BenchmarkError
 from pipelocal.config import TrainConfig
+from pipelocal.config.training import train
+from pipelocal.errors import PipelocalError
+from pipelocal.ranks.host import set_up_host
 
 Row = dict[str, Any]
-NONE = "none"
+NONE, GRAPHS = "none", "cuda-graphs"
 METHODS: dict[str, dict[str, Any]] = {
     "BP": {"objective": "bp"},
     "pipelocal, K = 4": {"objective": "greedy", "stages": 4},
@@ -33,81 +45,106 @@ def main() -> None:
     parser = common.Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="result file to write")
     parser.add_argument("--quick", action="store_true", help="a short form of under 3 minutes")
-    parser.add_argument("--models", nargs="+", default=["resnet20"])
-    parser.add_argument("--backends", nargs="+", default=["inductor"], help="of torch.compile")
+    parser.add_argument("--models", nargs="+", default=["resnet20", "vit_small"])
+    parser.add_argument("--ways", nargs="+", help=f"back ends of torch.compile, and {GRAPHS}")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=3, help="all runs in turns, so many times")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     options = parser.parse_args()
-    if options.quick:
-        options.models, options.backends = ["mlp"], ["aot_eager"]
-        options.batch_size, options.steps = 16, 48
     device = common.resolve_device(options.device)
+    options.ways = options.ways or ["inductor", *([GRAPHS] if device == "cuda" else [])]
+    if options.quick:
+        options.models, options.ways = ["mlp"], ["aot_eager"]
+        options.batch_size, options.steps, options.rounds = 16, 48, 1
     common.check_writable(options.json)
-    rows: list[Row] = []
-    for model in options.models:
-        for backend in (NONE, *options.backends):
-            for name, own in METHODS.items():
-                config = TrainConfig(
-                    model=model,
-                    batch_size=options.batch_size,
-                    max_steps=options.steps,
-                    epochs=10_000,
-                    evaluate_every=10_000,
-                    log_every=LOG_EVERY,
-                    device=device,
-                    compile=None if backend == NONE else backend,
-                    **own,
-                )
-                rows.append(row(name, config))
-                common.write_result(
-                    options.json,
-                    environment={
-                        **common.describe_environment(threads=1, device=device),
-                        "batch_size": options.batch_size,
-                    },
-                    results=with_ratios(rows),
-                    targets=[],
-                )
+    set_up_host(1)
+    found: dict[tuple[str, str, str], list[float | str]] = {}
+    for _ in range(options.rounds):
+        for model in options.models:
+            for way in (NONE, *options.ways):
+                for method in METHODS:
+                    config = config_of(model, method, way, device, options)
+                    found.setdefault((model, method, way), []).append(step_ms(config))
+        rows = rows_of(found)
+        common.write_result(
+            options.json,
+            environment={
+                **common.describe_environment(threads=1, device=device),
+                "batch_size": options.batch_size,
+            },
+            results=rows,
+            targets=[],
+        )
     common.print_table(
-        "step time with torch.compile",
-        ("model", "method", "back end", "ms", "over none"),
+        "step time in one process",
+        ("model", "method", "way", "ms", "over none"),
         [
             (
-                each["model"],
-                each["method"],
-                each["backend"],
-                each["error"] or f"{each['ms']:.2f}",
-                f"{each['over_none']:.2f}" if each["over_none"] else "-",
+                row["model"],
+                row["method"],
+                row["way"],
+                row["error"] or f"{row['ms']:.2f}",
+                f"{row['over_none']:.2f}" if row["over_none"] else "-",
             )
-            for each in with_ratios(rows)
+            for row in rows
         ],
     )
 
 
-def row(name: str, config: TrainConfig) -> Row:
+def config_of(
+    model: str, method: str, way: str, device: str, options: argparse.Namespace
+) -> TrainConfig:
+    """What is trained in one of the ways."""
+    return TrainConfig(
+        model=model,
+        batch_size=options.batch_size,
+        max_steps=options.steps,
+        epochs=10_000,
+        evaluate_every=10_000,
+        log_every=LOG_EVERY,
+        device=device,
+        plain=True,
+        compile=None if way in (NONE, GRAPHS) else way,
+        cuda_graphs=way == GRAPHS,
+        **METHODS[method],
+    )
+
+
+def step_ms(config: TrainConfig) -> float | str:
     """A training's step time in ms, or the line that it ended in."""
-    found: Row = {"model": config.model, "method": name, "backend": config.compile or NONE}
+    torch.compiler.reset()  # which would stop compiling after some models
+    gc.collect()
     try:
-        metrics = torchrun.metrics_over_ranks(1, config)
-    except BenchmarkError as error:
-        found |= {"ms": None, "error": str(error)}
-    else:
-        last = max(line["stage"] for line in metrics)
-        ms = 1000 * torchrun.seconds_of_a_batch(metrics, last, config.batch_size)
-        found |= {"ms": ms, "error": None}
-    print(found, flush=True)
-    return found
+        with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
+            out = Path(scratch, "run")
+            train(replace(config, out=str(out)), stream=io.StringIO())
+            lines = (out / "metrics.jsonl").read_text().splitlines()
+    except PipelocalError as error:
+        print(error, flush=True)
+        return str(error)
+    metrics = [json.loads(line) for line in lines]
+    last = max(line["stage"] for line in metrics)
+    ms = 1000 * torchrun.seconds_of_a_batch(metrics, last, config.batch_size)
+    print(f"{config.model}, {config.objective}: {ms:.2f} ms", flush=True)
+    return ms
 
 
-def with_ratios(rows: list[Row]) -> list[Row]:
-    """The rows with each one's time over that of the same without ``--compile``."""
-    none = {(r["model"], r["method"]): r["ms"] for r in rows if r["backend"] == NONE}
-    return [
-        {**r, "over_none": r["ms"] / base if r["ms"] and base else None}
-        for r in rows
-        for base in [none[r["model"], r["method"]]]
-    ]
+def rows_of(found: Mapping[tuple[str, str, str], Sequence[float | str]]) -> list[Row]:
+    """A row for each, with the medians of its time and of its ratio to the same method without either."""
+    rows = []
+    for (model, method, way), rounds in found.items():
+        row: Row = {"model": model, "method": method, "way": way, "ms": None, "over_none": None}
+        times = [each for each in rounds if not isinstance(each, str)]
+        row["error"] = next((each for each in rounds if isinstance(each, str)), None)
+        row["ms_each_round"] = times
+        if row["error"] is None:
+            row["ms"] = statistics.median(times)
+            none = found[model, method, NONE]
+            pairs = [(a, b) for a, b in zip(times, none, strict=True) if not isinstance(b, str)]
+            row["over_none"] = statistics.median(a / b for a, b in pairs) if pairs else None
+        rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from pipelocal.errors import UserError
 from pipelocal.models.inputs import call, logits_of
 from pipelocal.models.proxies import ExampleTracer
-from pipelocal.seeding import other_generators
+from pipelocal.seeding import states_of_draws
 from pipelocal.system.tensor_kind import TensorKind
 
 
@@ -44,14 +44,14 @@ def trace(
     """
     # Copies, because tracing runs the code between the units, which may change the model.
     training, evaluating = copy.deepcopy(model).train(), copy.deepcopy(model).eval()
-    generators = _generators()
+    generators = states_of_draws()
     root, graph, written = _trace(training, whole, inputs)
     other_root, other_graph, also_written = _trace(evaluating, whole, inputs)
     _check_results(type(model).__name__, graph, other_graph)
     _check_same(root, graph, other_root, other_graph)
     _check_modes(root, graph, training=True)
     _check_modes(other_root, other_graph, training=False)
-    if _generators() != generators:
+    if states_of_draws() != generators:
         raise UserError(
             f"between its units {type(model).__name__} draws a random number that tracing would fix: "
             f"put it into a submodule"
@@ -125,12 +125,6 @@ class _Tracer(ExampleTracer):
 def _contexts() -> tuple[bool, ...]:
     autocast = (torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
     return torch.is_grad_enabled(), *autocast
-
-
-def _generators() -> tuple[object, ...]:
-    # NumPy's text omits most of the state, but not the position, which changes with each draw.
-    own, numpy = other_generators()
-    return torch.get_rng_state().tolist(), own, str(numpy)
 
 
 def _trace(

@@ -37,6 +37,7 @@ from pipelocal.run.heads import Heads
 from pipelocal.seeding import derive_seed, seeded
 from pipelocal.stage.displacement import Displacement, weight_at
 from pipelocal.stage.ema import Average
+from pipelocal.stage.graphs import check_cuda_graphs
 from pipelocal.stage.layout import put_channels_last
 from pipelocal.stage.passes import HALF
 from pipelocal.stage.recipe import Recipe, check_schedule
@@ -403,6 +404,8 @@ class Blueprint:
         place = self.place(number, total_steps=total_steps)
         with seeded(recipe.seed, "objective", number), calling("objective"):
             objective = recipe.objective.for_stage(place)
+        if compute.cuda_graphs:
+            check_cuda_graphs(device, objective)
         own = own_module(objective)
         if own is not None:
             own.to(device)

@@ -41,6 +41,7 @@ def check_combinations(options: RunOptions, recipe: Recipe) -> None:
     _check_transport_penalty(options, recipe)
     _check_without_backward(options, recipe)
     _check_compile(options, recipe)
+    _check_cuda_graphs(options, recipe)
     _check_autocast(options, recipe)
     _check_memory_savers(options, recipe)
     _check_accumulate(options, recipe)
@@ -126,6 +127,32 @@ def _check_compile(options: RunOptions, recipe: Recipe) -> None:
             f"--compile {options.compile}: compiled code cannot be differentiated twice, which "
             f"--reconcile exact needs: choose --reconcile first-order, or leave --compile out"
         )
+
+
+def _check_cuda_graphs(options: RunOptions, recipe: Recipe) -> None:
+    if not options.cuda_graphs:
+        return
+    if formulas := _by_formulas(options, recipe):
+        raise UserError(
+            f"--cuda-graphs is for stages that run as modules: leave out {formulas} or --cuda-graphs"
+        )
+    if exact(recipe):
+        raise UserError(
+            "--reconcile exact differentiates twice, and a CUDA graph holds one backward pass: choose "
+            "--reconcile first-order, or leave --cuda-graphs out"
+        )
+    if recipe.transport_penalty:
+        raise UserError(
+            f"--transport-penalty {recipe.transport_penalty:g} looks into units, which --cuda-graphs runs as "
+            f"one: leave one of them out"
+        )
+    if options.replicate == "fsdp":
+        raise UserError(
+            "--replicate fsdp moves weights on every batch, and a CUDA graph reads them where they were: "
+            "choose ddp, or leave --cuda-graphs out"
+        )
+    why = "changes how a stage's passes run, which --cuda-graphs captures: leave one of them out"
+    _refuse(options, ("compile", "checkpoint_activations", "step_early", "sync_batchnorm"), why)
 
 
 def _check_autocast(options: RunOptions, recipe: Recipe) -> None:
@@ -264,7 +291,7 @@ def _check_without_backward(options: RunOptions, recipe: Recipe) -> None:
     if not getattr(recipe.objective, "without_backward", False):
         return
     name = type(recipe.objective).__name__
-    backward = ("autocast", "compile", "checkpoint_activations", "step_early")
+    backward = ("autocast", "compile", "cuda_graphs", "checkpoint_activations", "step_early")
     why = f"is for stages with a backward pass, and {name} has none: leave it out"
     _refuse(options, backward, why)
     if isinstance(recipe.head_task, SupCon):
@@ -294,7 +321,13 @@ def _check_way_back(options: RunOptions, recipe: Recipe) -> None:
             "objective: its way_back has weights, which only --head guided sends: leave them out"
         )
     name = type(recipe.objective).__name__
-    refused = ("step_early", "compile", "checkpoint_activations", "measure_bp_gap")
+    refused = (
+        "step_early",
+        "compile",
+        "cuda_graphs",
+        "checkpoint_activations",
+        "measure_bp_gap",
+    )
     why = (
         f"is for stages to which nothing comes back, and {name} sends something back: leave it out"
     )

@@ -29,6 +29,9 @@ class ComputeOptions:
     compile: str | None = None
     """Compile every stage's body and head with this back end of torch.compile, such as inductor (which on
     CPUs wants a C++ compiler) or aot_eager."""
+    cuda_graphs: bool = False
+    """Launch the passes of a stage's body, and of its head, as CUDA graphs: less time where kernels are
+    short, the same results. For code that does the same on every batch."""
     checkpoint_activations: int | None = option(None, limits=BATCHES)
     """Keep of so many units the input alone, and compute what they make again in the backward pass: less
     memory, more time, the same bits."""

@@ -18,6 +18,7 @@ from pipelocal.heads import takes_beside, takes_input
 from pipelocal.models.payload import Payload, each, pack, unpack
 from pipelocal.seeding import derive_seed, reseed
 from pipelocal.stage.displacement import Displacement, WithPenalty
+from pipelocal.stage.graphs import GraphedPasses
 from pipelocal.stage.layout import laid_out, own_memory
 from pipelocal.stage.options import ComputeOptions
 from pipelocal.stage.recompute import RecomputedBody
@@ -71,6 +72,13 @@ class Passes:
         self._displacement = displacement
         self.displaced: Tensor | None = None
         """The sum of the transport penalty in the first pass on this batch, detached."""
+        self._graphs: tuple[GraphedPasses, GraphedPasses] | None = None
+        """Of body and head."""
+        if compute.cuda_graphs:
+            self._graphs = (
+                GraphedPasses(body, what="the body", stage=number),
+                GraphedPasses(head, what="the head", stage=number),
+            )
         units = compute.checkpoint_activations
         self._recomputed = RecomputedBody(body, units) if units else None
         self._out: Tensor | None = None
@@ -109,9 +117,11 @@ class Passes:
         self.beside_input = tuple(tensor.detach() for tensor in beside)
         if again:
             self._before[self._body] = copies_of_buffers(self._body)
-        run = self._recomputed or partial(self.run_body, self._body)
+        run = partial(self._run, self._recomputed or partial(self.run_body, self._body))
+        if self._graphs is not None:
+            run = partial(self._graphs[0], run)
         with self._noting():
-            out, self._beside = unpack(self._run(run, pack(leaf, self.beside_input)))
+            out, self._beside = unpack(run(pack(leaf, self.beside_input)))
         if (penalty := self.penalty()) is not None:
             assert self._displacement is not None
             self.displaced = penalty.detach() / self._displacement.weight
@@ -138,7 +148,13 @@ class Passes:
         beside = self._beside if out is self._out or not self._leaves else self._leaves
         if not out.requires_grad:  # what an objective keeps from the body, it keeps from all of it
             beside = tuple(tensor.detach() for tensor in beside)
-        return self._run_head(self._head, out, beside, x)
+
+        def run(out: Tensor, x: Tensor | None = None) -> Tensor:
+            return self._run_head(self._head, out, beside, x)
+
+        inputs = (out, x) if self._head_takes_input else (out,)
+        made: Tensor = run(*inputs) if self._graphs is None else self._graphs[1](run, *inputs)
+        return made
 
     def before_head(self, *, again: bool) -> None:
         """Prepare for the head's first run on this batch; ``again`` says whether it may run again."""
@@ -196,6 +212,8 @@ class Passes:
         self.displaced = None
         self._out = None
         self._before.clear()
+        for graphs in self._graphs or ():
+            graphs.end_batch()
 
     def _begun(self, module: nn.Module) -> Buffers:
         return self._before.get(module) or copies_of_buffers(module)

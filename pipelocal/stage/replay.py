@@ -6,6 +6,8 @@ start from the buffers with which the first pass started, not those with which i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,7 +36,30 @@ def replay(module: nn.Module, *inputs: Payload, before: Buffers | None = None) -
     now = dict(module.named_buffers())
     begin = now if before is None else {name: before[name] for name in now}
     buffers = {name: buffer.clone() for name, buffer in begin.items()}
-    return functional_call(module, buffers, inputs)
+    return call_with(buffers, module, *inputs)
+
+
+def call_with(tensors: Mapping[str, Tensor], module: nn.Module, *inputs: Payload) -> Any:
+    """Call a module with other tensors in place of parameters and buffers, which are back afterwards.
+
+    Args:
+        tensors: by the name that ``named_parameters`` and ``named_buffers`` give.
+        module: the module; what is tied in it stays tied.
+        inputs: of the call.
+    """
+    named = chain(module.named_parameters(), module.named_buffers())
+    others = {id(held): tensors[name] for name, held in named if name in tensors}
+    placed = {}
+    # functional_call ties by itself, but would leave its tensors behind in a module that has two names.
+    for path, part in module.named_modules():
+        for name, held in chain(_own(part.named_parameters), _own(part.named_buffers)):
+            if id(held) in others:
+                placed[f"{path}.{name}".removeprefix(".")] = others[id(held)]
+    return functional_call(module, placed, inputs, tie_weights=False)
+
+
+def _own(named: Callable[..., Iterable[tuple[str, Tensor]]]) -> Iterable[tuple[str, Tensor]]:
+    return named(recurse=False, remove_duplicate=False)
 
 
 def leaving_input(units: nn.Module, x: Payload) -> Payload:

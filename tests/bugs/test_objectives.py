@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pipelocal as pl
+from pipelocal.stage.replay import replay
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long()
@@ -73,3 +74,15 @@ def test_an_objective_that_did_not_run_the_head_ended_in_an_assertion() -> None:
     ) as told:
         fit(pipeline(WithoutTheTask()))
     assert "\n" not in str(told.value)
+
+
+def test_a_second_pass_changed_the_buffers_of_a_module_with_two_names() -> None:
+    """functional_call put the copies in twice, and put back one of them for what was there before."""
+    norm = nn.BatchNorm1d(6)
+    body = nn.Sequential(norm, nn.Linear(6, 6), norm)
+    held = norm.running_mean
+    assert held is not None
+    before = held.clone()
+    replay(body, X)
+    assert norm.running_mean is held
+    assert torch.equal(held, before)

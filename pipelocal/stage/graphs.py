@@ -1,0 +1,266 @@
+"""``--cuda-graphs``: a module's passes in training as CUDA graphs, each of which the host launches as one.
+
+A pass of a small network is hundreds of short kernels, and the host takes longer to launch them than the
+device to run them. A graph launches them together, on the same memory each time::
+
+    first batch     tried eagerly  >  forward pass captured  >  backward pass captured
+    every batch     x > copied in > [forward graph] > copied out > out
+                    gradient at x < copied out < [backward graph] < copied in < gradient at out
+
+Copies at both ends let the output travel on, and the next input arrive, while the graph's own memory is
+written again. Parameters and buffers are read and written where they lie. Random numbers are those of the
+eager pass, since a graph reads seed and offset of the device's generator anew.
+
+What cannot be a graph runs eagerly: inputs of another shape than the first batch's (the last batch of the
+data), a second pass on the same batch, evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pipelocal.errors import StageError, UserError
+from pipelocal.seeding import states_of_draws
+from pipelocal.stage.replay import call_with
+
+Run = Callable[..., Any]
+Signature = tuple[Any, ...]
+
+TRIALS = 3
+"""Eager passes before a capture, in which libraries choose algorithms and allocate what they work in."""
+
+
+def check_cuda_graphs(device: torch.device, objective: object) -> None:
+    """Refuse graphs where there are none, or where an objective looks into the passes.
+
+    Raises:
+        UserError: says which.
+    """
+    if device.type != "cuda":
+        raise UserError(
+            f"--cuda-graphs is for CUDA devices, and this stage computes on {device.type}: leave it out"
+        )
+    if hasattr(objective, "run_body") or getattr(objective, "watches", None):
+        raise UserError(
+            f"--cuda-graphs runs a body as one, and {type(objective).__name__} looks into it: leave it out"
+        )
+
+
+class GraphedPasses:
+    """Runs a module's passes in training by CUDA graphs where it can, and eagerly otherwise.
+
+    Args:
+        module: whose parameters and buffers the passes use.
+        what: names the module in errors, such as ``the body``.
+        stage: the stage's number.
+    """
+
+    def __init__(self, module: nn.Module, *, what: str, stage: int) -> None:
+        self._module = module
+        self._what = what
+        self._stage = stage
+        self._shapes: Signature | None = None
+        """Of the first batch's inputs."""
+        self._captured: dict[Signature, _Captured] = {}
+        """By which inputs want a gradient."""
+        self._busy = False
+
+    def __call__(self, run: Run, *inputs: Any) -> Any:
+        """Return ``run(*inputs)``, the output of the module on a batch.
+
+        Args:
+            run: runs the module.
+            inputs: ``[B, ...]`` each, on a CUDA device.
+
+        Raises:
+            StageError: the pass cannot be captured; says why.
+        """
+        if self._busy or not torch.is_grad_enabled():
+            return run(*inputs)
+        if not all(isinstance(x, Tensor) for x in inputs):
+            raise self._refused("it gets several tensors")
+        shapes = tuple((x.shape, x.dtype, x.stride()) for x in inputs)
+        self._shapes = self._shapes or shapes
+        if shapes != self._shapes:
+            return run(*inputs)
+        wanted = tuple(x.requires_grad for x in inputs)
+        captured = self._captured.get(wanted)
+        if captured is None or captured.places != _places(self._module):
+            captured = self._captured[wanted] = self._capture(run, inputs)
+        if not captured.trains:
+            return run(*inputs)
+        self._busy = True
+        return _Replayed.apply(captured, *inputs, *captured.parameters)  # type: ignore[no-untyped-call]
+
+    def end_batch(self) -> None:
+        """Let the next batch use the graphs, whose memory this one no longer needs."""
+        self._busy = False
+
+    def _capture(self, run: Run, inputs: Sequence[Tensor]) -> _Captured:
+        generator = generator_of(inputs[0].device)
+        drawn = generator.get_state()
+        try:
+            return _Captured(self._module, run, inputs)
+        except _NoGraphError as error:
+            raise self._refused(str(error)) from error
+        except RuntimeError as error:
+            # A capture that failed leaves the generator in it, so that nothing could be drawn any more.
+            generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
+            raise self._refused(str(error).strip().splitlines()[0]) from error
+        finally:
+            generator.set_state(drawn)
+
+    def _refused(self, why: str) -> StageError:
+        return StageError(
+            f"--cuda-graphs: {self._what} cannot be captured ({why}): leave the option out",
+            stage=self._stage,
+        )
+
+
+class _NoGraphError(Exception):
+    """A graph would not do what the module does."""
+
+
+class _Captured:
+    """The forward and the backward pass of a module, for inputs of one shape."""
+
+    def __init__(self, module: nn.Module, run: Run, inputs: Sequence[Tensor]) -> None:
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.parameters = list(trained.values())
+        self.places = _places(module)
+        self._inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
+        # Leaves in the parameters' memory: what averages over replicas ties the parameters themselves to
+        # another stream, which must not wait for one that is captured.
+        leaves = {name: p.detach().requires_grad_() for name, p in trained.items()}
+        tensors = [*self._inputs, *leaves.values()]
+        wanted = [tensor for tensor in tensors if tensor.requires_grad]
+        self.trains = bool(wanted)
+        """Whether there is a backward pass; without one, nothing is captured."""
+        if not self.trains:
+            return
+        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        others = {f"module.{name}": leaf for name, leaf in leaves.items()}
+        running = partial(call_with, others, _Running(module, run))
+
+        self._try(run, running, wanted)
+        if self.places != _places(module):
+            raise _NoGraphError("it puts new tensors in place of its buffers or parameters")
+        # Gradients leave the memory of the graphs, which the next forward pass uses for something else.
+        at = {id(tensor): torch.empty_like(tensor) for tensor in wanted}
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        # Other threads go on with their transfers during a capture, which by default would break it.
+        with torch.cuda.graph(self._forward, capture_error_mode="thread_local"):
+            out = running(*self._inputs)
+        self._out: Tensor = out.detach()
+        self._given = torch.empty_like(self._out)
+        pool = self._forward.pool()
+        with torch.cuda.graph(self._backward, pool=pool, capture_error_mode="thread_local"):
+            for tensor, gradient in zip(wanted, _gradients(out, wanted, self._given), strict=True):
+                if gradient is None:
+                    del at[id(tensor)]
+                else:
+                    at[id(tensor)].copy_(gradient)
+        self._at = [at.get(id(tensor)) for tensor in tensors]
+        """The gradients at inputs and parameters; None where there is none."""
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+    def _try(self, run: Run, running: Run, wanted: Sequence[Tensor]) -> None:
+        """Run both passes as they stand, then as they will be captured.
+
+        Raises:
+            _NoGraphError: a graph would not repeat what they do.
+        """
+        drawn = states_of_draws()
+        inputs = [x for x in self._inputs if x.requires_grad]
+        plain = self._tried(run, [*inputs, *self.parameters])
+        ours = torch.cuda.current_stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(ours)
+        with torch.cuda.stream(aside):
+            for _ in range(TRIALS):
+                found = self._tried(running, wanted)
+        ours.wait_stream(aside)
+        if states_of_draws() != drawn:
+            raise _NoGraphError("it draws random numbers on the host, which a graph would repeat")
+        if found != plain:
+            raise _NoGraphError("it holds its parameters in another place too")
+
+    def _tried(self, run: Run, wanted: Sequence[Tensor]) -> list[bool]:
+        """Run both passes, and return which of the tensors got a gradient."""
+        out = run(*self._inputs)
+        if not isinstance(out, Tensor):
+            raise _NoGraphError("it passes on several tensors")
+        if not out.requires_grad:
+            raise _NoGraphError("its output has no gradient")
+        found = _gradients(out, wanted, torch.ones_like(out))
+        return [gradient is not None for gradient in found]
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Return the output ``[B, ...]``."""
+        for own, x in zip(self._inputs, inputs, strict=True):
+            own.copy_(x)
+        self._forward.replay()
+        return self._out.clone()
+
+    def backward(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients at inputs and parameters, from that at the output."""
+        count = len(self._inputs)
+        for parameter, own in zip(self.parameters, self._at[count:], strict=True):
+            kept = parameter.grad
+            if kept is not None and own is not None and kept.data_ptr() == own.data_ptr():
+                parameter.grad = kept.clone()  # of the batch before, in an update of several
+        self._given.copy_(gradient)
+        self._backward.replay()
+        at_inputs = [None if own is None else own.clone() for own in self._at[:count]]
+        # Autograd takes a detached tensor as a parameter's gradient without copying it.
+        return (*at_inputs, *(None if own is None else own.detach() for own in self._at[count:]))
+
+
+class _Running(nn.Module):
+    """Runs a module, with what :func:`call_with` puts in place of its parameters."""
+
+    def __init__(self, module: nn.Module, run: Run) -> None:
+        super().__init__()
+        self.module = module
+        self._run = run
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._run(*inputs)
+
+
+def generator_of(device: torch.device) -> torch.Generator:
+    """Return the default generator of a CUDA device."""
+    return torch.cuda.default_generators[device.index]
+
+
+def _gradients(out: Tensor, wanted: Sequence[Tensor], given: Tensor) -> Sequence[Tensor | None]:
+    return torch.autograd.grad(out, list(wanted), given, allow_unused=True)
+
+
+class _Replayed(torch.autograd.Function):
+    """Runs captured passes."""
+
+    @staticmethod
+    def forward(ctx: Any, captured: _Captured, *tensors: Tensor) -> Tensor:
+        ctx.captured = captured
+        return captured.forward(tensors[: len(tensors) - len(captured.parameters)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        captured: _Captured = ctx.captured
+        return (None, *captured.backward(gradient))
+
+
+def _places(module: nn.Module) -> tuple[tuple[int, bool], ...]:
+    """Return where parameters and buffers lie, and which are trained."""
+    held = (*module.parameters(), *module.buffers())
+    return tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in held)
