@@ -43,7 +43,7 @@ for name in "${parts[@]}"; do
             part facts python -m pipelocal doctor --device cuda
             ;;
         tests) part tests python -m pytest -q -n 4 -m "gpu and not multigpu" tests/test_gpu.py ;;
-        memory) benchmark memory memory --batch-size 512 --rounds 6 ;;
+        memory) benchmark memory memory --batch-size 512 --stages 2 4 8 --objectives greedy ;;
         compile) benchmark compile compile ;;
         costs) benchmark costs reconciliation --parts cost ;;
         accuracy) benchmark accuracy accuracy --arms auto --epochs 20 "${study[@]}" ;;

@@ -83,7 +83,7 @@ def train_own(
     config = TrainConfig(
         model=work.model,
         data=work.data,
-        data_root=text,
+        data_root=text if work.data.startswith("text") else None,
         cut=work.cut,
         batch_size=work.batch_size,
         objective=method.objective,

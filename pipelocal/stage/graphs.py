@@ -17,7 +17,8 @@ data), a second pass on the same batch, evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -109,10 +110,6 @@ class GraphedPasses:
             return _Captured(self._module, run, inputs)
         except _NoGraphError as error:
             raise self._refused(str(error)) from error
-        except RuntimeError as error:
-            # A capture that failed leaves the generator in it, so that nothing could be drawn any more.
-            generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
-            raise self._refused(str(error).strip().splitlines()[0]) from error
         finally:
             generator.set_state(drawn)
 
@@ -147,20 +144,17 @@ class _Captured:
         buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
         others = {f"module.{name}": leaf for name, leaf in leaves.items()}
         running = partial(call_with, others, _Running(module, run))
-
         self._try(run, running, wanted)
         if self.places != _places(module):
             raise _NoGraphError("it puts new tensors in place of its buffers or parameters")
         # Gradients leave the memory of the graphs, which the next forward pass uses for something else.
         at = {id(tensor): torch.empty_like(tensor) for tensor in wanted}
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        # Other threads go on with their transfers during a capture, which by default would break it.
-        with torch.cuda.graph(self._forward, capture_error_mode="thread_local"):
+        with _capturing(self._forward):
             out = running(*self._inputs)
         self._out: Tensor = out.detach()
         self._given = torch.empty_like(self._out)
-        pool = self._forward.pool()
-        with torch.cuda.graph(self._backward, pool=pool, capture_error_mode="thread_local"):
+        with _capturing(self._backward, pool=self._forward.pool()):
             for tensor, gradient in zip(wanted, _gradients(out, wanted, self._given), strict=True):
                 if gradient is None:
                     del at[id(tensor)]
@@ -234,6 +228,27 @@ class _Running(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         return self._run(*inputs)
+
+
+@contextmanager
+def _capturing(graph: torch.cuda.CUDAGraph, **pool: Any) -> Iterator[None]:
+    """Capture what a block launches.
+
+    Raises:
+        _NoGraphError: it cannot be captured; says why.
+    """
+    try:
+        # Other threads go on with their transfers meanwhile, which by default would break a capture.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local", **pool):
+            yield
+    except RuntimeError as error:
+        # The generator stays in the capture that failed, so that nothing could be drawn any more.
+        generator = generator_of(torch.device("cuda", torch.cuda.current_device()))
+        generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
+        first: BaseException = error
+        while isinstance(first.__context__, RuntimeError):
+            first = first.__context__  # the end of a broken capture says only that it is broken
+        raise _NoGraphError(str(first).strip().splitlines()[0]) from error
 
 
 def generator_of(device: torch.device) -> torch.Generator:
