@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelocal.errors import UserError
+from pipelocal.models.unit import Shape
 from pipelocal.partition.cost_model import CostModel
 from pipelocal.partition.cut import Cut
 from pipelocal.partition.profile import Cost
 from pipelocal.references import is_reference
 
-SUMMARY, METRICS = "summary.json", "metrics.jsonl"
+SUMMARY, METRICS, DESCRIPTION = "summary.json", "metrics.jsonl", "run.json"
 
 
 @dataclass(frozen=True)
@@ -37,28 +38,35 @@ def is_run(name: str) -> bool:
     return not is_reference(name) and (len(Path(name).parts) > 1 or Path(name).is_dir())
 
 
-def stages_of(folder: Path, units: Sequence[str]) -> list[Took]:
+def stages_of(folder: Path, units: Sequence[str], sample_shape: Shape) -> list[Took]:
     """Return what each stage of a run took: the median over the training records after the first quarter.
 
     Args:
         folder: of a finished run.
         units: names of the model's units, which must be those of the run.
+        sample_shape: shape of one sample, likewise: with larger images, stages take other shares.
 
     Raises:
-        UserError: it is no finished run, of another model, or it has no training records.
+        UserError: it is no finished run, of another model or other samples, or it has no training records.
     """
     try:
         summary = json.loads((folder / SUMMARY).read_text())
         lines = (folder / METRICS).read_text().splitlines()
-    except (OSError, ValueError) as error:
+        shape = tuple(json.loads((folder / DESCRIPTION).read_text())["data"]["sample_shape"])
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"--balance {folder}: no finished run, which has {SUMMARY} and {METRICS} ({error})"
+            f"--balance {folder}: no finished run, which has {SUMMARY}, {METRICS} and {DESCRIPTION} ({error})"
         ) from error
     names = [name for stage in summary["stages"] for name in stage["units"]]
     if names != list(units):
         raise UserError(
             f"--balance {folder}: that run is of another model: its units are {_short(names)}, and here "
             f"they are {_short(units)}"
+        )
+    if shape != sample_shape:
+        raise UserError(
+            f"--balance {folder}: that run is of samples of shape {list(shape)}, and here they are "
+            f"{list(sample_shape)}, of which stages take other shares: give --data as the run had it"
         )
     records: dict[int, list[float]] = {}
     for line in lines:

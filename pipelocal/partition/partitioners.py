@@ -95,7 +95,8 @@ def by_run(folder: Path, request: PartitionRequest) -> list[int]:
     Raises:
         UserError: it is no finished run, or one of another model.
     """
-    took = stages_of(folder, [unit.name for unit in request.chain.units])
+    chain = request.chain
+    took = stages_of(folder, [unit.name for unit in chain.units], chain.input_shape)
     return _balanced(request, corrected(request.costs, took), "time")
 
 

@@ -15,7 +15,9 @@ from pipelocal.objective import SGR, ContSup, Greedy, InfoPro
 from pipelocal.partition import to_text
 from pipelocal.partition.analysed import Roofline
 from pipelocal.partition.cost_model import CostModel
+from pipelocal.partition.from_run import is_run
 from pipelocal.partition.measured import Stopwatch
+from pipelocal.partition.partitioners import PARTITIONERS
 from pipelocal.partition.profile import Meter, Seen
 from pipelocal.plan.alternatives import Alternative, alternatives
 from pipelocal.plan.budgets import Budget, neighbours
@@ -145,7 +147,7 @@ def plan(config: PlanConfig) -> Plan:
     blueprint = blueprint_of(train_config, info=planned_input(config))
     check_stages(blueprint.recipe, blueprint.stages)
     given_replicas(config, blueprint.stages)  # refuses invalid replicas before anything is measured
-    note = _not_timed(blueprint.recipe, config.objective)
+    note = _not_timed(blueprint.recipe, config.objective) or _cut_by(config)
     seen: Seen = {}
     try:
         model = _costs(blueprint, train_config, config, seen)
@@ -228,6 +230,14 @@ def _not_timed(recipe: Recipe, name: str) -> str | None:
     if type(recipe.objective) in TIMED:
         return None
     return f"units and heads are timed as for --objective greedy; what {name} does besides is not counted"
+
+
+def _cut_by(config: PlanConfig) -> str | None:
+    """Say that a run chose the cut, and not the times that are shown; None if it did not."""
+    chosen = config.cut is None and config.balance not in PARTITIONERS
+    if not (chosen and is_run(config.balance)):
+        return None
+    return f"cut by what stages took in {config.balance}; the times are of units measured here"
 
 
 def _as_cut(

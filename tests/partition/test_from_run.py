@@ -16,6 +16,7 @@ from pipelocal.partition.cut import Cut
 from pipelocal.partition.from_run import Took, corrected, stages_of
 from tests.partition.test_balance import NOTHING, model_of
 
+SHAPE = (1, 8, 8)
 UNITS = ["a", "b", "c", "d", "e", "f"]
 TRAIN = ["train", "--model", "mlp", "--objective", "greedy", "--epochs", "2", "--plain"]
 
@@ -37,12 +38,14 @@ def a_run(folder: Path, stages: dict[str, list[float]]) -> Path:
     ]
     records.append({"event": "evaluate", "stage": 1})
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in records))
+    description = {"data": {"sample_shape": list(SHAPE)}}
+    (folder / "run.json").write_text(json.dumps(description))
     return folder
 
 
 def test_what_stages_took_is_the_median_of_the_later_windows(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", {"abc": [90.0, 1.0, 2.0, 7.0], "def": [4.0]})
-    first, second = stages_of(run, UNITS)
+    first, second = stages_of(run, UNITS, SHAPE)
     assert (first.cut, second.cut) == (Cut(start=0, stop=3), Cut(start=3, stop=6))
     assert first.seconds == pytest.approx(2.0)
     assert second.seconds == pytest.approx(4.0)
@@ -79,13 +82,20 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path, spoil: Any, match: s
     run = a_run(tmp_path / "run", {"abc": [1.0], "def": [1.0]})
     spoil(run)
     with pytest.raises(UserError, match=match):
-        stages_of(run, UNITS)
+        stages_of(run, UNITS, SHAPE)
 
 
 def test_a_run_of_another_model_is_refused(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", {"abc": [1.0], "def": [1.0]})
     with pytest.raises(UserError, match=r"units are a, b, c, d, e, f, and here they are x, y"):
-        stages_of(run, ["x", "y"])
+        stages_of(run, ["x", "y"], SHAPE)
+
+
+def test_a_run_of_other_samples_is_refused(tmp_path: Path) -> None:
+    """A plan for images of 32 pixels would be cut by what stages took of 8."""
+    run = a_run(tmp_path / "run", {"abc": [1.0], "def": [1.0]})
+    with pytest.raises(UserError, match=r"shape \[1, 8, 8\], and here they are \[3, 32, 32\]"):
+        stages_of(run, UNITS, (3, 32, 32))
 
 
 def test_a_folder_that_only_rank_0_sees_is_no_error_of_names() -> None:
