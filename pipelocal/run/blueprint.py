@@ -364,7 +364,12 @@ class Blueprint:
             task=own_task(self.recipe.task, device),
             sum_shapes=self.sum_shapes(device),
             seed=self.recipe.seed,
-            compute=replace(self.recipe.compute, checkpoint_activations=None, step_early=False),
+            compute=replace(
+                self.recipe.compute,
+                checkpoint_activations=None,
+                step_early=False,
+                cuda_graphs=False,
+            ),
         )
 
     def build_stage(
@@ -405,7 +410,9 @@ class Blueprint:
         with seeded(recipe.seed, "objective", number), calling("objective"):
             objective = recipe.objective.for_stage(place)
         if compute.cuda_graphs:
-            check_cuda_graphs(device, objective)
+            crossing = (self.passed_on(number - 1), self.passed_on(number))
+            several = any(len(kinds) > 1 for kinds in crossing)
+            check_cuda_graphs(device, objective, stage=number, several=several)
         own = own_module(objective)
         if own is not None:
             own.to(device)

@@ -392,6 +392,9 @@ class Run:
                 if snapshots is not None and self.world.size == 1:
                     snapshots.leave()
                 raise
+            finally:
+                for worker in self.workers:
+                    worker.stage.forget_graphs()
             if snapshots is not None:
                 snapshots.close()
 

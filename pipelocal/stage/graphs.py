@@ -3,7 +3,8 @@
 A pass of a small network is hundreds of short kernels, and the host takes longer to launch them than the
 device to run them. A graph launches them together, on the same memory each time::
 
-    first batch     tried eagerly  >  forward pass captured  >  backward pass captured
+    first batch     as it stands
+    second batch    tried  >  forward pass captured  >  backward pass captured  >  as all that follow:
     every batch     x > copied in > [forward graph] > copied out > out
                     gradient at x < copied out < [backward graph] < copied in < gradient at out
 
@@ -11,8 +12,8 @@ Copies at both ends let the output travel on, and the next input arrive, while t
 written again. Parameters and buffers are read and written where they lie. Random numbers are those of the
 eager pass, since a graph reads seed and offset of the device's generator anew.
 
-What cannot be a graph runs eagerly: inputs of another shape than the first batch's (the last batch of the
-data), a second pass on the same batch, evaluation.
+What cannot be a graph runs as it stands: fewer rows than the longest batch had (the last one of the data), a
+second pass on the same batch, evaluation.
 """
 
 from __future__ import annotations
@@ -34,11 +35,19 @@ Run = Callable[..., Any]
 Signature = tuple[Any, ...]
 
 TRIALS = 3
-"""Eager passes before a capture, in which libraries choose algorithms and allocate what they work in."""
+"""Passes before a capture, in which libraries choose algorithms and allocate what they work in."""
 
 
-def check_cuda_graphs(device: torch.device, objective: object) -> None:
-    """Refuse graphs where there are none, or where an objective looks into the passes.
+def check_cuda_graphs(
+    device: torch.device, objective: object, *, stage: int, several: bool
+) -> None:
+    """Refuse graphs where there are none, or where passes are not what is captured.
+
+    Args:
+        device: where the stage computes.
+        objective: of the stage, which may look into its passes.
+        stage: its number.
+        several: whether it gets or passes on several tensors.
 
     Raises:
         UserError: says which.
@@ -51,10 +60,15 @@ def check_cuda_graphs(device: torch.device, objective: object) -> None:
         raise UserError(
             f"--cuda-graphs runs a body as one, and {type(objective).__name__} looks into it: leave it out"
         )
+    if several:
+        raise UserError(
+            f"--cuda-graphs captures one tensor to one, and stage {stage} gets or passes on several: leave "
+            f"it out, or cut where one tensor crosses"
+        )
 
 
 class GraphedPasses:
-    """Runs a module's passes in training by CUDA graphs where it can, and eagerly otherwise.
+    """Runs a module's passes in training by CUDA graphs where it can, and as they stand otherwise.
 
     Args:
         module: whose parameters and buffers the passes use.
@@ -67,9 +81,11 @@ class GraphedPasses:
         self._what = what
         self._stage = stage
         self._shapes: Signature | None = None
-        """Of the first batch's inputs."""
+        """Of the inputs that are captured: of the first batch, or of a longer one that came later."""
+        self._rows = 0
         self._captured: dict[Signature, _Captured] = {}
         """By which inputs want a gradient."""
+        self._batches = 0
         self._busy = False
 
     def __call__(self, run: Run, *inputs: Any) -> Any:
@@ -82,17 +98,23 @@ class GraphedPasses:
         Raises:
             StageError: the pass cannot be captured; says why.
         """
-        if self._busy or not torch.is_grad_enabled():
+        # The first batch runs as it stands: its memory is what is reported.
+        if self._busy or self._batches == 0 or not torch.is_grad_enabled():
             return run(*inputs)
         if not all(isinstance(x, Tensor) for x in inputs):
             raise self._refused("it gets several tensors")
         shapes = tuple((x.shape, x.dtype, x.stride()) for x in inputs)
-        self._shapes = self._shapes or shapes
         if shapes != self._shapes:
-            return run(*inputs)
+            if len(inputs[0]) <= self._rows:
+                return run(*inputs)
+            self.forget()
+            self._shapes, self._rows = shapes, len(inputs[0])
         wanted = tuple(x.requires_grad for x in inputs)
         captured = self._captured.get(wanted)
-        if captured is None or captured.places != _places(self._module):
+        if captured is not None and captured.places != _places(self._module):
+            captured = None
+            self.forget()
+        if captured is None:
             captured = self._captured[wanted] = self._capture(run, inputs)
         if not captured.trains:
             return run(*inputs)
@@ -102,12 +124,19 @@ class GraphedPasses:
     def end_batch(self) -> None:
         """Let the next batch use the graphs, whose memory this one no longer needs."""
         self._busy = False
+        self._batches += 1
+
+    def forget(self) -> None:
+        """Let go of the graphs, and of the memory that they hold."""
+        self._captured.clear()
 
     def _capture(self, run: Run, inputs: Sequence[Tensor]) -> _Captured:
-        generator = generator_of(inputs[0].device)
+        device = inputs[0].device
+        generator = generator_of(device)
         drawn = generator.get_state()
         try:
-            return _Captured(self._module, run, inputs)
+            with torch.cuda.device(device):
+                return _Captured(self._module, run, inputs)
         except _NoGraphError as error:
             raise self._refused(str(error)) from error
         finally:
@@ -131,22 +160,59 @@ class _Captured:
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.parameters = list(trained.values())
         self.places = _places(module)
-        self._inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
-        # Leaves in the parameters' memory: what averages over replicas ties the parameters themselves to
-        # another stream, which must not wait for one that is captured.
-        leaves = {name: p.detach().requires_grad_() for name, p in trained.items()}
-        tensors = [*self._inputs, *leaves.values()]
-        wanted = [tensor for tensor in tensors if tensor.requires_grad]
-        self.trains = bool(wanted)
+        self.trains = bool(trained) or any(x.requires_grad for x in inputs)
         """Whether there is a backward pass; without one, nothing is captured."""
         if not self.trains:
             return
-        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-        others = {f"module.{name}": leaf for name, leaf in leaves.items()}
-        running = partial(call_with, others, _Running(module, run))
-        self._try(run, running, wanted)
-        if self.places != _places(module):
-            raise _NoGraphError("it puts new tensors in place of its buffers or parameters")
+        self._inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
+        # Leaves in the parameters' memory: what averages over replicas ties the parameters themselves to
+        # another stream, which must not wait for one that is captured.
+        leaves = {f"module.{name}": p.detach().requires_grad_() for name, p in trained.items()}
+        running = partial(call_with, leaves, _Running(module, run))
+        tensors = [*self._inputs, *leaves.values()]
+        wanted = [tensor for tensor in tensors if tensor.requires_grad]
+        before = [(tensor, tensor.detach().clone()) for tensor in _state(module)]
+        try:
+            self._try(running, wanted)
+            if self.places != _places(module):
+                raise _NoGraphError("it puts new tensors in place of its buffers or parameters")
+            pairs = zip(leaves.values(), self.parameters, strict=True)
+            if any(leaf.data_ptr() != parameter.data_ptr() for leaf, parameter in pairs):
+                raise _NoGraphError("it moves its parameters, as nn.LSTM and nn.GRU do")
+            self._record(running, tensors, wanted)
+        finally:
+            with torch.no_grad():
+                for tensor, value in before:
+                    if not torch.equal(tensor, value):
+                        tensor.copy_(value)
+        self._read = _state(module)
+        """Held, since the graphs read their memory, though the module may put others in their place."""
+
+    def _try(self, running: Run, wanted: Sequence[Tensor]) -> None:
+        """Run both passes before they are captured, beside the stream of the training.
+
+        Raises:
+            _NoGraphError: a graph would not repeat what they do.
+        """
+        drawn = states_of_draws()
+        ours = torch.cuda.current_stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(ours)
+        with torch.cuda.stream(aside):
+            for _ in range(TRIALS):
+                out = running(*self._inputs)
+                if not isinstance(out, Tensor):
+                    raise _NoGraphError("it passes on several tensors")
+                if not out.requires_grad:
+                    raise _NoGraphError("its output has no gradient")
+                found = _gradients(out, [*wanted, *self.parameters], torch.ones_like(out))
+        ours.wait_stream(aside)
+        if states_of_draws() != drawn:
+            raise _NoGraphError("it draws random numbers on the host, which a graph would repeat")
+        if any(gradient is not None for gradient in found[len(wanted) :]):
+            raise _NoGraphError("it holds its parameters in another place too")
+
+    def _record(self, running: Run, tensors: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
         # Gradients leave the memory of the graphs, which the next forward pass uses for something else.
         at = {id(tensor): torch.empty_like(tensor) for tensor in wanted}
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
@@ -162,40 +228,6 @@ class _Captured:
                     at[id(tensor)].copy_(gradient)
         self._at = [at.get(id(tensor)) for tensor in tensors]
         """The gradients at inputs and parameters; None where there is none."""
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-
-    def _try(self, run: Run, running: Run, wanted: Sequence[Tensor]) -> None:
-        """Run both passes as they stand, then as they will be captured.
-
-        Raises:
-            _NoGraphError: a graph would not repeat what they do.
-        """
-        drawn = states_of_draws()
-        inputs = [x for x in self._inputs if x.requires_grad]
-        plain = self._tried(run, [*inputs, *self.parameters])
-        ours = torch.cuda.current_stream()
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(ours)
-        with torch.cuda.stream(aside):
-            for _ in range(TRIALS):
-                found = self._tried(running, wanted)
-        ours.wait_stream(aside)
-        if states_of_draws() != drawn:
-            raise _NoGraphError("it draws random numbers on the host, which a graph would repeat")
-        if found != plain:
-            raise _NoGraphError("it holds its parameters in another place too")
-
-    def _tried(self, run: Run, wanted: Sequence[Tensor]) -> list[bool]:
-        """Run both passes, and return which of the tensors got a gradient."""
-        out = run(*self._inputs)
-        if not isinstance(out, Tensor):
-            raise _NoGraphError("it passes on several tensors")
-        if not out.requires_grad:
-            raise _NoGraphError("its output has no gradient")
-        found = _gradients(out, wanted, torch.ones_like(out))
-        return [gradient is not None for gradient in found]
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return the output ``[B, ...]``."""
@@ -238,8 +270,12 @@ def _capturing(graph: torch.cuda.CUDAGraph, **pool: Any) -> Iterator[None]:
         _NoGraphError: it cannot be captured; says why.
     """
     try:
-        # Other threads go on with their transfers meanwhile, which by default would break a capture.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local", **pool):
+        # A capture that breaks does not go back to the stream of before by itself. Other threads go on with
+        # their transfers meanwhile, which by default would break it.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, capture_error_mode="thread_local", **pool),
+        ):
             yield
     except RuntimeError as error:
         # The generator stays in the capture that failed, so that nothing could be drawn any more.
@@ -271,8 +307,19 @@ class _Replayed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        captured: _Captured = ctx.captured
+        captured, ctx.captured = ctx.captured, None
+        if captured is None:
+            raise RuntimeError(
+                "--cuda-graphs: a second backward pass through the same forward pass finds its memory used "
+                "for something else: leave the option out"
+            )
         return (None, *captured.backward(gradient))
+
+
+def _state(module: nn.Module) -> list[Tensor]:
+    """Return the buffers, and the tensors that modules keep as plain attributes."""
+    plain = (value for part in module.modules() for value in vars(part).values())
+    return [*module.buffers(), *(value for value in plain if isinstance(value, Tensor))]
 
 
 def _places(module: nn.Module) -> tuple[tuple[int, bool], ...]:

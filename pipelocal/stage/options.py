@@ -29,7 +29,7 @@ class ComputeOptions:
     compile: str | None = None
     """Compile every stage's body and head with this back end of torch.compile, such as inductor (which on
     CPUs wants a C++ compiler) or aot_eager."""
-    cuda_graphs: bool = False
+    cuda_graphs: bool = option(False, of_the_bits=False)
     """Launch the passes of a stage's body, and of its head, as CUDA graphs: less time where kernels are
     short, the same results. For code that does the same on every batch."""
     checkpoint_activations: int | None = option(None, limits=BATCHES)

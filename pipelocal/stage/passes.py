@@ -153,7 +153,9 @@ class Passes:
             return self._run_head(self._head, out, beside, x)
 
         inputs = (out, x) if self._head_takes_input else (out,)
-        made: Tensor = run(*inputs) if self._graphs is None else self._graphs[1](run, *inputs)
+        if self._graphs is None or beside:  # which a graph would read where it was
+            return run(*inputs)
+        made: Tensor = self._graphs[1](run, *inputs)
         return made
 
     def before_head(self, *, again: bool) -> None:
@@ -214,6 +216,11 @@ class Passes:
         self._before.clear()
         for graphs in self._graphs or ():
             graphs.end_batch()
+
+    def forget_graphs(self) -> None:
+        """See :meth:`~pipelocal.stage.stage.Stage.forget_graphs`."""
+        for graphs in self._graphs or ():
+            graphs.forget()
 
     def _begun(self, module: nn.Module) -> Buffers:
         return self._before.get(module) or copies_of_buffers(module)

@@ -173,6 +173,11 @@ class Stage:
             parameter.requires_grad_(False)
         self._passes.run_body = leaving_input
         self._update.forget()
+        self.forget_graphs()
+
+    def forget_graphs(self) -> None:
+        """Let go of what ``--cuda-graphs`` has captured; it is captured anew if it is needed again."""
+        self._passes.forget_graphs()
 
     def step(
         self,

@@ -6,7 +6,9 @@ and nothing that Python did around them. ``tests/test_gpu.py`` runs the same on 
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -76,11 +78,12 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
+    for context in ("stream", "device"):
+        monkeypatch.setattr(torch.cuda, context, lambda _given: nullcontext())
     monkeypatch.setattr(graphs, "generator_of", lambda _device: torch.default_generator)
     # Dropout draws from torch's generator of the CPU here, which on a GPU no graph repeats.
     monkeypatch.setattr(graphs, "states_of_draws", lambda: str(other_generators()))
-    monkeypatch.setattr(blueprint, "check_cuda_graphs", lambda *_: None)
+    monkeypatch.setattr(blueprint, "check_cuda_graphs", lambda *_given, **_named: None)
     return made
 
 
@@ -120,9 +123,16 @@ def test_graphs_train_to_the_same_bits(recorded: list[Recorder], options: dict[s
         torch.testing.assert_close(graphed[name], value, rtol=0, atol=0, msg=name)
 
 
+def passes_of(module: nn.Module, stage: int = 1) -> GraphedPasses:
+    """Its passes, after the first batch, which runs as it stands."""
+    passes = GraphedPasses(module, what="the body", stage=stage)
+    passes.end_batch()
+    return passes
+
+
 def test_what_a_graph_holds_is_not_captured_again(recorded: list[Recorder]) -> None:
     passes = GraphedPasses(layer := nn.Linear(4, 4), what="the body", stage=1)
-    for _ in range(3):
+    for _ in range(4):
         passes(layer, torch.randn(8, 4))
         passes(layer, torch.randn(8, 4))  # a second pass on the batch, whose first is still needed
         passes.end_batch()
@@ -130,16 +140,58 @@ def test_what_a_graph_holds_is_not_captured_again(recorded: list[Recorder]) -> N
     assert len(recorded) == 2  # a forward and a backward pass
 
 
+def test_a_longer_batch_is_captured_in_place_of_a_short_one(recorded: list[Recorder]) -> None:
+    """A run that goes on at the end of an epoch begins with the short one."""
+    passes = passes_of(layer := nn.Linear(4, 4))
+    for rows, count in ((5, 2), (8, 4), (5, 4), (8, 4)):
+        passes(layer, torch.randn(rows, 4))
+        passes.end_batch()
+        assert len(recorded) == count
+
+
 def test_a_second_pass_leaves_the_first_alone(recorded: list[Recorder]) -> None:
     assert not recorded
-    passes = GraphedPasses(layer := nn.Linear(4, 4), what="the body", stage=1)
+    passes = passes_of(layer := nn.Linear(4, 4))
     x, other = torch.randn(8, 4), torch.randn(8, 4)
     passes(layer, x)
     passes.end_batch()
     first, _ = passes(layer, x), passes(layer, other)
-    (found,) = torch.autograd.grad(first.square().sum(), layer.weight)
+    (found,) = torch.autograd.grad(first.square().sum(), layer.weight, retain_graph=True)
     (wanted,) = torch.autograd.grad(layer(x).square().sum(), layer.weight)
     torch.testing.assert_close(found, wanted)
+    with pytest.raises(RuntimeError, match="a second backward pass through the same forward pass"):
+        torch.autograd.grad(first.square().sum(), layer.weight)
+
+
+def test_graphs_are_let_go_with_the_run_and_by_freezing(recorded: list[Recorder]) -> None:
+    trained(freeze_stage="1:3", cuda_graphs=True)
+    gone = [weakref.ref(graph) for graph in recorded]
+    recorded.clear()
+    gc.collect()
+    assert gone
+    assert not any(graph() for graph in gone)
+
+
+class Counting(nn.Module):
+    """Counts in a tensor that is no buffer, and scales by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale."""
+        with torch.no_grad():
+            self.count += 1
+        return x * self.count
+
+
+def test_trials_leave_tensors_that_are_no_buffers_as_they_were(recorded: list[Recorder]) -> None:
+    body = nn.Sequential(nn.Linear(4, 4), counting := Counting())
+    passes = passes_of(body)
+    passes(body, torch.randn(8, 4))
+    assert recorded
+    assert counting.count == 1
 
 
 class HostDraw(nn.Module):
@@ -178,6 +230,27 @@ class Listed(nn.Module):
         return x @ self.weights[0]
 
 
+class Half(Listed):
+    """Uses it as a parameter, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, 4]`` to the same shape."""
+        return x @ self.weight @ self.weights[0]
+
+
+class Moving(nn.Module):
+    """Puts its parameters in another memory, as recurrent layers do on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, 4]`` to the same shape."""
+        self.weight.data = self.weight.data.clone()
+        return x @ self.weight
+
+
 class Pair(nn.Module):
     """Passes on two tensors."""
 
@@ -192,6 +265,8 @@ class Pair(nn.Module):
         (HostDraw, "it draws random numbers on the host, which a graph would repeat"),
         (NewBuffer, "it puts new tensors in place of its buffers or parameters"),
         (Listed, "it holds its parameters in another place too"),
+        (Half, "it holds its parameters in another place too"),
+        (Moving, "it moves its parameters, as nn.LSTM and nn.GRU do"),
         (Pair, "it passes on several tensors"),
     ],
 )
@@ -200,7 +275,7 @@ def test_what_a_graph_would_get_wrong_is_refused(
 ) -> None:
     del recorded
     body = nn.Sequential(nn.Linear(4, 4), kind())
-    passes = GraphedPasses(body, what="the body", stage=3)
+    passes = passes_of(body, stage=3)
     with pytest.raises(pl.StageError, match=f"stage 3: --cuda-graphs: the body .*{why}"):
         passes(body, torch.randn(8, 4))
 
@@ -215,7 +290,7 @@ def test_what_a_graph_would_get_wrong_is_refused(
         (["--objective", "sgr", "--reconcile", "exact"], "choose --reconcile first-order"),
         (["--transport-penalty", "1"], "--transport-penalty 1 looks into units"),
         (["--objective", "loco"], "--cuda-graphs is for stages to which nothing comes back"),
-        (["--objective", "bwbpf", "--device", "cpu"], "--cuda-graphs"),
+        (["--objective", "lg-fg"], "--cuda-graphs is for stages that run as modules"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
