@@ -80,6 +80,7 @@ class GraphedPasses:
         self._module = module
         self._what = what
         self._stage = stage
+        self._places = _Places(module)
         self._shapes: Signature | None = None
         """Of the inputs that are captured: of the first batch, or of a longer one that came later."""
         self._rows = 0
@@ -111,7 +112,7 @@ class GraphedPasses:
             self._shapes, self._rows = shapes, len(inputs[0])
         wanted = tuple(x.requires_grad for x in inputs)
         captured = self._captured.get(wanted)
-        if captured is not None and captured.places != _places(self._module):
+        if captured is not None and captured.places != self._places.now():
             captured = None
             self.forget()
         if captured is None:
@@ -136,7 +137,7 @@ class GraphedPasses:
         drawn = generator.get_state()
         try:
             with torch.cuda.device(device):
-                return _Captured(self._module, run, inputs)
+                return _Captured(self._module, self._places, run, inputs)
         except _NoGraphError as error:
             raise self._refused(str(error)) from error
         finally:
@@ -156,10 +157,12 @@ class _NoGraphError(Exception):
 class _Captured:
     """The forward and the backward pass of a module, for inputs of one shape."""
 
-    def __init__(self, module: nn.Module, run: Run, inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self, module: nn.Module, places: _Places, run: Run, inputs: Sequence[Tensor]
+    ) -> None:
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.parameters = list(trained.values())
-        self.places = _places(module)
+        self.places = places.now()
         self.trains = bool(trained) or any(x.requires_grad for x in inputs)
         """Whether there is a backward pass; without one, nothing is captured."""
         if not self.trains:
@@ -174,7 +177,7 @@ class _Captured:
         before = [(tensor, tensor.detach().clone()) for tensor in _state(module)]
         try:
             self._try(running, wanted)
-            if self.places != _places(module):
+            if self.places != places.now():
                 raise _NoGraphError("it puts new tensors in place of its buffers or parameters")
             pairs = zip(leaves.values(), self.parameters, strict=True)
             if any(leaf.data_ptr() != parameter.data_ptr() for leaf, parameter in pairs):
@@ -322,7 +325,17 @@ def _state(module: nn.Module) -> list[Tensor]:
     return [*module.buffers(), *(value for value in plain if isinstance(value, Tensor))]
 
 
-def _places(module: nn.Module) -> tuple[tuple[int, bool], ...]:
-    """Return where parameters and buffers lie, and which are trained."""
-    held = (*module.parameters(), *module.buffers())
-    return tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in held)
+class _Places:
+    """Tells where the parameters and buffers of a module lie, and which are trained.
+
+    It keeps the modules' own tables, since walking through a large module takes longer than a launch.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._tables = [
+            table for part in module.modules() for table in (part._parameters, part._buffers)
+        ]
+
+    def now(self) -> Signature:
+        held = (tensor for table in self._tables for tensor in table.values())
+        return tuple((t.data_ptr(), t.requires_grad) for t in held if t is not None)
