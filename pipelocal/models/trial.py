@@ -88,7 +88,7 @@ def try_unit(
             with torch.device("meta"):
                 module = build()
                 check_not_lazy(f"unit '{name}'", module)
-                layout = _layout(module)
+                layout, absent = _layout(module), _absent(module)
                 other = _other_dtype(module, main)
                 if other is None:  # meta tensors of several dtypes mix without a word
                     shown = _run(module.to("meta"), sample)
@@ -98,7 +98,7 @@ def try_unit(
         if shown is None:
             with seeded(0, "trial"):
                 module = build()
-                layout = _layout(module)
+                layout, absent = _layout(module), _absent(module)
                 device = next(module.parameters(), torch.empty(0)).device
                 shown = _run(module, each(lambda one: sample_value(one, device), sample))
     except UserError:
@@ -112,6 +112,11 @@ def try_unit(
         said = ", ".join(f"{kind.name} {kind.shape}" for kind in given)
         what = f"an input of shape {given[0].shape}" if len(given) == 1 else f"a tuple ({said})"
         raise UserError(f"unit '{name}' does not take {what}: {error}") from error
+    if late := absent - _absent(module):
+        raise UserError(
+            f"unit '{name}' registers its buffer '{min(late)}' as None, and makes it when it runs, so that "
+            f"copies and snapshots would lack it: register it with its shape, such as torch.zeros(...)"
+        )
     out, in_place, relayed = shown
     out = tuple(out) if isinstance(out, list) else out
     several = isinstance(out, tuple) and len(out) > 1
@@ -141,6 +146,16 @@ def try_unit(
         for called, tensor in zip(names, tensors, strict=True)
     )
     return Trial(made, in_place, layout)
+
+
+def _absent(module: nn.Module) -> set[str]:
+    """Return the names of buffers of the state dict that are registered as None."""
+    return {
+        f"{path}.{name}".removeprefix(".")
+        for path, part in module.named_modules()
+        for name, buffer in part._buffers.items()
+        if buffer is None and name not in part._non_persistent_buffers_set
+    }
 
 
 def _said(thing: object) -> str:

@@ -75,7 +75,11 @@ class Greedy:
         feature = local.out.detach().requires_grad_()
         loss = self.loss(local, feature)
         loss.backward()  # type: ignore[no-untyped-call]
-        assert feature.grad is not None
+        if feature.grad is None:
+            raise UserError(
+                "no gradient comes through the head, which detaches its input, or is a copy of units that "
+                "do: choose another --head, such as linear"
+            )
         self._delta = feature.grad
         return loss.detach(), feature.grad
 

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from pipelocal.errors import UserError
 from pipelocal.models.chain import Chain
 from pipelocal.models.payload import Payload
 from pipelocal.models.unit import Shape
@@ -71,7 +72,11 @@ class LocalPass:
     def taken_input_gradient(self) -> Tensor:
         """Return the gradient at :attr:`x`, and remove it from there."""
         gradient, self.x.grad = self.x.grad, None
-        assert gradient is not None, "the batch wants its input's gradient"
+        if gradient is None:
+            raise UserError(
+                "no gradient comes through the units to their input, which one of them detaches: the "
+                "objective wants it, so put the cut elsewhere, or choose --objective greedy"
+            )
         return gradient
 
 

@@ -62,12 +62,17 @@ class Average:
             kept.copy_(trained)
 
     def _live(self) -> list[Tensor]:
-        return [
-            value
-            for module in self._modules
-            for name, value in module.state_dict().items()
-            if not name.endswith("_extra_state")  # from get_extra_state(), which may create it anew
-        ]
+        """Return each tensor once, whatever its number of names."""
+        return list(
+            {
+                id(value): value.detach()
+                for module in self._modules
+                for name, value in module.state_dict(keep_vars=True).items()
+                if not name.endswith(
+                    "_extra_state"
+                )  # from get_extra_state(), which may create it anew
+            }.values()
+        )
 
 
 def _averaged(tensor: Tensor) -> bool:

@@ -248,7 +248,7 @@ class Passes:
         *,
         full: bool = False,
     ) -> Tensor:
-        if out.dtype in HALF and self._head_dtype is not None:
+        if out.dtype in (*HALF, torch.float64) and self._head_dtype is not None:
             out = out.to(self._head_dtype)
         features = pack(out, beside) if self._head_takes_beside else out
         second = (x,) if self._head_takes_input and x is not None else ()

@@ -19,7 +19,7 @@ from pipelocal.heads import call_head
 from pipelocal.models.payload import Payload, each, tensors_of
 from pipelocal.models.trial import shadow
 from pipelocal.seeding import seeded
-from pipelocal.stage.replay import copies_of_buffers
+from pipelocal.stage.replay import copies_of_buffers, replay
 from pipelocal.system.plain_state import why_not_plain
 
 TOLERANCE = 1e-3
@@ -66,9 +66,16 @@ def check_purity(
     for what, part in [*parts, ("the head", head)]:
         try:
             seen = first if what == "the head" else None
-            counted, same, x = _run_again(shadow(part).train(), x, seen)
+            own = shadow(part).train()
+            moved = _moved_by_replay(own, x) if demands.again and seen is None else None
+            counted, same, x = _run_again(own, x, seen)
         except Exception:
             return
+        if moved:
+            raise UserError(
+                f"stage {stage}: {what} changes its buffer '{moved}' by another reference than its name, and "
+                f"{demands.again} runs it more than once a batch: use the buffer by its name alone"
+            )
         if counted:
             path, _, attribute = counted.rpartition(".")
             owner = f" of '{path}'" if path else ""
@@ -152,6 +159,17 @@ def _run_again(
     *_, one, two = outs
     same = all(map(_close, tensors_of(one), tensors_of(two)))
     return counted, same, two
+
+
+def _moved_by_replay(unit: nn.Module, x: Payload) -> str | None:
+    """Return the name of a buffer that a replay changes, which works on copies; None if there is none."""
+    before = copies_of_buffers(unit)
+    with seeded(0, "purity"):
+        replay(unit, x)
+    for name, buffer in unit.named_buffers():
+        if name in before and not torch.equal(buffer, before[name]):
+            return name
+    return None
 
 
 def _close(one: Tensor, two: Tensor) -> bool:

@@ -34,7 +34,8 @@ def replay(module: nn.Module, *inputs: Payload, before: Buffers | None = None) -
         before: the buffers to start from; None for the module's current ones.
     """
     now = dict(module.named_buffers())
-    begin = now if before is None else {name: before[name] for name in now}
+    # What the first pass made, such as a mask, has no value from before it.
+    begin = now if before is None else {name: before.get(name, now[name]) for name in now}
     buffers = {name: buffer.clone() for name, buffer in begin.items()}
     return call_with(buffers, module, *inputs)
 

@@ -1,0 +1,72 @@
+"""What a copy of a user's module would lose, which each stage trains instead of the module: it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import FunctionType
+
+from torch import Tensor, nn
+
+from pipelocal.errors import UserError
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps them."""
+
+
+def check_copyable(what: str, module: nn.Module) -> None:
+    """Refuse a module whose copy would not train as it does.
+
+    Args:
+        what: names it, such as ``unit 'block1'``.
+        module: the module, or the whole model.
+
+    Raises:
+        UserError: says what would be lost, and how to write it instead.
+    """
+    own = {id(thing) for thing in (*module.modules(), *module.parameters(), *module.buffers())}
+    for path, part in module.named_modules():
+        where = f"{what}: '{path}'" if path else what
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                raise UserError(
+                    f"{where} keeps a tensor that was computed from its parameters ('{name}'), as the old "
+                    f"weight_norm and spectral_norm do: use those of torch.nn.utils.parametrizations"
+                )
+        for function in _functions(part):
+            if own & {id(held) for held in _held(function)}:
+                raise UserError(
+                    f"{where} keeps the function '{function.__qualname__}', which reaches the module from "
+                    f"outside, so that a copy would train the original's parameters: make it a method"
+                )
+    memory: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise UserError(
+                f"{what}: the parameter '{name}' has a hook, which a copy would lose: change its gradient in "
+                f"the optimizer, or by a hook on a module"
+            )
+        first, other = memory.setdefault(parameter.data_ptr(), (name, parameter))
+        if other is not parameter and parameter.numel() and other.numel():
+            raise UserError(
+                f"{what}: the parameters '{first}' and '{name}' share memory, which copies would not: use "
+                f"one nn.Parameter in both places"
+            )
+
+
+def _functions(part: nn.Module) -> Iterator[FunctionType]:
+    """Yield the plain functions that a module keeps, as attributes or hooks."""
+    kept = list(vars(part).values())
+    for name in HOOKS:
+        kept += getattr(part, name).values()
+    return (value for value in kept if isinstance(value, FunctionType))
+
+
+def _held(function: FunctionType) -> Iterator[object]:
+    """Yield what a function keeps: its closure's values, and its defaults."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # a name that is bound later
+            continue
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
