@@ -50,7 +50,11 @@ class Closure(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a = lin()
-        self.run = lambda x: torch.tanh(self.a(x))
+
+        def run(x: Tensor) -> Tensor:
+            return torch.tanh(self.a(x))
+
+        self.run = run
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.run(x)
@@ -100,7 +104,7 @@ class LateBuffer(nn.Module):
 @pytest.mark.parametrize(
     ("unit", "said"),
     [
-        (Closure, "'Closure.__init__.<locals>.<lambda>', which reaches the module from outside"),
+        (Closure, "'Closure.__init__.<locals>.run', which reaches the module from outside"),
         (
             lambda: hooked(lambda m: m.register_forward_hook(lambda _m, _a, out: out * m.bias)),
             "which reaches the module from outside",
