@@ -65,7 +65,6 @@ class Passes:
         self._head = head
         self._head_takes_input = takes_input(head)
         self._head_takes_beside = takes_beside(head)
-        self._head_dtype = next((p.dtype for p in head.parameters()), None)
         self._seed = seed
         self._autocast = compute.autocast_dtype
         self._channels_last = compute.channels_last
@@ -248,8 +247,8 @@ class Passes:
         *,
         full: bool = False,
     ) -> Tensor:
-        if out.dtype in (*HALF, torch.float64) and self._head_dtype is not None:
-            out = out.to(self._head_dtype)
+        if out.dtype in (*HALF, torch.float64):
+            out = out.to(next((p.dtype for p in self._head.parameters()), out.dtype))
         features = pack(out, beside) if self._head_takes_beside else out
         second = (x,) if self._head_takes_input and x is not None else ()
         if full or self._autocast is None:
