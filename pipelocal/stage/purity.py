@@ -167,9 +167,16 @@ def _moved_by_replay(unit: nn.Module, x: Payload) -> str | None:
     with seeded(0, "purity"):
         replay(unit, x)
     for name, buffer in unit.named_buffers():
-        if name in before and not torch.equal(buffer, before[name]):
+        if name in before and not _equal(buffer, before[name]):
             return name
     return None
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    """Return whether tensors are equal; what is no number in both counts as equal."""
+    if not one.is_floating_point():
+        return torch.equal(one, two)
+    return torch.allclose(one, two, rtol=0, atol=0, equal_nan=True)
 
 
 def _close(one: Tensor, two: Tensor) -> bool:

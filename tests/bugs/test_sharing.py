@@ -170,6 +170,25 @@ def test_a_second_pass_counted_in_a_buffer_that_a_list_holds() -> None:
         )
 
 
+class Unset(nn.Module):
+    """Has a buffer that is no number yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = lin()
+        self.register_buffer("later", torch.full((4,), torch.nan))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.a(x)
+        return out
+
+
+def test_a_buffer_that_is_no_number_yet_is_not_taken_for_changed() -> None:
+    model = nn.Sequential(Unset(), Unset(), nn.Linear(4, 2))
+    pipeline = pl.Pipeline(model, stages=1, device="cpu", checkpoint_activations=1)
+    pipeline.fit(DATA, epochs=1, batch_size=8, progress=False)
+
+
 class Detaching(nn.Module):
     """Cuts the gradient."""
 
