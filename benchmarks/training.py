@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from benchmarks.common import BenchmarkError
 from pipelocal.config import TrainConfig
 from pipelocal.config.checks import validate
 from pipelocal.config.resolve import blueprint_of
+from pipelocal.config.training import train
 from pipelocal.system.strict_json import to_json
 
 POLL_S = 0.1
@@ -245,6 +248,21 @@ def _processes() -> Iterator[dict[int, subprocess.Popen[bytes]]]:
             process.kill()
         for process in busy.values():
             process.wait()
+
+
+def metrics_here(config: TrainConfig) -> list[dict[str, Any]]:
+    """Train in this process; the lines of ``metrics.jsonl``, of several ranks on rank 0 alone."""
+    # One folder for all ranks, which compare their options.
+    run, rank = os.environ.get("TORCHELASTIC_RUN_ID", os.getpid()), int(os.environ.get("RANK", 0))
+    out = Path(tempfile.gettempdir(), f"pipelocal-bench-{run}")
+    try:
+        train(replace(config, out=str(out)), stream=io.StringIO())
+        if rank:
+            return []
+        return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    finally:
+        if not rank:
+            shutil.rmtree(out, ignore_errors=True)
 
 
 def _start(config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:

@@ -11,13 +11,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import io
-import json
 import statistics
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from benchmarks import common, torchrun
+from benchmarks import common, torchrun, training
 from pipelocal.config import TrainConfig
-from pipelocal.config.training import train
 from pipelocal.errors import PipelocalError
 from pipelocal.ranks.host import set_up_host
 
@@ -116,14 +111,10 @@ def step_ms(config: TrainConfig) -> float | str:
     torch.compiler.reset()  # which would stop compiling after some models
     gc.collect()
     try:
-        with tempfile.TemporaryDirectory(prefix="pipelocal-bench-") as scratch:
-            out = Path(scratch, "run")
-            train(replace(config, out=str(out)), stream=io.StringIO())
-            lines = (out / "metrics.jsonl").read_text().splitlines()
+        metrics = training.metrics_here(config)
     except PipelocalError as error:
         print(error, flush=True)
         return str(error)
-    metrics = [json.loads(line) for line in lines]
     last = max(line["stage"] for line in metrics)
     ms = 1000 * torchrun.seconds_of_a_batch(metrics, last, config.batch_size)
     print(f"{config.model}, {config.objective}: {ms:.2f} ms", flush=True)

@@ -6,17 +6,12 @@ Run by torchrun for several ranks, which print a line each.
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import os
 import resource
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -27,11 +22,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks import training
 from benchmarks.live_bytes import LiveBytes
 from benchmarks.throughput.peer import pipeline_step, random_batch, sgd
 from pipelocal.config import TrainConfig
 from pipelocal.config.resolve import blueprint_of
-from pipelocal.config.training import train
 from pipelocal.data import DATASETS, ArrayDataset, DataInfo, DatasetEntry
 from pipelocal.ranks.host import set_up_host
 from pipelocal.run.blueprint import Blueprint
@@ -173,15 +168,9 @@ def run(method: str, config: TrainConfig, micro_batches: int, found: list[float]
 
 def run_own(config: TrainConfig, found: list[float]) -> None:
     """The trainer itself, evaluation at the end included."""
-    # One folder for all ranks, which compare their options.
-    run = os.environ.get("TORCHELASTIC_RUN_ID", str(os.getpid()))
-    out = Path(tempfile.gettempdir(), f"pipelocal-bench-{run}")
-    train(replace(config, out=str(out)), stream=io.StringIO())
-    if int(os.environ.get("RANK", 0)):
+    records = training.metrics_here(config)
+    if not records:
         return  # rank 0 alone takes the records
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    shutil.rmtree(out)
-    records = [json.loads(line) for line in lines]
     last = max(record["stage"] for record in records)
     rates = [
         record["samples_per_second"]

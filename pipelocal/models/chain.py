@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
-from pipelocal.models.copying import HOOKS, check_copyable
+from pipelocal.models.copying import HOOKS, check_containers, check_copyable
 from pipelocal.models.inputs import Inputs, call, crossing_text, first_argument, kinds_of, logits_of
 from pipelocal.models.operations import multiply_adds
 from pipelocal.models.payload import Payload, tensors_of
@@ -199,7 +199,7 @@ class Chain:
         check_not_lazy(type(model).__name__, model)
         check_has_values(type(model).__name__, model)
         check_copyable(type(model).__name__, model)
-        _check_containers(model, units)
+        check_containers(model, units)
         kinds = kinds_of(inputs, input_shape, input_dtype, name=first_argument(model))
         pieces = split_module(model, units, kinds)
         notes: list[str] = []
@@ -416,17 +416,6 @@ class Chain:
                 if len(self.crossing[stop - 1]) > 1
             ),
         ]
-
-
-def _check_containers(model: nn.Module, units: Sequence[str]) -> None:
-    """Refuse hooks on the gradients of what contains units, since tracing sees no backward pass."""
-    for path, part in model.named_modules():
-        contains = not path or any(unit.startswith(f"{path}.") for unit in units)
-        if contains and any(getattr(part, hooks) for hooks in HOOKS if "backward" in hooks):
-            raise UserError(
-                f"{type(model).__name__}: backward hooks on '{path or 'the model'}' would be lost where it "
-                f"is cut: register them on its units"
-            )
 
 
 def _check_output(name: str, shape: Shape, classes: int | None) -> None:

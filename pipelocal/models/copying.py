@@ -1,8 +1,8 @@
-"""What a copy of a user's module would lose, which each stage trains instead of the module: it is refused."""
+"""What a copy of a user's module would lose, or the cut of a model: it is refused, as stages train copies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FunctionType
 
 from torch import Tensor, nn
@@ -50,6 +50,25 @@ def check_copyable(what: str, module: nn.Module) -> None:
             raise UserError(
                 f"{what}: the parameters '{first}' and '{name}' share memory, which copies would not: use "
                 f"one nn.Parameter in both places"
+            )
+
+
+def check_containers(model: nn.Module, units: Sequence[str]) -> None:
+    """Refuse hooks on the gradients of what contains units, since tracing sees no backward pass.
+
+    Args:
+        model: the whole model.
+        units: names of the submodules that become units.
+
+    Raises:
+        UserError: says where the hooks are.
+    """
+    for path, part in model.named_modules():
+        contains = not path or any(unit.startswith(f"{path}.") for unit in units)
+        if contains and any(getattr(part, hooks) for hooks in HOOKS if "backward" in hooks):
+            raise UserError(
+                f"{type(model).__name__}: backward hooks on '{path or 'the model'}' would be lost where it "
+                f"is cut: register them on its units"
             )
 
 

@@ -113,10 +113,7 @@ def _check_compile(options: RunOptions, recipe: Recipe) -> None:
             "--compile cudagraphs: the next batch overwrites a graph's outputs on their way to "
             "the next stage: choose inductor"
         )
-    if formulas := _by_formulas(options, recipe):
-        raise UserError(
-            f"--compile is for stages that run as modules: leave out {formulas} or --compile"
-        )
+    _refuse_formulas(options, recipe, "--compile")
     if isinstance(recipe.objective, DeepSupervision):
         raise UserError(
             "--compile changes how units run, and --objective deep-supervision looks into them: leave one of "
@@ -132,10 +129,7 @@ def _check_compile(options: RunOptions, recipe: Recipe) -> None:
 def _check_cuda_graphs(options: RunOptions, recipe: Recipe) -> None:
     if not options.cuda_graphs:
         return
-    if formulas := _by_formulas(options, recipe):
-        raise UserError(
-            f"--cuda-graphs is for stages that run as modules: leave out {formulas} or --cuda-graphs"
-        )
+    _refuse_formulas(options, recipe, "--cuda-graphs")
     if exact(recipe):
         raise UserError(
             "--reconcile exact differentiates twice, and a CUDA graph holds one backward pass: choose "
@@ -158,10 +152,7 @@ def _check_cuda_graphs(options: RunOptions, recipe: Recipe) -> None:
 def _check_autocast(options: RunOptions, recipe: Recipe) -> None:
     if options.autocast is None:
         return
-    if formulas := _by_formulas(options, recipe):
-        raise UserError(
-            f"--autocast is for stages that run as modules: leave out {formulas} or --autocast"
-        )
+    _refuse_formulas(options, recipe, "--autocast")
     if exact(recipe):
         raise UserError(
             "--autocast rounds away what --reconcile exact adds to a gradient: choose --reconcile "
@@ -245,6 +236,14 @@ def _check_accumulate(options: RunOptions, recipe: Recipe) -> None:
         "is for updates after every batch: leave it out, or choose --accumulate 1 and no --replicas"
     )
     _refuse(options, ("step_early", "measure_bp_gap"), why)
+
+
+def _refuse_formulas(options: RunOptions, recipe: Recipe, option: str) -> None:
+    """Refuse an option that is for stages that run as modules, where formulas take their place."""
+    if formulas := _by_formulas(options, recipe):
+        raise UserError(
+            f"{option} is for stages that run as modules: leave out {formulas} or {option}"
+        )
 
 
 def _refuse(options: RunOptions, names: Sequence[str], why: str) -> None:

@@ -63,16 +63,12 @@ class Average:
 
     def _live(self) -> list[Tensor]:
         """Return each tensor once, whatever its number of names."""
-        return list(
-            {
-                id(value): value.detach()
-                for module in self._modules
-                for name, value in module.state_dict(keep_vars=True).items()
-                if not name.endswith(
-                    "_extra_state"
-                )  # from get_extra_state(), which may create it anew
-            }.values()
-        )
+        found: dict[int, Tensor] = {}
+        for module in self._modules:
+            for name, value in module.state_dict(keep_vars=True).items():
+                if not name.endswith("_extra_state"):  # which may be created anew at each call
+                    found[id(value)] = value
+        return [value.detach() for value in found.values()]
 
 
 def _averaged(tensor: Tensor) -> bool:

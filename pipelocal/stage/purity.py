@@ -172,17 +172,16 @@ def _moved_by_replay(unit: nn.Module, x: Payload) -> str | None:
     return None
 
 
-def _equal(one: Tensor, two: Tensor) -> bool:
+def _close(one: Tensor, two: Tensor) -> bool:
+    floating = one.is_floating_point()
+    within = TOLERANCE * float(one.nan_to_num().abs().max()) if floating else 0.0
+    return _equal(one, two, within=within)
+
+
+def _equal(one: Tensor, two: Tensor, *, within: float = 0.0) -> bool:
     """Return whether tensors are equal; what is no number in both counts as equal."""
     if not one.is_floating_point():
         return torch.equal(one, two)
-    return torch.allclose(one, two, rtol=0, atol=0, equal_nan=True)
-
-
-def _close(one: Tensor, two: Tensor) -> bool:
-    if not one.is_floating_point():
-        return torch.equal(one, two)
-    within = TOLERANCE * float(one.nan_to_num().abs().max())
     return torch.allclose(one, two, rtol=0, atol=within, equal_nan=True)
 
 
