@@ -52,7 +52,10 @@ class Wishes:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Handle signals within this block; does nothing outside the main thread."""
+        """Handle signals within this block; does nothing outside the main thread.
+
+        After a request to end, another one must not come between the snapshot and the line that tells of it.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -72,7 +75,8 @@ class Wishes:
         finally:
             over.set()
             for number, handler in before.items():
-                signal.signal(number, handler)
+                ends = self.stop and handler is _on_end
+                signal.signal(number, _ignored if ends else handler)
 
     def _watch(self, over: threading.Event) -> None:
         """Interrupt the main thread when the snapshot takes too long."""
@@ -101,7 +105,11 @@ class Wishes:
 
 
 def end_on_signals() -> None:
-    """Make SIGTERM, and SIGHUP unless ignored as by nohup, raise :class:`Terminated`."""
+    """Make SIGTERM, and SIGHUP unless ignored as by nohup, raise :class:`Terminated`, once.
+
+    A closed terminal tells all its processes, and torchrun passes it on as well: the second signal must not
+    interrupt what the first one began. Ctrl-C still does.
+    """
     signal.signal(signal.SIGTERM, _on_end)
     if ends_with_terminal():
         signal.signal(signal.SIGHUP, _on_end)
@@ -113,4 +121,11 @@ def ends_with_terminal() -> bool:
 
 
 def _on_end(number: int, _frame: FrameType | None) -> NoReturn:
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) is _on_end:
+            signal.signal(each, _ignored)
     raise Terminated(REASONS[signal.Signals(number)], number)
+
+
+def _ignored(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing; unlike SIG_IGN, which a program started by this one would inherit."""
