@@ -33,24 +33,32 @@ class StageError(PipelocalError, RuntimeError):
     Args:
         reason: one line, without the name of the stage.
         stage: number of the stage, from 1.
-        batch: number of the batch (the stream's own count, from 0), or None outside the stream.
+        batch: number of the training batch, from 1 as in metrics; None outside the stream.
+        test: whether it is a batch of an evaluation instead, of which its number is then.
         symptom: True if the cause most likely lies elsewhere (a lost connection, an input that was
             already bad); a symptom gives way to the cause when another rank reports one.
     """
 
     def __init__(
-        self, reason: str, *, stage: int, batch: int | None = None, symptom: bool = False
+        self,
+        reason: str,
+        *,
+        stage: int,
+        batch: int | None = None,
+        test: bool = False,
+        symptom: bool = False,
     ) -> None:
         self.reason = reason
         self.stage = stage
         self.batch = batch
+        self.test = test
         self.symptom = symptom
         super().__init__(reason)
 
     def __str__(self) -> str:
         where = f"stage {self.stage}"
         if self.batch is not None:
-            where += f", batch {self.batch}"
+            where += f", {'test batch' if self.test else 'batch'} {self.batch}"
         return f"{where}: {self.reason}"
 
 

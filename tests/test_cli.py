@@ -282,7 +282,7 @@ def test_a_loss_that_becomes_nan_names_stage_and_batch(
 ) -> None:
     code = cli.run(["train", "--lr", "1e30", "--plain", "--out", str(tmp_path / "run")])
     assert code == cli.FAILURE
-    assert "error: stage 1, batch 1: the loss is NaN or infinite" in capsys.readouterr().err
+    assert "error: stage 1, batch 2: the loss is NaN or infinite" in capsys.readouterr().err
 
 
 def test_more_ranks_than_stages(tmp_path: Path) -> None:

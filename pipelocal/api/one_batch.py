@@ -98,9 +98,9 @@ def train_on_batch(
         )
         metrics, tally = result.metrics, Tally(device, task=stage.task)
         loss = Loss(metrics.loss, metrics.weight)
-        tally.add(batch=steps, rows=len(target), loss=loss, sums=metrics.sums)
+        tally.add(batch=steps + 1, rows=len(target), loss=loss, sums=metrics.sums)
         if not math.isfinite(mean := float(metrics.loss)):
-            raise StageError(NO_NUMBER, stage=stage.number, batch=steps)
+            raise StageError(NO_NUMBER, stage=stage.number, batch=steps + 1)
         figures.append({"loss": mean, **tally.read_and_reset().metrics})
         made.append(result.output)
         beside = list(result.beside)

@@ -57,15 +57,15 @@ class Evaluation:
             for _ in range(2)
         )
 
-    def meet(self, batch: IncomingBatch) -> dict[str, Tensor]:
-        """Evaluate a batch; return the tensors for the next stage, in the order of the contract."""
+    def meet(self, batch: IncomingBatch, number: int) -> dict[str, Tensor]:
+        """Evaluate the ``number``-th batch; return the next stage's tensors, in the order of the contract."""
         x, beside = self._messages.inputs(batch)
         target = batch.get("target")
         if self._stage.number > 1:
             self._bad_input |= ~torch.isfinite(x).all()
         output, logits = self._stage.evaluate(x, beside)
         if self._heard:
-            self._add(self._tally, batch, logits, target)
+            self._add(self._tally, batch, number, logits, target)
         # A copy: the received tensor's memory is reused after this batch.
         found = {"target": target.clone(), **dict(named_outputs(output, self._stage.beside))}
         found |= self._messages.passed_on(batch)
@@ -77,7 +77,7 @@ class Evaluation:
                 votes += batch.get("votes")
             if self._last:
                 mean = self._stage.task.from_votes(votes / self._voters)
-                self._add(self._ensemble, batch, mean, target)
+                self._add(self._ensemble, batch, number, mean, target)
             found["votes"] = votes
         return found
 
@@ -91,10 +91,11 @@ class Evaluation:
         bad = self._tally.first_bad_batch()
         if bad is not None:
             raise StageError(
-                "in the evaluation the loss is NaN or infinite: lower --lr, add --warmup-steps, or look at "
-                "the data",
+                f"in the evaluation{f' after batch {step}' if step else ''} the loss is NaN or infinite: "
+                f"lower --lr, add --warmup-steps, or look at the data",
                 stage=self._stage.number,
                 batch=bad,
+                test=True,
                 # A non-finite input is the previous stage's fault, which reports it itself.
                 symptom=bool(self._bad_input),
             )
@@ -142,10 +143,12 @@ class Evaluation:
     def _each(self, values: Tensor) -> Tensor:
         return self._stage.replicas.each(values)
 
-    def _add(self, tally: Tally, batch: IncomingBatch, output: Tensor, target: Tensor) -> None:
+    def _add(
+        self, tally: Tally, batch: IncomingBatch, number: int, output: Tensor, target: Tensor
+    ) -> None:
         task = self._stage.task
         tally.add(
-            batch=batch.header.number,
+            batch=number,
             rows=batch.header.rows,
             loss=task.loss(output, target),
             sums=task.sums(output, target),

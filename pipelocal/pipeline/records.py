@@ -77,7 +77,7 @@ class Records:
             StageError: a loss is NaN or infinite.
         """
         self._tally.add(
-            batch=header.step,
+            batch=header.step + 1,
             rows=header.rows,
             loss=Loss(metrics.loss, metrics.weight),
             sums=metrics.sums,

@@ -120,9 +120,10 @@ class Worker:
         if callbacks:
             observers.append(Telling(stage, callbacks))
         self._observers = Observers(observers)
-        self._number = -1
-        self._batch = 0
-        """What an error calls the batch: the training batches before it; of other events their number."""
+        self._number = self._marker = -1
+        """Of the event, and of the last one that was no batch, as counted along the stream from 0."""
+        self._batch, self._test = 1, False
+        """What an error calls the batch, see StageError."""
         self._waiting: IncomingBatch | None = None
         """A batch whose training waits for the next stage, or for replicas."""
         self._ended_loss: float | None = None
@@ -134,13 +135,13 @@ class Worker:
             StageError: the stage cannot continue; names stage and batch.
         """
         self._number += 1  # unless its header says otherwise
-        self._batch = self.stage.steps
+        self._batch = self._batch + 1 if self._test else self.stage.steps + 1
         with self._at_work():
             with self._action("receive") as receiving:
                 batch = self.incoming.receive()
                 receiving.batch = self._number = batch.header.number
             header = batch.header
-            self._batch = header.step if header.kind.trains else header.number
+            self._name_batch(header)
             if header.kind.trains:
                 self._train(batch)
                 if self._averages_ahead:
@@ -151,7 +152,7 @@ class Worker:
                 self._end_batch(batch)
             elif header.kind == Kind.EVALUATE:
                 with self._action("evaluate"):
-                    self._pass_on(header, self.evaluation.meet(batch))
+                    self._pass_on(header, self.evaluation.meet(batch, self._batch))
             else:
                 with self._action("send"):
                     self._pass_on(header, {})  # first: the next stage need not wait for this one
@@ -199,12 +200,7 @@ class Worker:
         try:
             yield
         except StageError as error:
-            raise StageError(
-                error.reason,
-                stage=self.stage.number,
-                batch=self._batch if error.batch is None else error.batch,
-                symptom=error.symptom,
-            ) from error
+            raise self._named(error) from error
         except PipelocalError:
             raise
         except (Exception, SystemExit) as error:
@@ -213,11 +209,31 @@ class Worker:
             reason = f"{type(error).__name__}: {error}".splitlines()[0] + where(error)
             # contextlib would prefer a StopIteration; and a name for the cause would be a circle, which
             # keeps the run and its folder's lock.
-            raise StageError(reason, stage=self.stage.number, batch=self._batch) from (
+            raise self._named(StageError(reason, stage=self.stage.number)) from (
                 None if isinstance(error, StopIteration) else error
             )
         self.records.throughput.add_busy(
             time.perf_counter() - started - (self._waited_s() - waited)
+        )
+
+    def _name_batch(self, header: Header) -> None:
+        self._test = header.kind == Kind.EVALUATE
+        if self._test:
+            self._batch = header.number - self._marker  # test batches follow one another
+        elif header.kind.trains:
+            self._batch = header.step + 1
+        else:
+            self._batch, self._marker = header.step, header.number
+
+    def _named(self, error: StageError) -> StageError:
+        """Return an error of this stage with the batch at which it came, if it does not say so itself."""
+        known = error.batch is not None
+        return StageError(
+            error.reason,
+            stage=self.stage.number,
+            batch=error.batch if known else self._batch,
+            test=error.test if known else self._test,
+            symptom=error.symptom,
         )
 
     @property
@@ -259,7 +275,8 @@ class Worker:
     def trouble(self) -> StageError | None:
         """Return the known failure of this stage's edges, if any."""
         after = self.outgoing.trouble() if self.outgoing is not None else None
-        return self.incoming.trouble() or after or self.way_back.trouble()
+        trouble = self.incoming.trouble() or after or self.way_back.trouble()
+        return None if trouble is None else self._named(trouble)
 
     def close(self) -> None:
         """Close all edges."""

@@ -56,7 +56,7 @@ def _bar(event: Event, y: int, start: float, across: Axis) -> Html:
     begin, long = (event["ts"] - start) / 1000, event["dur"] / 1000
     left, right = across.at(begin), across.at(begin + long)
     kind = "transfer" if event["cat"] == "transfer" else event["name"]
-    said = f"{event['name']}, batch {event['args']['batch'] + 1}, {long:.2f} ms"
+    said = f"{event['name']}, batch {event['args']['batch']}, {long:.2f} ms"
     place: dict[str, str | float] = {
         "x": f"{left:.1f}",
         "width": f"{max(right - left, 0.4):.1f}",

@@ -85,7 +85,7 @@ class Recorder:
         Args:
             lane: the lane in which it is shown.
             name: name of the action.
-            batch: number of the batch.
+            batch: number of the batch along the stream, from 0; those of evaluations count too.
             size: bytes transferred.
         """
         action = Action(self, lane, name, batch, size)
@@ -106,7 +106,7 @@ class Recorder:
             took = 1000 * (action.stopped - action.started)
             size = action.bytes / 1e6
             say(
-                f"{action.name} {edge} | batch {action.batch} | {message} | "
+                f"{action.name} {edge} | batch {action.batch + 1} | {message} | "
                 f"{size:.3g} MB | {took:.1f} ms"
             )
 
@@ -124,7 +124,7 @@ class Recorder:
 
 
 def _describe(action: Action, now: float) -> str:
-    what = f"{action.name} (batch {action.batch})"
+    what = f"{action.name} (batch {action.batch + 1})"
     if action.stopped is None:
         return f"{what} for {now - action.started:.1f} s and not done"
     return f"{what} done {now - action.stopped:.1f} s ago"

@@ -47,7 +47,7 @@ def write_part(folder: Path, rank: int, recorder: Recorder, clock_offset_s: floa
                 "tid": lanes[action.lane],
                 "ts": 1e6 * (action.started + clock_offset_s),
                 "dur": 1e6 * (action.stopped - action.started),
-                "args": {"lane": action.lane, "batch": action.batch, "bytes": action.bytes},
+                "args": {"lane": action.lane, "batch": action.batch + 1, "bytes": action.bytes},
             }
         )
     part = {"events": events, "left_out": recorder.left_out}

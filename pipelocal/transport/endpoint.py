@@ -83,7 +83,6 @@ class Endpoint:
         self._waits = waits
         self._timeout_s = timeout_s
         self._failure: str | None = None
-        self._batch: int | None = None
         self._edge = f"{contract.source} -> {contract.target}"
 
     def trouble(self) -> StageError | None:
@@ -92,7 +91,6 @@ class Endpoint:
         return StageError(
             f"lost the connection to {self._peer} ({self._failure})",
             stage=self._own,
-            batch=self._batch,
             symptom=True,
         )
 
@@ -128,7 +126,6 @@ class Endpoint:
                 raise StageError(
                     f"{what} {self._peer} for {self._timeout_s:g} s: {STALLED}",
                     stage=self._own,
-                    batch=self._batch,
                     symptom=True,
                 )
             try:

@@ -84,14 +84,12 @@ class RemoteReceiver(Endpoint):
         return self.receive_number(self._deal.after(self._last_number))
 
     def receive_number(self, due: int) -> ArrivingBatch:
-        self._batch = due
         batch = self._next_of(self._arriving, "nothing from")
         number = batch.header.number
         if number != due and (batch.header.kind.dealt or number <= self._last_number):
             raise StageError(
-                f"batch {number} came from {self._peer} where {due} was next: a batch was lost",
+                f"event {number} came from {self._peer} where {due} was next: a batch was lost",
                 stage=self._own,
-                batch=due,
             )
         self._last_number = number
         self._grow(batch)

@@ -59,7 +59,7 @@ class RemoteSender(Endpoint):
         self._start(self._send_all)
 
     def begin(self, header: Header) -> None:
-        self._batch, waited = header.number, self.waited_s
+        waited = self.waited_s
         self._frame = self._next_of(self._free, "no room towards")
         self._frame.write(header, waited_s=self.waited_s - waited)
         self._places, self._data = self._frame.load(header.kind, header.rows)

@@ -115,7 +115,6 @@ class CollectingReceiver:
                     f"the replicas of stage {self._own - 1} disagree: {batch.header} came from one of "
                     f"them where {header} came from another",
                     stage=self._own,
-                    batch=batch.header.number,
                 )
             for copy in others:
                 copy.release()

@@ -102,7 +102,7 @@ def test_a_run_whose_last_update_diverged_ended_well(
     assert cli.run([*TRAIN, *options]) == cli.FAILURE
     said = capsys.readouterr()
     assert "accuracy 0." not in said.out
-    assert "in the evaluation the loss is NaN or infinite: lower --lr" in said.err
+    assert "in the evaluation after batch 1 the loss is NaN or infinite: lower --lr" in said.err
     assert not (out / "summary.json").exists()
     assert not (out / "stages" / "stage-2.pt").exists()
     for line in (out / "metrics.jsonl").read_text().splitlines():
@@ -115,7 +115,7 @@ def test_every_rank_of_it_fails(tmp_path: Path) -> None:
     ranks = launch(tmp_path / "ranks", [*TRAIN, *options], 2)
     assert all(code != 0 for code in ranks.wait())
     for rank in (0, 1):
-        assert "stage 1, batch " in ranks.output(rank)
+        assert "stage 1, test batch 1: " in ranks.output(rank)
         assert "the loss is NaN or infinite: lower --lr" in ranks.output(rank)
     assert not (tmp_path / "run" / "summary.json").exists()
 
@@ -193,7 +193,7 @@ def test_evaluation_of_logits_that_are_nan_gave_an_accuracy(
     assert cli.run(["evaluate", str(out)]) == cli.FAILURE
     said = capsys.readouterr()
     assert said.out == ""
-    assert "stage 2, batch 0: in the evaluation the loss is NaN or infinite" in said.err
+    assert "stage 2, test batch 1: in the evaluation the loss is NaN or infinite" in said.err
 
 
 def test_a_distance_that_is_nan_passed_for_a_loss(

@@ -275,7 +275,7 @@ def test_the_average_of_a_pipeline_could_not_be_read() -> None:
         (X[:4], Y[:3], r"x and target have \[4, 3\] rows"),
         (X[:4].numpy(), Y[:4], "x is ndarray: give a tensor"),
         (X[:4], Y[:4] + 7, "labels run from 7 to 9, but 3 classes allow 0 to 2"),
-        (X[:4] * float("nan"), Y[:4], "stage 1, batch 0: the loss is NaN or infinite"),
+        (X[:4] * float("nan"), Y[:4], "stage 1, batch 1: the loss is NaN or infinite"),
         (X[:4, :5], Y[:4], "5"),
     ],
     ids=["rows", "type", "labels", "NaN", "shape"],
@@ -345,7 +345,7 @@ def stops(*_: Any) -> Any:
         ({"schedule": fails}, r"schedule: KeyError: 'mine'"),
         ({"objective": fails}, r"objective: KeyError: 'mine'"),
         ({"balance": fails}, r"--balance .*fails.*: KeyError: 'mine'"),
-        ({"loss": stops}, r"stage 1, batch 0: StopIteration"),
+        ({"loss": stops}, r"stage 1, batch 1: StopIteration"),
         ({"head": 3}, "head=3: give a head's name, or a function"),
         ({"optimizer": Slowing([X], lr=0.1)}, "optimizer=Slowing: give a function"),
         ({"loss": "mse"}, "loss='mse': give a function of outputs and targets"),
@@ -367,8 +367,8 @@ def test_what_a_user_s_function_raised_ended_in_a_bare_error(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"callbacks": [Stops(StopIteration())]}, "stage 1, batch 0: StopIteration"),
-        ({"callbacks": [Stops(SystemExit(0))]}, "stage 1, batch 0: SystemExit: 0"),
+        ({"callbacks": [Stops(StopIteration())]}, "stage 1, batch 1: StopIteration"),
+        ({"callbacks": [Stops(SystemExit(0))]}, "stage 1, batch 1: SystemExit: 0"),
         ({"callbacks": Stops(KeyError())}, "callbacks=Stops: give a list"),
         ({"batch_size": "8"}, "batch_size='8': give a whole number"),
         ({"out": 3}, "out=3: give a folder"),
@@ -443,11 +443,29 @@ def test_bytes_of_a_run_that_went_on_were_too_few_or_too_many(tmp_path: Path, he
 
 
 def test_the_batch_of_an_error_was_that_of_the_stream() -> None:
-    """Ends of epochs and batches of evaluations were counted."""
+    """Ends of epochs and batches of evaluations were counted, and from 0, unlike metrics and snapshots."""
     data = DataLoader(TensorDataset(X, Y), 12)
     pipe = pl.Pipeline(net(), stages=2)
-    with pytest.raises(pl.StageError, match="stage 2, batch 7: RuntimeError: the power is out"):
+    with pytest.raises(pl.StageError, match="stage 2, batch 8: RuntimeError: the power is out"):
         pipe.fit(data, data, epochs=3, progress=False, callbacks=[Fails()])
+
+
+class Squares(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x
+
+
+def test_an_error_in_an_evaluation_named_a_batch_of_the_stream() -> None:
+    """Nothing told it from a training batch."""
+    bad = X.clone()
+    bad[-1] = 3e38  # no NaN of its own, which would be refused
+    data, test = DataLoader(TensorDataset(X, Y), 12), DataLoader(TensorDataset(bad, Y), 12)
+    model = nn.Sequential(Squares(), *net())
+    pipe, batches = pl.Pipeline(model, stages=2), len(data)
+    said = f"stage 1, test batch {batches}: in the evaluation after batch {2 * batches} the loss is NaN"
+    with pytest.raises(pl.StageError, match=said) as raised:
+        pipe.fit(data, test, epochs=2, evaluate_every=2, progress=False)
+    assert (raised.value.batch, raised.value.test) == (batches, True)
 
 
 class SaysItsMode(nn.Module):
@@ -490,5 +508,5 @@ class ChangesWhatIsKept(nn.Module):
 def test_the_first_batch_took_wrong_gradients_of_what_was_changed_in_place() -> None:
     """Its memory is counted by hooks, with which autograd does not look."""
     model = nn.Sequential(nn.Linear(6, 8), ChangesWhatIsKept(), nn.Linear(8, 3))
-    with pytest.raises(pl.StageError, match=r"batch 0: .* modified by an inplace operation"):
+    with pytest.raises(pl.StageError, match=r"batch 1: .* modified by an inplace operation"):
         fit(pl.Pipeline(model, stages=2), epochs=1)

@@ -48,12 +48,14 @@ def in_evaluation(number: int) -> Callable[[int], None]:
     def before(rank: int) -> None:
         meet, met = Evaluation.meet, [0]
 
-        def signalled(evaluation: Evaluation, batch: IncomingBatch) -> dict[str, torch.Tensor]:
+        def signalled(
+            evaluation: Evaluation, batch: IncomingBatch, which: int
+        ) -> dict[str, torch.Tensor]:
             if rank == 0 and evaluation._stage.number == 1:
                 met[0] += 1
                 if met[0] == 6 * number - 3:  # an evaluation has six batches
                     os.kill(os.getpid(), signal.SIGINT)
-            return meet(evaluation, batch)
+            return meet(evaluation, batch, which)
 
         pytest.MonkeyPatch().setattr(Evaluation, "meet", signalled)
 

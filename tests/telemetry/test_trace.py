@@ -115,7 +115,7 @@ def test_a_line_for_every_transfer(tmp_path: Path) -> None:
     ranks = launch(tmp_path, arguments, 2)
     assert ranks.wait() == [0, 0], ranks.output()
     for rank, what in ((0, "send"), (1, "recv")):
-        line = rf"^{what} 1 -> 2 \| batch 2 \| x \| [\d.e-]+ MB \| [\d.]+ ms$"
+        line = rf"^{what} 1 -> 2 \| batch 3 \| x \| [\d.e-]+ MB \| [\d.]+ ms$"
         assert len(re.findall(line, ranks.output(rank), re.MULTILINE)) == 1, ranks.output(rank)
 
 
@@ -152,4 +152,4 @@ def test_without_a_trace_only_the_last_actions_are_kept() -> None:
     assert recorder.traced() == []
     (line,) = recorder.last_actions()
     assert line.count("forward") == actions.LAST
-    assert "forward (batch 99) done" in line
+    assert "forward (batch 100) done" in line

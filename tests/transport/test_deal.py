@@ -100,7 +100,7 @@ def test_markers_that_differ_are_refused() -> None:
     one, other = header(Kind.EVALUATED, 0), replace(header(Kind.EVALUATED, 0), epoch=1)
     ends = {0: Canned([one]), 1: Canned([other])}
     receiver = CollectingReceiver(ends, replicas=2, deal=Deal(), own=3)
-    with pytest.raises(StageError, match="stage 3, batch 0: the replicas of stage 2 disagree"):
+    with pytest.raises(StageError, match="stage 3: the replicas of stage 2 disagree"):
         receiver.receive()
 
 

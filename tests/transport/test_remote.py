@@ -349,7 +349,7 @@ def test_a_missing_batch_number_is_noticed(tmp_path: Path) -> None:
 
     def receive(receiver: RemoteReceiver) -> None:
         receiver.receive().release()
-        with pytest.raises(StageError, match=r"stage 2, batch 1: batch 2 came .* a batch was lost"):
+        with pytest.raises(StageError, match=r"stage 2: event 2 came .* a batch was lost"):
             receiver.receive()
 
     run_edge(tmp_path, contract(4), send, receive)
@@ -365,7 +365,7 @@ def test_patience_ends_with_an_error_that_names_both_ends(tmp_path: Path) -> Non
         ended.set()
 
     def receive(receiver: RemoteReceiver) -> None:
-        text = r"stage 2, batch 0: nothing from stage 1 \(rank 0\) for 1 s.*--timeout"
+        text = r"stage 2: nothing from stage 1 \(rank 0\) for 1 s.*--timeout"
         with pytest.raises(StageError, match=text):
             receiver.receive()
         gave_up.set()
