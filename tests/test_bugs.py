@@ -365,7 +365,10 @@ def test_a_model_in_float64_failed_after_the_start() -> None:
     """The meta device computes with mixed dtypes without a word."""
     double = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
     chain = Chain.from_sequential(double, input_shape=(1, 8, 8), classes=10)
-    with pytest.raises(UserError, match=r"works in torch.float64, and is given torch.float32"):
+    with pytest.raises(
+        UserError,
+        match=r"works in torch.float64, and is given torch.float32, as samples in float64 become",
+    ):
         chain.shapes()
 
 

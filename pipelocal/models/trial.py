@@ -105,9 +105,10 @@ def try_unit(
         raise
     except Exception as error:
         if other is not None and "dtype" in str(error):
+            became = ", as samples in float64 become float32" * (other == torch.float64)
             raise UserError(
-                f"unit '{name}' works in {other}, and is given {main.dtype} ({error}): build the model in "
-                f"{main.dtype}, or convert what the unit is given"
+                f"unit '{name}' works in {other}, and is given {main.dtype}{became} ({error}): build the "
+                f"model in {main.dtype}, or convert what the unit is given"
             ) from error
         said = ", ".join(f"{kind.name} {kind.shape}" for kind in given)
         what = f"an input of shape {given[0].shape}" if len(given) == 1 else f"a tuple ({said})"
