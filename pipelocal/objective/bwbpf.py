@@ -24,7 +24,7 @@ from pipelocal.objective.greedy import ForwardRecipe, Greedy
 from pipelocal.objective.local import LocalPass, Objective, Place, Section
 from pipelocal.objective.residual import Residual
 from pipelocal.tasks import LossFunction
-from pipelocal.tasks.task import as_loss
+from pipelocal.tasks.task import loss_of
 
 LEAK = "leak"
 LEAK_EVERY = 20
@@ -165,4 +165,4 @@ class HeadAndLoss(nn.Module):
         kind = next((p.dtype for p in self.head.parameters()), None)
         if isinstance(out, Tensor) and kind is not None:
             out = out.to(kind)
-        return as_loss(self._loss(call_head(self.head, out, x), target), 1.0).mean
+        return loss_of(self._loss, call_head(self.head, out, x), target, 1.0).mean

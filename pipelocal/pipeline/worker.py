@@ -206,7 +206,8 @@ class Worker:
         except (Exception, SystemExit) as error:
             if is_worker_failure(error):  # torch raises it wherever this thread is
                 raise worker_failed(error) from None
-            reason = f"{type(error).__name__}: {error}".splitlines()[0] + where(error)
+            said = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
+            reason = "; ".join(text.splitlines()[0] for text in said if text) + where(error)
             # contextlib would prefer a StopIteration; and a name for the cause would be a circle, which
             # keeps the run and its folder's lock.
             raise self._named(StageError(reason, stage=self.stage.number)) from (

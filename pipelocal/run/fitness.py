@@ -11,7 +11,7 @@ from pipelocal.run.blueprint import Blueprint
 from pipelocal.run.spec import Spec
 from pipelocal.stage.purity import Demands, check_extra_state, check_purity
 from pipelocal.stage.stage import Stage
-from pipelocal.tasks.trial import check_loss_forgets
+from pipelocal.tasks.trial import check_loss
 
 
 def check_losses(blueprint: Blueprint) -> None:
@@ -23,7 +23,7 @@ def check_losses(blueprint: Blueprint) -> None:
     recipe, target = blueprint.recipe, blueprint.info.target
     for task in (recipe.task, recipe.head_task):
         if task is not None:
-            check_loss_forgets(task, blueprint.model_output, target.shape, target.dtype)
+            check_loss(task, blueprint.model_output, target.shape, target.dtype)
 
 
 def check_stage_fits(

@@ -22,7 +22,7 @@ from pipelocal.tasks.labels import (
     log_of,
     weighted_cross_entropy,
 )
-from pipelocal.tasks.task import Loss, LossFunction, Metric, Shape, Sums, Task, as_loss, batch_of
+from pipelocal.tasks.task import Loss, LossFunction, Metric, Shape, Sums, Task, batch_of, loss_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class Classification(Task):
         """See :class:`~pipelocal.tasks.task.Task`."""
         if self.loss_function is not None:
             weight = self._count(output, target)
-            return as_loss(self.loss_function(output, target), weight)
+            return loss_of(self.loss_function, output, target, weight)
         soft = target.is_floating_point()
         if not soft and self.class_weights is None and self.ignore_index is None:
             mean = cross_entropy(output, target, label_smoothing=self.label_smoothing)

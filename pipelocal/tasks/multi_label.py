@@ -18,9 +18,9 @@ from pipelocal.tasks.task import (
     Shape,
     Sums,
     Task,
-    as_loss,
     batch_of,
     check_shape,
+    loss_of,
 )
 
 
@@ -89,7 +89,7 @@ class MultiLabel(Task):
         mask = self._known(target)
         weight: Tensor | float = target.numel() if mask is None else mask.sum()
         if self.loss_function is not None:
-            return as_loss(self.loss_function(output, target), weight)
+            return loss_of(self.loss_function, output, target, weight)
         wanted = target.to(output.dtype)
         if mask is None or not isinstance(weight, Tensor):
             return Loss(F.binary_cross_entropy_with_logits(output, wanted), weight)

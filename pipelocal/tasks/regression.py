@@ -19,9 +19,9 @@ from pipelocal.tasks.task import (
     Shape,
     Sums,
     Task,
-    as_loss,
     batch_of,
     check_shape,
+    loss_of,
 )
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -102,7 +102,7 @@ class Regression(Task):
         known = isinstance(self.loss_function, str)
         compute = LOSSES[self.loss_function] if known else self.loss_function  # type: ignore[index]
         assert not isinstance(compute, str)
-        return as_loss(compute(output, target), target.numel())
+        return loss_of(compute, output, target, target.numel())
 
     def sums(self, output: Tensor, target: Tensor) -> Sums:
         """See :class:`~pipelocal.tasks.task.Task`."""

@@ -21,7 +21,7 @@ from pipelocal.tasks.labels import (
     log_of,
     weighted_cross_entropy,
 )
-from pipelocal.tasks.task import Loss, LossFunction, Shape, Sums, Task, as_loss, batch_of
+from pipelocal.tasks.task import Loss, LossFunction, Shape, Sums, Task, batch_of, loss_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Segmentation(Task):
         """See :class:`~pipelocal.tasks.task.Task`."""
         if self.loss_function is not None:
             weight = count(target, counted(target, self.ignore_index))
-            return as_loss(self.loss_function(output, target), weight)
+            return loss_of(self.loss_function, output, target, weight)
         return weighted_cross_entropy(
             output,
             target,

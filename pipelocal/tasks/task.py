@@ -6,10 +6,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from pipelocal.data.dataset import DataInfo
-from pipelocal.errors import DataError
+from pipelocal.errors import DataError, UserError
 
 Shape = tuple[int, ...]
 
@@ -114,9 +115,37 @@ class Task(Protocol):
         return mean
 
 
-def as_loss(value: Tensor | Loss, weight: Tensor | float) -> Loss:
-    """Return what a loss function made as a :class:`Loss`; a mean alone gets the weight."""
-    return value if isinstance(value, Loss) else Loss(value, weight)
+def loss_of(function: LossFunction, output: Tensor, target: Tensor, weight: Tensor | float) -> Loss:
+    """Call a loss function; a mean alone gets the weight.
+
+    An error of the function's own says in a note what it was given.
+
+    Raises:
+        UserError: it does not return one number, or one that outputs cannot learn from.
+    """
+    try:
+        made = function(output, target)
+    except Exception as error:
+        if not hasattr(error, "__notes__"):
+            given = f"outputs {_kind(output)} and targets {_kind(target)}"
+            error.add_note(f"the loss was given {given}")
+        raise
+    loss = made if isinstance(made, Loss) else Loss(made, weight)
+    if not isinstance(loss.mean, Tensor) or loss.mean.numel() != 1:
+        what = _kind(loss.mean) if isinstance(loss.mean, Tensor) else type(loss.mean).__name__
+        raise UserError(
+            f"loss: it returns {what}: return one number as a tensor, the mean over the batch (as with "
+            f"reduction='mean'), or a pipelocal.tasks.Loss"
+        )
+    if output.requires_grad and torch.is_grad_enabled() and not loss.mean.requires_grad:
+        raise UserError(
+            "loss: it has no gradient: compute it from the outputs by differentiable operations of torch"
+        )
+    return loss if loss.mean.dim() == 0 else loss._replace(mean=loss.mean.reshape(()))
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def check_shape(target: Tensor, shape: Shape, *, what: str) -> None:

@@ -1,8 +1,10 @@
-"""Tries a task: are its names free, what shapes have its sums, and does its loss forget what it was given?"""
+"""Tries a task: are its names free, what shapes have its sums, and can its loss be trusted?"""
 
 from __future__ import annotations
 
 import copy
+import warnings
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.seeding import seeded
-from pipelocal.tasks.task import Shape, Task
+from pipelocal.tasks.task import Shape, Task, batch_of
 
 TAKEN = frozenset(
     [
@@ -107,13 +109,13 @@ def shapes_of_sums(
     return {n: tuple(s.shape) if isinstance(s, Tensor) else () for n, s in found.items()}
 
 
-def check_loss_forgets(
+def check_loss(
     task: Task, output_shape: Shape, target_shape: Shape, target_dtype: torch.dtype
 ) -> None:
-    """Refuse a loss that keeps state where no stage could have its own, and no snapshot would hold it.
+    """Refuse a loss that spreads targets over outputs of another shape, or keeps state of its own.
 
-    That is anywhere but in the buffers of an ``nn.Module``: stages of one process would share it, those of
-    several would not.
+    State has its place in the buffers of an ``nn.Module``: anywhere else stages of one process would share
+    it, those of several would not, and no snapshot would hold it.
 
     Args:
         task: the task.
@@ -122,26 +124,32 @@ def check_loss_forgets(
         target_dtype: their dtype.
 
     Raises:
-        UserError: called again with the same numbers, the loss is another.
+        UserError: torch warns of the shapes; or called again with the same numbers, the loss is another.
     """
-    if isinstance(getattr(task, "loss_function", None), nn.Module) or prod(output_shape) > LARGE:
+    if prod(output_shape) > LARGE:
         return
+    is_module = isinstance(getattr(task, "loss_function", None), nn.Module)
     target = torch.zeros(2, *target_shape, dtype=target_dtype)
     with seeded(0, "loss"):
         output = torch.randn(2, *output_shape)
-    means = []
-    try:
+    means: list[float] = []
+    with warnings.catch_warnings(record=True) as warned, suppress(Exception):
+        warnings.simplefilter("always")  # an exception, as it is, the first batch tells
         tried = copy.deepcopy(task)
-        for _ in range(2):
+        for _ in range(1 if is_module else 2):
             with seeded(0, "loss"):
-                means.append(
-                    float(tried.loss(output.clone().requires_grad_(), target).mean.detach())
-                )
-    except Exception:  # as it is, the first batch says so
-        return
-    if means[0] != means[1] and means[0] == means[0]:
+                found = tried.loss(output.clone().requires_grad_(), target)
+            means.append(float(found.mean.detach()))
+    if any("Using a target size" in str(each.message) for each in warned):
         raise UserError(
-            f"loss: called twice with the same numbers it gives {means[0]!r} and {means[1]!r}, so it keeps "
+            f"loss: it spreads targets {batch_of(target_shape)} over outputs {batch_of(output_shape)}: "
+            f"choose a loss for such targets, or give both one shape"
+        )
+    if not means:
+        return
+    if means[0] != means[-1] and means[0] == means[0]:
+        raise UserError(
+            f"loss: called twice with the same numbers it gives {means[0]!r} and {means[-1]!r}, so it keeps "
             f"something that neither other stages nor a snapshot have: give an nn.Module that keeps it in "
             f"buffers (self.register_buffer)"
         )

@@ -186,3 +186,38 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     mean = torch.stack([output.sigmoid() for output in outputs]).mean(0)
     torch.testing.assert_close(network.ensemble(torch.zeros(1, 4)), mean)
     assert isinstance(network, HeadedNetwork)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (nn.MSELoss(), r"loss: it spreads targets \[B\] over outputs \[B, 3\]: choose a loss"),
+        (
+            nn.CrossEntropyLoss(reduction="none"),
+            r"loss: it returns float32 \[3\]: return one number",
+        ),
+        (lambda out, _: float(out.detach().sum()), "loss: it returns float: return one number"),
+        (lambda out, y: (out.argmax(1) == y).float().mean(), "loss: it has no gradient"),
+        (
+            nn.BCEWithLogitsLoss(),
+            r"stage 1, batch 1: ValueError: .*; the loss was given outputs float32 \[3, 3\] and targets",
+        ),
+    ],
+)
+def test_a_loss_that_does_not_go_with_the_data(loss: Any, said: str) -> None:
+    """The first one trains in silence where a batch has as many rows as there are classes."""
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(12, 6), torch.arange(12) % 3)
+    pipe = pl.Pipeline(_net(3), stages=2, loss=loss)
+    with pytest.raises(pl.PipelocalError, match=said):
+        pipe.fit(data, epochs=1, batch_size=3, progress=False)
+
+
+def test_a_loss_of_one_element_is_one_number() -> None:
+    data = TensorDataset(torch.randn(12, 6), torch.arange(12) % 3)
+
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(out, y)[None]
+
+    pipe = pl.Pipeline(_net(3), stages=2, loss=loss)
+    assert pipe.fit(data, epochs=1, batch_size=3, progress=False)["steps"] == 4
