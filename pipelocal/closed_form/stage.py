@@ -15,6 +15,7 @@ from pipelocal.objective.local import LocalPass
 from pipelocal.seeding import derive_seed
 from pipelocal.stage.layout import own_memory
 from pipelocal.stage.stage import NONE, Stage
+from pipelocal.stage.under_way import UnderWay
 
 
 class ClosedFormStage(Stage):
@@ -55,7 +56,7 @@ class ClosedFormStage(Stage):
         else:
             self._body_run = self._run_body(x)
             out = self._body_run.out
-        self._pass = LocalPass(
+        local = LocalPass(
             x=x,
             out=out,
             add_gradients_at=self._add_gradients_at,
@@ -63,21 +64,22 @@ class ClosedFormStage(Stage):
             step=self.steps,
             seed=derive_seed(self._seed, "objective", self.number, self.steps),
         )
+        self._batch = UnderWay(local=local)
         return own_memory(out, x)
 
     @torch.no_grad()
     def output_gradient(self, target: Tensor) -> Tensor:
         """See :meth:`Stage.output_gradient`."""
-        out = self._require_pass().out
-        self._target = target
+        batch = self._under_way()
+        batch.target = target
         self._passes.seed_for("head")
-        head_run = ClosedRun(self.head, out, moves_buffers=not self.frozen)
-        self._logits = head_run.out
+        head_run = ClosedRun(self.head, batch.local.out, moves_buffers=not self.frozen)
+        batch.logits = head_run.out
         runs: list[BodyRun] = [run for run in (self._body_run, head_run) if run is not None]
         self._passes.kept_bytes = self._count_kept(*runs)
-        self._loss, at_logits = cross_entropy_with_gradient(head_run.out, target)
-        self._weight = target.numel()
-        self._update.weigh(self._weight)
+        batch.loss, at_logits = cross_entropy_with_gradient(head_run.out, target)
+        batch.weight = target.numel()
+        self._update.weigh(batch.weight)
         delta = head_run.backward(at_logits, wants_input=True)
         assert delta is not None
         self._delta = delta.contiguous()
@@ -88,11 +90,11 @@ class ClosedFormStage(Stage):
         """See :meth:`Stage.reconcile`."""
         eta = self._backward_through_body(wants_input=delta is not None)
         if delta is None:
-            self._residual = None
             return
         assert isinstance(self.objective, FirstOrderReconciliation), "greedy wants no delta"
         assert eta is not None
-        self._residual = self.objective.reconcile(self._require_pass(), eta, delta)
+        batch = self._under_way()
+        batch.residual = self.objective.reconcile(batch.local, eta, delta)
 
     def _run_body(self, x: Tensor) -> BodyRun:
         return ClosedRun(self.body, x, moves_buffers=True)
@@ -111,7 +113,8 @@ class ClosedFormStage(Stage):
         body_run = ClosedRun(self.body, x, moves_buffers=False)
         self._passes.seed_for("head")
         head_run = ClosedRun(self.head, body_run.out, moves_buffers=False)
-        _, at_logits = cross_entropy_with_gradient(head_run.out, self._target_of(rows))
+        target = self._under_way().target_of(rows)
+        _, at_logits = cross_entropy_with_gradient(head_run.out, target)
         # All formulas are linear in the upstream gradient, so the factor is applied only here.
         at_output = head_run.backward(at_logits * factor, wants_input=True)
         assert at_output is not None

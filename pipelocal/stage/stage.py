@@ -25,7 +25,6 @@ from pipelocal.errors import StageError
 from pipelocal.models.in_place import disable_inplace
 from pipelocal.models.payload import Payload, pack, unpack
 from pipelocal.objective.local import LocalPass, Objective
-from pipelocal.objective.residual import Residual
 from pipelocal.objective.way_back import SendsBack
 from pipelocal.seeding import derive_seed
 from pipelocal.stage.displacement import FIGURE, Displacement
@@ -37,6 +36,7 @@ from pipelocal.stage.passes import Passes
 from pipelocal.stage.replay import leaving_input
 from pipelocal.stage.replicas import Replicas
 from pipelocal.stage.result import StepMetrics, StepResult
+from pipelocal.stage.under_way import UnderWay, said_figures
 from pipelocal.stage.unsaved import Unsaved
 from pipelocal.stage.update import Update
 from pipelocal.tasks import Classification, Task
@@ -121,13 +121,7 @@ class Stage:
         """Names of the figures of every batch: the objective's, and the penalty's."""
         self._seed = seed
         self._autocast = compute.autocast_dtype
-        self._pass: LocalPass | None = None
-        self._target: Tensor | None = None
-        self._logits: Tensor | None = None
-        self._loss: Tensor | None = None
-        self._weight: Tensor | float = 0.0
-        self._residual: Residual | None = None
-        self._figures: Mapping[str, Tensor] = NONE
+        self._batch: UnderWay | None = None
         self._early = EarlyStep(optimizer, self._trained()) if compute.step_early else None
         places = {id(p): place for place, p in enumerate(self._trained())}
         held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -248,7 +242,7 @@ class Stage:
             )
         if self._early is not None:
             self._early.begin(on=not reconciled)
-        self._pass = LocalPass(
+        local = LocalPass(
             x=leaf,
             out=out,
             add_gradients_at=self._add_gradients_at,
@@ -260,19 +254,21 @@ class Stage:
             seed=derive_seed(self._seed, "objective", self.number, self.steps),
             mixed=self._autocast is not None,
         )
+        self._batch = UnderWay(local=local)
         return sent
 
     def output_gradient(self, target: Tensor) -> Tensor:
         """Compute the local loss and return its gradient at the output (delta, of the batch mean)."""
-        local = self._require_pass()
-        self._target = target
+        batch = self._under_way()
+        batch.target, local = target, batch.local
         x = local.x  # capturing the pass itself would create a reference cycle
 
         def loss_of(out: Tensor) -> Tensor:
             logits = self._passes.head(out, x)
-            self._logits = self._logits_of(logits).detach()
-            mean, self._weight = self._loss_of(logits, target)
-            self._update.weigh(self._weight)
+            now = self._under_way()
+            now.logits = self._logits_of(logits).detach()
+            mean, now.weight = self._loss_of(logits, target)
+            self._update.weigh(now.weight)
             return mean
 
         local.target, local.head, local.task_loss = target, self.head, loss_of
@@ -285,7 +281,7 @@ class Stage:
             stage=self.number,
         )
         try:
-            self._loss, delta = self.objective.head_backward(local)
+            batch.loss, delta = self.objective.head_backward(local)
         except RuntimeError as error:
             # If the objective passes the head a leaf, autograd refuses before anything changes.
             if local.out._version == version and "in-place operation" not in str(error):
@@ -294,21 +290,22 @@ class Stage:
         if local.out._version != version:
             raise in_place
         if self._figure_names:  # now: the objective may run again on other inputs
-            self._figures = self._said_figures()
+            batch.figures |= said_figures(self.objective, self._figure_names, self.number)
         if self._passes.displaced is not None:
-            self._figures = {**self._figures, FIGURE: self._passes.displaced}
+            batch.figures[FIGURE] = self._passes.displaced
         return self._passes.laid_out(delta)
 
     @torch.no_grad()
     def local_loss(self, target: Tensor) -> None:
         """Compute only the loss, for :meth:`metrics` of a frozen stage whose delta is not needed."""
-        local = self._require_pass()
-        self._logits = logits = self._passes.head(local.out, local.x)
-        self._loss, self._weight = self._loss_of(logits, target)
+        batch = self._under_way()
+        batch.logits = self._passes.head(batch.local.out, batch.local.x)
+        batch.loss, batch.weight = self._loss_of(batch.logits, target)
 
     def reconcile(self, delta: Tensor | None) -> None:
         """Complete the gradients of all parameters, using the previous stage's delta if given."""
-        self._residual = self.objective.body_backward(self._require_pass(), delta)
+        batch = self._under_way()
+        batch.residual = self.objective.body_backward(batch.local, delta)
 
     @property
     def _gives_back(self) -> bool:
@@ -319,12 +316,12 @@ class Stage:
     def give_back(self) -> Tensor:
         """Return what the objective sends back to the stage before on this batch: ``[B, ...]``, as x."""
         assert self._sends_back is not None
-        return self._passes.laid_out(self._sends_back.given_back(self._require_pass()))
+        return self._passes.laid_out(self._sends_back.given_back(self._under_way().local))
 
     def take_back(self, returned: Tensor) -> None:
         """Complete the gradients with what the next stage sent back: ``[B, ...]``, as the output."""
         assert self._sends_back is not None
-        self._sends_back.take_back(self._require_pass(), self._passes.laid_out(returned))
+        self._sends_back.take_back(self._under_way().local, self._passes.laid_out(returned))
 
     def metrics(self, target: Tensor) -> StepMetrics:
         """Return the metrics of this batch; call it after :meth:`reconcile`.
@@ -332,36 +329,7 @@ class Stage:
         Raises:
             StageError: a user's objective has not run the head.
         """
-        if self._logits is None:
-            raise StageError(
-                "the objective has not run the head by local.task_loss, whose figures are reported: call it, "
-                "or super().loss(local, out), in its loss()",
-                stage=self.number,
-            )
-        assert self._loss is not None
-        return StepMetrics(
-            loss=self._loss,
-            weight=self._weight,
-            sums=self.task.sums(self._logits, target),
-            residual=self._residual,
-            figures=self._figures,
-        )
-
-    def _said_figures(self) -> dict[str, Tensor]:
-        """Return the objective's figures for this batch.
-
-        Raises:
-            StageError: the figures are not those that the objective declared.
-        """
-        names = self._figure_names
-        said: dict[str, Tensor] = getattr(self.objective, "figures", {})
-        if said.keys() != set(names):
-            raise StageError(
-                f"the objective reports the figures {sorted(said)}, and announced {sorted(names)} as its "
-                f"figure_names: make both the same",
-                stage=self.number,
-            )
-        return {name: said[name].detach() for name in names}
+        return self._under_way().metrics(self.task, target, stage=self.number)
 
     def begin_average(self, due: int) -> None:
         """Begin the part of :meth:`update` that waits for other replicas, once all gradients are there.
@@ -379,10 +347,9 @@ class Stage:
         """
         self._update.batch_done(self.steps + 1, due)
         self.steps = self._update.done
-        self._pass = self._target = self._logits = self._loss = self._residual = None
-        if self._figures:
-            self._figures = NONE
+        if self._batch is not None and self._batch.figures:
             getattr(self.objective, "figures", {}).clear()  # with what they hold of the batch
+        self._batch = None
         self._inner.found = {}
         self._passes.end_batch()
 
@@ -485,7 +452,7 @@ class Stage:
 
     def _add_gradients_at(self, x: Tensor, rows: Tensor | None, factor: Tensor) -> None:
         """See :data:`~pipelocal.objective.local.AddGradientsAt`."""
-        target = self._target_of(rows)
+        target = self._under_way().target_of(rows)
         beside = tuple(t if rows is None else t[rows] for t in self._passes.beside_input)
         out, beside_out = unpack(self.replay_body(pack(x, beside), full=True))
         penalty = self._passes.penalty()
@@ -493,7 +460,7 @@ class Stage:
         def loss_of(out: Tensor) -> Tensor:
             return self.replay_loss(pack(out, beside_out), target, x=x, full=True)
 
-        now = self._require_pass()
+        now = self._under_way().local
         relayed = now.relayed
         if rows is not None:
             relayed = {name: tensor[rows] for name, tensor in relayed.items()}
@@ -503,11 +470,6 @@ class Stage:
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
 
-    def _target_of(self, rows: Tensor | None) -> Tensor:
-        """Return this batch's labels, or those of some of its rows."""
-        assert self._target is not None, "output_gradient comes first"
-        return self._target if rows is None else self._target[rows]
-
     def _parameters(self) -> Iterator[nn.Parameter]:
         for module in self.modules:
             yield from module.parameters()
@@ -515,9 +477,9 @@ class Stage:
     def _trained(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self._parameters() if parameter.requires_grad)
 
-    def _require_pass(self) -> LocalPass:
-        assert self._pass is not None, "forward comes first"
-        return self._pass
+    def _under_way(self) -> UnderWay:
+        assert self._batch is not None, "forward comes first"
+        return self._batch
 
     def _set_train_mode(self, train: bool) -> None:
         if self._train_mode != train:

@@ -146,7 +146,7 @@ def test_nothing_of_a_batch_is_kept_beyond_it(reconciled: bool) -> None:
     pair = make_pair("conv", "sgr on all rows")
     pair.closed.step(pair.x, pair.target, pair.delta if reconciled else None)
     stage = pair.closed
-    assert (stage._pass, stage._body_run, stage._delta, stage._logits) == (None, None, None, None)
+    assert (stage._batch, stage._body_run, stage._delta) == (None, None, None)
     assert all(parameter.grad is None for parameter in stage.body.parameters())
 
 

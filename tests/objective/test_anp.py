@@ -218,10 +218,11 @@ def test_the_clean_pass_is_evaluation_and_nothing_runs_backward(
         out = stage.forward(case.x)
         assert torch.equal(out, evaluated)
         stage.output_gradient(case.target)
-        assert stage._logits is not None
-        assert torch.equal(stage._logits, logits)
+        batch = stage._under_way()
+        assert batch.logits is not None
+        assert torch.equal(batch.logits, logits)
         stage.reconcile(None)
-        assert torch.equal(stage._logits, logits), "the figures are of the clean pass"
+        assert torch.equal(batch.logits, logits), "the figures are of the clean pass"
         stage.update()
     assert not torch.equal(stage.evaluate(case.x)[0], evaluated), "it learnt"
 
