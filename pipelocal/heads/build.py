@@ -11,7 +11,6 @@ The number of dimensions of a stage's output determines their meaning::
     [B, C, H, W]     channels over space
 """
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,6 +26,7 @@ from pipelocal.heads.guided import guided
 from pipelocal.heads.linear import linear
 from pipelocal.heads.mlp import mlp
 from pipelocal.heads.names import HeadBuilder, HeadRegistry
+from pipelocal.models.copying import copy_of
 from pipelocal.models.in_place import give_own_input
 from pipelocal.models.payload import Payload, pack, unpack
 from pipelocal.models.trial import changes_input, shadow
@@ -85,7 +85,7 @@ def build_head(
     if not isinstance(head, nn.Module):
         raise UserError(f"{what}: returned {type(head).__name__}: return Module")
     # A user's function may return one module for several stages, and they train apart.
-    head = copy.deepcopy(head, {id(downstream): downstream})
+    head = copy_of(head, shared=downstream)
     head.to(torch.get_default_device())  # units copied from an existing model stay on its device
     mend = "choose --head linear"
     if len(output_shape) == 2 and len(feature_shape) != 2:

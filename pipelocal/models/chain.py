@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelocal.errors import UserError
-from pipelocal.models.copying import HOOKS, check_containers, check_copyable
+from pipelocal.models.copying import HOOKS, check_containers, check_copyable, copy_of
 from pipelocal.models.inputs import Inputs, call, crossing_text, first_argument, kinds_of, logits_of
 from pipelocal.models.operations import multiply_adds
 from pipelocal.models.payload import Payload, tensors_of
@@ -148,7 +148,7 @@ class Chain:
                 f"this one has {len(children)}"
             )
         # Each build returns a copy, so that stages trained from one model never share parameters.
-        units = [Unit(name=name, build=partial(copy.deepcopy, child)) for name, child in children]
+        units = [Unit(name=name, build=partial(copy_of, child)) for name, child in children]
         return cls(
             units[:-1],
             classifier=units[-1],
@@ -223,7 +223,7 @@ class Chain:
             classifier=classifier,
             classes=classes,
             inputs=kinds,
-            whole=partial(copy.deepcopy, model),
+            whole=partial(copy_of, model),
             versions=versions_of(saved),
             given=model,
             notes=notes,

@@ -1,9 +1,11 @@
-"""What a copy of a user's module would lose, or the cut of a model: it is refused, as stages train copies."""
+"""Copies users' modules, as stages train copies; refuses what a copy would lose, or the cut of a model."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from types import FunctionType
+from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -11,6 +13,25 @@ from pipelocal.errors import UserError
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Where a module keeps them."""
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def copy_of(module: M, *, shared: object = None) -> M:
+    """Return a copy with tensors of its own, and with what is written on parameters.
+
+    ``deepcopy`` leaves that out; it may say which of them weight decay spares.
+
+    Args:
+        module: what to copy.
+        shared: what is not copied.
+    """
+    made = copy.deepcopy(module, {id(shared): shared})
+    pairs = zip(module.parameters(), made.parameters(), strict=True)
+    for parameter, copied in pairs:
+        vars(copied).update(vars(parameter))
+    return made
 
 
 def check_copyable(what: str, module: nn.Module) -> None:

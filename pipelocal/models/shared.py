@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from pipelocal.errors import UserError
+from pipelocal.models.copying import copy_of
 
 if TYPE_CHECKING:
     from pipelocal.models.traced import Piece
@@ -56,7 +56,7 @@ def untied(
     A tensor that two units use under one and the same name stays shared.
     """
     owners: dict[int, tuple[str, str]] = {}
-    own = copy.deepcopy(model)
+    own = copy_of(model)
     notes, copies = [], {}
     for piece in pieces:
         made: dict[int, nn.Parameter] = {}  # what is tied within the unit stays so
@@ -68,6 +68,7 @@ def untied(
                 made[id(parameter)] = nn.Parameter(
                     parameter.detach().clone(), parameter.requires_grad
                 )
+                vars(made[id(parameter)]).update(vars(parameter))
                 notes.append(
                     f"'{name}' of unit '{piece.name}' starts as a copy of '{first}' and is trained apart"
                 )

@@ -9,7 +9,6 @@ part of the submodule that follows::
 
 from __future__ import annotations
 
-import copy
 import difflib
 import operator
 from collections.abc import Collection, Iterable, Sequence
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from pipelocal.errors import UserError
+from pipelocal.models.copying import copy_of
 from pipelocal.models.crossing import Cuts
 from pipelocal.models.in_place import PART
 from pipelocal.models.nodes import drop_idle, makes_rows, takes_out
@@ -187,7 +187,7 @@ def copy_of_piece(piece: nn.Module, saved: Collection[str]) -> nn.Module:
         saved: names in the state dict of the model; other buffers, such as constants, are left out of
             the copy's state dict, although a ``GraphModule`` includes them.
     """
-    copied = copy.deepcopy(piece)
+    copied = copy_of(piece)
     for path, buffer in list(copied.named_buffers()):
         if path not in saved:
             owner, _, name = path.rpartition(".")

@@ -6,7 +6,6 @@ refused.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import traceback
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipelocal.errors import UserError
+from pipelocal.models.copying import copy_of
 from pipelocal.models.inputs import call, logits_of
 from pipelocal.models.proxies import ExampleTracer
 from pipelocal.seeding import states_of_draws
@@ -43,7 +43,7 @@ def trace(
             traced.
     """
     # Copies, because tracing runs the code between the units, which may change the model.
-    training, evaluating = copy.deepcopy(model).train(), copy.deepcopy(model).eval()
+    training, evaluating = copy_of(model).train(), copy_of(model).eval()
     generators = states_of_draws()
     root, graph, written = _trace(training, whole, inputs)
     other_root, other_graph, also_written = _trace(evaluating, whole, inputs)

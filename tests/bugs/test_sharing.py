@@ -229,3 +229,54 @@ def test_auxiliary_heads_failed_behind_float64() -> None:
     pipeline = pl.Pipeline(model, stages=3, device="cpu")
     pipeline.fit(DATA, epochs=1, batch_size=8, progress=False)
     assert pipeline.module().state_dict()["2.weight"].dtype == torch.float64
+
+
+class Spared(nn.Module):
+    """Has a parameter on which it is written that weight decay spares it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.scale.spared = True  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class Branched(nn.Module):
+    """The same as a model that is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Spared(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.two(torch.relu(self.one(x)))
+        return out
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(Spared(), nn.Linear(4, 2)),
+        pl.Chain.from_module(Branched(), units=["one", "two"], input_shape=(4,)),
+    ],
+    ids=["sequential", "traced"],
+)
+def test_what_was_written_on_parameters_was_lost(model: nn.Sequential | pl.Chain) -> None:
+    """``deepcopy`` leaves it out, so an optimizer that reads it decayed every weight, in silence."""
+    decays: dict[str, float] = {}
+
+    def optimizer(named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        groups = []
+        for name, parameter in named:
+            decays[name] = 0.0 if getattr(parameter, "spared", False) else 0.1
+            groups.append({"params": [parameter], "weight_decay": decays[name]})
+        return torch.optim.SGD(groups, lr=0.1)
+
+    pipeline = pl.Pipeline(model, stages=1, device="cpu", optimizer=optimizer)
+    pipeline.fit(DATA, epochs=1, batch_size=8, progress=False)
+    assert [decay for name, decay in decays.items() if name.endswith("scale")] == [0.0]
+    assert len(decays) == 3
+    (scale,) = (p for name, p in pipeline.module().named_parameters() if name.endswith("scale"))
+    assert scale.spared is True  # type: ignore[attr-defined]
