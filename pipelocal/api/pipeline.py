@@ -413,7 +413,7 @@ class Pipeline:
         world = self._next_world()
         nothing: list[Stage] = []
         blueprint, stages = self._fitted or (self._given.draw_alone(), nothing)
-        if averaged and (self._given.recipe.ema is None or not stages):
+        if averaged and not any(stage.average and stage.average.updates for stage in stages):
             raise UserError(
                 "averaged=True: nothing was averaged yet: give Pipeline(ema=0.999), and fit"
             )

@@ -129,10 +129,15 @@ class Timetable:
     @property
     def total_updates(self) -> int:
         """Total number of updates; each epoch's last one takes the remaining batches."""
+        rest = (self.total_steps - self.steps_before) % self.steps_per_epoch
+        return max(1, self.updates_before(self.total_steps) + (rest % self.update_every > 0))
+
+    def updates_before(self, done: int) -> int:
+        """Return how many updates are complete after so many batches."""
         whole = -(-self.steps_per_epoch // self.update_every)
-        epochs, rest = divmod(self.total_steps - self.steps_before, self.steps_per_epoch)
+        epochs, rest = divmod(done - self.steps_before, self.steps_per_epoch)
         before = -(-self.steps_before // self.update_every)
-        return max(1, before + epochs * whole + -(-rest // self.update_every))
+        return before + epochs * whole + rest // self.update_every
 
     def update_at(self, done: int) -> int:
         """Return the number of batches after which the batch following ``done`` batches is updated."""

@@ -53,6 +53,8 @@ class Start:
     epochs_before: int = 0
     """See :class:`~pipelocal.checkpoint.snapshot.Epochs`."""
     steps_before: int = 0
+    another: bool = False
+    """Whether the snapshot is of another run, or of another cut."""
 
 
 def find_start(
@@ -137,6 +139,7 @@ def find_start(
         evaluated=manifest.after_evaluation and manifest.cut == cut,
         epochs_before=epochs.epochs_before,
         steps_before=epochs.steps_before,
+        another=not own or manifest.cut != cut,
     )
 
 
@@ -236,7 +239,13 @@ def _listed(ends: list[str]) -> str:
 
 
 def load_snapshot(
-    blueprint: Blueprint, worker: Worker, start: Start, *, replica: int = 0, replicas: int = 1
+    blueprint: Blueprint,
+    worker: Worker,
+    start: Start,
+    plan: Timetable,
+    *,
+    replica: int = 0,
+    replicas: int = 1,
 ) -> None:
     """Restore a stage and its worker from a snapshot, also one with other cuts.
 
@@ -266,7 +275,8 @@ def load_snapshot(
         )
     load_stage_weights(blueprint.network, blueprint.cuts[stage.number - 1], stage, state)
     steps, frozen_at = state["steps"], state["frozen_at"]
-    stage.load_training_state(state["training"], steps=steps, frozen_at=frozen_at)
+    updates = plan.updates_before(steps) if start.another else None
+    stage.load_training_state(state["training"], steps=steps, frozen_at=frozen_at, updates=updates)
     worker.records.began_at = steps
 
 

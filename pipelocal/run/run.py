@@ -128,7 +128,7 @@ class Run:
         snapshots = self._snapshots(plan)
         source = self._source(batches, plan, start, edges, snapshots)
         self._hire(assembly, source, edges, snapshots)
-        self._go_on_from(start, edges)
+        self._go_on_from(start, plan, edges)
         for stage in self.stages:
             self.control.post(begin_record(stage, self.world.rank, self.blueprint, plan))
         reporter = None
@@ -370,12 +370,14 @@ class Run:
             reports=self.seat.replica == 0,
         )
 
-    def _go_on_from(self, start: Start, edges: Edges) -> None:
+    def _go_on_from(self, start: Start, plan: Timetable, edges: Edges) -> None:
         """Restore the stages from a snapshot and join them with their replicas."""
         for worker in self.workers:
             if start.step:
                 replica, replicas = self.seat.replica, self.seat.block.replicas
-                load_snapshot(self.blueprint, worker, start, replica=replica, replicas=replicas)
+                load_snapshot(
+                    self.blueprint, worker, start, plan, replica=replica, replicas=replicas
+                )
             if edges.group is not None:
                 seed = self.spec.recipe.seed
                 join_replicas(worker.stage, edges.group, self.spec.options, seed=seed)

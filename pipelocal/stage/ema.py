@@ -45,6 +45,13 @@ class Average:
                 kept.copy_(live)
         self.updates += 1
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew with the current weights, which something else has set."""
+        self.updates = 0
+        for kept, live in zip(self._kept, self._live(), strict=True):
+            kept.copy_(live)
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Put the average into the modules within a block; weights loaded there become the average."""

@@ -1,11 +1,12 @@
 """Learning-rate schedules by name: a factor of the peak rate, from the first step to the last."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from pipelocal.registry import Registry
 
@@ -38,6 +39,24 @@ class BatchLR(LambdaLR):
         groups = self.optimizer.param_groups
         for group, lr, factor in zip(groups, base, self.lr_lambdas, strict=True):
             group["lr"] = lr * factor(self.last_epoch)
+
+
+SCHEDULED = frozenset(
+    ["lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum"]
+)
+"""What schedules set in an optimizer's groups."""
+
+
+def go_to(scheduler: LRScheduler, steps: int) -> None:
+    """Take a schedule that has just been made to where so many steps would have brought it."""
+    if isinstance(scheduler, BatchLR):  # whose rates are known without the way there
+        there = {"last_epoch": steps, "_step_count": steps + 1}
+        scheduler.load_state_dict(scheduler.state_dict() | there)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it belongs to an optimizer that has not stepped yet
+        for _ in range(steps):
+            scheduler.step()
 
 
 def learning_rate_factor(

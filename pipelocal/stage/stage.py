@@ -410,7 +410,12 @@ class Stage:
         return self._update.state_dict()
 
     def load_training_state(
-        self, state: dict[str, Any], *, steps: int, frozen_at: int | None
+        self,
+        state: dict[str, Any],
+        *,
+        steps: int,
+        frozen_at: int | None,
+        updates: int | None = None,
     ) -> None:
         """Load what :meth:`training_state` returned; body and head are already loaded.
 
@@ -418,10 +423,11 @@ class Stage:
             state: the saved state.
             steps: batches that the stage had trained on.
             frozen_at: batches after which the stage was frozen; None if it was not.
+            updates: see :meth:`~pipelocal.stage.update.Update.load_state_dict`.
         """
         if frozen_at is not None:
             self.freeze()
-        self._update.load_state_dict(state, done=steps)
+        self._update.load_state_dict(state, done=steps, updates=updates)
         self.steps, self.frozen_at = steps, frozen_at
 
     def replay_body(self, x: Payload, *, full: bool = False) -> Any:

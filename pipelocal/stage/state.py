@@ -113,7 +113,10 @@ def load_stage_weights(chain: Chain, cut: Cut, stage: Stage, state: dict[str, An
     if own is not None and state.get("objective") is not None:
         _load(own, state["objective"], f"the objective of stage {stage.number}")
     stage.unsaved.load(state.get("unsaved", {}))
-    if stage.average is not None and (averaged := state["averaged"]) is not None:
+    if stage.average is None:
+        return
+    stage.average.restart()
+    if (averaged := state["averaged"]) is not None:
         with stage.average.in_place():
             load_weights(chain, cut, stage.number, stage.body, stage.head, averaged)
         stage.average.updates = averaged["updates"]

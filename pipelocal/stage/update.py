@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pipelocal.stage.ema import Average
 from pipelocal.stage.gradient_weights import GradientWeights
-from pipelocal.stage.lr_schedule import BatchLR
+from pipelocal.stage.lr_schedule import SCHEDULED, BatchLR, go_to
 from pipelocal.stage.replicas import ALONE, Replicas, Wait, Weight
 
 
@@ -122,8 +122,13 @@ class Update:
             done: batches of the run so far.
         """
         batches, self.done, self._own = done - self.last, done, 0
-        if batches == 0 or self._frozen:
+        if batches == 0:
             self.last = done
+            return
+        if self._frozen:
+            self.last = done
+            if self._average is not None:  # which still draws near
+                self._average.update()
             return
         if not self._averaged:
             if self._averaging is None:
@@ -160,19 +165,32 @@ class Update:
             "weights": self._weights.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any], *, done: int) -> None:
+    def load_state_dict(
+        self, state: dict[str, Any], *, done: int, updates: int | None = None
+    ) -> None:
         """Load a :meth:`state_dict` for the same parameters, after ``done`` batches of the run.
 
         Options that were given anew, such as another learning rate, remain this optimizer's own. All else
-        that its groups hold goes on, as do all options under a user's schedule, which sets them.
+        that its groups hold goes on.
+
+        Args:
+            state: the saved state.
+            done: number of batches.
+            updates: of another run, whose schedule may be another, the updates that this one's own would have
+                seen until then; None for the same run, whose schedule goes on.
         """
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self._scheduler is None or isinstance(self._scheduler, BatchLR):
-            _give_anew(self.optimizer, self._built, state.get("built"))
-        if self._scheduler is not None:
-            self._scheduler.load_state_dict(state["scheduler"])
+        scheduler, mine = self._scheduler, self._built
         self._own = state["batches"]
         self.done, self.last = done, done - self._own
+        if updates is not None and scheduler is not None:
+            go_to(scheduler, self.last if isinstance(scheduler, BatchLR) else updates)
+            mine = _options_of(self.optimizer)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if updates is not None or scheduler is None or isinstance(scheduler, BatchLR):
+            then = state.get("built")
+            _give_anew(self.optimizer, mine, then, scheduled=updates is not None)
+        if updates is None and scheduler is not None:
+            scheduler.load_state_dict(state["scheduler"])
         self._weights.load_state_dict(state.get("weights"), batches=self._own)
         for parameter, gradient in zip(self._parameters(), state["gradients"], strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
@@ -204,6 +222,8 @@ def _give_anew(
     optimizer: torch.optim.Optimizer,
     now: list[dict[str, Any]],
     then: list[dict[str, Any]] | None,
+    *,
+    scheduled: bool,
 ) -> None:
     """Set the options with which an optimizer was built, where they differ from those of the saved one.
 
@@ -211,14 +231,16 @@ def _give_anew(
 
     Args:
         optimizer: which has loaded the saved state.
-        now: with what it was built.
+        now: with what it was built, or what its schedule has made of that.
         then: with what the saved one was built; all are set if that is not known, or of other groups.
+        scheduled: whether to set in any case what schedules may have changed.
     """
     if then is None or len(then) != len(now):
         then = [{} for _ in now]
     for group, given, before in zip(optimizer.param_groups, now, then, strict=True):
         for name, value in given.items():
-            if name not in before or not _equal(value, before[name]):
+            own = scheduled and name in SCHEDULED
+            if own or name not in before or not _equal(value, before[name]):
                 group[name] = copy.deepcopy(value)
 
 
