@@ -202,6 +202,8 @@ class Pipeline:
         self._world: World | None = None
         self._runs = 0
         self._fitted: Fitted | None = None
+        self._steps = False
+        """Whether the stages are those of :meth:`step`, with optimizers that no schedule has led."""
 
     @leaving_torch_as_it_was
     def fit(
@@ -343,7 +345,7 @@ class Pipeline:
             cut, state = blueprint.cuts[number - 1], found.states[number - 1]
             load_stage_weights(blueprint.network, cut, stage, state)
             stages.append(stage)
-        self._fitted = (blueprint, stages)
+        self._fitted, self._steps = (blueprint, stages), False
 
     @leaving_torch_as_it_was
     def evaluate(
@@ -430,6 +432,9 @@ class Pipeline:
     def step(self, x: Payload, target: Tensor) -> dict[str, Any]:
         """Train all stages on one batch, in this process, at the optimizers' own learning rates.
 
+        After :meth:`fit` or :meth:`load` it begins as another :meth:`fit` does: with the current weights and
+        new optimizers.
+
         Args:
             x: samples ``[B, ...]``; for a model of several inputs a tuple of them.
             target: their targets ``[B, ...]``, as the task wants them.
@@ -479,10 +484,10 @@ class Pipeline:
         return self._blueprint
 
     def _local_stages(self, x: Payload, target: Tensor) -> list[Stage]:
-        """Return all stages, building them on the first call."""
+        """Return all stages, building them on the first call, with the weights that there are."""
         blueprint = self._blueprint_for(info_of_batch(x, target))
         stages = [] if self._fitted is None else self._fitted[1]
-        if len(stages) < blueprint.stages:
+        if not self._steps or len(stages) < blueprint.stages:
             device = World.alone().device(self._given.options.device)
             plain = replace(blueprint, recipe=replace(blueprint.recipe, schedule=None))
             stages = [
@@ -491,11 +496,14 @@ class Pipeline:
                 )
                 for number in range(1, blueprint.stages + 1)
             ]
-            self._fitted = (blueprint, stages)
+            if self._fitted is not None:
+                for stage in stages:
+                    self._begin_with(stage)
+            self._fitted, self._steps = (blueprint, stages), True
         return stages
 
     def _take(self, run: Run) -> None:
-        self._fitted = (run.blueprint, run.stages)
+        self._fitted, self._steps = (run.blueprint, run.stages), False
         # Where replicas were to be chosen, the stages now lie as they were.
         chosen = replace(self._given.options, replicas=run.spec.options.replicas)
         self._given = replace(self._given, options=chosen)

@@ -88,6 +88,9 @@ class Stream:
         self._shift = 0
         """How many more these were than its epochs, as long as they are now, would have had."""
         self._walk: Iterator[Item] | None = None
+        self._shared = self.samples if self._own is None and _is_shared(self._loader) else 0
+        """Samples of a pass that several workers share out. Each ends with a batch of its own, so there are
+        more batches than the loader's length says."""
         self._peeked: Item | None = None
         self._peeked = self._next()
         self.first = self._peeked[0]
@@ -108,9 +111,26 @@ class Stream:
         return self._read(start, mine)
 
     def _read(self, start: int, mine: Mine) -> Generator[Loaded | None]:
+        rows = self._shared if start else 0
         for step in range(start, self.steps):
             batch, self._kept = self._next()
+            rows += _rows(batch)
+            if self._what == "train" and step == self.steps - 1 and rows < self._shared:
+                self._tell_of_the_rest(rows)
             yield batch if mine(step) else None
+        step = self.steps
+        while self._what == "test" and rows < self._shared and (item := self._drawn()) is not None:
+            rows += _rows(item[0])
+            yield item[0] if mine(step) else None
+            step += 1
+
+    def _tell_of_the_rest(self, rows: int) -> None:
+        tell(
+            f"{self._what}: {self._shared - rows} of {self._shared} samples are left out of each pass, since "
+            f"{self._loader.num_workers} workers make more batches of them than the DataLoader's length of "
+            f"{self.steps}: have each worker yield whole batches, or give num_workers=1"
+        )
+        self._shared = 0
 
     def _go_to(self, epoch: int, start: int) -> None:
         """Be where the batch of this step comes next."""
@@ -330,6 +350,16 @@ def _length(thing: Any) -> int | None:
         return len(thing) if isinstance(thing, Sized) else None
     except TypeError:  # a DataLoader has __len__ in any case
         return None
+
+
+def _is_shared(loader: DataLoader[Any]) -> bool:
+    """Return whether several workers share the samples of an iterable data set, and every one counts."""
+    iterable = isinstance(loader.dataset, IterableDataset) and loader.batch_size is not None
+    return iterable and loader.num_workers > 1 and not loader.drop_last
+
+
+def _rows(batch: Loaded) -> int:
+    return len(batch.tensors[0]) if batch.tensors else 0
 
 
 def _keeps_state(thing: Any) -> bool:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipelocal.errors import UserError
+
 READY_BYTES = 256 * 1024
 """Bytes of gradients that make a step of their own."""
 
@@ -24,13 +26,25 @@ class EarlyStep:
     Args:
         optimizer: over the parameters; elementwise, so that updating them in any order changes nothing.
         parameters: the trained parameters.
+
+    Raises:
+        UserError: something is to be done before or after a step of all parameters; and in training: the
+            optimizer counts its steps in its groups, or a gradient comes in parts.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]
     ) -> None:
+        hooks = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+        if any(getattr(optimizer, name, None) for name in hooks):
+            raise UserError(
+                "--step-early: the optimizer has a step hook, which would see some parameters at a time: "
+                "leave one of the two out"
+            )
         self._optimizer = optimizer
-        self._on = False
+        self._on = self._tried = False
+        self._stepped: set[int] = set()
+        """The parameters of this batch whose gradient was ready."""
         self._ready: list[Tensor] = []
         self._bytes = 0
         self._seen: list[dict[str, Any]] = []
@@ -46,12 +60,19 @@ class EarlyStep:
         """
         self._on = on
         self._ready.clear()
+        self._stepped.clear()
         self._bytes = 0
 
     def _made(self, parameter: Tensor) -> None:
         if not self._on:
             return
         assert parameter.grad is not None
+        if id(parameter) in self._stepped:
+            raise UserError(
+                "--step-early: the gradient of a weight comes in parts, as with reentrant checkpoints "
+                "(use_reentrant=True) that share it: use the other kind, or leave the option out"
+            )
+        self._stepped.add(id(parameter))
         self._ready.append(parameter)
         self._bytes += parameter.grad.nbytes
         if self._bytes >= READY_BYTES:
@@ -75,7 +96,15 @@ class EarlyStep:
         try:
             for key, group in groups.items():
                 group["params"] = ready[key]
+            if not self._tried:
+                before = [_others(group) for group in groups.values()]
             optimizer.step()
+            if not self._tried and before != [_others(group) for group in groups.values()]:
+                raise UserError(
+                    f"--step-early: {type(optimizer).__name__} counts its steps in its groups, and would "
+                    f"count several for every batch: leave the option out"
+                )
+            self._tried = True
         finally:
             optimizer.param_groups = self._seen
             for key, group in groups.items():
@@ -84,3 +113,8 @@ class EarlyStep:
             parameter.grad = None
         self._ready.clear()
         self._bytes = 0
+
+
+def _others(group: dict[str, Any]) -> dict[str, str]:
+    """Return what a group holds beside its parameters, as text, since tensors have no one truth."""
+    return {name: repr(value) for name, value in group.items() if name != "params"}

@@ -120,3 +120,21 @@ def test_a_schedule_began_where_the_old_run_had_none(tmp_path: Path) -> None:
         fit(pipe, 4, resume=str(tmp_path / "old"), callbacks=[seen])
         wanted = [0.05 * (1 + torch.cos(torch.tensor(torch.pi * k / 20)).item()) for k in range(21)]
         assert seen.seen == pytest.approx(wanted[11:], abs=1e-7)
+
+
+@pytest.mark.parametrize("begun", ["fit", "load"])
+def test_step_went_on_with_what_a_schedule_had_left(tmp_path: Path, begun: str) -> None:
+    """Of the rate nothing, so that no weight moved; and after load() batches were not accumulated."""
+    pipe = pipeline(schedule="cosine", accumulate=2)
+    fit(pipe, 2, out=str(tmp_path / "run"))
+    if begun == "load":
+        pipe = pipeline(schedule="cosine", accumulate=2)
+        pipe.load(str(tmp_path / "run"))
+    start = first(pipe.module()).clone()
+    other = pipeline(accumulate=2)
+    other.load(str(tmp_path / "run"))
+    for moved in (False, True):
+        for each in (pipe, other):
+            each.step(X[:8], Y[:8])
+        assert torch.equal(first(pipe.module()), start) is not moved
+        assert torch.equal(first(pipe.module()), first(other.module()))

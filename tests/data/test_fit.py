@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import pipelocal as pl
 from pipelocal.telemetry.timeline import StageTimes, Timeline
@@ -132,3 +134,31 @@ def test_the_timeline_names_the_loader() -> None:
     assert "loading the data is the bottleneck: stage 1 waits for it 75%" in timeline.verdict()
     alone = Timeline(stages=stages[:1], edges_ms={}, period_ms=20.0, events=[])
     assert "--workers N" in alone.verdict()
+
+
+class SharedOut(IterableDataset[tuple[Tensor, Tensor]]):
+    """21 samples, shared out among the workers of a DataLoader."""
+
+    def __len__(self) -> int:
+        return 21
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        values = torch.arange(42.0).view(21, 2) / 42
+        return iter([(values[at], torch.tensor(at % 3)) for at in range(first, 21, step)])
+
+
+def test_workers_that_share_out_ended_with_batches_that_nobody_read(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Its length is that of whole batches: 3, where two workers make 4; an evaluation was of 19 samples."""
+    shared = DataLoader(SharedOut(), batch_size=8, num_workers=2)
+    one, two = pipe(), pipe()
+    one.fit(DataLoader(SharedOut(), batch_size=8), shared, epochs=1, progress=False)
+    assert "left out" not in capfd.readouterr().err
+    plain = one.evaluate(DataLoader(SharedOut(), batch_size=21))
+    assert one.evaluate(shared)["loss"] == pytest.approx(plain["loss"], rel=1e-6)
+    two.fit(shared, epochs=2, progress=False)
+    said = capfd.readouterr().err
+    assert said.count("train: 2 of 21 samples are left out of each pass, since 2 workers") == 1

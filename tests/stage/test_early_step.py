@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks.live_bytes import LiveBytes
 from pipelocal.config import TrainConfig
@@ -93,8 +94,8 @@ def test_a_step_is_given_what_is_ready_alone() -> None:
     def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
         seen.append({group["lr"]: len(group["params"]) for group in optimizer.param_groups})
 
-    optimizer.register_step_pre_hook(look)
     early = EarlyStep(optimizer, parameters)
+    optimizer.register_step_pre_hook(look)
     for _ in range(2):
         seen.clear()
         early.begin(on=True)
@@ -139,3 +140,52 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
 def test_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(UserError, match=match):
         validate(TrainConfig(step_early=True, **options))
+
+
+class Counting(torch.optim.Optimizer):
+    """Keeps the number of its steps in its groups."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__(parameters, {"lr": 0.1, "k": 0})
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        del closure
+        for group in self.param_groups:
+            group["k"] += 1
+
+
+def test_an_optimizer_that_counts_its_steps_is_refused() -> None:
+    """It counted several for every batch, and had other bits, in silence."""
+    weight = nn.Parameter(torch.ones(READY_BYTES // 4))
+    EarlyStep(Counting([weight]), [weight]).begin(on=False)
+    weight.sum().backward()  # type: ignore[no-untyped-call]
+    weight.grad = None
+    early = EarlyStep(Counting([weight]), [weight])
+    early.begin(on=True)
+    with pytest.raises(UserError, match="Counting counts its steps in its groups"):
+        weight.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def test_a_step_hook_is_refused() -> None:
+    """It saw some of the parameters at a time, such as for the length of their gradient."""
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight])
+    optimizer.register_step_pre_hook(lambda *_: None)
+    with pytest.raises(UserError, match="the optimizer has a step hook"):
+        EarlyStep(optimizer, [weight])
+
+
+def test_a_gradient_in_parts_is_refused() -> None:
+    """A weight in two reentrant checkpoints was updated with each part by itself."""
+    weight = nn.Parameter(torch.ones(READY_BYTES // 4))
+    early = EarlyStep(torch.optim.Adam([weight]), [weight])
+    x = torch.ones(1, requires_grad=True)
+
+    def scaled(x: Tensor) -> Tensor:
+        return x * weight.mean()
+
+    once = checkpoint(scaled, x, use_reentrant=True)
+    twice = checkpoint(scaled, once, use_reentrant=True)
+    early.begin(on=True)
+    with pytest.raises(UserError, match="the gradient of a weight comes in parts"):
+        twice.sum().backward()
