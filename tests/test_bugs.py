@@ -611,3 +611,9 @@ def test_heads_that_never_learnt_were_exported(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     assert cli.run(["export", str(tmp_path / "run"), "--heads", "--to", str(file)]) == 0
     assert not [name for name in load_file(file) if name.startswith("heads.")]
+
+
+def test_torchvision_failed_behind_import_pipelocal() -> None:
+    """What mends it beside a CPU-only torch waited for the first use of a name."""
+    code = "import pipelocal, sys; assert 'torch' not in sys.modules; import torchvision"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)

@@ -88,14 +88,15 @@ def downstream(
         UserError: depth, rule or square is unknown, the classifier alone does not take what crosses the
             cut, or there is a square where a map must stay whole.
     """
-    check_row(depth, rule, square, what="head 'downstream'")
+    what = "head 'twin'" if twin else "head 'downstream'"
+    check_row(depth, rule, square, what=what)
     if square is not None:
-        _check_coarse(square, feature_shape, output_shape, downstream)
+        _check_coarse(square, feature_shape, output_shape, downstream, what)
     row = choose_row(downstream.kinds, depth, rule)
     if row is None:
         made, wanted = (list(downstream.crossing[at][0].shape) for at in (0, -1))
         raise UserError(
-            f"head 'downstream' of depth 0 is the classifier alone, which takes {wanted}, but this stage "
+            f"{what} of depth 0 is the classifier alone, which takes {wanted}, but this stage "
             f"makes {made}: give a greater depth, or none"
         )
     units = [*(downstream.units[place] for place in row), downstream.classifier]
@@ -114,7 +115,7 @@ def downstream(
 
 
 def _check_coarse(
-    square: int, feature_shape: Shape, output_shape: Shape, downstream: Downstream
+    square: int, feature_shape: Shape, output_shape: Shape, downstream: Downstream, what: str
 ) -> None:
     """Refuse to average what is no map, or one that the output or another tensor wants whole."""
     why = ""
@@ -126,4 +127,4 @@ def _check_coarse(
         names = ", ".join(kind.name for kind in downstream.crossing[0][1:])
         why = f"beside the map the cut passes on {names}"
     if why:
-        raise UserError(f"head 'downstream': square {square}, but {why}: leave @{square} out")
+        raise UserError(f"{what}: square {square}, but {why}: leave @{square} out")

@@ -25,9 +25,6 @@ from pipelocal.models.unit import Shape, Unit
 from pipelocal.references import Source, is_reference, plain_name, users_code
 from pipelocal.registry import Registry
 from pipelocal.seeding import seeded
-from pipelocal.system.torchvision import mend_torchvision
-
-mend_torchvision()  # a user's file may import it as well
 
 ModelBuilder = Callable[[Shape, int], Chain]
 """Called with the shape of one sample and the number of classes."""

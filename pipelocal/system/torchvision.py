@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 # The wheels' compiled part needs a CUDA torch. Without it the package stops at the first operator
 # for which it registers a Python kernel; with these two declared all but detection works.
@@ -18,7 +19,7 @@ _SCHEMAS = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 # A declaration lives as long as its Library: this list keeps it until the process ends.
-_declarations: list[torch.library.Library] = []
+_declarations: list["torch.library.Library"] = []
 
 
 def import_torchvision() -> ModuleType:
@@ -73,6 +74,8 @@ class _Loader(Loader):
         try:
             self._loader.exec_module(module)
         except RuntimeError as error:
+            import torch  # only now: importing pipelocal does not load it
+
             if torch.version.cuda is not None or _MISSING_OPERATOR not in str(error):
                 raise
             _forget_parts()
@@ -91,6 +94,8 @@ def _forget_parts() -> None:
 
 
 def _declare_operators() -> None:
+    import torch
+
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     _declarations.append(library)
     for schema in _SCHEMAS:
