@@ -101,6 +101,12 @@ def joined(world: World, control: ControlPlane, patience_s: float) -> Iterator[N
 
 
 def _join(world: World) -> None:
+    if dist.is_initialized():
+        raise UserError(
+            "there is a process group of torch.distributed already, and a run over several ranks makes its "
+            "own: call torch.distributed.destroy_process_group() before; after a run that failed start all "
+            "processes anew, as its transfers cannot be called back"
+        )
     dist.init_process_group(
         "gloo",
         store=world.store_of_group(),

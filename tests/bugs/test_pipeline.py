@@ -19,6 +19,7 @@ from pipelocal.checkpoint.snapshot import save_stage
 from pipelocal.report.comparison import compare
 from pipelocal.stage.update import Update
 from pipelocal.tasks import Classification
+from tests.launching import run_script
 
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.randn(48, 6, generator=GENERATOR), torch.arange(48) % 3
@@ -510,3 +511,37 @@ def test_the_first_batch_took_wrong_gradients_of_what_was_changed_in_place() -> 
     model = nn.Sequential(nn.Linear(6, 8), ChangesWhatIsKept(), nn.Linear(8, 3))
     with pytest.raises(pl.StageError, match=r"batch 1: .* modified by an inplace operation"):
         fit(pl.Pipeline(model, stages=2), epochs=1)
+
+
+AGAIN = """
+import os
+import torch
+import pipelocal as pl
+from torch import nn
+from torch.utils.data import TensorDataset
+
+data = TensorDataset(torch.randn(24, 6), torch.arange(24) % 3)
+for lr in (0.1, 1e30, 0.1):
+    pipe = pl.Pipeline(
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)),
+        stages=2,
+        device="cpu",
+        optimizer=lambda named: torch.optim.SGD([p for _, p in named], lr=lr),
+    )
+    try:
+        pipe.fit(data, epochs=1, batch_size=8, progress=False)
+        print("fitted", flush=True)
+    except pl.PipelocalError as error:
+        print(type(error).__name__, error, flush=True)
+os._exit(0)
+"""
+
+
+def test_another_fit_after_one_that_failed_over_ranks(tmp_path: Path) -> None:
+    """It ended in torch's ValueError: trying to initialize the default process group twice."""
+    script = tmp_path / "again.py"
+    script.write_text(AGAIN)
+    said = run_script(script, 2)
+    assert said.count("fitted") == 2
+    assert said.count("the loss is NaN or infinite") == 2
+    assert said.count("UserError there is a process group of torch.distributed already") == 2
