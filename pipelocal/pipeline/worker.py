@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelocal.data.loading import is_worker_failure, worker_failed
-from pipelocal.errors import PipelocalError, StageError
+from pipelocal.errors import StageError
 from pipelocal.pipeline.bp_gap import BackPropagationGap
 from pipelocal.pipeline.callbacks import Callback, EpochEnd, EvaluationEnd
 from pipelocal.pipeline.evaluation import Evaluation
@@ -35,7 +34,7 @@ from pipelocal.pipeline.observers import (
 )
 from pipelocal.pipeline.records import Records, Report
 from pipelocal.pipeline.way_back import WayBackEnds
-from pipelocal.references import where
+from pipelocal.pipeline.whereabouts import Whereabouts
 from pipelocal.stage.freezing import Freezing
 from pipelocal.stage.stage import Stage
 from pipelocal.telemetry.actions import Action, Recorder
@@ -120,10 +119,7 @@ class Worker:
         if callbacks:
             observers.append(Telling(stage, callbacks))
         self._observers = Observers(observers)
-        self._number = self._marker = -1
-        """Of the event, and of the last one that was no batch, as counted along the stream from 0."""
-        self._batch, self._test = 1, False
-        """What an error calls the batch, see StageError."""
+        self._at = Whereabouts(stage.number)
         self._waiting: IncomingBatch | None = None
         """A batch whose training waits for the next stage, or for replicas."""
         self._ended_loss: float | None = None
@@ -134,14 +130,13 @@ class Worker:
         Raises:
             StageError: the stage cannot continue; names stage and batch.
         """
-        self._number += 1  # unless its header says otherwise
-        self._batch = self._batch + 1 if self._test else self.stage.steps + 1
+        self._at.expect(self.stage.steps)
         with self._at_work():
             with self._action("receive") as receiving:
                 batch = self.incoming.receive()
-                receiving.batch = self._number = batch.header.number
-            header = batch.header
-            self._name_batch(header)
+                header = batch.header
+                self._at.meet(header)
+                receiving.batch = header.number
             if header.kind.trains:
                 self._train(batch)
                 if self._averages_ahead:
@@ -152,7 +147,7 @@ class Worker:
                 self._end_batch(batch)
             elif header.kind == Kind.EVALUATE:
                 with self._action("evaluate"):
-                    self._pass_on(header, self.evaluation.meet(batch, self._batch))
+                    self._pass_on(header, self.evaluation.meet(batch, self._at.batch))
             else:
                 with self._action("send"):
                     self._pass_on(header, {})  # first: the next stage need not wait for this one
@@ -170,7 +165,7 @@ class Worker:
     def end(self) -> None:
         """End what flows back, after the end of the stream: the last stage first."""
         with self._at_work():
-            self.way_back.end(self._number)
+            self.way_back.end(self._at.number)
 
     def complete(self) -> None:
         """Do the rest of an event that waits for the next stage, or for replicas, if one does.
@@ -197,44 +192,10 @@ class Worker:
     def _at_work(self) -> Iterator[None]:
         """Count the time of a block, but for its waits; name stage and batch where it fails."""
         started, waited = time.perf_counter(), self._waited_s()
-        try:
+        with self._at.failures_named():
             yield
-        except StageError as error:
-            raise self._named(error) from error
-        except PipelocalError:
-            raise
-        except (Exception, SystemExit) as error:
-            if is_worker_failure(error):  # torch raises it wherever this thread is
-                raise worker_failed(error) from None
-            said = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
-            reason = "; ".join(text.splitlines()[0] for text in said if text) + where(error)
-            # contextlib would prefer a StopIteration; and a name for the cause would be a circle, which
-            # keeps the run and its folder's lock.
-            raise self._named(StageError(reason, stage=self.stage.number)) from (
-                None if isinstance(error, StopIteration) else error
-            )
         self.records.throughput.add_busy(
             time.perf_counter() - started - (self._waited_s() - waited)
-        )
-
-    def _name_batch(self, header: Header) -> None:
-        self._test = header.kind == Kind.EVALUATE
-        if self._test:
-            self._batch = header.number - self._marker  # test batches follow one another
-        elif header.kind.trains:
-            self._batch = header.step + 1
-        else:
-            self._batch, self._marker = header.step, header.number
-
-    def _named(self, error: StageError) -> StageError:
-        """Return an error of this stage with the batch at which it came, if it does not say so itself."""
-        known = error.batch is not None
-        return StageError(
-            error.reason,
-            stage=self.stage.number,
-            batch=error.batch if known else self._batch,
-            test=error.test if known else self._test,
-            symptom=error.symptom,
         )
 
     @property
@@ -277,7 +238,7 @@ class Worker:
         """Return the known failure of this stage's edges, if any."""
         after = self.outgoing.trouble() if self.outgoing is not None else None
         trouble = self.incoming.trouble() or after or self.way_back.trouble()
-        return None if trouble is None else self._named(trouble)
+        return None if trouble is None else self._at.named(trouble)
 
     def close(self) -> None:
         """Close all edges."""
@@ -359,7 +320,7 @@ class Worker:
             self.stage.reconcile(delta)
 
     def _action(self, name: str, batch: int | None = None) -> Action:
-        return self._recorder.begin(self._lane, name, self._number if batch is None else batch)
+        return self._recorder.begin(self._lane, name, self._at.number if batch is None else batch)
 
     def _complete_update(self, header: Header) -> None:
         """Complete an update on replicas whose own batches did not trigger it."""
