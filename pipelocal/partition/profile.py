@@ -52,6 +52,8 @@ class Cost:
     """Bytes that autograd keeps for the local loss's backward pass, without parameters and input."""
     reconcile_bytes: int
     """Further bytes that autograd keeps for reconciliation."""
+    parameters: int
+    """Number of them."""
     parameter_bytes: int
     buffer_bytes: int
     optimizer_bytes: int
@@ -294,6 +296,7 @@ def _cost(
         update_s=update_s,
         saved_bytes=saved,
         reconcile_bytes=reconcile_bytes,
+        parameters=sum(p.numel() for p in module.parameters()),
         parameter_bytes=tensor_bytes(module.parameters()),
         buffer_bytes=tensor_bytes(module.buffers()),
         optimizer_bytes=tensor_bytes(value for value in state if isinstance(value, Tensor)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -67,6 +68,7 @@ class StagePlan:
     stage: int
     units: str
     parameters: int
+    parameter_bytes: int
     seconds: float
     """Seconds per training batch, at the speed of the stage's device (``--device-speeds``)."""
     replicas: int
@@ -318,7 +320,8 @@ def predict(
             StagePlan(
                 stage=k + 1,
                 units=blueprint.units(k + 1),
-                parameters=sum(part.parameter_bytes for part in parts) // 4,
+                parameters=sum(part.parameters for part in parts),
+                parameter_bytes=sum(part.parameter_bytes for part in parts),
                 seconds=alone[k],
                 replicas=replicas[k],
                 every_seconds=alone[k] / replicas[k],
@@ -345,8 +348,8 @@ def predict(
         replication=replicate(
             config,
             replicas,
-            sent_bytes=[stage.sent_bytes for stage in stages],
-            parameters=[stage.parameters for stage in stages],
+            edge_bytes=[a.sent_bytes + b.backward_bytes for a, b in pairwise(stages)],
+            parameter_bytes=[stage.parameter_bytes for stage in stages],
         ),
         alternatives=alternatives(blueprint, model, config.micro_batches, speeds),
     )

@@ -88,16 +88,16 @@ def replicate(
     config: PlanConfig,
     replicas: Sequence[int],
     *,
-    sent_bytes: Sequence[int],
-    parameters: Sequence[int],
+    edge_bytes: Sequence[float],
+    parameter_bytes: Sequence[int],
 ) -> Replication:
     """Place the replicas on ranks.
 
     Args:
         config: the options.
         replicas: number of replicas of each stage.
-        sent_bytes: bytes sent after each stage, per training batch.
-        parameters: number of float32 parameters of each stage, including its head.
+        edge_bytes: bytes over the edge after each stage but the last, both ways, per training batch.
+        parameter_bytes: of the parameters of each stage, including its head; gradients are as large.
     """
     used = sum(replicas)
     ranks = used if parse_replicas("--replicas", config.replicas, None) else _all_ranks(config)
@@ -120,10 +120,10 @@ def replicate(
         crossing_bytes=crossing_bytes(
             replicas,
             a_node,
-            edge_bytes=sent_bytes[:-1],
+            edge_bytes=edge_bytes,
             gradient_bytes=[
-                2 * (r - 1) * 4 * count / batches
-                for r, count in zip(replicas, parameters, strict=True)
+                2 * (r - 1) * size / batches
+                for r, size in zip(replicas, parameter_bytes, strict=True)
             ],
         ),
     )
@@ -145,7 +145,7 @@ def crossing_bytes(
     Args:
         replicas: of each stage.
         a_node: ranks per node.
-        edge_bytes: bytes from each stage but the last to the next, for all replicas together.
+        edge_bytes: bytes over the edge after each stage but the last, for all replicas together.
         gradient_bytes: bytes between the replicas of each stage, over all links of their ring; each
             of the r links carries an equal part.
     """

@@ -90,10 +90,19 @@ def bytes_and_memory(run: RunRecord) -> Html | None:
                 _a_batch(ours["sent_bytes"] + back, ours["steps"] - began_at),
             ]
         )
-    columns = ("edge of stages", "where", "sent", "received", "sent back", "a training batch")
+    columns = (
+        "edge of stages",
+        "where",
+        "sent",
+        "received",
+        "sent back",
+        "all of it a training batch",
+    )
     parts = []
     if edges:
-        caption = "Bytes of tensors over each edge; within one rank, those that would travel"
+        caption = (
+            "Bytes of tensors over each edge, evaluations included; in one rank, what would travel"
+        )
         caption += f"; from batch {began_at} on, where the run went on" if began_at else ""
         parts.append(table(caption, columns, edges, text_columns=2))
     rows = [

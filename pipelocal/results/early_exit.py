@@ -156,7 +156,7 @@ def load(run: str, *, stage: int | None = None, averaged: bool = False) -> nn.Mo
         finished.check_stage(stage, option="stage")
         if stage < finished.blueprint.stages:
             return early_network(finished, stage)
-    return finished.blueprint.network.whole_with(finished.plain_state()).eval()
+    return finished.whole().eval()
 
 
 def load_with_heads(run: str, *, averaged: bool = False) -> HeadedNetwork:

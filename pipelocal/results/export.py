@@ -17,6 +17,7 @@ from pipelocal.results.early_exit import HeadedNetwork, early_network
 from pipelocal.results.saved_run import FinishedRun
 from pipelocal.system.files import write_atomically
 from pipelocal.system.paths import check_path
+from pipelocal.system.streams import tell
 
 
 def export(config: ExportConfig) -> str:
@@ -54,6 +55,11 @@ def _state(run: FinishedRun, *, heads: bool, stage: int) -> tuple[dict[str, Tens
         return state, f"{len(state)} tensors of the network up to the head of stage {stage}"
     state = run.plain_state()
     what = f"{len(state)} tensors of the uncut model"
+    if lost := run.changed_buffers():
+        tell(
+            f"training has changed {len(lost)} buffer(s) with persistent=False, such as {lost[0]}, which no "
+            f"state dict holds: for a model that has them export a program (.pt2), or use pipelocal.load"
+        )
     if run.blueprint.network is not run.blueprint.chain:
         what += " with what the objective put into it, which fit the module of pipelocal.load"
     if not heads:
@@ -131,8 +137,7 @@ class _Logits(nn.Module):
 
 def _write_program(run: FinishedRun, *, heads: bool, stage: int) -> tuple[bytes, str]:
     chain = run.blueprint.network
-    whole: nn.Module = chain.whole_with(run.plain_state())
-    module = whole
+    module = whole = run.whole()
     examples = _examples(chain)
     rows = {0: torch.export.Dim("batch", min=1)}
     dynamic: tuple[object, ...] = (rows,)

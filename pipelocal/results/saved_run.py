@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelocal.checkpoint.description import ModelDescription, changed_code, own_code
 from pipelocal.checkpoint.pick_snapshot import read_weights, run_of
@@ -17,7 +17,7 @@ from pipelocal.config.resolve import blueprint_of
 from pipelocal.config.saved import located, options_of
 from pipelocal.errors import UserError
 from pipelocal.stage.stage import Stage
-from pipelocal.stage.state import load_stage_weights, plain_state
+from pipelocal.stage.state import load_stage_weights, plain_state, unsaved_of_model, whole_model
 from pipelocal.system.streams import tell
 
 
@@ -86,8 +86,22 @@ class FinishedRun:
         Raises:
             UserError: a damaged file.
         """
-        states = (self._weights(number) for number in self._numbers)
-        return plain_state(self.blueprint.network, states)
+        return plain_state(self.blueprint.network, self._all_weights())
+
+    def whole(self) -> nn.Module:
+        """Return the uncut model, with buffers that :meth:`plain_state` cannot hold.
+
+        Raises:
+            UserError: a damaged file.
+        """
+        return whole_model(self.blueprint.network, self._all_weights())
+
+    def changed_buffers(self) -> list[str]:
+        """Return the names of buffers which training changed, and which :meth:`plain_state` cannot hold."""
+        return sorted(unsaved_of_model(self.blueprint.network, self._all_weights()))
+
+    def _all_weights(self) -> list[dict[str, Any]]:
+        return [self._weights(number) for number in self._numbers]
 
     def check_stage(self, stage: int, *, option: str = "--stage") -> None:
         """Refuse a stage behind which nothing can answer.

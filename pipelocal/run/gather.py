@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from pipelocal.errors import UserError
 from pipelocal.heads.early import EarlyNetwork
-from pipelocal.models.unit import module_name
 from pipelocal.ranks.control import ControlPlane
 from pipelocal.ranks.world import World
 from pipelocal.run.blueprint import Blueprint
@@ -19,9 +18,8 @@ from pipelocal.run.connection import joined
 from pipelocal.run.failures import failures_told
 from pipelocal.run.options import RunOptions
 from pipelocal.run.train import Attempt
-from pipelocal.stage.finite import HEAD
 from pipelocal.stage.stage import Stage
-from pipelocal.stage.state import load_weights, plain_state
+from pipelocal.stage.state import load_weights, whole_model
 from pipelocal.stage.unsaved import Unsaved
 
 
@@ -77,13 +75,7 @@ def _joined(blueprint: Blueprint, states: list[dict[str, dict[str, Tensor]]]) ->
     """Return the model with these weights of its first stages, or of all."""
     network, cpu = blueprint.network, torch.device("cpu")
     if len(states) == blueprint.stages:
-        classifier = f"{module_name(network.classifier)}."
-        unsaved = {
-            classifier + name.removeprefix(HEAD) if name.startswith(HEAD) else name: value
-            for state in states
-            for name, value in state["unsaved"].items()
-        }
-        return network.whole_with(plain_state(network, states), unsaved)
+        return whole_model(network, states)
     parts = [blueprint.build_parts(n, device=cpu) for n in range(1, len(states) + 1)]
     for number, ((body, head), state) in enumerate(zip(parts, states, strict=True), start=1):
         own = state if number == len(states) else {**state, "head": head.state_dict()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from pipelocal.errors import StageError, UserError
 from pipelocal.models import Chain
 from pipelocal.models.state import versions_of, with_versions
+from pipelocal.models.unit import module_name
 from pipelocal.partition import Cut
 from pipelocal.stage.finite import HEAD, OBJECTIVE, first_nonfinite
 from pipelocal.stage.stage import Stage
+from pipelocal.stage.unsaved import BESIDE
 
 ANOTHER_HEAD = (
     ": another head was trained, such as the one that --head auto chose in an earlier version: give that "
@@ -132,6 +134,27 @@ def plain_state(chain: Chain, stages: Iterable[dict[str, Any]]) -> dict[str, Ten
     own = {classifier.whole_name(name): value for name, value in head.items()}
     last = with_versions(own, classifier.whole_versions(versions_of(head)))
     return chain.joined_state([*(state["body"] for state in states), last])
+
+
+def whole_model(chain: Chain, stages: Sequence[dict[str, Any]]) -> nn.Module:
+    """Return the uncut model of all stages' :func:`stage_state`, in order.
+
+    Its buffers that no state dict holds are as they are after training, too.
+    """
+    return chain.whole_with(plain_state(chain, stages), unsaved_of_model(chain, stages))
+
+
+def unsaved_of_model(chain: Chain, stages: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Return the buffers that no state dict holds, as they are after training, by their names in units."""
+    classifier = f"{module_name(chain.classifier)}."
+    found = {}
+    for state in stages:
+        for name, value in state.get("unsaved", {}).items():
+            if not name.startswith(BESIDE):
+                found[name] = value
+            elif state is stages[-1] and name.startswith(HEAD):
+                found[classifier + name.removeprefix(HEAD)] = value
+    return found
 
 
 def _load(module: nn.Module, state: dict[str, Any], what: str, *, mend: str = "") -> None:

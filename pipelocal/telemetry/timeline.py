@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ class Timeline:
     edges_ms: dict[str, float]
     """Milliseconds per batch that tensors are in transit, by edge between ranks (``1 -> 2``)."""
     period_ms: float
-    """Milliseconds from one training batch to the next, at the end of the last stage."""
+    """Milliseconds from one training batch to the next, at the end of the last stage; without the time of
+    evaluations and snapshots."""
     events: list[Event]
 
     @classmethod
@@ -75,7 +77,7 @@ class Timeline:
         return cls(
             stages=stages,
             edges_ms=_edge_times(events, batches),
-            period_ms=(_end(last) - min(e["ts"] for e in last)) / len(batches) / 1000,
+            period_ms=_period_ms(last),
             events=events,
         )
 
@@ -137,6 +139,25 @@ def _stage_times(events: Iterable[Event], batches: int) -> list[StageTimes]:
     return [StageTimes(stage=stage, rank=rank, ms=ms[stage, rank]) for stage, rank in sorted(ms)]
 
 
+def _period_ms(events: Sequence[Event]) -> float:
+    """Return the mean time from batch to batch in one lane, where they follow one another.
+
+    What lies between, such as an evaluation, has numbers of its own in the stream; of several replicas each
+    has every so many-th batch.
+    """
+    ended: dict[int, float] = {}
+    alone = sum(float(event["dur"]) for event in events) / 1000
+    for event in events:
+        batch, end = event["args"]["batch"], float(event["ts"] + event["dur"])
+        ended[batch] = max(end, ended.get(batch, end))
+    numbers = sorted(ended)
+    if len(numbers) < 2:  # of replicas, each had one
+        return alone
+    stride = min(b - a for a, b in pairwise(numbers))
+    periods = [ended[b] - ended[a] for a, b in pairwise(numbers) if b - a == stride]
+    return sum(periods) / len(periods) / stride / 1000
+
+
 def _edge_times(events: Iterable[Event], batches: set[int]) -> dict[str, float]:
     """Return the time from both ends being ready until arrival, by edge; overlaps count once."""
     begun: dict[tuple[str, int], float] = {}
@@ -165,7 +186,3 @@ def _covered(spans: Sequence[tuple[float, float]]) -> float:
         total += max(0.0, stop - max(start, reached))
         reached = max(reached, stop)
     return total
-
-
-def _end(events: Iterable[Event]) -> float:
-    return max(float(event["ts"] + event["dur"]) for event in events)

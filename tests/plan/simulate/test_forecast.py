@@ -24,6 +24,7 @@ def a_cost(seconds: float) -> Cost:
         update_s=0.0,
         saved_bytes=1,
         reconcile_bytes=1,
+        parameters=1,
         parameter_bytes=1,
         buffer_bytes=0,
         optimizer_bytes=0,
