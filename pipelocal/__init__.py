@@ -12,11 +12,11 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from pipelocal.system.torchvision import mend_torchvision
+from pipelocal.system.torchvision import mend_torchvision as _mend_torchvision
 
 __version__ = version("pipelocal")
 
-mend_torchvision()  # now, since the user's next line may import it
+_mend_torchvision()  # now, since the user's next line may import it
 
 if TYPE_CHECKING:
     from pipelocal.public import *  # noqa: F403

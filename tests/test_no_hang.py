@@ -149,7 +149,7 @@ def test_nan_names_the_stage_where_it_began(tmp_path: Path, culprit: int) -> Non
     assert all(code == 1 for code in codes), codes
     for rank in range(4):
         said = ranks.output(rank)
-        assert f"stage {culprit + 1}, batch" in said, said
+        assert f"stage {culprit + 1}, " in said, said  # it may begin in an evaluation
         assert "the loss is NaN or infinite" in said
 
 

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,9 +79,12 @@ def test_a_repeated_sighup_is_one(tmp_path: Path) -> None:
     A repetition after the snapshot was written took the place of the line that tells of it.
     """
     ranks = start_long(tmp_path)
-    while ranks.processes[0].is_alive():
+
+    def told_and_ended() -> bool:
         ranks.kill(0, signal.SIGHUP)
-        time.sleep(0.002)
+        return not ranks.processes[0].is_alive()
+
+    until(told_and_ended)
     assert ranks.wait() == [128 + signal.SIGHUP]
     assert ranks.output().count("\n") == 1
     assert "a snapshot after batch" in ranks.output()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from types import FunctionType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -27,11 +27,25 @@ def copy_of(module: M, *, shared: object = None) -> M:
         module: what to copy.
         shared: what is not copied.
     """
-    made = copy.deepcopy(module, {id(shared): shared})
-    pairs = zip(module.parameters(), made.parameters(), strict=True)
-    for parameter, copied in pairs:
-        vars(copied).update(vars(parameter))
+    memo: dict[int, Any] = {id(shared): shared}
+    made = copy.deepcopy(module, memo)
+    copies = dict(made.named_parameters(remove_duplicate=False))
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if name in copies:  # a module may copy itself in its own way
+            carry_over(parameter, copies[name], memo)
     return made
+
+
+def carry_over(parameter: nn.Parameter, copied: nn.Parameter, memo: dict[int, Any]) -> None:
+    """Write copies of what is written on a parameter on its copy, unless that has it.
+
+    Args:
+        parameter: the original.
+        copied: its copy.
+        memo: of ``deepcopy``, with what was copied before.
+    """
+    for name, value in vars(parameter).items():
+        vars(copied).setdefault(name, copy.deepcopy(value, memo))
 
 
 def check_copyable(what: str, module: nn.Module) -> None:

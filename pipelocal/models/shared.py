@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from pipelocal.errors import UserError
-from pipelocal.models.copying import copy_of
+from pipelocal.models.copying import carry_over, copy_of
 
 if TYPE_CHECKING:
     from pipelocal.models.traced import Piece
@@ -68,7 +68,7 @@ def untied(
                 made[id(parameter)] = nn.Parameter(
                     parameter.detach().clone(), parameter.requires_grad
                 )
-                vars(made[id(parameter)]).update(vars(parameter))
+                carry_over(parameter, made[id(parameter)], {})
                 notes.append(
                     f"'{name}' of unit '{piece.name}' starts as a copy of '{first}' and is trained apart"
                 )

@@ -16,6 +16,7 @@ from pipelocal.run.agreement import check_same_options
 from pipelocal.run.failures import failures_told
 from pipelocal.run.run import BeginWith, Run
 from pipelocal.run.spec import Spec
+from pipelocal.system.signals import end_on_signals_again
 from pipelocal.system.streams import for_progress
 from pipelocal.telemetry.actions import Recorder
 
@@ -85,6 +86,7 @@ def run_training(
         Interrupted: another rank failed.
         Terminated: a signal ended the run; a snapshot exists to continue from.
     """
+    end_on_signals_again()
     spec, refused = None, None
     try:
         spec = make()

@@ -127,7 +127,7 @@ class Update:
             return
         if self._frozen:
             self.last = done
-            if self._average is not None:  # which still draws near
+            if self._average is not None:  # which still approaches the frozen weights
                 self._average.update()
             return
         if not self._averaged:
@@ -176,8 +176,8 @@ class Update:
         Args:
             state: the saved state.
             done: number of batches.
-            updates: of another run, whose schedule may be another, the updates that this one's own would have
-                seen until then; None for the same run, whose schedule goes on.
+            updates: if the state is of another run or another cut, the updates after which this one's own
+                schedule would be by then; None to go on with the state of the schedule.
         """
         scheduler, mine = self._scheduler, self._built
         self._own = state["batches"]
@@ -187,8 +187,9 @@ class Update:
             mine = _options_of(self.optimizer)
         self.optimizer.load_state_dict(state["optimizer"])
         if updates is not None or scheduler is None or isinstance(scheduler, BatchLR):
+            led = scheduler is not None or state["scheduler"] is not None
             then = state.get("built")
-            _give_anew(self.optimizer, mine, then, scheduled=updates is not None)
+            _give_anew(self.optimizer, mine, then, scheduled=updates is not None and led)
         if updates is None and scheduler is not None:
             scheduler.load_state_dict(state["scheduler"])
         self._weights.load_state_dict(state.get("weights"), batches=self._own)

@@ -115,6 +115,15 @@ def end_on_signals() -> None:
         signal.signal(signal.SIGHUP, _on_end)
 
 
+def end_on_signals_again() -> None:
+    """Undo what a request to end has left, if the program caught it and begins another run."""
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGTERM) is _ignored:
+        signal.signal(signal.SIGTERM, _on_end)
+    if main and signal.getsignal(signal.SIGHUP) is _ignored:
+        signal.signal(signal.SIGHUP, _on_end)
+
+
 def ends_with_terminal() -> bool:
     """Return whether SIGHUP ends this process: not if it is ignored, as by nohup."""
     return signal.getsignal(signal.SIGHUP) != signal.SIG_IGN

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from pipelocal.data.dataset import DataInfo
@@ -121,7 +120,7 @@ def loss_of(function: LossFunction, output: Tensor, target: Tensor, weight: Tens
     An error of the function's own says in a note what it was given.
 
     Raises:
-        UserError: it does not return one number, or one that outputs cannot learn from.
+        UserError: it does not return one number.
     """
     try:
         made = function(output, target)
@@ -136,10 +135,6 @@ def loss_of(function: LossFunction, output: Tensor, target: Tensor, weight: Tens
         raise UserError(
             f"loss: it returns {what}: return one number as a tensor, the mean over the batch (as with "
             f"reduction='mean'), or a pipelocal.tasks.Loss"
-        )
-    if output.requires_grad and torch.is_grad_enabled() and not loss.mean.requires_grad:
-        raise UserError(
-            "loss: it has no gradient: compute it from the outputs by differentiable operations of torch"
         )
     return loss if loss.mean.dim() == 0 else loss._replace(mean=loss.mean.reshape(()))
 

@@ -140,7 +140,10 @@ def check_loss(
             with seeded(0, "loss"):
                 found = tried.loss(output.clone().requires_grad_(), target)
             means.append(float(found.mean.detach()))
-    if any("Using a target size" in str(each.message) for each in warned):
+    shapes = (
+        f"Using a target size ({target.shape}) that is different to the input size ({output.shape})"
+    )
+    if any(str(each.message).startswith(shapes) for each in warned):
         raise UserError(
             f"loss: it spreads targets {batch_of(target_shape)} over outputs {batch_of(output_shape)}: "
             f"choose a loss for such targets, or give both one shape"

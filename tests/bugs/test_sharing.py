@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import pipelocal as pl
+from pipelocal.models.copying import copy_of
 
 X = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
 DATA = TensorDataset(X, (X[:, 0] > 0).long())
@@ -280,3 +282,15 @@ def test_what_was_written_on_parameters_was_lost(model: nn.Sequential | pl.Chain
     assert len(decays) == 3
     (scale,) = (p for name, p in pipeline.module().named_parameters() if name.endswith("scale"))
     assert scale.spared is True  # type: ignore[attr-defined]
+
+
+def test_copies_do_not_share_what_is_written_on_parameters() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    weight: Any = model[0].weight
+    weight.velocity = torch.zeros(4, 4)
+    weight.partner = model[0].bias
+    made = copy_of(model)
+    copied: Any = made[0].weight
+    copied.velocity += 1
+    assert not weight.velocity.any()
+    assert copied.partner is made[0].bias

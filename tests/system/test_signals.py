@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipelocal.errors import Terminated
-from pipelocal.system.signals import Wishes, end_on_signals
+from pipelocal.system.signals import Wishes, end_on_signals, end_on_signals_again
 
 ENDS = [signal.SIGTERM, signal.SIGHUP]
 
@@ -57,3 +57,12 @@ def test_handlers_of_others_come_back() -> None:
     assert not got
     os.kill(os.getpid(), signal.SIGTERM)
     assert got == [signal.SIGTERM]
+
+
+def test_another_run_ends_on_signals_again() -> None:
+    """After a request that the program caught, none was heard for the rest of the process."""
+    with pytest.raises(Terminated):
+        os.kill(os.getpid(), signal.SIGTERM)
+    end_on_signals_again()
+    with pytest.raises(Terminated):
+        os.kill(os.getpid(), signal.SIGTERM)
