@@ -45,7 +45,11 @@ def carry_over(parameter: nn.Parameter, copied: nn.Parameter, memo: dict[int, An
         memo: of ``deepcopy``, with what was copied before.
     """
     for name, value in vars(parameter).items():
-        vars(copied).setdefault(name, copy.deepcopy(value, memo))
+        try:
+            own = copy.deepcopy(value, memo)
+        except (TypeError, RuntimeError):  # what has no copy, such as a lock, is shared
+            own = value
+        vars(copied).setdefault(name, own)
 
 
 def check_copyable(what: str, module: nn.Module) -> None:
