@@ -290,7 +290,7 @@ class Stage:
         if local.out._version != version:
             raise in_place
         if self._figure_names:  # now: the objective may run again on other inputs
-            batch.figures |= said_figures(self.objective, self._figure_names, self.number)
+            batch.figures |= said_figures(self.objective, self._figure_names, stage=self.number)
         if self._passes.displaced is not None:
             batch.figures[FIGURE] = self._passes.displaced
         return self._passes.laid_out(delta)

@@ -57,7 +57,7 @@ class UnderWay:
         )
 
 
-def said_figures(objective: Objective, names: Sequence[str], stage: int) -> dict[str, Tensor]:
+def said_figures(objective: Objective, names: Sequence[str], *, stage: int) -> dict[str, Tensor]:
     """Return what an objective reports of the batch that it has just trained on, detached.
 
     Raises:

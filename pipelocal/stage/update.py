@@ -182,6 +182,7 @@ class Update:
         scheduler, mine = self._scheduler, self._built
         self._own = state["batches"]
         self.done, self.last = done, done - self._own
+        # Before the state is loaded, as a schedule's steps change what the optimizer's groups hold.
         if updates is not None and scheduler is not None:
             go_to(scheduler, self.last if isinstance(scheduler, BatchLR) else updates)
             mine = _options_of(self.optimizer)

@@ -146,13 +146,12 @@ def _period_ms(events: Sequence[Event]) -> float:
     has every so many-th batch.
     """
     ended: dict[int, float] = {}
-    alone = sum(float(event["dur"]) for event in events) / 1000
     for event in events:
         batch, end = event["args"]["batch"], float(event["ts"] + event["dur"])
         ended[batch] = max(end, ended.get(batch, end))
     numbers = sorted(ended)
     if len(numbers) < 2:  # of replicas, each had one
-        return alone
+        return sum(float(event["dur"]) for event in events) / 1000
     stride = min(b - a for a, b in pairwise(numbers))
     periods = [ended[b] - ended[a] for a, b in pairwise(numbers) if b - a == stride]
     return sum(periods) / len(periods) / stride / 1000
